@@ -1,0 +1,25 @@
+"""Merge Chinese LoRA adapters into LLaMA and write the full model, in constant memory.
+
+The public names are resolved on first use, so that ``import merge`` and ``--help`` cost nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import MergeError
+    from .jobs import MergeReport, merge_lora
+
+__version__ = "0.1.0"
+__all__ = ["MergeError", "MergeReport", "__version__", "merge_lora"]
+
+_HOME = {"MergeError": "errors", "MergeReport": "jobs", "merge_lora": "jobs"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

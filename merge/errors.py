@@ -1,0 +1,67 @@
+"""What can go wrong through no fault of this program, as sentences for the person who reads them.
+
+Everything here ends a command with exit code 2 and no traceback. A broken promise inside the
+program is an ``AssertionError`` instead.
+"""
+
+from __future__ import annotations
+
+
+class MergeError(Exception):
+    """A mistake in the input, told with everything needed to mend it.
+
+    ``str()`` gives the whole message: the sentence, then the facts that are known, one a line.
+    """
+
+    def __init__(
+        self,
+        sentence: str,
+        *,
+        file: object = None,
+        tensor: str | None = None,
+        expected: object = None,
+        found: object = None,
+        remedy: str | None = None,
+    ) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.facts: dict[str, str] = {
+            label: str(value)
+            for label, value in {
+                "file": file,
+                "tensor": tensor,
+                "expected": expected,
+                "found": found,
+                "remedy": remedy,
+            }.items()
+            if value is not None
+        }
+
+    def __str__(self) -> str:
+        lines = [self.sentence]
+        lines += [f"  {label + ':':<10}{value}" for label, value in self.facts.items()]
+        return "\n".join(lines)
+
+
+class UsageError(MergeError):
+    """The options contradict each other or name something that is not there."""
+
+
+class FormatError(MergeError):
+    """A file is not what its name says: truncated, damaged, of another kind, or unsafe to read."""
+
+
+class LayoutError(MergeError):
+    """A folder of readable files does not hold the model that its configuration describes."""
+
+
+class AdapterError(MergeError):
+    """An adapter cannot be merged rightly: an unknown kind, a missing half, another model's."""
+
+
+class VocabularyError(MergeError):
+    """Tokenizer, embedding rows and LM head rows do not belong together."""
+
+
+class OutputError(MergeError):
+    """The result cannot be written there: files in the way, no room, no permission."""
