@@ -1,0 +1,224 @@
+"""Random LLaMA checkpoints and LoRA adapters of real sizes, the same bytes on every run.
+
+Values depend on the seed and the tensor's name alone. One shard at a time is held in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from math import ceil, prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.shapes import CHINESE_ALPACA_ROWS, LINEAR, SHAPES, Shape
+from benchmarks.tokenizers import write_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STEMS = {"bin": ("pytorch_model", "bin"), "safetensors": ("model", "safetensors")}
+SHARD_BYTES = 2 << 30  # a shard is held in memory while it is written
+STD = 0.02
+STAMP = "benchmark_model.json"
+FILL_ROWS = 1024
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def make_base(
+    folder: Path,
+    shape: Shape,
+    container: str = "bin",
+    shards: int | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write a base model in Hugging Face layout, fp16; nothing is done when it is there already.
+
+    ``shards`` defaults to what keeps a shard under 2 GiB, and to two at least.
+    """
+    count = shards or max(2, ceil(shape.nbytes() / SHARD_BYTES))
+    stamp = {"shape": dataclasses.asdict(shape), "container": container, "shards": count}
+    if not _stamped(folder, stamp | {"seed": seed}):
+        stem, end = STEMS[container]
+        groups = split(shape.tensors(), count)
+        names = [f"{stem}-{i:05d}-of-{count:05d}.{end}" for i in range(1, count + 1)]
+        names = names if count > 1 else [f"{stem}.{end}"]
+        for name, group in zip(names, groups, strict=True):
+            save(folder / name, {key: values(key, size, seed) for key, size in group.items()})
+        weight_map = {key: n for n, group in zip(names, groups, strict=True) for key in group}
+        index = {"metadata": {"total_size": shape.nbytes()}, "weight_map": weight_map}
+        if count > 1:
+            _write_json(folder / f"{stem}.{end}.index.json", index)
+        _write_json(folder / "config.json", config(shape))
+        _write_json(folder / "generation_config.json", GENERATION_CONFIG)
+        _write_json(folder / STAMP, stamp | {"seed": seed})
+    write_tokenizer(folder, shape.vocab_size)
+    return folder
+
+
+def make_adapter(
+    folder: Path,
+    shape: Shape,
+    rank: int = 8,
+    alpha: int = 32,
+    rows: int = CHINESE_ALPACA_ROWS,
+    container: str = "bin",
+    seed: int = 1,
+) -> Path:
+    """Write a LoRA on all seven linear kinds with whole ``embed_tokens`` and ``lm_head``, fp16.
+
+    Key layout and configuration are those of PEFT 0.2, as the published Chinese adapters have them.
+    """
+    stamp = {"shape": dataclasses.asdict(shape), "rank": rank, "alpha": alpha, "rows": rows}
+    stamp |= {"container": container, "seed": seed}
+    if not _stamped(folder, stamp):
+        tensors = shape.adapter_tensors(rank, rows)
+        save(
+            folder / f"adapter_model.{container}",
+            {key: values(key, size, seed) for key, size in tensors.items()},
+        )
+        _write_json(folder / "adapter_config.json", adapter_config(rank, alpha))
+        _write_json(folder / STAMP, stamp)
+    write_tokenizer(folder, rows)
+    return folder
+
+
+def values(name: str, size: tuple[int, ...], seed: int) -> Tensor:
+    """Normal random fp16 values (std 0.02; norms around 1) that depend on seed and name alone."""
+    import torch
+
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+    mean = 1.0 if name.endswith("norm.weight") else 0.0
+    tensor = torch.empty(size, dtype=torch.float16)
+    for block in tensor.split(FILL_ROWS):
+        block.copy_(torch.empty(block.shape).normal_(mean, STD, generator=generator))
+    return tensor
+
+
+def split(tensors: Shapes, count: int) -> list[dict[str, tuple[int, ...]]]:
+    """Cut the tensors, in order, into ``count`` groups of about equal size, none of them empty."""
+    total = sum(prod(size) for size in tensors.values())
+    groups: list[dict[str, tuple[int, ...]]] = [{}]
+    seen = 0
+    for position, (key, size) in enumerate(tensors.items()):
+        missing = count - len(groups)
+        full = seen * count >= total * len(groups) or len(tensors) - position <= missing
+        if groups[-1] and missing and full:
+            groups.append({})
+        groups[-1][key] = size
+        seen += prod(size)
+    return groups
+
+
+def save(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a torch zip archive or a safetensors file, by its ending."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file(tensors, path, metadata={"format": "pt"})
+    else:
+        import torch
+
+        torch.save(tensors, path)
+
+
+GENERATION_CONFIG = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def config(shape: Shape) -> dict[str, Any]:
+    """``config.json`` as transformers 4.28 wrote it for LLaMA, with the head count of Llama 2."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "hidden_act": "silu",
+        "initializer_range": STD,
+        "model_type": "llama",
+        "pad_token_id": 0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "transformers_version": "4.28.1",
+        "use_cache": True,
+        **dataclasses.asdict(shape),
+    }
+
+
+def adapter_config(rank: int, alpha: int) -> dict[str, Any]:
+    """``adapter_config.json`` with the fields of PEFT 0.2."""
+    return {
+        "base_model_name_or_path": "hf_weights/llama",
+        "bias": "none",
+        "enable_lora": None,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.1,
+        "merge_weights": False,
+        "modules_to_save": ["embed_tokens", "lm_head"],
+        "peft_type": "LORA",
+        "r": rank,
+        "target_modules": list(LINEAR),
+        "task_type": "CAUSAL_LM",
+    }
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _stamped(folder: Path, stamp: dict[str, Any]) -> bool:
+    """Whether ``folder`` holds exactly this model, complete; one that differs is cleared away.
+
+    Raises ``FileExistsError`` for a folder that holds anything and was not made here.
+    """
+    path = folder / STAMP
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) == stamp:
+        return True
+    if not path.exists() and folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} holds files that are not a benchmark's; give another one")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(path, {"unfinished": True})
+    for pattern in ("*model*.bin", "*model*.safetensors", "*model*.index.json"):
+        for old in folder.glob(pattern):
+            old.unlink()
+    return False
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make one base or one adapter; the measuring process stays free of torch this way."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=("base", "adapter"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--num_layers", type=int, help="keep only this many layers of the shape")
+    parser.add_argument("--container", choices=STEMS, default="bin")
+    parser.add_argument("--shards", type=int)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--alpha", type=int, default=32)
+    parser.add_argument("--rows", type=int, default=CHINESE_ALPACA_ROWS)
+    parser.add_argument("--seed", type=int)
+    args = parser.parse_args(argv)
+    import torch
+
+    torch.set_num_threads(1)
+    shape = SHAPES[args.shape]
+    if args.num_layers:
+        shape = dataclasses.replace(shape, num_hidden_layers=args.num_layers)
+    if args.kind == "base":
+        make_base(args.folder, shape, args.container, args.shards, args.seed or 0)
+    else:
+        seed = 1 if args.seed is None else args.seed
+        make_adapter(args.folder, shape, args.rank, args.alpha, args.rows, args.container, seed)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
