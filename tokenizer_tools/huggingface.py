@@ -1,0 +1,325 @@
+"""The tokenizer files of a Hugging Face folder: read, checked, and made ready for a merged model.
+
+``tokenizer.model`` is the tokenizer; the JSON files beside it only say which of its pieces are
+special and what was added to it. ``tokenizer.json`` is never read or written: the merges of such
+a file cannot express vocabularies whose appended pieces all have the score 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from merge.errors import FormatError, VocabularyError
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
+MODEL_NAME = "tokenizer.model"
+CONFIG_NAME = "tokenizer_config.json"
+SPECIAL_TOKENS_NAME = "special_tokens_map.json"
+ADDED_TOKENS_NAME = "added_tokens.json"
+CHAT_TEMPLATE_NAME = "chat_template.jinja"
+
+PAD_PIECES = ("[PAD]", "<pad>")
+"""What the padding piece of Chinese-Alpaca and of Chinese-LLaMA-2 is called."""
+
+CLASS_FILE_NAME = "sentencepiece_llama.py"
+AUTO_MAP = {"AutoTokenizer": ["sentencepiece_llama.SentencePieceLlamaTokenizer", None]}
+"""How ``AutoTokenizer`` finds the class in ``CLASS_FILE_NAME``; ``None``: there is no fast one."""
+
+LLAMA_CLASSES = frozenset(
+    {
+        "LLaMATokenizer",
+        "LlamaTokenizerFast",
+        "PreTrainedTokenizerFast",
+        "SentencePieceLlamaTokenizer",
+        "TokenizersBackend",
+    }
+)
+"""Names under which the LLaMA tokenizer was saved by one release and is unknown to, or needs a
+``tokenizer.json`` in, another. ``LlamaTokenizer`` is the name that all of them know."""
+
+
+class Token(NamedTuple):
+    """A special token and its id."""
+
+    content: str
+    id: int
+
+
+@dataclass(frozen=True)
+class TokenizerFolder:
+    """What a folder with a ``tokenizer.model`` says about its tokens; see :func:`read_tokenizer`.
+
+    ``n_pieces`` counts the pieces of ``tokenizer.model``. ``added_tokens`` maps what comes on top
+    of them to ids ``n_pieces``, ``n_pieces + 1``, ... in that order. ``bos_token``, ``eos_token``
+    and ``unk_token`` are ``None`` only if neither the JSON files nor the model name one.
+    """
+
+    path: Path
+    n_pieces: int
+    added_tokens: dict[str, int]
+    bos_token: Token | None
+    eos_token: Token | None
+    unk_token: Token | None
+    pad_token: Token | None
+    contents: dict[str, bytes] = field(repr=False)
+    """The files as they are, by name."""
+    special_tokens: dict[str, Any] = field(repr=False)
+    """Every ``*_token`` of the JSON files that is not empty, as text or as an ``AddedToken``
+    object, with what the model supplied filled in."""
+
+    @property
+    def n_tokens(self) -> int:
+        """How many embedding rows the tokenizer needs: pieces and added tokens."""
+        return self.n_pieces + len(self.added_tokens)
+
+
+def read_tokenizer(path: Path) -> TokenizerFolder:
+    """Read a folder with a ``tokenizer.model``, or such a file alone, without anything beside it.
+
+    ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and
+    ``chat_template.jinja`` may be missing. Where the two JSON files disagree about a special token,
+    ``special_tokens_map.json`` wins unless it is empty there, as in transformers 4. Missing or
+    empty bos, eos and unk are the model's own; a missing pad is its last piece if that is one of
+    ``PAD_PIECES``.
+
+    Raises :class:`FormatError` for a missing or unreadable file, :class:`VocabularyError` for
+    added tokens without consecutive ids and for special tokens that are no tokens.
+    """
+    contents = _contents(path)
+    folder = path if path.is_dir() else path.parent
+    model = _load(contents[MODEL_NAME], path if path.is_file() else path / MODEL_NAME)
+    config = _json(contents, folder, CONFIG_NAME)
+    ids = _added_ids(_json(contents, folder, ADDED_TOKENS_NAME), config, folder)
+    added = _added_tokens(ids, model, folder)
+    special = _special_tokens(config, _json(contents, folder, SPECIAL_TOKENS_NAME), model)
+    tokens = {name: _token(name, value, model, added, folder) for name, value in special.items()}
+    return TokenizerFolder(
+        path=path,
+        n_pieces=model.get_piece_size(),
+        added_tokens=added,
+        bos_token=tokens.get("bos_token"),
+        eos_token=tokens.get("eos_token"),
+        unk_token=tokens.get("unk_token"),
+        pad_token=tokens.get("pad_token"),
+        contents=contents,
+        special_tokens=special,
+    )
+
+
+def documents(folder: TokenizerFolder) -> dict[str, bytes]:
+    """Return the tokenizer files of a merged Hugging Face model, by name.
+
+    ``tokenizer.model`` byte for byte; the JSON normalised so that both transformers 4 and 5 read
+    the same from it; and the class with which
+    ``AutoTokenizer.from_pretrained(output_dir, trust_remote_code=True)`` gives SentencePiece's ids.
+    """
+    files = {
+        MODEL_NAME: folder.contents[MODEL_NAME],
+        CONFIG_NAME: _dump(_normalised_config(folder)),
+        SPECIAL_TOKENS_NAME: _dump(
+            {name: _without_type(value) for name, value in folder.special_tokens.items()}
+        ),
+        CLASS_FILE_NAME: Path(__file__).with_name(CLASS_FILE_NAME).read_bytes(),
+    }
+    if ADDED_TOKENS_NAME in folder.contents:
+        files[ADDED_TOKENS_NAME] = folder.contents[ADDED_TOKENS_NAME]
+    elif folder.added_tokens:
+        files[ADDED_TOKENS_NAME] = _dump(folder.added_tokens)
+    if CHAT_TEMPLATE_NAME in folder.contents:
+        files[CHAT_TEMPLATE_NAME] = folder.contents[CHAT_TEMPLATE_NAME]
+    return files
+
+
+def _contents(path: Path) -> dict[str, bytes]:
+    if path.is_file():
+        return {MODEL_NAME: path.read_bytes()}
+    if not (path / MODEL_NAME).is_file():
+        raise FormatError(
+            f"The folder holds no {MODEL_NAME}, which is the tokenizer itself.",
+            file=path / MODEL_NAME,
+            found=f"{'tokenizer.json, which cannot replace it' * (path / 'tokenizer.json').is_file()}"
+            or None,
+            remedy="copy the tokenizer.model that the adapter was trained with into the folder, "
+            "or name a folder that has it with --tokenizer",
+        )
+    names = (MODEL_NAME, CONFIG_NAME, SPECIAL_TOKENS_NAME, ADDED_TOKENS_NAME, CHAT_TEMPLATE_NAME)
+    return {name: (path / name).read_bytes() for name in names if (path / name).is_file()}
+
+
+def _load(content: bytes, file: Path) -> SentencePieceProcessor:
+    """Let SentencePiece itself read the model."""
+    from sentencepiece import SentencePieceProcessor
+
+    if not content:
+        raise FormatError("The tokenizer file is empty.", file=file, remedy="fetch it again")
+    if content.startswith(b"version https://git-lfs"):
+        raise FormatError(
+            "This is a Git LFS pointer, not the tokenizer itself.",
+            file=file,
+            remedy="run `git lfs pull` in the clone that it comes from, or download the file",
+        )
+    model = SentencePieceProcessor()
+    try:
+        model.LoadFromSerializedProto(content)
+    except RuntimeError as error:
+        raise FormatError(
+            "SentencePiece cannot read the tokenizer: no SentencePiece model, or a damaged one.",
+            file=file,
+            found=f"{len(content)} bytes; {error}",
+            remedy="fetch it again; LLaMA's has 499723 bytes",
+        ) from error
+    return model
+
+
+def _json(contents: dict[str, bytes], folder: Path, name: str) -> dict[str, Any]:
+    """Parse a JSON object; a file that is not there is an empty one."""
+    if name not in contents:
+        return {}
+    try:
+        value = json.loads(contents[name].decode("utf-8-sig"))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise FormatError(
+            "The file is not JSON.", file=folder / name, found=str(error), remedy="fetch it again"
+        ) from error
+    if not isinstance(value, dict):
+        raise FormatError(
+            "The file does not hold a JSON object.",
+            file=folder / name,
+            expected='{"name": value, ...}',
+            found=type(value).__name__,
+        )
+    return value
+
+
+def _added_ids(
+    added: dict[str, Any], config: dict[str, Any], folder: Path
+) -> Iterator[tuple[str, int, Path]]:
+    """Yield content, id and source of every token in both places that list added tokens.
+
+    ``added_tokens_decoder`` of transformers 4.34 and later maps ids to ``AddedToken`` objects.
+    """
+    for content, id_ in added.items():
+        yield content, _integer(id_, folder / ADDED_TOKENS_NAME), folder / ADDED_TOKENS_NAME
+    for id_, token in (config.get("added_tokens_decoder") or {}).items():
+        yield _content(token), _integer(id_, folder / CONFIG_NAME), folder / CONFIG_NAME
+
+
+def _integer(value: object, file: Path) -> int:
+    if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):
+        return int(value)
+    raise FormatError("A token id is not a whole number.", file=file, found=repr(value))
+
+
+def _added_tokens(
+    ids: Iterator[tuple[str, int, Path]], model: SentencePieceProcessor, folder: Path
+) -> dict[str, int]:
+    """Return the tokens beyond the model's pieces, in id order; refuse what contradicts it."""
+    n_pieces = model.get_piece_size()
+    added: dict[str, int] = {}
+    for content, id_, file in ids:
+        is_piece = _piece_id(content, model)
+        known = added.get(content, id_) if is_piece is None else is_piece
+        if known != id_ or (id_ < n_pieces and is_piece is None):
+            raise VocabularyError(
+                f"The added token {content!r} contradicts {MODEL_NAME}.",
+                file=file,
+                expected=f"id {known}" if known != id_ else f"{model.id_to_piece(id_)!r} as {id_}",
+                found=f"{content!r} as id {id_}",
+                remedy="take the JSON files from the same place as the tokenizer.model",
+            )
+        if is_piece is None:
+            added[content] = id_
+    added = dict(sorted(added.items(), key=lambda item: item[1]))
+    if list(added.values()) != list(range(n_pieces, n_pieces + len(added))):
+        raise VocabularyError(
+            f"The ids of the added tokens do not follow the {n_pieces} pieces of {MODEL_NAME}.",
+            file=folder,
+            expected=f"{n_pieces} to {n_pieces + len(added) - 1}",
+            found=", ".join(f"{content!r}: {id_}" for content, id_ in added.items()),
+            remedy="take the JSON files from the same place as the tokenizer.model",
+        )
+    return added
+
+
+def _special_tokens(
+    config: dict[str, Any], special_map: dict[str, Any], model: SentencePieceProcessor
+) -> dict[str, Any]:
+    special = {
+        name: value
+        for source in (config, special_map)
+        for name, value in source.items()
+        if name.endswith("_token") and not isinstance(value, bool) and _content(value)
+    }
+    own = {"bos_token": model.bos_id(), "eos_token": model.eos_id(), "unk_token": model.unk_id()}
+    for name, id_ in own.items():
+        if id_ >= 0:
+            special.setdefault(name, model.id_to_piece(id_))
+    last = model.id_to_piece(model.get_piece_size() - 1)
+    if last in PAD_PIECES:
+        special.setdefault("pad_token", last)
+    return special
+
+
+def _token(
+    name: str, value: object, model: SentencePieceProcessor, added: dict[str, int], folder: Path
+) -> Token:
+    """Find the id of a special token; transformers would silently append an unknown one."""
+    content = _content(value)
+    id_ = _piece_id(content, model)
+    if id_ is None:
+        id_ = added.get(content)
+    if id_ is None:
+        n_tokens = model.get_piece_size() + len(added)
+        raise VocabularyError(
+            f"The {name} {content!r} is not a token of this tokenizer.",
+            file=folder,
+            expected=f"one of the {n_tokens} pieces and added tokens",
+            remedy=f"if the adapter has a row for it, put {{{json.dumps(content)}: {n_tokens}}} "
+            f"into {ADDED_TOKENS_NAME} or take the tokenizer.model that has it; "
+            f"if not, remove it from {SPECIAL_TOKENS_NAME} and {CONFIG_NAME}",
+        )
+    return Token(content, id_)
+
+
+def _piece_id(content: str, model: SentencePieceProcessor) -> int | None:
+    id_ = int(model.piece_to_id(content))  # unk's for what is no piece
+    return id_ if model.id_to_piece(id_) == content else None
+
+
+def _content(value: object) -> str:
+    """Return the text of a token that is given as text or as an ``AddedToken`` object."""
+    content = value.get("content") if isinstance(value, dict) else value
+    return content if isinstance(content, str) else ""
+
+
+def _without_type(value: object) -> object:
+    """Drop the mark ``AddedToken``, which only ``tokenizer_config.json`` bears."""
+    if not isinstance(value, dict):
+        return value
+    return {key: item for key, item in value.items() if key != "__type"}
+
+
+def _normalised_config(folder: TokenizerFolder) -> dict[str, Any]:
+    config = _json(folder.contents, folder.path, CONFIG_NAME)
+    if config.get("tokenizer_class") in LLAMA_CLASSES | {None}:
+        config["tokenizer_class"] = "LlamaTokenizer"
+    for name, default in {"add_bos_token": True, "add_eos_token": False, "legacy": True}.items():
+        if config.get(name) is None:
+            config[name] = default
+    for name, value in folder.special_tokens.items():
+        marked = isinstance(value, dict)
+        config[name] = {"__type": "AddedToken", **value} if marked else value
+    if CHAT_TEMPLATE_NAME in folder.contents:  # transformers before 4.49 reads it only from here
+        config.setdefault("chat_template", folder.contents[CHAT_TEMPLATE_NAME].decode("utf-8"))
+    config["auto_map"] = AUTO_MAP
+    return config
+
+
+def _dump(value: object) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode("utf-8")

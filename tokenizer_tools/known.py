@@ -1,0 +1,35 @@
+"""The ``tokenizer.model`` files that mix-ups are made of, recognised by their SHA-256.
+
+The digests name a file; they do not vouch for it. The published checksums of weights are the
+business of ``merge.known``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class KnownTokenizer:
+    """A published ``tokenizer.model``: its name and the number of its pieces."""
+
+    name: str
+    pieces: int
+
+
+LLAMA = "9e556afd44213b6bd1be2b850ebbbd98f5481437a8021afaf58ee7fb1818d347"
+CHINESE_LLAMA = "e2676d4ca29ca1750f6ff203328d73b189321dc5776ceede037cbd36541d70c0"
+CHINESE_ALPACA = "2d967e855b1213a439df6c8ce2791f869c84b4f3b6cfacf22b86440b8192a2f8"
+
+TOKENIZERS: dict[str, KnownTokenizer] = {
+    LLAMA: KnownTokenizer("LLaMA", 32000),
+    CHINESE_LLAMA: KnownTokenizer("Chinese-LLaMA", 49953),
+    CHINESE_ALPACA: KnownTokenizer("Chinese-Alpaca", 49954),
+}
+
+
+def recognise(path: Path) -> KnownTokenizer | None:
+    """Name the published tokenizer whose bytes ``path`` holds, or ``None``."""
+    return TOKENIZERS.get(hashlib.sha256(path.read_bytes()).hexdigest())
