@@ -1,0 +1,19 @@
+"""What tests of every package share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REAL_DATA = "CHINESE_LLAMA_MERGE_TEST_DATA"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of published tokenizers, adapters and models, which the project may not carry."""
+    folder = os.environ.get(REAL_DATA)
+    if not folder:
+        pytest.skip(f"needs published files: set {REAL_DATA} to the folder that holds them")
+    return Path(folder)
