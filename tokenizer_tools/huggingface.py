@@ -24,11 +24,15 @@ SPECIAL_TOKENS_NAME = "special_tokens_map.json"
 ADDED_TOKENS_NAME = "added_tokens.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
 
+SPECIAL_NAMES = tuple(f"{n}_token" for n in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+"""The keys under which transformers names one special token each."""
+MORE = "additional_special_tokens"
+
 PAD_PIECES = ("[PAD]", "<pad>")
 """What the padding piece of Chinese-Alpaca and of Chinese-LLaMA-2 is called."""
 
 CLASS_FILE_NAME = "sentencepiece_llama.py"
-AUTO_MAP = {"AutoTokenizer": ["sentencepiece_llama.SentencePieceLlamaTokenizer", None]}
+AUTO_MAP = {"AutoTokenizer": ["sentencepiece_llama.LlamaTokenizer", None]}
 """How ``AutoTokenizer`` finds the class in ``CLASS_FILE_NAME``; ``None``: there is no fast one."""
 
 LLAMA_CLASSES = frozenset(
@@ -36,7 +40,6 @@ LLAMA_CLASSES = frozenset(
         "LLaMATokenizer",
         "LlamaTokenizerFast",
         "PreTrainedTokenizerFast",
-        "SentencePieceLlamaTokenizer",
         "TokenizersBackend",
     }
 )
@@ -70,8 +73,10 @@ class TokenizerFolder:
     contents: dict[str, bytes] = field(repr=False)
     """The files as they are, by name."""
     special_tokens: dict[str, Any] = field(repr=False)
-    """Every ``*_token`` of the JSON files that is not empty, as text or as an ``AddedToken``
-    object, with what the model supplied filled in."""
+    """By ``SPECIAL_NAMES``, as the JSON files have it: text or an ``AddedToken`` object. What the
+    model supplied is filled in."""
+    more_special_tokens: list[Any] = field(repr=False)
+    """``additional_special_tokens``, of the same kinds."""
 
     @property
     def n_tokens(self) -> int:
@@ -97,8 +102,14 @@ def read_tokenizer(path: Path) -> TokenizerFolder:
     config = _json(contents, folder, CONFIG_NAME)
     ids = _added_ids(_json(contents, folder, ADDED_TOKENS_NAME), config, folder)
     added = _added_tokens(ids, model, folder)
-    special = _special_tokens(config, _json(contents, folder, SPECIAL_TOKENS_NAME), model)
+    special_map = _json(contents, folder, SPECIAL_TOKENS_NAME)
+    special = _special_tokens(config, special_map, model)
+    more: list[Any] = next(
+        (m[MORE] for m in (special_map, config) if isinstance(m.get(MORE), list)), []
+    )
     tokens = {name: _token(name, value, model, added, folder) for name, value in special.items()}
+    for value in more:
+        _token(MORE, value, model, added, folder)
     return TokenizerFolder(
         path=path,
         n_pieces=model.get_piece_size(),
@@ -109,6 +120,7 @@ def read_tokenizer(path: Path) -> TokenizerFolder:
         pad_token=tokens.get("pad_token"),
         contents=contents,
         special_tokens=special,
+        more_special_tokens=more,
     )
 
 
@@ -122,15 +134,16 @@ def documents(folder: TokenizerFolder) -> dict[str, bytes]:
     files = {
         MODEL_NAME: folder.contents[MODEL_NAME],
         CONFIG_NAME: _dump(_normalised_config(folder)),
-        SPECIAL_TOKENS_NAME: _dump(
-            {name: _without_type(value) for name, value in folder.special_tokens.items()}
-        ),
+        SPECIAL_TOKENS_NAME: _dump(_normalised_special_map(folder)),
         CLASS_FILE_NAME: Path(__file__).with_name(CLASS_FILE_NAME).read_bytes(),
     }
-    if ADDED_TOKENS_NAME in folder.contents:
+    listed = _json(folder.contents, folder.path, ADDED_TOKENS_NAME)
+    if (
+        not folder.added_tokens.keys() <= listed.keys()
+    ):  # llama.cpp's first converter reads no other
+        files[ADDED_TOKENS_NAME] = _dump(listed | folder.added_tokens)
+    elif listed:
         files[ADDED_TOKENS_NAME] = folder.contents[ADDED_TOKENS_NAME]
-    elif folder.added_tokens:
-        files[ADDED_TOKENS_NAME] = _dump(folder.added_tokens)
     if CHAT_TEMPLATE_NAME in folder.contents:
         files[CHAT_TEMPLATE_NAME] = folder.contents[CHAT_TEMPLATE_NAME]
     return files
@@ -143,8 +156,9 @@ def _contents(path: Path) -> dict[str, bytes]:
         raise FormatError(
             f"The folder holds no {MODEL_NAME}, which is the tokenizer itself.",
             file=path / MODEL_NAME,
-            found=f"{'tokenizer.json, which cannot replace it' * (path / 'tokenizer.json').is_file()}"
-            or None,
+            found="tokenizer.json, which cannot replace it"
+            if (path / "tokenizer.json").is_file()
+            else None,
             remedy="copy the tokenizer.model that the adapter was trained with into the folder, "
             "or name a folder that has it with --tokenizer",
         )
@@ -211,8 +225,8 @@ def _added_ids(
 
 
 def _integer(value: object, file: Path) -> int:
-    if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):
-        return int(value)
+    if str(value).isdecimal():
+        return int(str(value))
     raise FormatError("A token id is not a whole number.", file=file, found=repr(value))
 
 
@@ -251,10 +265,10 @@ def _special_tokens(
     config: dict[str, Any], special_map: dict[str, Any], model: SentencePieceProcessor
 ) -> dict[str, Any]:
     special = {
-        name: value
+        name: source[name]
         for source in (config, special_map)
-        for name, value in source.items()
-        if name.endswith("_token") and not isinstance(value, bool) and _content(value)
+        for name in SPECIAL_NAMES
+        if _content(source.get(name))
     }
     own = {"bos_token": model.bos_id(), "eos_token": model.eos_id(), "unk_token": model.unk_id()}
     for name, id_ in own.items():
@@ -298,11 +312,11 @@ def _content(value: object) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _without_type(value: object) -> object:
-    """Drop the mark ``AddedToken``, which only ``tokenizer_config.json`` bears."""
-    if not isinstance(value, dict):
-        return value
-    return {key: item for key, item in value.items() if key != "__type"}
+def _normalised_special_map(folder: TokenizerFolder) -> dict[str, Any]:
+    special: dict[str, Any] = dict(folder.special_tokens)
+    if folder.more_special_tokens:
+        special[MORE] = folder.more_special_tokens
+    return {name: _marked(value, False) for name, value in special.items()}
 
 
 def _normalised_config(folder: TokenizerFolder) -> dict[str, Any]:
@@ -312,13 +326,39 @@ def _normalised_config(folder: TokenizerFolder) -> dict[str, Any]:
     for name, default in {"add_bos_token": True, "add_eos_token": False, "legacy": True}.items():
         if config.get(name) is None:
             config[name] = default
-    for name, value in folder.special_tokens.items():
-        marked = isinstance(value, dict)
-        config[name] = {"__type": "AddedToken", **value} if marked else value
+    for name in SPECIAL_NAMES:
+        config.pop(name, None)
+    config |= {name: _marked(value, True) for name, value in folder.special_tokens.items()}
+    if folder.more_special_tokens:
+        config[MORE] = _marked(folder.more_special_tokens, True)
+    if config.get("added_tokens_decoder"):  # if it is there, transformers reads no other list
+        _complete(config["added_tokens_decoder"], folder)
     if CHAT_TEMPLATE_NAME in folder.contents:  # transformers before 4.49 reads it only from here
-        config.setdefault("chat_template", folder.contents[CHAT_TEMPLATE_NAME].decode("utf-8"))
+        config["chat_template"] = folder.contents[CHAT_TEMPLATE_NAME].decode("utf-8")
+    config.pop("backend", None)  # names the one that wrote the file
     config["auto_map"] = AUTO_MAP
     return config
+
+
+def _complete(decoder: dict[str, Any], folder: TokenizerFolder) -> None:
+    special = {_content(value) for value in folder.special_tokens.values()}
+    special |= {_content(value) for value in folder.more_special_tokens}
+    plain = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+    for content, id_ in folder.added_tokens.items():
+        decoder.setdefault(str(id_), {"content": content, **plain, "special": content in special})
+
+
+def _marked(value: Any, mark: bool) -> Any:
+    """Write ``AddedToken`` objects as ``tokenizer_config.json`` marks them, or without the mark.
+
+    transformers 4 fails over a mark in ``special_tokens_map.json`` and over none in the other.
+    """
+    if isinstance(value, list):
+        return [_marked(item, mark) for item in value]
+    if not isinstance(value, dict):
+        return value
+    bare = {key: item for key, item in value.items() if key != "__type"}
+    return {"__type": "AddedToken", **bare} if mark else bare
 
 
 def _dump(value: object) -> bytes:
