@@ -98,7 +98,8 @@ def values(name: str, size: tuple[int, ...], seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
     mean = 1.0 if name.endswith("norm.weight") else 0.0
     tensor = torch.empty(size, dtype=torch.float16)
-    for block in tensor.split(FILL_ROWS):
+    for start in range(0, len(tensor), FILL_ROWS):
+        block = tensor[start : start + FILL_ROWS]
         block.copy_(torch.empty(block.shape).normal_(mean, STD, generator=generator))
     return tensor
 
