@@ -6,6 +6,7 @@ serialising an untouched message gives the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,7 +80,7 @@ def pieces(model: ModelProto) -> list[str]:
 
 def has_byte_pieces(model: ModelProto) -> bool:
     """Tell whether all 256 byte pieces are there, so that no text becomes ``<unk>``."""
-    return sum(piece.type == BYTE for piece in model.pieces) == 256
+    return sum(1 for piece in model.pieces if piece.type == BYTE) == 256
 
 
 def processor(model: ModelProto) -> SentencePieceProcessor:
@@ -104,19 +105,21 @@ def _parse(content: bytes, file: Path) -> ModelProto:
 
 def _message_type() -> type[ModelProto]:
     """Import SentencePiece's message class, which runs on the protobuf it was compiled for."""
-    try:
+    misfit: tuple[type[Exception], ...] = (TypeError, ImportError)  # protobuf before 5.26
+    with contextlib.suppress(ImportError):
         from google.protobuf.runtime_version import VersionError
-    except ImportError:  # protobuf before 5.26 meets newer code with one of the other two
-        VersionError = TypeError  # noqa: N806
+
+        misfit = (*misfit, VersionError)
     try:
-        from sentencepiece.sentencepiece_model_pb2 import ModelProto
-    except (VersionError, TypeError, ImportError) as error:
+        from sentencepiece import sentencepiece_model_pb2
+    except misfit as error:
         raise UsageError(
             "The installed protobuf does not fit the installed sentencepiece.",
             found=str(error).splitlines()[0],
             remedy="pip install --upgrade sentencepiece protobuf",
         ) from error
-    return ModelProto
+    message: type[ModelProto] = sentencepiece_model_pb2.ModelProto
+    return message
 
 
 def _no_model(file: Path) -> FormatError:
