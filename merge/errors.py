@@ -11,6 +11,7 @@ class MergeError(Exception):
     """A mistake in the input, told with everything needed to mend it.
 
     ``str()`` gives the whole message: the sentence, then the facts that are known, one a line.
+    ``sizes`` is a table of several lines, where the mistake lies in how numbers fit together.
     """
 
     def __init__(
@@ -22,6 +23,7 @@ class MergeError(Exception):
         expected: object = None,
         found: object = None,
         remedy: str | None = None,
+        sizes: str | None = None,
     ) -> None:
         super().__init__(sentence)
         self.sentence = sentence
@@ -33,13 +35,16 @@ class MergeError(Exception):
                 "expected": expected,
                 "found": found,
                 "remedy": remedy,
+                "sizes": sizes,
             }.items()
             if value is not None
         }
 
     def __str__(self) -> str:
         lines = [self.sentence]
-        lines += [f"  {label + ':':<10}{value}" for label, value in self.facts.items()]
+        for label, value in self.facts.items():
+            indented = value.replace("\n", "\n" + " " * 12)
+            lines.append(f"  {label + ':':<10}{indented}")
         return "\n".join(lines)
 
 
@@ -65,3 +70,7 @@ class VocabularyError(MergeError):
 
 class OutputError(MergeError):
     """The result cannot be written there: files in the way, no room, no permission."""
+
+
+class NumberError(MergeError):
+    """A value of the result cannot be represented: infinite, no number, or beyond the dtype."""

@@ -1,0 +1,48 @@
+"""Bytes on disk: one file per container, its reader and its writer side by side.
+
+A reader takes an ``InputFile`` and returns its tensors by name, lazily. Which reader fits is told
+by the first bytes, never by the file's name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import FormatError
+from ..lazy import LazyTensor
+from ..staging import Offload
+from . import safetensors, torch_legacy, torch_zip
+from .container import ContainerWriter, TensorInfo
+from .files import InputFile, refuse_placeholder
+
+__all__ = ["WRITERS", "ContainerWriter", "InputFile", "TensorInfo", "open_container"]
+
+# By the ending of the files that Hugging Face and Meta name so.
+WRITERS: dict[str, type[ContainerWriter]] = {
+    ".bin": torch_zip.TorchZipWriter,
+    ".pth": torch_zip.TorchZipWriter,
+    ".safetensors": safetensors.SafetensorsWriter,
+}
+
+
+def open_container(path: Path, offload: Offload | None = None) -> dict[str, LazyTensor]:
+    """Return the tensors of a weight file, by name, from its header alone.
+
+    Raises ``FormatError`` when the file is no container that is known here, or a broken one.
+    """
+    file = InputFile(path)
+    refuse_placeholder(file)
+    head = file.read(0, min(file.size, len(torch_legacy.MAGIC)))
+    if head.startswith(torch_zip.MAGIC):
+        return torch_zip.read(file, offload)
+    if head == torch_legacy.MAGIC:
+        return torch_legacy.read(file)
+    if path.suffix == ".safetensors" or head[8:9] == b"{":
+        return safetensors.read(file)
+    raise FormatError(
+        "this is no weight file of a kind that is known here",
+        file=path,
+        expected="a torch checkpoint (.bin, .pth) or safetensors",
+        found=f"a file that begins with {head[:8]!r}",
+        remedy="an unfinished download, or another kind of file under this name",
+    )

@@ -1,0 +1,55 @@
+"""Progress in bytes: a bar on a terminal, one line per tenth elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ..sizes import size_text
+
+
+@contextmanager
+def progress_bar(quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Give a function of ``(written, total)`` in bytes that shows how far a job is."""
+    if quiet:
+        yield lambda written, total: None
+    elif sys.stderr.isatty():
+        with _Bar() as bar:
+            yield bar.show
+    else:
+        yield _tenths()
+
+
+class _Bar:
+    """tqdm's bar, made when the total is known."""
+
+    def __enter__(self) -> _Bar:
+        from tqdm import tqdm
+
+        self._bar = tqdm(unit="B", unit_scale=True, desc="writing", disable=True)
+        return self
+
+    def show(self, written: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if self._bar.disable:
+            self._bar = tqdm(total=total, unit="B", unit_scale=True, desc="writing")
+        self._bar.update(written - self._bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+def _tenths() -> Callable[[int, int], None]:
+    told = 0
+
+    def show(written: int, total: int) -> None:
+        nonlocal told
+        tenth = 10 * written // total
+        if tenth > told:
+            told = tenth
+            line = f"writing: {tenth * 10} % ({size_text(written)} of {size_text(total)})"
+            print(line, file=sys.stderr, flush=True)
+
+    return show

@@ -1,0 +1,100 @@
+"""The small files beside the weights: configuration and tokenizer of the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder
+from tokenizer_tools.huggingface import documents as tokenizer_documents
+
+from .errors import LayoutError
+from .json_text import json_bytes, read_json
+from .layouts.config import LlamaShape, merged_config, params_json, with_token_ids
+from .sources import Sources
+
+CONFIG_NAME = "config.json"
+GENERATION_CONFIG_NAME = "generation_config.json"
+PARAMS_NAME = "params.json"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """``config.json`` and ``generation_config.json`` of the result, as their owners wrote them."""
+
+    path: Path
+    config: Mapping[str, Any]
+    shape: LlamaShape
+    generation: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+
+def find_config(sources: Sources) -> ModelConfig:
+    """The last adapter's configuration when it carries one (long-context adapters do), else the base's.
+
+    Raises ``LayoutError`` when an adapter's configuration describes a model of another shape.
+    """
+    base_path = sources.base / CONFIG_NAME
+    base = LlamaShape.from_config(read_json(base_path), base_path)
+    path = _last_with(CONFIG_NAME, sources)
+    config = read_json(path)
+    shape = LlamaShape.from_config(config, path)
+    for name, value in vars(base).items():
+        if name != "tie_word_embeddings" and getattr(shape, name) != value:
+            raise LayoutError(
+                "the adapter's config.json describes a model of another shape than the base",
+                file=path,
+                expected=f"{name} {value}, as in {base_path}",
+                found=f"{name} {getattr(shape, name)}",
+                remedy="the adapter belongs to another base; or remove its config.json if it is "
+                "there by mistake",
+            )
+    generation_path = _last_with(GENERATION_CONFIG_NAME, sources)
+    generation = read_json(generation_path) if generation_path.is_file() else {}
+    return ModelConfig(path, config, shape, generation, tuple(_notes(path, config)))
+
+
+def _last_with(name: str, sources: Sources) -> Path:
+    present = [f for f in sources.adapters[::-1] if (f / name).is_file()]
+    return (*present, sources.base)[0] / name
+
+
+def _notes(path: Path, config: Mapping[str, Any]) -> list[str]:
+    if "auto_map" not in config:
+        return []
+    return [
+        f"{path} names modelling code of its own (auto_map), which is not taken along: "
+        "the model loads with transformers' LLaMA"
+    ]
+
+
+def huggingface_documents(
+    found: ModelConfig, tokenizer: TokenizerFolder, vocab_size: int, dtype: str, tied: bool
+) -> dict[str, bytes]:
+    """``config.json``, ``generation_config.json`` and the tokenizer's files."""
+    ids = {
+        f"{name}_id": token.id if token else None
+        for name in ("bos_token", "eos_token", "pad_token")
+        for token in [getattr(tokenizer, name)]
+    }
+    config = merged_config(found.config, vocab_size, dtype, tied)
+    generation = {"_from_model_config": True} if not found.generation else found.generation
+    return {
+        CONFIG_NAME: json_bytes(with_token_ids(config, ids, vocab_size)),
+        GENERATION_CONFIG_NAME: json_bytes(with_token_ids(generation, ids, vocab_size)),
+        **tokenizer_documents(tokenizer),
+    }
+
+
+def meta_documents(
+    found: ModelConfig, tokenizer: TokenizerFolder, vocab_size: int
+) -> dict[str, bytes]:
+    """``params.json`` and ``tokenizer.model``; nothing of Hugging Face's, which would mislead
+    llama.cpp's converter. Raises ``LayoutError`` for what ``params.json`` cannot say.
+    """
+    return {
+        PARAMS_NAME: json_bytes(params_json(found.config, found.shape, vocab_size, found.path)),
+        MODEL_NAME: tokenizer.contents[MODEL_NAME],
+    }

@@ -1,0 +1,76 @@
+"""What all containers share: a writer that takes named tensors' bytes one after the other."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import BinaryIO
+
+import torch
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a container's header says of a tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of data."""
+        return self.elements * self.dtype.itemsize
+
+
+class ContainerWriter(ABC):
+    """Writes the given tensors into a stream, in their order, as their bytes come.
+
+    A subclass writes its header when it is made; ``write`` then takes data that never crosses from
+    one tensor into the next; ``close`` ends the container (the stream stays open).
+    """
+
+    def __init__(self, tensors: Sequence[TensorInfo]) -> None:
+        self.tensors = tuple(tensors)
+        self._sinks: Iterator[BinaryIO] | None = None
+        self._sink: BinaryIO | None = None
+        self._current = -1
+        self._left = 0
+
+    @abstractmethod
+    def _tensor_sinks(self) -> Iterator[BinaryIO]:
+        """Yield, tensor by tensor, what its bytes are to be written to."""
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Write what follows the last tensor."""
+
+    def write(self, data: memoryview) -> None:
+        """Append ``data`` to the tensor whose turn it is."""
+        if self._left == 0:
+            self._next_tensor()
+        assert len(data) <= self._left, "data crosses from one tensor into the next"
+        assert self._sink is not None
+        self._sink.write(data)
+        self._left -= len(data)
+
+    def close(self) -> None:
+        """End the container. Every tensor must have been written."""
+        assert self._left == 0 and self._current == len(self.tensors) - 1, "tensors are missing"
+        if self._sinks is not None:
+            assert next(self._sinks, None) is None
+        self._finish()
+
+    def _next_tensor(self) -> None:
+        if self._sinks is None:
+            self._sinks = self._tensor_sinks()
+        self._sink = next(self._sinks)
+        self._current += 1
+        self._left = self.tensors[self._current].nbytes

@@ -1,0 +1,94 @@
+"""A tensor that lies in a file, wherever a container put it and however it is strided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from ..errors import FormatError
+from ..lazy import LazyTensor, RowReader
+from .files import InputFile
+
+
+@dataclass(frozen=True)
+class FileTensor(LazyTensor):
+    """Elements of ``dtype`` in ``file`` from byte ``offset`` on, ``strides`` counted in elements."""
+
+    file: InputFile
+    offset: int
+    strides: tuple[int, ...]
+
+    def reader(self) -> RowReader:
+        if self.is_contiguous():
+            return self._contiguous_rows
+        if len(self.shape) > 1 and self.strides[0] < self.strides[-1]:
+            return self._rows_by_column
+        return self._spread_rows
+
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie one after the other, as they must be written."""
+        expected = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if size != 1 and stride != expected:
+                return False
+            expected *= size
+        return True
+
+    def _contiguous_rows(self, start: int, stop: int) -> torch.Tensor:
+        shape = (stop - start, *self.shape[1:])
+        flat = self.file.read_tensor(self.offset + start * self.row_bytes, prod(shape), self.dtype)
+        return flat.view(shape)
+
+    def _spread_rows(self, start: int, stop: int) -> torch.Tensor:
+        shape = (stop - start, *self.shape[1:])
+        if 0 in shape:
+            return torch.empty(shape, dtype=self.dtype)
+        span = 1 + sum((n - 1) * s for n, s in zip(shape, self.strides, strict=True))
+        first = self.offset + start * self.strides[0] * self.dtype.itemsize
+        flat = self.file.read_tensor(first, span, self.dtype)
+        return torch.as_strided(flat, shape, self.strides).contiguous()
+
+    def _rows_by_column(self, start: int, stop: int) -> torch.Tensor:
+        columns = [
+            FileTensor(
+                (self.rows, *self.shape[2:]),
+                self.dtype,
+                self.origin,
+                self.file,
+                self.offset + column * self.strides[1] * self.dtype.itemsize,
+                (self.strides[0], *self.strides[2:]),
+            )._spread_rows(start, stop)
+            for column in range(self.shape[1])
+        ]
+        return torch.stack(columns, dim=1)
+
+    def check_inside(self, offset: int, nbytes: int) -> None:
+        """Raise ``FormatError`` unless the tensor lies within the given part of its file."""
+        if 0 in self.shape:
+            return
+        if any(stride < 0 for stride in self.strides) or any(n < 0 for n in self.shape):
+            raise self._outside("a shape or stride below zero")
+        last = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+        end = self.offset + (last + 1) * self.dtype.itemsize
+        if self.offset < offset or end > offset + nbytes:
+            raise self._outside(f"bytes {self.offset:,} to {end:,}")
+
+    def _outside(self, found: str) -> FormatError:
+        return FormatError(
+            "the tensor reaches outside the data that the file holds for it",
+            file=self.file.path,
+            tensor=self.origin,
+            found=found,
+            remedy="the file is damaged: fetch or copy it again",
+        )
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides in elements of a tensor laid out row by row.
+
+    >>> contiguous_strides((2, 3, 4))
+    (12, 4, 1)
+    """
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))

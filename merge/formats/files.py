@@ -1,0 +1,101 @@
+"""Bytes on disk: positioned reads that any thread may make.
+
+Mapped pages count as resident memory, so nothing is mapped; every read has a position, so readers
+share a file without sharing a place in it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from ..errors import FormatError
+
+_LFS_POINTER = b"version https://git-lfs"
+
+
+class InputFile:
+    """A file read by position. Opened on the first read and closed with the object."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = path.stat().st_size
+        self._lock = threading.Lock()
+        self._handle: BinaryIO | None = None
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` from byte ``offset`` on.
+
+        Raises ``FormatError`` when the file ends before that.
+        """
+        done = 0
+        while done < len(buffer):
+            count = self._read_some(buffer[done:], offset + done)
+            if count == 0:
+                raise FormatError(
+                    "the file ends before its tensors do: an unfinished download or copy",
+                    file=self.path,
+                    expected=f"at least {offset + len(buffer):,} bytes",
+                    found=f"{offset + done:,} bytes",
+                    remedy="fetch or copy the file again",
+                )
+            done += count
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Read exactly ``count`` bytes from ``offset`` on."""
+        buffer = bytearray(count)
+        self.read_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    def read_tensor(self, offset: int, count: int, dtype: torch.dtype) -> torch.Tensor:
+        """Read ``count`` elements of ``dtype`` into a new 1-D tensor."""
+        tensor = torch.empty(count, dtype=dtype)
+        self.read_into(tensor_bytes(tensor), offset)
+        return tensor
+
+    def _read_some(self, buffer: memoryview, offset: int) -> int:
+        handle = self._open()
+        if hasattr(os, "preadv"):
+            return os.preadv(handle.fileno(), [buffer], offset)
+        with self._lock:  # Windows has no positioned read: the place in the file is shared
+            handle.seek(offset)
+            return handle.readinto(buffer)  # type: ignore[attr-defined, no-any-return]
+
+    def _open(self) -> BinaryIO:
+        with self._lock:
+            if self._handle is None:
+                self._handle = self.path.open("rb", buffering=0)
+            return self._handle
+
+    def close(self) -> None:
+        """Close the file; a later read opens it again."""
+        with self._lock:
+            if self._handle is not None:
+                self._handle.close()
+                self._handle = None
+
+
+def refuse_placeholder(file: InputFile) -> None:
+    """Refuse what stands where weights should be: an empty file or a Git LFS pointer."""
+    head = file.read(0, min(file.size, len(_LFS_POINTER)))
+    if not head:
+        raise FormatError(
+            "the file is empty", file=file.path, remedy="fetch or copy the file again"
+        )
+    if head == _LFS_POINTER:
+        raise FormatError(
+            "this is a Git LFS pointer, a few lines of text in place of the weights",
+            file=file.path,
+            found=f"{file.size} bytes of text",
+            remedy="run `git lfs pull` in that folder, or download the file itself",
+        )
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor as bytes, without a copy."""
+    flat = tensor.detach().contiguous().view(-1)
+    return memoryview(flat.view(torch.uint8).numpy())

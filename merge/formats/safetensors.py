@@ -1,0 +1,111 @@
+"""safetensors: a JSON header with names, dtypes, shapes and offsets, then the data.
+
+The header is validated by the safetensors library (sizes, overlaps, gaps); the data is read by
+position. Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..errors import FormatError
+from ..lazy import LazyTensor
+from .container import ContainerWriter, TensorInfo
+from .file_tensor import FileTensor, contiguous_strides
+from .files import InputFile
+
+_HEADER_LENGTH = struct.Struct("<Q")
+_ALIGNMENT = 8
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def read(file: InputFile) -> dict[str, LazyTensor]:
+    """Return the tensors of a file, by name, without reading their data.
+
+    Raises ``FormatError`` for a file that the safetensors library refuses and for unknown dtypes.
+    """
+    try:
+        with safe_open(str(file.path), framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise FormatError(
+            "this is no whole safetensors file",
+            file=file.path,
+            found=f"{file.size:,} bytes ({error})",
+            remedy="an unfinished download or copy: fetch the file again",
+        ) from None
+    (length,) = _HEADER_LENGTH.unpack(file.read(0, _HEADER_LENGTH.size))
+    header = json.loads(file.read(_HEADER_LENGTH.size, length))
+    header.pop("__metadata__", None)
+    start = _HEADER_LENGTH.size + length
+    return {name: _lazy(file, name, entry, start) for name, entry in header.items()}
+
+
+def _lazy(file: InputFile, name: str, entry: dict[str, object], start: int) -> FileTensor:
+    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    assert isinstance(shape, list) and isinstance(offsets, list)
+    if kind not in _DTYPES:
+        raise FormatError(
+            "the tensor has a dtype that cannot be read here",
+            file=file.path,
+            tensor=name,
+            expected=", ".join(_DTYPES),
+            found=kind,
+            remedy="convert the file to float16, bfloat16 or float32 first",
+        )
+    origin = f"{file.path.name}: {name}"
+    place = start + offsets[0]
+    dtype = _DTYPES[str(kind)]
+    return FileTensor(tuple(shape), dtype, origin, file, place, contiguous_strides(tuple(shape)))
+
+
+class SafetensorsWriter(ContainerWriter):
+    """Writes named tensors as one safetensors stream, data in the order given."""
+
+    def __init__(self, stream: BinaryIO, tensors: Sequence[TensorInfo]) -> None:
+        super().__init__(tensors)
+        self._stream = stream
+        header = _header(tensors)
+        stream.write(_HEADER_LENGTH.pack(len(header)) + header)
+
+    def _tensor_sinks(self) -> Iterator[BinaryIO]:
+        for _ in self.tensors:
+            yield self._stream
+
+    def _finish(self) -> None:
+        """Nothing follows the data."""
+
+
+def _header(tensors: Sequence[TensorInfo]) -> bytes:
+    # transformers refuses files without this metadata
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return text + b" " * (-len(text) % _ALIGNMENT)

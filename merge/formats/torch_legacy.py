@@ -1,0 +1,74 @@
+"""``.bin`` and ``.pth`` from before torch 1.6: a chain of pickles, then the storages' raw bytes.
+
+    magic number, protocol version, system info, the object, the list of storage keys   (pickles)
+    for each key, in that order: the number of elements (int64), then the elements
+
+torch reads such a file whole; here only its pickles are read, and the storages stay in the file.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import BinaryIO, cast
+
+from ..errors import FormatError
+from ..lazy import LazyTensor
+from .files import InputFile
+from .torch_pickle import Location, Pickled, lazy_tensors, load_pickle
+
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+# The first pickle of such a file: the magic number in protocol 2.
+MAGIC = b"\x80\x02\x8a\n" + _MAGIC_NUMBER.to_bytes(10, "little")
+_COUNT = struct.Struct("<q")
+
+
+def read(file: InputFile) -> dict[str, LazyTensor]:
+    """Return the tensors of an old file, by name, without reading their data.
+
+    Raises ``FormatError`` for a damaged file and for data written on a big-endian machine.
+    """
+    with file.path.open("rb") as stream:
+        values = [load_pickle(file, cast(BinaryIO, stream)) for _ in range(5)]
+        places = _places(file, values[3], values[4].value, stream)
+    _require_little_endian(file, values[2].value)
+    return lazy_tensors(file, values[3], places.__getitem__)
+
+
+def _places(
+    file: InputFile, pickled: Pickled, keys: list[str], stream: io.BufferedReader
+) -> dict[str, Location]:
+    """Walk over the storages behind the pickles and note where each lies."""
+    if not isinstance(keys, list) or not set(pickled.nbytes) <= set(map(str, keys)):
+        raise FormatError(
+            "the list of storages does not fit the tensors",
+            file=file.path,
+            remedy="the file is damaged: fetch or copy it again",
+        )
+    places: dict[str, Location] = {}
+    offset = stream.tell()
+    for key in map(str, keys):
+        (elements,) = _COUNT.unpack(file.read(offset, _COUNT.size))
+        offset += _COUNT.size
+        nbytes = pickled.nbytes.get(key, 0)
+        itemsize = pickled.itemsizes.get(key, 1)
+        if elements * itemsize != nbytes:
+            raise FormatError(
+                "a storage has another size than its tensors say",
+                file=file.path,
+                expected=f"{nbytes:,} bytes",
+                found=f"{elements * itemsize:,} bytes",
+                remedy="the file is damaged: fetch or copy it again",
+            )
+        places[key] = Location(file, offset, nbytes)
+        offset += nbytes
+    return places
+
+
+def _require_little_endian(file: InputFile, system: object) -> None:
+    if isinstance(system, dict) and not system.get("little_endian", True):
+        raise FormatError(
+            "the checkpoint was written on a big-endian machine",
+            file=file.path,
+            remedy="load and save it once with torch on an ordinary machine",
+        )

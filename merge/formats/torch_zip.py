@@ -1,0 +1,272 @@
+"""``.bin`` and ``.pth``: the zip archives that ``torch.save`` has written since torch 1.6.
+
+An archive holds ``NAME/data.pkl``, a pickle in which storages are persistent ids, and each storage
+uncompressed as ``NAME/data/KEY``. torch's own weights-only unpickler reads the pickle, so nothing
+in a file can run code; the storages stay where they are and are read by position.
+
+The writer produces the same structure as one sequential stream. CRC-32 and sizes follow the data
+(zip's data descriptors, as torch itself writes them), so no byte is written twice.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from ..errors import FormatError
+from ..lazy import LazyTensor
+from ..staging import Offload
+from .container import ContainerWriter, TensorInfo
+from .file_tensor import contiguous_strides
+from .files import InputFile
+from .torch_pickle import Location, lazy_tensors, load_pickle
+
+MAGIC = b"PK\x03\x04"
+# What torch.save names the folder inside the archive when it is given no file name.
+_ARCHIVE = "archive"
+_ALIGNMENT = 64
+# The classes by which a pickle names a storage's dtype; torch keeps them for this alone.
+_STORAGE_TYPES = {
+    torch.float64: torch.DoubleStorage,
+    torch.float32: torch.FloatStorage,
+    torch.float16: torch.HalfStorage,
+    torch.bfloat16: torch.BFloat16Storage,
+    torch.int64: torch.LongStorage,
+    torch.int32: torch.IntStorage,
+    torch.int16: torch.ShortStorage,
+    torch.int8: torch.CharStorage,
+    torch.uint8: torch.ByteStorage,
+    torch.bool: torch.BoolStorage,
+}
+_LOCAL_HEADER = struct.Struct("<26xHH")
+_PADDING_FIELD = struct.Struct("<2sH")
+
+
+def read(file: InputFile, offload: Offload | None = None) -> dict[str, LazyTensor]:
+    """Return the tensors of an archive, by name, without reading their data.
+
+    A storage that is compressed cannot be read in place; it is unpacked into ``offload`` when one
+    is given, else refused. Raises ``FormatError`` for what is no whole archive of tensors.
+    """
+    with _open_archive(file.path) as archive:
+        records = {info.filename: info for info in archive.infolist()}
+        root = _root(file, records)
+        _require_little_endian(file, archive, records, root)
+        pickled = load_pickle(file, io.BytesIO(_checked_read(file, archive, f"{root}/data.pkl")))
+
+        def locate(key: str) -> Location:
+            name = f"{root}/data/{key}"
+            if name not in records:
+                raise FormatError(
+                    "the archive lacks the data of a tensor",
+                    file=file.path,
+                    expected=f"a record {name}",
+                    remedy="the file is damaged: fetch or copy it again",
+                )
+            return _locate(file, archive, records[name], offload)
+
+        return lazy_tensors(file, pickled, locate)
+
+
+def _open_archive(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise FormatError(
+            "the file begins as a torch checkpoint but its end is missing or damaged",
+            file=path,
+            expected="a whole zip archive",
+            found=f"{path.stat().st_size:,} bytes ({error})",
+            remedy="an unfinished download or copy: fetch the file again",
+        ) from None
+
+
+def _root(file: InputFile, records: dict[str, zipfile.ZipInfo]) -> str:
+    """Name of the folder in the archive that holds the one ``data.pkl``."""
+    roots = [name.removesuffix("/data.pkl") for name in records if name.endswith("/data.pkl")]
+    if len(roots) != 1:
+        raise FormatError(
+            "this zip archive is no torch checkpoint",
+            file=file.path,
+            expected="one data.pkl in it",
+            found=f"{len(roots)}",
+            remedy="give the weight file itself, not a zip of a folder",
+        )
+    return roots[0]
+
+
+def _require_little_endian(
+    file: InputFile, archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo], root: str
+) -> None:
+    name = f"{root}/byteorder"
+    order = _checked_read(file, archive, name) if name in records else b"little"
+    if order != b"little":
+        raise FormatError(
+            "the checkpoint was written on a big-endian machine",
+            file=file.path,
+            expected="little-endian data",
+            found=order.decode("ascii", "replace"),
+            remedy="load and save it once with torch on an ordinary machine",
+        )
+
+
+def _checked_read(file: InputFile, archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        return archive.read(name)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise FormatError(
+            "a part of the archive cannot be read",
+            file=file.path,
+            found=f"{name}: {error}",
+            remedy="the file is damaged: fetch or copy it again",
+        ) from None
+
+
+def _locate(
+    file: InputFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo, offload: Offload | None
+) -> Location:
+    if info.compress_type == zipfile.ZIP_STORED:
+        name_length, extra_length = _LOCAL_HEADER.unpack(
+            file.read(info.header_offset, _LOCAL_HEADER.size)
+        )
+        start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+        return Location(file, start, info.file_size)
+    if offload is None:
+        raise FormatError(
+            "the archive is compressed, so its tensors cannot be read where they are",
+            file=file.path,
+            remedy="give a folder with room to unpack it (--offload_dir)",
+        )
+    return Location(_unpack(file, archive, info, offload), 0, info.file_size)
+
+
+def _unpack(
+    file: InputFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo, offload: Offload
+) -> InputFile:
+    """Unpack one compressed storage and return the file that holds it."""
+    target = offload.folder() / f"{file.path.name}.{info.filename.rsplit('/', 1)[-1]}.storage"
+    try:
+        with archive.open(info) as source, target.open("wb") as sink:
+            while chunk := source.read(1 << 20):
+                sink.write(chunk)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        raise FormatError(
+            "a compressed part of the archive is damaged",
+            file=file.path,
+            found=f"{info.filename}: {error}",
+            remedy="fetch or copy the file again",
+        ) from None
+    return InputFile(target)
+
+
+class TorchZipWriter(ContainerWriter):
+    """Writes named tensors as ``torch.save`` would, in one sequential stream.
+
+    Every tensor is contiguous and has a storage of its own, on the CPU. Bytes depend on names,
+    dtypes, shapes and data alone.
+    """
+
+    def __init__(self, stream: BinaryIO, tensors: Sequence[TensorInfo]) -> None:
+        super().__init__(tensors)
+        self._archive = zipfile.ZipFile(_OneWay(stream), "w", zipfile.ZIP_STORED)
+        self._write_record("data.pkl", _pickle(tensors))
+        self._write_record("byteorder", b"little")
+
+    def _tensor_sinks(self) -> Iterator[BinaryIO]:
+        for key, tensor in enumerate(self.tensors):
+            with self._record(f"data/{key}", tensor.nbytes) as sink:
+                yield sink
+
+    def _finish(self) -> None:
+        self._write_record("version", b"3\n")
+        self._archive.close()
+
+    def _write_record(self, name: str, data: bytes) -> None:
+        with self._record(name, len(data)) as sink:
+            sink.write(data)
+
+    def _record(self, name: str, nbytes: int) -> BinaryIO:
+        """Open a record whose data begins on a 64-byte boundary, as in torch's own files."""
+        info = zipfile.ZipInfo(f"{_ARCHIVE}/{name}", (1980, 1, 1, 0, 0, 0))
+        info.create_system = 3  # the same bytes on every platform
+        large = nbytes * 1.05 > zipfile.ZIP64_LIMIT  # zipfile's own rule for its 20 extra bytes
+        header = 30 + len(info.filename) + (20 if large else 0) + _PADDING_FIELD.size
+        padding = -(self._tell() + header) % _ALIGNMENT
+        info.extra = _PADDING_FIELD.pack(b"FB", padding) + b"Z" * padding
+        return self._archive.open(info, "w", force_zip64=large)  # type: ignore[return-value]
+
+    def _tell(self) -> int:
+        stream = self._archive.fp
+        assert stream is not None
+        return stream.tell()
+
+
+class _OneWay(io.RawIOBase):
+    """Lets zipfile write forwards only, so that it puts sizes and CRC-32 behind the data."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._position = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        raise io.UnsupportedOperation("seek")
+
+    def write(self, data) -> int:  # type: ignore[no-untyped-def, override]
+        count = self._stream.write(data)
+        self._position += count
+        return count
+
+
+class _Storage:
+    """Stands in the pickle for the storage of one tensor."""
+
+    def __init__(self, key: int, tensor: TensorInfo) -> None:
+        self.persistent_id = (
+            "storage",
+            _STORAGE_TYPES[tensor.dtype],
+            str(key),
+            "cpu",
+            tensor.elements,
+        )
+
+
+class _Tensor:
+    """Pickles to a call of the function by which torch rebuilds a tensor from its storage."""
+
+    def __init__(self, key: int, tensor: TensorInfo) -> None:
+        self._storage = _Storage(key, tensor)
+        self._shape = tensor.shape
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        strides = contiguous_strides(self._shape)
+        rebuild = torch._utils._rebuild_tensor_v2
+        return rebuild, (self._storage, 0, self._shape, strides, False, OrderedDict())
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, obj: object) -> object:
+        return obj.persistent_id if isinstance(obj, _Storage) else None
+
+
+def _pickle(tensors: Sequence[TensorInfo]) -> bytes:
+    """Pickle ``{name: tensor}`` with storages as persistent ids, in protocol 2 like torch.save."""
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=2).dump({t.name: _Tensor(k, t) for k, t in enumerate(tensors)})
+    return buffer.getvalue()

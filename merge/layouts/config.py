@@ -1,0 +1,208 @@
+"""``config.json`` and ``params.json``: what each says of the same model, and one in terms of the other.
+
+``config.json`` has two spellings of some things: transformers 5 writes ``rope_parameters`` and
+``dtype``, everything before it ``rope_theta``, ``rope_scaling`` and ``torch_dtype``. Both are read;
+the older one is written, because transformers 5 and all older readers understand it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import LayoutError
+
+DEFAULT_ROPE_THETA = 10000.0
+# LLaMA-like architectures that are LLaMA tensor for tensor. (Mistral is too, but for its window.)
+LLAMA_MODEL_TYPES = ("llama",)
+
+
+@dataclass(frozen=True)
+class LlamaShape:
+    """The numbers that fix every tensor's shape in a LLaMA, in the terms of ``config.json``."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    tie_word_embeddings: bool
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], source: object) -> LlamaShape:
+        """Read the numbers from a ``config.json``; ``source`` is its path, for errors.
+
+        Raises ``LayoutError`` when a number is missing or the architecture is another one.
+        """
+        if config.get("model_type") not in LLAMA_MODEL_TYPES:
+            raise LayoutError(
+                "this model is no LLaMA",
+                file=source,
+                expected=f'"model_type": {" or ".join(map(repr, LLAMA_MODEL_TYPES))}',
+                found=repr(config.get("model_type")),
+                remedy="only LLaMA 1, LLaMA 2 and models of their architecture can be merged here",
+            )
+        hidden, heads = (_number(config, k, source) for k in ("hidden_size", "num_attention_heads"))
+        kv_heads = config.get("num_key_value_heads") or heads
+        head_dim = config.get("head_dim") or hidden // heads
+        return cls(
+            hidden_size=hidden,
+            intermediate_size=_number(config, "intermediate_size", source),
+            num_hidden_layers=_number(config, "num_hidden_layers", source),
+            num_attention_heads=heads,
+            num_key_value_heads=int(kv_heads),
+            head_dim=int(head_dim),
+            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        )
+
+    @property
+    def q_rows(self) -> int:
+        """Rows of ``q_proj``."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def kv_rows(self) -> int:
+        """Rows of ``k_proj`` and ``v_proj``."""
+        return self.num_key_value_heads * self.head_dim
+
+    @property
+    def layer_elements(self) -> int:
+        """Elements of all decoder layers, vocabulary not counted."""
+        attention = 2 * self.hidden_size * (self.q_rows + self.kv_rows)
+        return self.num_hidden_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+
+
+def _number(config: Mapping[str, Any], key: str, source: object) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise LayoutError(
+            "the configuration lacks a number that the model cannot do without",
+            file=source,
+            expected=f'"{key}": a positive integer',
+            found=repr(value),
+            remedy="take config.json from the place where the weights are from",
+        )
+    return value
+
+
+def rope_theta(config: Mapping[str, Any]) -> float:
+    """Base of the rotary frequencies, 10000 when nothing is said."""
+    nested = config.get("rope_parameters") or {}
+    return float(config.get("rope_theta") or nested.get("rope_theta") or DEFAULT_ROPE_THETA)
+
+
+def rope_scaling(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Scaling of the rotary positions, in the spelling before transformers 5, or None."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return None
+    return {"type": kind} | {k: v for k, v in scaling.items() if k != "rope_theta"}
+
+
+def merged_config(
+    config: Mapping[str, Any], vocab_size: int, dtype: str, tied: bool
+) -> dict[str, Any]:
+    """The ``config.json`` of a merged model, in the spelling that every reader understands."""
+    moved = {"rope_parameters", "dtype", "auto_map", "_name_or_path"}
+    merged = {key: value for key, value in config.items() if key not in moved}
+    return merged | {
+        "rope_theta": rope_theta(config),
+        "rope_scaling": rope_scaling(config),
+        "tie_word_embeddings": tied,
+        "torch_dtype": dtype,
+        "vocab_size": vocab_size,
+    }
+
+
+def with_token_ids(
+    config: Mapping[str, Any], ids: Mapping[str, int | None], vocab_size: int
+) -> dict[str, Any]:
+    """Set ``bos_token_id`` and ``eos_token_id`` to what the tokenizer says.
+
+    LLaMA conversions of early 2023 have 0 and 1 there, and such a model never stops. A list of
+    several ends is kept when it holds the tokenizer's. A padding id outside the vocabulary is
+    replaced by the tokenizer's own.
+    """
+    mended = dict(config)
+    for key in ("bos_token_id", "eos_token_id"):
+        wanted, given = ids.get(key), config.get(key)
+        listed = isinstance(given, list) and wanted in given
+        if wanted is not None and given != wanted and not listed:
+            mended[key] = wanted
+    pad = config.get("pad_token_id")
+    if pad is None or not 0 <= pad < vocab_size:
+        mended["pad_token_id"] = ids.get("pad_token_id")
+    return mended
+
+
+def params_json(
+    config: Mapping[str, Any], shape: LlamaShape, vocab_size: int, source: object
+) -> dict[str, Any]:
+    """Meta's ``params.json`` for a model. Keys beyond LLaMA 1's stand only where they are needed,
+    because Meta's ``ModelArgs(**params)`` refuses a key that it does not know.
+
+    Raises ``LayoutError`` for what ``params.json`` cannot say: scaled rotary positions, or heads
+    that do not make up the hidden size.
+    """
+    if (scaling := rope_scaling(config)) is not None:
+        raise LayoutError(
+            "params.json cannot say how this model scales its rotary positions",
+            file=source,
+            expected="no rope_scaling",
+            found=json.dumps(scaling),
+            remedy="use --output_type huggingface, whose config.json can",
+        )
+    if shape.q_rows != shape.hidden_size:
+        raise LayoutError(
+            "params.json cannot say the size of this model's heads",
+            file=source,
+            expected=f"{shape.num_attention_heads} heads of "
+            f"{shape.hidden_size // shape.num_attention_heads}",
+            found=f'"head_dim": {shape.head_dim}',
+            remedy="use --output_type huggingface",
+        )
+    params: dict[str, Any] = {
+        "dim": shape.hidden_size,
+        **_feed_forward(shape.hidden_size, shape.intermediate_size),
+        "n_heads": shape.num_attention_heads,
+        "n_layers": shape.num_hidden_layers,
+        "norm_eps": config.get("rms_norm_eps", 1e-6),
+        "vocab_size": vocab_size,
+    }
+    if shape.num_key_value_heads != shape.num_attention_heads:
+        params["n_kv_heads"] = shape.num_key_value_heads
+    if rope_theta(config) != DEFAULT_ROPE_THETA:
+        params["rope_theta"] = rope_theta(config)
+    return params
+
+
+def feed_forward_size(dim: int, multiple_of: int, ffn_dim_multiplier: float | None) -> int:
+    """Rows of w1 by Meta's rule: two thirds of 4 x dim, scaled, rounded up to ``multiple_of``.
+
+    >>> feed_forward_size(4096, 256, None), feed_forward_size(8192, 4096, 1.3)
+    (11008, 28672)
+    """
+    size = int(2 * (4 * dim) / 3)
+    if ffn_dim_multiplier is not None:
+        size = int(ffn_dim_multiplier * size)
+    return multiple_of * -(-size // multiple_of)
+
+
+def _feed_forward(dim: int, intermediate_size: int) -> dict[str, Any]:
+    """The pair ``multiple_of``, ``ffn_dim_multiplier`` that gives ``intermediate_size``.
+
+    Meta's own pairs are tried first, then powers of two, then a multiplier that hits exactly.
+    """
+    published: list[tuple[int, float | None]] = [(256, None), (4096, 1.3), (1024, 1.3)]
+    powers: list[tuple[int, float | None]] = [(1 << n, None) for n in range(12, -1, -1)]
+    exact = (1, (intermediate_size + 0.5) / int(2 * (4 * dim) / 3))
+    for multiple_of, multiplier in [*published, *powers, exact]:
+        if feed_forward_size(dim, multiple_of, multiplier) == intermediate_size:
+            return {"multiple_of": multiple_of} | (
+                {} if multiplier is None else {"ffn_dim_multiplier": multiplier}
+            )
+    raise AssertionError(f"no multiplier gives {intermediate_size} from {dim}")

@@ -1,0 +1,264 @@
+"""The Hugging Face folder: found and read as a checkpoint, and the shards of a merged one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+
+from ..errors import FormatError, LayoutError
+from ..formats import open_container
+from ..json_text import json_bytes, read_json
+from ..lazy import Checkpoint, LazyTensor
+from ..staging import Offload
+from . import llama
+from .config import LlamaShape
+from .pour import Piece, Poured
+
+CONFIG_NAME = "config.json"
+GENERATION_CONFIG_NAME = "generation_config.json"
+# What transformers calls the weights, by the container's ending.
+STEMS = {".bin": "pytorch_model", ".safetensors": "model"}
+
+_NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
+# What training scripts leave beside the weights under the same endings.
+_NO_WEIGHTS = re.compile(
+    r"(training_args|optimizer|scheduler|scaler|rng_state|adapter_model|trainer)"
+)
+_QUANTISED = re.compile(r"\.(qweight|qzeros|scales|g_idx|SCB|absmax|quant_state|weight_format)\b")
+
+
+def open_base(folder: Path, offload: Offload | None = None) -> Checkpoint:
+    """Open a folder as transformers saves it; every tensor of the model is there, or it is refused.
+
+    Weights are found by the index when there is one, else by listing. safetensors are taken before
+    ``.bin``, as transformers does. Rotary buffers of old conversions are dropped. Raises
+    ``LayoutError`` and ``FormatError``.
+    """
+    config_path = folder / CONFIG_NAME
+    config = read_json(_require_config(config_path))
+    shape = LlamaShape.from_config(config, config_path)
+    files = weight_files(folder)
+    tensors = _collect(files, offload)
+    dropped = tuple(name for name in tensors if llama.is_leftover(name))
+    kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
+    return Checkpoint(_in_order(folder, shape, kept, files), config, tuple(files), dropped)
+
+
+def _require_config(path: Path) -> Path:
+    if path.is_file():
+        return path
+    meta = (path.parent / "params.json").is_file()
+    raise LayoutError(
+        "the base model's folder has no configuration",
+        file=path,
+        expected="a folder as Hugging Face transformers saves it",
+        found="Meta's own layout (params.json)" if meta else "no config.json",
+        remedy="convert it to the Hugging Face layout first"
+        if meta
+        else "give the folder that holds config.json, weights and tokenizer.model",
+    )
+
+
+def weight_files(folder: Path) -> dict[Path, tuple[str, ...] | None]:
+    """The weight files of a folder, each with the names that the index promises in it.
+
+    Raises ``LayoutError`` when there are none or a numbered one is missing.
+    """
+    for suffix in (".safetensors", ".bin"):
+        indexes = sorted(folder.glob(f"*{suffix}.index.json"))
+        if len(indexes) > 1:
+            raise LayoutError(
+                "the folder has two indexes of weights",
+                file=folder,
+                found=" and ".join(path.name for path in indexes),
+                remedy="keep the one that belongs to the weights",
+            )
+        if indexes:
+            return _indexed(folder, indexes[0])
+        found = [p for p in sorted(folder.glob(f"*{suffix}")) if not _NO_WEIGHTS.match(p.name)]
+        if found:
+            _require_all_numbers(folder, found)
+            return dict.fromkeys(found)
+    raise LayoutError(
+        "the folder holds no weights",
+        file=folder,
+        expected="pytorch_model*.bin or model*.safetensors",
+        found=", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "an empty folder",
+        remedy="download the weights into this folder, or give the folder that has them",
+    )
+
+
+def _indexed(folder: Path, index: Path) -> dict[Path, tuple[str, ...] | None]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise LayoutError(
+            "the index names no weights",
+            file=index,
+            expected='"weight_map": {name: file}',
+            remedy="fetch the index again, or remove it: the folder is then read as it is",
+        )
+    names: dict[Path, tuple[str, ...]] = {}
+    for name, file in weight_map.items():
+        path = folder / str(file)
+        names[path] = (*names.get(path, ()), name)
+    missing = sorted(path.name for path in names if not path.is_file())
+    if missing:
+        _refuse_missing(folder, missing, len(names))
+    return dict(names)
+
+
+def _require_all_numbers(folder: Path, files: Iterable[Path]) -> None:
+    """Without an index, numbered shards must have no gap up to their number (0 or 1 based)."""
+    for match in filter(None, (_NUMBERED.fullmatch(path.name) for path in files)):
+        count, width = int(match["count"]), 5
+        have = {p.name for p in files}
+        first = (
+            0 if f"{match['stem']}-{0:0{width}}-of-{match['count']}{match['suffix']}" in have else 1
+        )
+        names = [
+            f"{match['stem']}-{n:0{width}}-of-{match['count']}{match['suffix']}"
+            for n in range(first, count + (first == 1))
+        ]
+        missing = [name for name in names if name not in have]
+        if missing:
+            _refuse_missing(folder, missing, count)
+        return
+
+
+def _refuse_missing(folder: Path, missing: list[str], count: int) -> None:
+    raise LayoutError(
+        "a part of the base model's weights is missing",
+        file=folder / missing[0],
+        expected=f"{count} weight files",
+        found=f"{len(missing)} missing: {', '.join(missing[:5])}",
+        remedy="download the missing files into this folder",
+    )
+
+
+def _collect(
+    files: Mapping[Path, tuple[str, ...] | None], offload: Offload | None
+) -> dict[str, LazyTensor]:
+    tensors: dict[str, LazyTensor] = {}
+    for path, promised in files.items():
+        here = open_container(path, offload)
+        for name in promised or ():
+            if name not in here:
+                raise LayoutError(
+                    "the index names a tensor that its file does not hold",
+                    file=path,
+                    tensor=name,
+                    remedy="index and weights are from different downloads: fetch both again",
+                )
+        for name, tensor in here.items():
+            if name in tensors and not llama.is_leftover(name):
+                raise LayoutError(
+                    "two weight files hold the same tensor",
+                    file=path,
+                    tensor=name,
+                    found=f"also in {tensors[name].origin}",
+                    remedy="remove the files that do not belong to this model",
+                )
+            tensors[name] = tensor
+    return tensors
+
+
+def _in_order(
+    folder: Path,
+    shape: LlamaShape,
+    tensors: dict[str, LazyTensor],
+    files: Mapping[Path, object],
+) -> dict[str, LazyTensor]:
+    """Check names, shapes and dtypes against the table; return the tensors in its order."""
+    expected = {entry.hf: entry for entry in llama.entries(shape)}
+    for name in tensors:
+        if name not in expected:
+            raise _unexpected(folder, name, tensors[name])
+    if shape.tie_word_embeddings and llama.LM_HEAD not in tensors:
+        del expected[llama.LM_HEAD]
+    missing = [name for name in expected if name not in tensors]
+    if missing:
+        raise LayoutError(
+            "the base model's weights are incomplete",
+            file=folder,
+            tensor=missing[0],
+            expected=f"{len(expected)} tensors, as config.json describes the model",
+            found=f"{len(missing)} of them missing in {len(files)} weight files",
+            remedy="a weight file is missing, or config.json is another model's",
+        )
+    rows = tensors[llama.EMBED_TOKENS].rows
+    for name, entry in expected.items():
+        wanted = tuple(rows if size is None else size for size in entry.shape)
+        _check_tensor(folder, name, tensors[name], wanted)
+    return {name: tensors[name] for name in expected}
+
+
+def _unexpected(folder: Path, name: str, tensor: LazyTensor) -> LayoutError:
+    if _QUANTISED.search(name):
+        return LayoutError(
+            "the base model is quantised; a LoRA can be merged only into full weights",
+            file=folder,
+            tensor=tensor.origin,
+            remedy="take the original float16 or bfloat16 model as the base",
+        )
+    return LayoutError(
+        "the base model holds a tensor that a LLaMA does not have",
+        file=folder,
+        tensor=tensor.origin,
+        expected="the tensors that config.json describes",
+        found=f"{name}, shape {tensor.shape}",
+        remedy="another architecture, or another model's file in this folder",
+    )
+
+
+def _check_tensor(folder: Path, name: str, tensor: LazyTensor, wanted: tuple[int, ...]) -> None:
+    if tensor.shape != wanted:
+        raise LayoutError(
+            "a tensor of the base model has another shape than config.json says",
+            file=folder,
+            tensor=tensor.origin,
+            expected=wanted,
+            found=tensor.shape,
+            remedy="config.json and weights are of different models: take both from one place",
+        )
+    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise LayoutError(
+            "the base model is quantised; a LoRA can be merged only into full weights",
+            file=folder,
+            tensor=tensor.origin,
+            expected="float16, bfloat16 or float32",
+            found=str(tensor.dtype).removeprefix("torch."),
+            remedy="take the original float16 or bfloat16 model as the base",
+        )
+
+
+def pour(tensors: Mapping[str, LazyTensor], suffix: str, max_shard_size: str) -> list[Poured]:
+    """Distribute tensors over numbered shards, by huggingface_hub's own rule of sizes."""
+    plan = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern=STEMS[suffix] + "{suffix}" + suffix,
+        max_shard_size=max_shard_size,
+    )
+    count = len(plan.filename_to_tensors)
+    files = {
+        name: f"{STEMS[suffix]}-{number:05}-of-{count:05}{suffix}"
+        for number, names in enumerate(plan.filename_to_tensors.values(), start=1)
+        for name in names
+    }
+    return [
+        Poured(name, tensor, (Piece(files[name], name, None, 0, 0),))
+        for name, tensor in tensors.items()
+    ]
+
+
+def index_document(poured: Iterable[Poured], suffix: str) -> dict[str, bytes]:
+    """The index beside the shards: where each tensor is, and the bytes of all."""
+    weight_map = {item.pieces[0].name: item.pieces[0].file for item in poured}
+    total = sum(item.tensor.nbytes for item in poured)
+    index: dict[str, Any] = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    return {f"{STEMS[suffix]}{suffix}.index.json": json_bytes(index)}

@@ -1,0 +1,90 @@
+"""Tensors that have not been read yet, and the checkpoint they make up.
+
+``LazyTensor.reader()`` is the only way data moves. It returns a function of ``(start, stop)`` that
+gives these rows of dimension 0. A reader may hold what it needs to answer quickly (the factors of a
+LoRA, say) and drops it with itself, so memory follows the readers that are open, not the model.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RowReader = Callable[[int, int], torch.Tensor]
+
+# A block of the arithmetic is about this many elements: its float32 copy stays in a core's cache.
+_BLOCK_ELEMENTS = 1 << 19
+_MIN_BLOCK_ROWS = 64
+
+
+@dataclass(frozen=True)
+class LazyTensor(ABC):
+    """A tensor known by shape, dtype and where it comes from.
+
+    ``origin`` grows as steps wrap the tensor, so that an error can tell the whole way.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    origin: str
+
+    @abstractmethod
+    def reader(self) -> RowReader:
+        """Return a function giving rows ``start`` to ``stop`` as ``(stop - start, *shape[1:])``.
+
+        The function may be called from several threads at once. The tensor it returns is the
+        caller's to change.
+        """
+
+    @property
+    def rows(self) -> int:
+        """Size of dimension 0."""
+        return self.shape[0]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return self.rows * self.row_bytes
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An ordered mapping of Hugging Face names to tensors, with the model's ``config.json``.
+
+    ``files`` hold the tensors; ``dropped`` names those in them that are left out.
+    """
+
+    tensors: Mapping[str, LazyTensor]
+    config: Mapping[str, Any]
+    files: tuple[Path, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+def block_rows(shape: tuple[int, ...]) -> int:
+    """Rows of one block of arithmetic on a tensor of ``shape``.
+
+    Depends on the shape alone, so the same bytes come out for every memory budget and number of
+    workers: a matrix product may round differently when its rows are grouped differently.
+
+    >>> block_rows((4096, 4096)), block_rows((32000, 2048)), block_rows((4096, 11008))
+    (128, 256, 64)
+    """
+    per_row = max(1, prod(shape[1:]))
+    fitting = max(_MIN_BLOCK_ROWS, _BLOCK_ELEMENTS // per_row)
+    return 1 << (fitting.bit_length() - 1)
+
+
+def read_all(tensor: LazyTensor) -> torch.Tensor:
+    """Read a tensor whole. For small ones only: LoRA factors, norms."""
+    return tensor.reader()(0, tensor.rows)

@@ -1,0 +1,32 @@
+"""Numbers of bytes, for people and from them."""
+
+from __future__ import annotations
+
+
+def size_text(count: int) -> str:
+    """Bytes for people.
+
+    >>> size_text(13_476_855_808), size_text(512)
+    ('13.5 GB', '512 B')
+    """
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return f"{value:.1f} {units[0]}" if units[0] != "B" else f"{count} B"
+
+
+def parse_size(text: str) -> int:
+    """Read ``10GB``, ``512MiB``, ``64k`` or a plain number of bytes.
+
+    >>> parse_size("256MB"), parse_size("1GiB"), parse_size("4096")
+    (256000000, 1073741824, 4096)
+    """
+    number = text.strip().rstrip("BbiI").rstrip()
+    binary = "i" in text.lower().removeprefix(number.lower())
+    unit = number[-1:].upper()
+    power = " KMGT".find(unit) if unit.isalpha() else 0
+    if power < 0:
+        raise ValueError(f"{text!r} is no size; write for instance 256MB or 10GiB")
+    digits = number[:-1] if power else number
+    return int(float(digits) * (1024 if binary else 1000) ** power)

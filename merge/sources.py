@@ -1,0 +1,149 @@
+"""Where inputs are: local folders, or repositories of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder, read_tokenizer
+
+from .deltas.adapter_config import read_adapter_config
+from .errors import UsageError
+from .staging import Offload
+
+# What a Hub id looks like: owner/name, each of letters, digits, dots, dashes and underscores.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WANTED = ("*.json", "tokenizer.model", "*.jinja")
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+
+def split_list(values: list[str]) -> list[str]:
+    """Split ``--lora_model`` values: ``a,b``, ``"a, b"``, two words, or the option repeated.
+
+    >>> split_list(["a, b", "c,", "d"])
+    ['a', 'b', 'c', 'd']
+    """
+    parts = [part.strip() for value in values for part in value.split(",")]
+    return [part for part in parts if part]
+
+
+def resolve(source: str, role: str, offload: Offload | None = None) -> Path:
+    """Return the folder of a local path or Hub id; a Hub repository is downloaded first.
+
+    Downloads go to the Hub's cache, or into the folder that the user named for such things,
+    when there is one. Raises
+    ``UsageError`` for a path that does not exist.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UsageError(
+            f"the {role} is a file, a folder is needed",
+            file=path,
+            remedy=f"give the folder that holds it: {path.parent}",
+        )
+    looks_local = path.is_absolute() or source.startswith((".", "~")) or "\\" in source
+    if looks_local or not _HUB_ID.fullmatch(source) or path.parent.is_dir():
+        raise UsageError(
+            f"the {role} does not exist",
+            file=path,
+            expected="a local folder, or a Hub id such as owner/name",
+            remedy=_nearby(path),
+        )
+    return _download(source, role, offload)
+
+
+def _nearby(path: Path) -> str:
+    """Say what is there instead of a path that does not exist."""
+    present = next(parent for parent in path.absolute().parents if parent.is_dir())
+    names = sorted(entry.name for entry in present.iterdir() if entry.is_dir())
+    listed = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+    return f"check the spelling; {present} holds {listed or 'no folders'}"
+
+
+def _download(repo_id: str, role: str, offload: Offload | None) -> Path:
+    import httpx
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    named = offload is not None and offload.is_given
+    local_dir = offload.folder() / repo_id.replace("/", "--") if offload and named else None
+    try:
+        names = HfApi().list_repo_files(repo_id)
+        # as when reading a folder: safetensors are taken before .bin
+        weights = next((w for w in _WEIGHTS if any(n.endswith(w[1:]) for n in names)), _WEIGHTS[0])
+        return Path(
+            snapshot_download(
+                repo_id,
+                allow_patterns=[*_WANTED, weights],
+                local_dir=local_dir,
+            )
+        )
+    except (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        httpx.HTTPError,
+    ) as error:
+        raise UsageError(
+            f"the {role} is no local folder, and it could not be fetched from the Hub",
+            file=repo_id,
+            expected="a local folder or the id of a repository that you may read",
+            found=str(error).strip().splitlines()[0],
+            remedy="check the spelling; for a private or gated repository run `hf auth login` "
+            "first; without a network, download it elsewhere and give the folder",
+        ) from None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The folders that a merge reads, and the words by which the user named them.
+
+    ``base_tokenizer`` is None when the base has none.
+    """
+
+    base_model: str
+    lora_models: tuple[str, ...]
+    base: Path
+    adapters: tuple[Path, ...]
+    tokenizer: TokenizerFolder
+    base_tokenizer: TokenizerFolder | None
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Every folder that is read."""
+        return self.base, *self.adapters, self.tokenizer.path
+
+
+def find_sources(
+    base_model: str, lora_models: list[str], tokenizer: str | None, offload: Offload
+) -> Sources:
+    """Find every input, and read what is small: adapter configurations and tokenizers.
+
+    The tokenizer is the one named, else the last adapter's that has one, else the base's.
+    """
+    names = split_list(lora_models)
+    if not names:
+        raise UsageError("no adapter is named", expected="--lora_model with at least one folder")
+    base = resolve(base_model, "base model", offload)
+    adapters = tuple(resolve(name, "adapter", offload) for name in names)
+    for number, folder in enumerate(adapters):
+        read_adapter_config(folder)
+        if any(folder.samefile(other) for other in adapters[:number]):
+            raise UsageError(
+                "the same adapter is given twice; it would be added twice",
+                file=folder,
+                remedy="name each adapter once",
+            )
+    candidates = [folder for folder in adapters[::-1] if (folder / MODEL_NAME).is_file()]
+    chosen = resolve_tokenizer(tokenizer, offload) if tokenizer else (*candidates, base)[0]
+    own = read_tokenizer(base) if (base / MODEL_NAME).is_file() else None
+    return Sources(base_model, tuple(names), base, adapters, read_tokenizer(chosen), own)
+
+
+def resolve_tokenizer(source: str, offload: Offload) -> Path:
+    """Return the folder, or the file, that ``--tokenizer`` names."""
+    path = Path(source).expanduser()
+    return path if path.is_file() else resolve(source, "tokenizer", offload)

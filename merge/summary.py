@@ -1,0 +1,100 @@
+"""The closing words of a merge: what was added, replaced and grown, where, how long, how much."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .sizes import size_text
+
+if TYPE_CHECKING:
+    from .deltas.peft import Adapter
+    from .jobs import MergeJob, MergeReport
+
+
+def summary(report: MergeReport) -> str:
+    """A few lines for the screen."""
+    job = report.job
+    lines = ["Would write:" if report.dry_run else "Merged:"]
+    lines += [f"  {line}" for line in _inputs(job)]
+    lines += [f"  {line}" for line in _changes(job)]
+    lines += [f"  {line}" for line in _output(report)]
+    lines += [f"  note: {note}" for note in notes(job)]
+    return "\n".join(lines)
+
+
+def _inputs(job: MergeJob) -> Iterator[str]:
+    yield f"base       {job.sources.base} ({job.vocabulary.base_rows} rows)"
+    for number, adapter in enumerate(job.adapters, start=1):
+        yield f"adapter {number}  {adapter.folder} ({_scalings(adapter)})"
+    tokenizer = job.sources.tokenizer
+    yield f"tokenizer  {tokenizer.path} ({tokenizer.n_tokens} tokens)"
+
+
+def _scalings(adapter: Adapter) -> str:
+    pairs = sorted({(patch.a.rows, patch.scaling) for patch in adapter.added.values()})
+    if not pairs:
+        return "no LoRA matrices"
+    listed = ", ".join(f"rank {rank} x {scaling:g}" for rank, scaling in pairs[:3])
+    return listed + (", ..." if len(pairs) > 3 else "")
+
+
+def _changes(job: MergeJob) -> Iterator[str]:
+    steps = [step for done in job.model.steps.values() for step in done]
+    for number, _ in enumerate(job.adapters, start=1):
+        mine = [step for step in steps if step.adapter == number]
+        added = sum(step.action == "added" for step in mine)
+        replaced = [step for step in mine if step.action == "replaced"]
+        grown = sorted(
+            {(s.rows_before, s.rows_after) for s in replaced if s.rows_after > s.rows_before}
+        )
+        growth = "".join(f", grown from {before} to {after} rows" for before, after in grown)
+        yield f"adapter {number}: added to {added} tensors, replaced {len(replaced)}{growth}"
+    untouched = sum(not done for done in job.model.steps.values())
+    yield f"{untouched} tensors as in the base; rounded {job.settings.rounding.replace('_', ' ')}"
+
+
+def _output(report: MergeReport) -> Iterator[str]:
+    plan, files = report.job.plan, list(report.job.plan.files)
+    listed = files[0] if len(files) == 1 else f"{files[0]} to {files[-1].split('-')[0]}"
+    listed = ", ".join(files) if len(files) <= 4 else f"{files[0]} ... {files[-1]}"
+    yield f"output     {report.output_dir}: {listed} ({size_text(plan.tensor_bytes)})"
+    if report.dry_run:
+        yield f"room needed on that disk: {size_text(plan.disk_bytes)}; nothing was written"
+        return
+    peak = peak_memory()
+    memory = f", peak memory {size_text(peak)}" if peak else ""
+    yield f"took       {report.seconds:.1f} s{memory}"
+
+
+def notes(job: MergeJob) -> Iterator[str]:
+    """What the reader should know before using the result."""
+    yield from job.config.notes
+    if job.vocabulary.is_padded and job.settings.output_type == "pth":
+        yield (
+            f"the base has {job.vocabulary.base_rows} rows for {job.vocabulary.tokens} tokens; "
+            "llama.cpp's converter needs --pad-vocab for that"
+        )
+    stated = job.base.config.get("vocab_size")
+    if stated != job.vocabulary.base_rows:
+        yield f"the base's config.json says vocab_size {stated}; the weights decide"
+    if job.base.dropped:
+        yield f"left out {len(job.base.dropped)} rotary buffers of an old conversion"
+    for adapter in job.adapters:
+        if adapter.ignored:
+            yield f"{adapter.name}: untrained copies left aside: {', '.join(adapter.ignored)}"
+        if adapter.config.unknown:
+            yield f"{adapter.name}: fields not known here: {', '.join(adapter.config.unknown)}"
+        if adapter.changes_nothing:
+            yield f"{adapter.name}: every lora_B is zero, so this adapter changes nothing"
+
+
+def peak_memory() -> int | None:
+    """Most memory that this process ever had resident, in bytes; None where that is not told."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

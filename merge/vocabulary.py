@@ -1,0 +1,137 @@
+"""Whether tokenizer, embedding rows and LM head rows belong together, before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .errors import VocabularyError
+
+
+@dataclass(frozen=True)
+class AdapterRows:
+    """Rows of the vocabulary tensors that an adapter replaces; None where it leaves them."""
+
+    name: str
+    embed_tokens: int | None
+    lm_head: int | None
+    ties: bool = False
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Every size that must agree: rows of the base, of each adapter, tokens of the tokenizer.
+
+    ``base_tokens`` is the size of the base's own tokenizer, None when it has none.
+    """
+
+    base_rows: int
+    adapters: tuple[AdapterRows, ...]
+    tokens: int
+    tokenizer: object
+    base_tokens: int | None
+
+    def checked_rows(self) -> int:
+        """Rows of the result. Raises ``VocabularyError`` when the sizes contradict each other."""
+        rows = self.base_rows
+        for number, adapter in enumerate(self.adapters, start=1):
+            rows = self._after(number, adapter, rows)
+        self._require_tokenizer(rows)
+        return rows
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether the base had more rows than its tokenizer has tokens, and keeps them."""
+        return self.tokens < self.base_rows and self.tokens == self.base_tokens
+
+    def table(self) -> str:
+        """Every size, one a line, for messages."""
+        lines = [f"{self.base_rows:>8} rows   base model"]
+        for number, adapter in enumerate(self.adapters, start=1):
+            rows = adapter.embed_tokens or adapter.lm_head
+            said = f"{rows:>8} rows " if rows else "no rows of its own"
+            lines.append(f"{said:<15} adapter {number} ({adapter.name})")
+        lines.append(f"{self.tokens:>8} tokens tokenizer ({self.tokenizer})")
+        return "\n".join(lines)
+
+    def _after(self, number: int, adapter: AdapterRows, rows: int) -> int:
+        sides: Sequence[int | None] = (adapter.embed_tokens, adapter.lm_head)
+        given = [side for side in sides if side is not None]
+        if not given:
+            return rows
+        if len(set(given)) > 1:
+            raise self._error(
+                f"adapter {number} ({adapter.name}) has different numbers of rows in embed_tokens "
+                "and lm_head",
+                expected="equal numbers",
+                found=f"{adapter.embed_tokens} and {adapter.lm_head}",
+                remedy="save the adapter again from its training run",
+            )
+        if given[0] < rows:
+            raise self._error(
+                f"the vocabulary would shrink with adapter {number} ({adapter.name})",
+                expected=f"at least {rows} rows",
+                found=f"{given[0]} rows",
+                remedy=self._shrink_remedy(number),
+            )
+        if given[0] > rows and None in sides and not adapter.ties:
+            lacking = "lm_head" if adapter.lm_head is None else "embed_tokens"
+            raise self._error(
+                f"adapter {number} ({adapter.name}) has new tokens but no {lacking} rows for them",
+                expected=f"{lacking} with {given[0]} rows",
+                found=f"{lacking} of {rows} rows, from the base model",
+                remedy="train and save both embed_tokens and lm_head (modules_to_save)",
+            )
+        return given[0]
+
+    def _shrink_remedy(self, number: int) -> str:
+        if number > 1:
+            return (
+                "give the adapters in the order in which they were trained, for instance "
+                "Chinese-LLaMA before Chinese-Alpaca"
+            )
+        if self.base_tokens is not None and self.base_tokens < self.base_rows:
+            return (
+                f"the base is padded to {self.base_rows} rows for {self.base_tokens} tokens: give "
+                "the base as it was when the adapter was trained, without the padding"
+            )
+        return (
+            "the base has a larger vocabulary already: give the original base, not one into which "
+            "an adapter has been merged"
+        )
+
+    def _require_tokenizer(self, rows: int) -> None:
+        if self.tokens == rows or (rows == self.base_rows and self.is_padded):
+            return
+        raise self._error(
+            "tokenizer and embeddings do not belong together",
+            expected=f"{rows} tokens, one for each row",
+            found=f"{self.tokens} tokens",
+            remedy=self._tokenizer_remedy(rows),
+        )
+
+    def _tokenizer_remedy(self, rows: int) -> str:
+        if rows == self.tokens + 1:
+            return (
+                "the tokenizer lacks one token, as a Chinese-LLaMA tokenizer does beside a "
+                "Chinese-Alpaca adapter ([PAD]): give the adapter's own with --tokenizer"
+            )
+        if rows == self.tokens - 1:
+            return (
+                "the tokenizer has one token more, as a Chinese-Alpaca tokenizer ([PAD]) does "
+                "beside a Chinese-LLaMA adapter: give the adapter's own with --tokenizer"
+            )
+        return (
+            "give the tokenizer that the last adapter was trained with, with --tokenizer DIR or "
+            "by putting its tokenizer.model into the adapter's folder"
+        )
+
+    def _error(self, sentence: str, *, expected: str, found: str, remedy: str) -> VocabularyError:
+        return VocabularyError(
+            sentence,
+            tensor="model.embed_tokens.weight, lm_head.weight",
+            expected=expected,
+            found=found,
+            remedy=remedy,
+            sizes=self.table(),
+        )
