@@ -33,3 +33,33 @@ TOKENIZERS: dict[str, KnownTokenizer] = {
 def recognise(path: Path) -> KnownTokenizer | None:
     """Name the published tokenizer whose bytes ``path`` holds, or ``None``."""
     return TOKENIZERS.get(hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+BY_ROWS = {known.pieces: known for known in TOKENIZERS.values()} | {
+    55296: KnownTokenizer("Chinese-LLaMA-2", 55296)  # its digest was never published
+}
+
+
+def mixup(tokenizer: KnownTokenizer | None, rows: int) -> str | None:
+    """Explain embeddings of ``rows`` rows beside ``tokenizer``, if both sizes tell a family.
+
+    >>> print(mixup(TOKENIZERS[CHINESE_LLAMA], 49954))
+    This is the Chinese-LLaMA tokenizer (49953 pieces), but 49954 rows are those of Chinese-Alpaca;
+    build its tokenizer with `merge_tokenizers.py --pad_token`, or pass it with --tokenizer
+    """
+    owner = BY_ROWS.get(rows)
+    if tokenizer is None or owner is None or tokenizer.pieces == rows:
+        return None
+    build = {
+        CHINESE_LLAMA: "`merge_tokenizers.py`",
+        CHINESE_ALPACA: "`merge_tokenizers.py --pad_token`",
+    }
+    command = next(
+        (build[d] for d, known in TOKENIZERS.items() if d in build and known == owner), ""
+    )
+    return (
+        f"This is the {tokenizer.name} tokenizer ({tokenizer.pieces} pieces), "
+        f"but {rows} rows are those of {owner.name};\n"
+        + (f"build its tokenizer with {command}, or pass it" if command else "pass its tokenizer")
+        + " with --tokenizer"
+    )

@@ -1,0 +1,210 @@
+"""LLaMA's tokenizer and a Chinese one in, a tokenizer folder out: what merge_tokenizers.py does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from merge.errors import FormatError, OutputError, UsageError, VocabularyError
+
+from . import huggingface, known, spm
+from .extend import Extended, extend, text_pieces
+from .files import write_whole
+
+if TYPE_CHECKING:
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+BPE = 2  # TrainerSpec.ModelType
+
+
+@dataclass(frozen=True)
+class MergedTokenizer:
+    """A grown tokenizer and what a person should know about it before training with it.
+
+    ``not_text`` are control, unknown and byte pieces of the Chinese model, which are left out.
+    ``unreachable`` are appended pieces that SentencePiece can never produce, see
+    :func:`unreachable_pieces`. ``digest`` is the SHA-256 of the ``tokenizer.model`` to be written.
+    """
+
+    extended: Extended
+    base_pieces: int
+    not_text: tuple[str, ...]
+    unreachable: tuple[str, ...]
+    pad_token: str | None
+    digest: str
+
+    @property
+    def n_pieces(self) -> int:
+        """How many pieces the tokenizer has: as many as a model for it has embedding rows."""
+        return len(self.extended.model.pieces)
+
+    @property
+    def ascii_pieces(self) -> tuple[str, ...]:
+        """Appended pieces that change how English, numbers and code are tokenized."""
+        appended = (piece for piece in self.extended.appended if piece != self.pad_token)
+        return tuple(piece for piece in appended if piece.replace("▁", "").isascii())
+
+
+def merge_tokenizers(
+    llama: Path,
+    chinese: Path | None = None,
+    *,
+    user_pieces: Path | None = None,
+    pad_token: str | None = None,
+) -> MergedTokenizer:
+    """Append the pieces of ``chinese``, then of ``user_pieces``, then ``pad_token`` to ``llama``.
+
+    ``llama`` and ``chinese`` are SentencePiece models, or folders with a ``tokenizer.model``.
+    Raises :class:`VocabularyError` if ``llama`` is no BPE model with byte pieces, or if there is
+    nothing to append.
+    """
+    base = spm.read_model(llama)
+    _refuse_other_base(base, llama)
+    model = None if chinese is None else spm.read_model(chinese)
+    offered = [] if model is None else text_pieces(model)
+    text = set(offered)
+    not_text = [] if model is None else [p for p in spm.pieces(model) if p not in text]
+    if user_pieces is not None:
+        offered += read_pieces(user_pieces)
+    _refuse_pad_token(pad_token)
+    extended = extend(base, offered, pad_token)
+    if not extended.appended:
+        raise VocabularyError(
+            "There is nothing to append: every piece is in the tokenizer already.",
+            file=llama,
+            found=f"{len(extended.already_there)} pieces, all already there"
+            if extended.already_there
+            else "no pieces were offered",
+            remedy="name a --chinese_sp_model_file, --user_pieces or a --pad_token "
+            "that adds something",
+        )
+    return MergedTokenizer(
+        extended=extended,
+        base_pieces=len(base.pieces),
+        not_text=tuple(not_text),
+        unreachable=unreachable_pieces(extended, pad_token),
+        pad_token=pad_token,
+        digest=hashlib.sha256(spm.serialise(extended.model)).hexdigest(),
+    )
+
+
+def read_pieces(path: Path) -> list[str]:
+    """Read one piece a line; spaces inside become SentencePiece's ``▁``, empty lines are skipped.
+
+    A piece that starts a word is written with the ``▁`` in front.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise FormatError(
+            "The list of pieces is not UTF-8.",
+            file=path,
+            found=f"byte {error.object[error.start]:#04x} at offset {error.start}",
+            remedy="save it as UTF-8, one piece a line",
+        ) from None
+    pieces = [line.strip().replace(" ", "▁") for line in lines if line.strip()]
+    if not pieces:
+        raise FormatError("The list of pieces is empty.", file=path, expected="one piece a line")
+    return pieces
+
+
+def unreachable_pieces(extended: Extended, pad_token: str | None = None) -> tuple[str, ...]:
+    """Return the appended pieces that no text is ever tokenized to, ``pad_token`` aside.
+
+    SentencePiece's BPE makes a piece only from two shorter ones. Without context nothing competes
+    for the characters of a piece, so one that is not reached from its own text is never reached.
+    """
+    alone = type(extended.model)()
+    alone.CopyFrom(extended.model)
+    alone.normalizer_spec.add_dummy_prefix = False
+    pieces = [piece for piece in extended.appended if piece != pad_token]
+    encoded = spm.processor(alone).encode([piece.replace("▁", " ") for piece in pieces])
+    return tuple(piece for piece, ids in zip(pieces, encoded, strict=True) if len(ids) != 1)
+
+
+def write_tokenizer(merged: MergedTokenizer, folder: Path, overwrite: bool = False) -> None:
+    """Write ``tokenizer.model`` and the Hugging Face files that go with it into ``folder``.
+
+    Raises :class:`OutputError` if one of them is there, unless ``overwrite``.
+    """
+    contents = tokenizer_files(merged)
+    there = [name for name in contents if (folder / name).exists()]
+    if there and not overwrite:
+        raise OutputError(
+            "The output folder already holds a tokenizer.",
+            file=folder / there[0],
+            remedy="choose another --output_dir, or replace it with --overwrite",
+        )
+    write_whole(folder, contents)
+
+
+def tokenizer_files(merged: MergedTokenizer) -> dict[str, bytes]:
+    """Return the files of the tokenizer folder by name."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / spm.MODEL_NAME).write_bytes(spm.serialise(merged.extended.model))
+        if merged.pad_token is not None:
+            special = json.dumps({"pad_token": merged.pad_token}, ensure_ascii=False)
+            (folder / huggingface.SPECIAL_TOKENS_NAME).write_text(special, encoding="utf-8")
+        return huggingface.documents(huggingface.read_tokenizer(folder))
+
+
+def summary(merged: MergedTokenizer) -> str:
+    """Tell what was appended, what was not, and which published tokenizer came out, if one did."""
+    extended = merged.extended
+    lines = [
+        f"{merged.base_pieces:>7} pieces before",
+        f"{len(extended.appended):>7} appended, in the order given, with score 0",
+        f"{len(extended.already_there):>7} were already there and keep their ids",
+        f"{len(merged.not_text):>7} control, unknown or byte pieces left out",
+        f"{merged.n_pieces:>7} pieces now: a model for it has {merged.n_pieces} embedding rows",
+    ]
+    if merged.pad_token is not None:
+        lines.append(f"pad token {merged.pad_token!r} is {_id(extended.model, merged.pad_token)}")
+    if merged.ascii_pieces:
+        lines.append(
+            f"note: {len(merged.ascii_pieces)} of the new pieces are plain ASCII "
+            f"({_some(merged.ascii_pieces)}): English, numbers and code that hold them get new ids"
+        )
+    if merged.unreachable:
+        lines.append(
+            f"note: {len(merged.unreachable)} of the new pieces can never occur "
+            f"({_some(merged.unreachable)}): no two shorter pieces make them"
+        )
+    name = known.TOKENIZERS.get(merged.digest)
+    lines.append(f"sha256 {merged.digest}" + (f" = the published {name.name}" if name else ""))
+    return "\n".join(lines)
+
+
+def _refuse_other_base(base: ModelProto, llama: Path) -> None:
+    if base.trainer_spec.model_type != BPE or not spm.has_byte_pieces(base):
+        n_bytes = sum(1 for piece in base.pieces if piece.type == spm.BYTE)
+        kind = "BPE" if base.trainer_spec.model_type == BPE else "not BPE"
+        raise VocabularyError(
+            "The tokenizer to be extended is not of LLaMA's kind.",
+            file=spm.model_file(llama),
+            expected="BPE with 256 byte pieces: pieces with score 0 work in no other kind",
+            found=f"{kind}, {n_bytes} byte pieces, {len(base.pieces)} pieces in all",
+            remedy="check that --llama_tokenizer_dir and --chinese_sp_model_file are not swapped",
+        )
+
+
+def _refuse_pad_token(pad_token: str | None) -> None:
+    if pad_token is not None and (not pad_token or pad_token.split() != [pad_token]):
+        raise UsageError(
+            "The pad token must be a piece without spaces.",
+            expected="such as [PAD]",
+            found=repr(pad_token),
+        )
+
+
+def _id(model: ModelProto, piece: str) -> int:
+    return spm.pieces(model).index(piece)
+
+
+def _some(pieces: tuple[str, ...]) -> str:
+    return " ".join(pieces[:5]) + (" ..." if len(pieces) > 5 else "")
