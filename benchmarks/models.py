@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Mapping
 from math import ceil, prod
@@ -207,9 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=CHINESE_ALPACA_ROWS)
     parser.add_argument("--seed", type=int)
     args = parser.parse_args(argv)
-    import torch
-
-    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch is imported only if there is work
     shape = SHAPES[args.shape]
     if args.num_layers:
         shape = dataclasses.replace(shape, num_hidden_layers=args.num_layers)

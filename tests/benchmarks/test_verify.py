@@ -1,7 +1,7 @@
 """The verifier passes what is right and finds what is wrong.
 
-It is tried on the output of a plain merge that holds everything in memory, written here in the
-most direct way, into which faults are planted one by one.
+It is tried on the output of a plain merge that holds everything in memory, into which faults are
+planted one by one.
 """
 
 from __future__ import annotations
@@ -15,32 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from plain_merge import State, cut, plain_merge, to_meta, write_huggingface, write_json, write_meta
 
 from benchmarks.models import make_adapter, make_base
 from benchmarks.reference import round_once
 from benchmarks.shapes import Shape
 from benchmarks.verify import main, ulps, verify
 
-State = dict[str, Tensor]
 SHAPE = Shape(64, 2, 8, 4, 176, vocab_size=300)
 STAGES = (351, 353)
-META = {
-    "model.embed_tokens": "tok_embeddings",
-    "model.norm": "norm",
-    "lm_head": "output",
-    "model.layers": "layers",
-    "self_attn.q_proj": "attention.wq",
-    "self_attn.k_proj": "attention.wk",
-    "self_attn.v_proj": "attention.wv",
-    "self_attn.o_proj": "attention.wo",
-    "mlp.gate_proj": "feed_forward.w1",
-    "mlp.down_proj": "feed_forward.w2",
-    "mlp.up_proj": "feed_forward.w3",
-    "input_layernorm": "attention_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
 Q = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -58,84 +41,6 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ]
 
 
-def merge(base: Path, adapters: list[Path]) -> State:
-    """Everything in memory, in float32."""
-    state: State = {}
-    for path in base.glob("*.bin"):
-        state |= {name: tensor.float() for name, tensor in torch.load(path).items()}
-    for folder in adapters:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        for key, tensor in load_adapter(folder).items():
-            name = key.removeprefix("base_model.model.")
-            if "lora_" not in name:
-                state[name] = tensor.float()
-            if name.endswith("lora_B.weight"):
-                a = load_adapter(folder)[key.replace("lora_B", "lora_A")].float()
-                linear = name.replace(".lora_B", "")
-                state[linear] += config["lora_alpha"] / config["r"] * (tensor.float() @ a)
-    return {name: tensor.half() for name, tensor in state.items()}
-
-
-def load_adapter(folder: Path) -> State:
-    from safetensors.torch import load_file
-
-    path = folder / "adapter_model.bin"
-    return torch.load(path) if path.exists() else load_file(folder / "adapter_model.safetensors")
-
-
-def write_huggingface(folder: Path, state: State, base: Path, end: str = "bin") -> None:
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    config["vocab_size"] = len(state["model.embed_tokens.weight"])
-    write_json(folder / "config.json", config)
-    stem = "model" if end == "safetensors" else "pytorch_model"
-    names, weight_map = sorted(state), {}
-    for number, group in enumerate((names[::2], names[1::2]), 1):
-        file = f"{stem}-0000{number}-of-00002.{end}"
-        part = {name: state[name] for name in group}
-        save_file(part, folder / file) if end == "safetensors" else torch.save(part, folder / file)
-        weight_map |= dict.fromkeys(group, file)
-    size = sum(tensor.nbytes for tensor in state.values())
-    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-    write_json(folder / f"{stem}.{end}.index.json", index)
-
-
-def to_meta(state: State) -> State:
-    meta = {}
-    for key, tensor in state.items():
-        name = key
-        for old, new in META.items():
-            name = name.replace(old, new)
-        if "wq" in name or "wk" in name:
-            heads = len(tensor) // SHAPE.head_dim
-            tensor = tensor.view(heads, 2, SHAPE.head_dim // 2, 64).transpose(1, 2).reshape(-1, 64)
-        meta[name] = tensor
-    return meta
-
-
-def cut(state: State, shards: int) -> list[State]:
-    parts: list[State] = [{} for _ in range(shards)]
-    for name, tensor in state.items():
-        axis = 1 if any(word in name for word in ("tok_embeddings", "wo.", "w2.")) else 0
-        share = tensor.shape[axis] // shards
-        for number, part in enumerate(parts):
-            length = share if number < shards - 1 else tensor.shape[axis] - share * number
-            piece = tensor if "norm" in name else tensor.narrow(axis, share * number, length)
-            part[name] = piece.clone().contiguous()
-    return parts
-
-
-def write_meta(folder: Path, parts: list[State]) -> None:
-    for number, part in enumerate(parts):
-        torch.save(part, folder / f"consolidated.{number:02d}.pth")
-    params = {"dim": 64, "n_layers": 2, "n_heads": 8, "n_kv_heads": 4, "norm_eps": 1e-6}
-    rows = sum(len(part["output.weight"]) for part in parts)
-    write_json(folder / "params.json", params | {"multiple_of": 16, "vocab_size": rows})
-
-
-def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")
-
-
 def edit_json(path: Path, **changes: object) -> None:
     write_json(path, json.loads(path.read_text(encoding="utf-8")) | changes)
 
@@ -150,7 +55,7 @@ def output(tmp_path: Path, adapters: list[Path]) -> Path:
 def test_right_huggingface_output_passes(
     base: Path, adapters: list[Path], output: Path, end: str
 ) -> None:
-    write_huggingface(output, merge(base, adapters), base, end)
+    write_huggingface(output, plain_merge(base, adapters), base, end)
     verdict = verify(base, adapters, output)
     assert verdict.faults == []
     assert sum(c.elements for c in verdict.comparisons) == SHAPE.nbytes(STAGES[1]) // 2
@@ -160,7 +65,7 @@ def test_right_huggingface_output_passes(
 def test_right_meta_output_passes(
     base: Path, adapters: list[Path], output: Path, shards: int
 ) -> None:
-    write_meta(output, cut(to_meta(merge(base, adapters)), shards))
+    write_meta(output, cut(to_meta(plain_merge(base, adapters), SHAPE.head_dim), shards), base)
     verdict = verify(base, adapters, output)
     assert verdict.faults == []
     assert len(verdict.comparisons) == len(SHAPE.tensors())
@@ -241,7 +146,7 @@ def test_planted_fault_is_found(
     plant: Callable[[State], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    state = merge(base, adapters)
+    state = plain_merge(base, adapters)
     plant(state)
     write_huggingface(output, state, base)
     paths = [str(path) for path in adapters]
@@ -254,7 +159,7 @@ def test_wrong_lora_scaling_is_found(base: Path, adapters: list[Path], output: P
     twice = output / "twice"
     shutil.copytree(adapters[1], twice)
     edit_json(twice / "adapter_config.json", lora_alpha=48)
-    state = merge(base, [adapters[0], twice])
+    state = plain_merge(base, [adapters[0], twice])
     write_huggingface(output, state, base)
     faults = verify(base, adapters, output).faults
     assert len(faults) == 7 * SHAPE.num_hidden_layers
@@ -263,50 +168,50 @@ def test_wrong_lora_scaling_is_found(base: Path, adapters: list[Path], output: P
 def test_adapters_merged_in_the_other_order_are_found(
     base: Path, adapters: list[Path], output: Path
 ) -> None:
-    write_huggingface(output, merge(base, adapters[::-1]), base)
+    write_huggingface(output, plain_merge(base, adapters[::-1]), base)
     assert any("lm_head" in fault for fault in verify(base, adapters, output).faults)
 
 
 def unpermuted(state: State) -> list[State]:
     k = state["model.layers.0.self_attn.k_proj.weight"]
-    return cut(to_meta(state) | {"layers.0.attention.wk.weight": k}, 2)
+    return cut(to_meta(state, SHAPE.head_dim) | {"layers.0.attention.wk.weight": k}, 2)
 
 
 def permuted_with_the_wrong_heads(state: State) -> list[State]:
     k = state["model.layers.0.self_attn.k_proj.weight"]
     wrong = k.view(8, 2, 2, 64).transpose(1, 2).reshape(32, 64)
-    return cut(to_meta(state) | {"layers.0.attention.wk.weight": wrong}, 2)
+    return cut(to_meta(state, SHAPE.head_dim) | {"layers.0.attention.wk.weight": wrong}, 2)
 
 
 def cut_on_the_wrong_axis(state: State) -> list[State]:
-    parts = cut(to_meta(state), 2)
+    parts = cut(to_meta(state, SHAPE.head_dim), 2)
     for part, half in zip(
-        parts, to_meta(state)["layers.0.attention.wo.weight"].chunk(2), strict=True
+        parts, to_meta(state, SHAPE.head_dim)["layers.0.attention.wo.weight"].chunk(2), strict=True
     ):
         part["layers.0.attention.wo.weight"] = half.clone()
     return parts
 
 
 def shards_swapped(state: State) -> list[State]:
-    return cut(to_meta(state), 2)[::-1]
+    return cut(to_meta(state, SHAPE.head_dim), 2)[::-1]
 
 
 def remainder_first(state: State) -> list[State]:
-    parts = cut(to_meta(state), 2)
-    rows = to_meta(state)["output.weight"].split([177, 176])
+    parts = cut(to_meta(state, SHAPE.head_dim), 2)
+    rows = to_meta(state, SHAPE.head_dim)["output.weight"].split([177, 176])
     for part, piece in zip(parts, rows, strict=True):
         part["output.weight"] = piece.clone()
     return parts
 
 
 def norm_differs_between_shards(state: State) -> list[State]:
-    parts = cut(to_meta(state), 2)
+    parts = cut(to_meta(state, SHAPE.head_dim), 2)
     parts[1]["norm.weight"][3] = 2
     return parts
 
 
 def missing_in_one_shard(state: State) -> list[State]:
-    parts = cut(to_meta(state), 2)
+    parts = cut(to_meta(state, SHAPE.head_dim), 2)
     del parts[1]["layers.1.attention_norm.weight"]
     return parts
 
@@ -326,13 +231,13 @@ META_FAULTS: dict[Callable[[State], list[State]], str] = {
 def test_planted_fault_in_shards_is_found(
     base: Path, adapters: list[Path], output: Path, plant: Callable[[State], list[State]]
 ) -> None:
-    write_meta(output, plant(merge(base, adapters)))
+    write_meta(output, plant(plain_merge(base, adapters)), base)
     faults = verify(base, adapters, output).faults
     assert any(META_FAULTS[plant] in fault for fault in faults)
 
 
 def test_wrong_documents_are_found(base: Path, adapters: list[Path], output: Path) -> None:
-    write_huggingface(output, merge(base, adapters), base)
+    write_huggingface(output, plain_merge(base, adapters), base)
     shutil.copy(base / "tokenizer.model", output)
     edit_json(output / "config.json", vocab_size=300, torch_dtype="float32")
     edit_json(output / "pytorch_model.bin.index.json", metadata={"total_size": 7}, weight_map={})
@@ -342,7 +247,7 @@ def test_wrong_documents_are_found(base: Path, adapters: list[Path], output: Pat
 
 
 def test_wrong_params_are_found(base: Path, adapters: list[Path], output: Path) -> None:
-    write_meta(output, cut(to_meta(merge(base, adapters)), 1))
+    write_meta(output, cut(to_meta(plain_merge(base, adapters), SHAPE.head_dim), 1), base)
     changes: dict[str, Any] = {"n_kv_heads": None, "multiple_of": 256, "origin": "merged"}
     edit_json(output / "params.json", vocab_size=-1, **changes)
     shutil.copy(base / "config.json", output)
@@ -352,7 +257,7 @@ def test_wrong_params_are_found(base: Path, adapters: list[Path], output: Path) 
 
 
 def test_damaged_byte_is_found(base: Path, adapters: list[Path], output: Path) -> None:
-    write_meta(output, cut(to_meta(merge(base, adapters)), 1))
+    write_meta(output, cut(to_meta(plain_merge(base, adapters), SHAPE.head_dim), 1), base)
     path = output / "consolidated.00.pth"
     content = bytearray(path.read_bytes())
     row = torch.load(path)["output.weight"][200].numpy().tobytes()
