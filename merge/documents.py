@@ -32,7 +32,7 @@ class ModelConfig:
 
 
 def find_config(sources: Sources) -> ModelConfig:
-    """The last adapter's configuration when it carries one (long-context adapters do), else the base's.
+    """The last adapter's configuration if it has one, as long-context adapters do, else the base's.
 
     Raises ``LayoutError`` when an adapter's configuration describes a model of another shape.
     """

@@ -16,14 +16,14 @@ from hashlib import sha256
 
 import torch
 
-from .formats import WRITERS, ContainerWriter
+from .formats import WRITERS
 from .formats.files import tensor_bytes
 from .layouts.pour import Piece, Poured
 from .lazy import LazyTensor, RowReader, block_rows
 from .plan import Plan
 from .staging import StagedFolder
 
-# Bytes that one span holds at its peak, as a multiple of its result: source, result, a piece's copy.
+# What a span holds at its peak, in multiples of its result: source, result, a piece's copy.
 _BUFFERS_PER_SPAN = 4
 _SPAN_BYTES = 8 << 20
 

@@ -245,7 +245,7 @@ def _plan(
 
 
 def _write(job: MergeJob, output: Path, replaced: Sequence[Path], on_progress: OnProgress) -> None:
-    """Write weights first and the manifest last, so that the folder is complete when it is there."""
+    """Write weights first and the manifest last: the folder is complete when that is there."""
     from . import engine
     from .integrity import manifest
 

@@ -1,4 +1,4 @@
-"""What may stand in the output folder before a run, and what a run with ``--overwrite`` replaces."""
+"""What may stand in the output folder before a run, and what ``--overwrite`` replaces."""
 
 from __future__ import annotations
 

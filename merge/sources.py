@@ -64,29 +64,21 @@ def _nearby(path: Path) -> str:
 
 
 def _download(repo_id: str, role: str, offload: Offload | None) -> Path:
-    import httpx
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    """Fetch what a merge reads of a repository: safetensors if it has any, else ``.bin``."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    named = offload is not None and offload.is_given
-    local_dir = offload.folder() / repo_id.replace("/", "--") if offload and named else None
+    local_dir = None
+    if offload is not None and offload.is_given:
+        local_dir = offload.folder() / repo_id.replace("/", "--")
     try:
-        names = HfApi().list_repo_files(repo_id)
-        # as when reading a folder: safetensors are taken before .bin
-        weights = next((w for w in _WEIGHTS if any(n.endswith(w[1:]) for n in names)), _WEIGHTS[0])
-        return Path(
-            snapshot_download(
-                repo_id,
-                allow_patterns=[*_WANTED, weights],
-                local_dir=local_dir,
+        for weights in _WEIGHTS:
+            folder = Path(
+                snapshot_download(repo_id, allow_patterns=[*_WANTED, weights], local_dir=local_dir)
             )
-        )
-    except (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        httpx.HTTPError,
-    ) as error:
+            if any(folder.glob(weights)):
+                break
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise UsageError(
             f"the {role} is no local folder, and it could not be fetched from the Hub",
             file=repo_id,
@@ -95,6 +87,7 @@ def _download(repo_id: str, role: str, offload: Offload | None) -> Path:
             remedy="check the spelling; for a private or gated repository run `hf auth login` "
             "first; without a network, download it elsewhere and give the folder",
         ) from None
+    return folder
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,40 @@ CONFIG_NAME = "adapter_config.json"
 
 # Fields that change nothing about how a finished adapter is added to its base.
 _HARMLESS = frozenset(
-    "auto_mapping base_model_class base_model_name_or_path bias corda_config ensure_weight_tying "
-    "eva_config exclude_modules fan_in_fan_out inference_mode init_lora_weights layers_pattern "
-    "layers_to_transform lora_alpha lora_dropout lora_ga_config loftq_config megatron_core "
-    "merge_weights modules_to_save parent_library peft_type peft_version qalora_group_size r "
-    "rank_pattern alpha_pattern revision runtime_config target_modules task_type use_rslora".split()
+    [
+        "auto_mapping",
+        "base_model_class",
+        "base_model_name_or_path",
+        "bias",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "init_lora_weights",
+        "layers_pattern",
+        "layers_to_transform",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_ga_config",
+        "loftq_config",
+        "megatron_core",
+        "merge_weights",
+        "modules_to_save",
+        "parent_library",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "r",
+        "rank_pattern",
+        "alpha_pattern",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "task_type",
+        "use_rslora",
+    ]
 )
 
 

@@ -6,7 +6,9 @@ by the first bytes, never by the file's name.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import FormatError
 from ..lazy import LazyTensor
@@ -18,7 +20,7 @@ from .files import InputFile, refuse_placeholder
 __all__ = ["WRITERS", "ContainerWriter", "InputFile", "TensorInfo", "open_container"]
 
 # By the ending of the files that Hugging Face and Meta name so.
-WRITERS: dict[str, type[ContainerWriter]] = {
+WRITERS: dict[str, Callable[[BinaryIO, Sequence[TensorInfo]], ContainerWriter]] = {
     ".bin": torch_zip.TorchZipWriter,
     ".pth": torch_zip.TorchZipWriter,
     ".safetensors": safetensors.SafetensorsWriter,

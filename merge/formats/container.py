@@ -63,7 +63,8 @@ class ContainerWriter(ABC):
 
     def close(self) -> None:
         """End the container. Every tensor must have been written."""
-        assert self._left == 0 and self._current == len(self.tensors) - 1, "tensors are missing"
+        assert self._left == 0, "the last tensor is not whole"
+        assert self._current == len(self.tensors) - 1, "tensors are missing"
         if self._sinks is not None:
             assert next(self._sinks, None) is None
         self._finish()

@@ -14,7 +14,7 @@ from .files import InputFile
 
 @dataclass(frozen=True)
 class FileTensor(LazyTensor):
-    """Elements of ``dtype`` in ``file`` from byte ``offset`` on, ``strides`` counted in elements."""
+    """Elements in ``file`` from byte ``offset`` on, ``strides`` apart (counted in elements)."""
 
     file: InputFile
     offset: int

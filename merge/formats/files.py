@@ -98,4 +98,4 @@ def refuse_placeholder(file: InputFile) -> None:
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """Return the memory of a contiguous tensor as bytes, without a copy."""
     flat = tensor.detach().contiguous().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -63,7 +63,8 @@ def read(file: InputFile) -> dict[str, LazyTensor]:
 
 def _lazy(file: InputFile, name: str, entry: dict[str, object], start: int) -> FileTensor:
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    assert isinstance(shape, list) and isinstance(offsets, list)
+    assert isinstance(shape, list)  # the library has validated the header
+    assert isinstance(offsets, list)
     if kind not in _DTYPES:
         raise FormatError(
             "the tensor has a dtype that cannot be read here",

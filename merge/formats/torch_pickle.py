@@ -51,12 +51,14 @@ class Pickled:
             raise pickle.UnpicklingError(f"unknown persistent id {saved_id!r}")
         dtype = torch.uint8 if storage_type is torch.UntypedStorage else storage_type.dtype
         nbytes = int(elements) * dtype.itemsize
-        storage = torch.UntypedStorage(nbytes, device="meta")
+        storage = torch.UntypedStorage(nbytes, device="meta")  # type: ignore[no-untyped-call]
         self.storages.append(storage)
         self.keys[storage._cdata] = _text(key)
         self.itemsizes[_text(key)] = dtype.itemsize
         self.nbytes[_text(key)] = max(nbytes, self.nbytes.get(_text(key), 0))
-        return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
+        return torch.storage.TypedStorage(  # type: ignore[no-untyped-call]
+            wrap_storage=storage, dtype=dtype, _internal=True
+        )
 
 
 def _text(value: str | bytes) -> str:
@@ -70,9 +72,9 @@ def load_pickle(file: InputFile, stream: BinaryIO) -> Pickled:
     """
     pickled = Pickled()
     unpickler = _weights_only_unpickler.Unpickler(stream, encoding="utf-8")
-    unpickler.persistent_load = pickled.persistent_load  # type: ignore[method-assign, assignment]
+    unpickler.persistent_load = pickled.persistent_load  # type: ignore[method-assign]
     try:
-        pickled.value = unpickler.load()
+        pickled.value = unpickler.load()  # type: ignore[no-untyped-call]
     # A broken pickle can end in any of these; torch's unpickler does not wrap them.
     except (
         pickle.UnpicklingError,
@@ -168,7 +170,7 @@ def _lazy(file: InputFile, name: str, tensor: torch.Tensor, place: Location) -> 
         tensor.dtype,
         f"{file.path.name}: {name}",
         place.file,
-        place.offset + tensor.storage_offset() * tensor.dtype.itemsize,
+        place.offset + int(tensor.storage_offset()) * tensor.dtype.itemsize,
         tuple(tensor.stride()),
     )
     lazy.check_inside(place.offset, place.nbytes)

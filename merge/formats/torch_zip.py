@@ -228,7 +228,7 @@ class _OneWay(io.RawIOBase):
     def seek(self, offset: int, whence: int = 0) -> int:
         raise io.UnsupportedOperation("seek")
 
-    def write(self, data) -> int:  # type: ignore[no-untyped-def, override]
+    def write(self, data) -> int:  # type: ignore[no-untyped-def]
         count = self._stream.write(data)
         self._position += count
         return count

@@ -1,4 +1,4 @@
-"""``config.json`` and ``params.json``: what each says of the same model, and one in terms of the other.
+"""``config.json`` and ``params.json``: what each says of a model, and one from the other.
 
 ``config.json`` has two spellings of some things: transformers 5 writes ``rope_parameters`` and
 ``dtype``, everything before it ``rope_theta``, ``rope_scaling`` and ``torch_dtype``. Both are read;

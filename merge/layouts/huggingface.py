@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
-from ..errors import FormatError, LayoutError
+from ..errors import LayoutError
 from ..formats import open_container
 from ..json_text import json_bytes, read_json
 from ..lazy import Checkpoint, LazyTensor

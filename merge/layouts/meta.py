@@ -33,8 +33,8 @@ class RotaryPairs(LazyTensor):
 
         def rows(start: int, stop: int) -> torch.Tensor:
             first, last = start - start % head, -(-stop // head) * head
-            halves = base_rows(first, last).unflatten(0, (-1, 2, head // 2))
-            pairs = halves.transpose(1, 2).flatten(0, 2)
+            halves = base_rows(first, last).view(-1, 2, head // 2, *self.shape[1:])
+            pairs = halves.transpose(1, 2).reshape(last - first, *self.shape[1:])
             return pairs[start - first : stop - first]
 
         return rows

@@ -1,0 +1,117 @@
+"""``train_chinese_tokenizer.py``: train the Chinese half of a vocabulary."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .common import DONE, add_output_volume_options, run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see :func:`merge.commands.common.run` for the exit code."""
+    return run(_parser(), _command, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="train_chinese_tokenizer.py",
+        description="Train a SentencePiece model on Chinese text, with the settings that fit a "
+        "vocabulary to be appended to LLaMA's by merge_tokenizers.py. The same text, settings and "
+        "seed give the same file.",
+    )
+    add = parser.add_argument
+    add(
+        "--input",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE_OR_DIR",
+        help="UTF-8 text: .txt, .jsonl, either also as .gz; of a folder everything below it",
+    )
+    add("--json_field", default="text", metavar="NAME", help="of .jsonl lines (text)")
+    add("--vocab_size", type=int, required=True, metavar="N", help="pieces to learn, such as 20000")
+    add("--output_dir", type=Path, required=True, metavar="DIR")
+    add("--overwrite", action="store_true", help="replace a trained model in DIR")
+    add(
+        "--model_type",
+        choices=("unigram", "bpe"),
+        default="unigram",
+        help="unigram, as the published model (default), or bpe, all of whose pieces LLaMA's BPE "
+        "can produce",
+    )
+    _add_trainer_options(parser)
+    add_output_volume_options(parser)
+    return parser
+
+
+def _add_trainer_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("SentencePiece's trainer").add_argument
+    add(
+        "--character_coverage",
+        type=float,
+        default=0.9995,
+        metavar="SHARE",
+        help="of the characters in the text; rarer ones are left to LLaMA's byte pieces (0.9995)",
+    )
+    add(
+        "--input_sentence_size",
+        type=int,
+        default=1_000_000,
+        metavar="N",
+        help="learn from N lines chosen at random, which bounds memory; 0 takes all (1000000)",
+    )
+    add("--max_sentencepiece_length", type=int, default=16, metavar="N", help="characters (16)")
+    add(
+        "--num_threads",
+        type=int,
+        default=4,
+        metavar="N",
+        help="part of the result: unigram training sums in another order with another number (4)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of the choice of lines (0)")
+
+
+def _command(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from tokenizer_tools import corpus, train
+
+    settings = train.Settings(
+        vocab_size=args.vocab_size,
+        model_type=args.model_type,
+        character_coverage=args.character_coverage,
+        input_sentence_size=args.input_sentence_size,
+        max_sentencepiece_length=args.max_sentencepiece_length,
+        num_threads=args.num_threads,
+        seed=args.seed,
+    )
+    files = corpus.text_files(args.input)
+    total = corpus.size_on_disk(files)
+    with tqdm(total=total, unit="B", unit_scale=True, desc="read", disable=args.quiet) as bar:
+        trained = _killable(
+            lambda: train.train(
+                files,
+                settings,
+                json_field=args.json_field,
+                progress=bar.update,
+                log=not args.quiet,
+            )
+        )
+    train.write_trained(trained, args.output_dir, args.overwrite)
+    if not args.quiet:
+        print(train.summary(trained, settings))
+        print(f"written to {args.output_dir / train.MODEL_NAME}")
+    return DONE
+
+
+def _killable(work: Callable[[], Any]) -> Any:
+    """Let Ctrl-C end SentencePiece's trainer, which would not notice Python's interrupt."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return work()
+    finally:
+        signal.signal(signal.SIGINT, before)
