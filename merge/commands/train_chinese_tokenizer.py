@@ -6,7 +6,6 @@ import argparse
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from .common import DONE, add_output_volume_options, run
 
@@ -78,7 +77,8 @@ def _add_trainer_options(parser: argparse.ArgumentParser) -> None:
 def _command(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from tokenizer_tools import corpus, train
+    from tokenizer_tools import corpus as text
+    from tokenizer_tools import train
 
     settings = train.Settings(
         vocab_size=args.vocab_size,
@@ -89,26 +89,21 @@ def _command(args: argparse.Namespace) -> int:
         num_threads=args.num_threads,
         seed=args.seed,
     )
-    files = corpus.text_files(args.input)
-    total = corpus.size_on_disk(files)
+    train.check_output(args.output_dir, args.overwrite)
+    files = text.text_files(args.input)
+    total = text.size_on_disk(files)
     with tqdm(total=total, unit="B", unit_scale=True, desc="read", disable=args.quiet) as bar:
-        trained = _killable(
-            lambda: train.train(
-                files,
-                settings,
-                json_field=args.json_field,
-                progress=bar.update,
-                log=not args.quiet,
-            )
-        )
-    train.write_trained(trained, args.output_dir, args.overwrite)
+        corpus = train.collect(files, settings, json_field=args.json_field, progress=bar.update)
     if not args.quiet:
-        print(train.summary(trained, settings))
+        print(train.summary(corpus, settings), flush=True)
+    model = _killable(lambda: train.train(corpus.lines, settings, log=not args.quiet))
+    train.write_trained(model, args.output_dir)
+    if not args.quiet:
         print(f"written to {args.output_dir / train.MODEL_NAME}")
     return DONE
 
 
-def _killable(work: Callable[[], Any]) -> Any:
+def _killable(work: Callable[[], bytes]) -> bytes:
     """Let Ctrl-C end SentencePiece's trainer, which would not notice Python's interrupt."""
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:

@@ -1,0 +1,202 @@
+"""Lines of text from .txt and .jsonl files, plain or .gz, with an account of what was left out."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from merge.errors import FormatError, UsageError
+
+SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
+MAX_BYTES = 4192
+"""SentencePiece's own ``max_sentence_length``, in bytes: it skips longer lines."""
+SENTENCE_ENDS = "。！？；!?;"
+
+Progress = Callable[[int], object]
+"""Called with how many more bytes of the files on disk have been read."""
+
+
+@dataclass
+class Account:
+    """What became of the lines that were read; ``dropped`` and ``split`` count them by reason."""
+
+    lines: int = 0
+    kept: int = 0
+    split: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line without its end, and where it stands; ``number`` counts from 1."""
+
+    file: Path
+    number: int
+    text: str
+
+
+def text_files(inputs: Iterable[Path]) -> list[Path]:
+    """Return files as given, and in place of a folder the text files below it in name order."""
+    files: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            below = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file())
+            if not below:
+                raise UsageError("The folder holds no text.", file=path, expected=_expected())
+            files += below
+        elif not path.exists():
+            raise UsageError("There is no such text file.", file=path)
+        elif path.name.endswith(SUFFIXES) or path.suffix not in {".gz", ".json", ".parquet"}:
+            files.append(path)
+        else:
+            raise UsageError("This kind of text file is not read.", file=path, expected=_expected())
+    return files
+
+
+def read_lines(
+    file: Path, json_field: str = "text", progress: Progress = lambda count: None
+) -> Iterator[Line]:
+    """Yield the lines of one file; of ``.jsonl`` the text under ``json_field``, line by line.
+
+    Raises :class:`FormatError` for bytes that are not UTF-8, a line that is no JSON object with
+    such a field, and a damaged ``.gz``.
+    """
+    is_json = file.name.endswith((".jsonl", ".jsonl.gz"))
+    with file.open("rb") as raw:
+        stream: BinaryIO | gzip.GzipFile = (
+            gzip.GzipFile(fileobj=raw) if file.suffix == ".gz" else raw
+        )
+        done = 0
+        for number, content in enumerate(_raw_lines(stream, file), 1):
+            progress(raw.tell() - done)
+            done = raw.tell()
+            text = _decode(content, file, number)
+            if not is_json:
+                yield Line(file, number, text)
+            elif text.strip():
+                value = _json_text(text, json_field, file, number)
+                for part in value.split("\n"):
+                    yield Line(file, number, part.rstrip("\r"))
+
+
+def training_lines(lines: Iterable[Line], account: Account) -> Iterator[str]:
+    """Yield what SentencePiece can learn from, and count the rest in ``account``.
+
+    Lines longer than :data:`MAX_BYTES` are cut after a sentence, not skipped as SentencePiece
+    would: Chinese paragraphs are often that long.
+    """
+    for line in lines:
+        account.lines += 1
+        text = line.text.strip()
+        reason = _unusable(text)
+        if reason:
+            account.dropped[reason] += 1
+            continue
+        parts = list(cut(text))
+        account.split += len(parts) > 1
+        account.kept += len(parts)
+        yield from parts
+
+
+def cut(text: str, max_bytes: int = MAX_BYTES) -> Iterator[str]:
+    """Cut ``text`` into parts of at most ``max_bytes`` in UTF-8, after a sentence if possible."""
+    start = 0
+    while start < len(text):
+        head = text[start : start + max_bytes].encode("utf-8")[:max_bytes]
+        part = head.decode("utf-8", errors="ignore")  # the last character may be cut in two
+        if start + len(part) < len(text):
+            part = part[: max(map(part.rfind, SENTENCE_ENDS)) + 1] or part
+        yield part
+        start += len(part)
+
+
+def sample(lines: Iterable[str], size: int, seed: int) -> list[str]:
+    """Keep ``size`` lines, each equally likely, however large the corpus is; 0 keeps all.
+
+    A corpus of at most ``size`` lines is kept whole and in order.
+    """
+    generator = random.Random(seed)
+    kept: list[str] = []
+    for index, line in enumerate(lines):
+        if not size or index < size:
+            kept.append(line)
+            continue
+        place = generator.randrange(index + 1)
+        if place < size:
+            kept[place] = line
+    return kept
+
+
+def size_on_disk(files: Sequence[Path]) -> int:
+    """Return the bytes that reading ``files`` reports as progress."""
+    return sum(file.stat().st_size for file in files)
+
+
+def _unusable(text: str) -> str | None:
+    if not text:
+        return "empty"
+    if "\0" in text:
+        return "with a NUL character"
+    if "\u2585" in text:  # SentencePiece marks unknown characters with it while it trains
+        return "with the character U+2585, which SentencePiece reserves"
+    return None
+
+
+def _raw_lines(stream: BinaryIO | gzip.GzipFile, file: Path) -> Iterator[bytes]:
+    try:
+        yield from stream
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise FormatError(
+            "The compressed file is damaged or unfinished.",
+            file=file,
+            found=str(error),
+            remedy="fetch it again",
+        ) from None
+
+
+def _decode(content: bytes, file: Path, number: int) -> str:
+    try:
+        text = content.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError(
+            "The text is not UTF-8.",
+            file=file,
+            found=f"byte {content[error.start]:#04x} in line {number}, column {error.start + 1}",
+            remedy=f"convert it, for example: iconv -f {_guess(content)} -t UTF-8 IN > OUT",
+        ) from None
+    return text.rstrip("\r\n")
+
+
+def _guess(content: bytes) -> str:
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    return "GB18030"
+
+
+def _json_text(text: str, json_field: str, file: Path, number: int) -> str:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise FormatError(
+            "A line is not JSON.", file=file, found=f"line {number}: {error}"
+        ) from None
+    found = value.get(json_field) if isinstance(value, dict) else None
+    if not isinstance(found, str):
+        names = ", ".join(value) if isinstance(value, dict) else type(value).__name__
+        raise FormatError(
+            f"A line has no text under {json_field!r}.",
+            file=file,
+            found=f"line {number}: {names}",
+            remedy="name the right field with --json_field",
+        )
+    return found.encode("utf-8", errors="replace").decode("utf-8")  # "\ud800" is valid JSON
+
+
+def _expected() -> str:
+    return "UTF-8 text, one of " + ", ".join(SUFFIXES)

@@ -1,0 +1,185 @@
+"""Train a Chinese SentencePiece model whose pieces are fit to be appended to LLaMA's.
+
+The settings follow from where the pieces go. LLaMA's normaliser changes nothing, so a piece
+learned from normalised text would never match: identity. LLaMA has the byte pieces: no byte
+fallback here. LLaMA splits numbers into digits: so does this. LLaMA puts ``▁`` before a text, and
+Chinese does not separate words: no dummy prefix, or thousands of pieces would exist twice.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from merge.errors import FormatError, MergeError, OutputError, UsageError, VocabularyError
+
+from .corpus import Account, Progress, read_lines, sample, training_lines
+from .files import write_whole
+
+MODEL_NAME = "chinese_sp.model"
+VOCABULARY_NAME = "chinese_sp.vocab"
+MODEL_TYPES = ("unigram", "bpe")
+LARGE_CORPUS = 10**9
+"""Characters beyond which older releases of SentencePiece need to be told so."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the result, apart from the text; named as SentencePiece names it.
+
+    ``num_threads`` is among them: the sums of unigram training depend on it, so it is not the
+    number of cores of the machine. ``seed`` chooses the ``input_sentence_size`` lines.
+    """
+
+    vocab_size: int
+    model_type: str = "unigram"
+    character_coverage: float = 0.9995
+    input_sentence_size: int = 1_000_000
+    max_sentencepiece_length: int = 16
+    num_threads: int = 4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The lines to learn from, and what became of all that were read."""
+
+    lines: list[str]
+    account: Account
+
+
+def collect(
+    files: Sequence[Path],
+    settings: Settings,
+    *,
+    json_field: str = "text",
+    progress: Progress = lambda count: None,
+) -> Corpus:
+    """Read ``files`` and choose the lines to learn from, ``input_sentence_size`` at most.
+
+    Raises :class:`FormatError` for text that cannot be read or holds nothing.
+    """
+    _check(settings)
+    account = Account()
+    lines = (line for file in files for line in read_lines(file, json_field, progress))
+    kept = sample(training_lines(lines, account), settings.input_sentence_size, settings.seed)
+    if not kept:
+        raise FormatError(
+            "The corpus is empty: it holds no line to learn from.",
+            file=", ".join(str(file) for file in files[:3]) + (" ..." if len(files) > 3 else ""),
+            found=f"{account.lines} lines; {_reasons(account) or 'nothing dropped'}",
+            remedy="name files with text, one sentence or paragraph a line",
+        )
+    return Corpus(kept, account)
+
+
+def train(lines: Sequence[str], settings: Settings, *, log: bool = False) -> bytes:
+    """Return the model as the bytes of its file; the same lines and settings give the same.
+
+    ``log`` lets SentencePiece report on standard error. Raises :class:`VocabularyError` for a
+    vocabulary larger or smaller than the text supports.
+    """
+    from sentencepiece import SentencePieceTrainer
+
+    options: dict[str, Any] = asdict(settings)
+    for ours in ("input_sentence_size", "seed"):  # the lines have been chosen already
+        del options[ours]
+    if sum(map(len, lines)) > LARGE_CORPUS:
+        options["train_extremely_large_corpus"] = True
+    stream = io.BytesIO()
+    try:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=stream,
+            normalization_rule_name="identity",
+            byte_fallback=False,
+            split_digits=True,
+            add_dummy_prefix=False,
+            minloglevel=0 if log else 2,
+            **options,
+        )
+    except RuntimeError as error:
+        raise _refusal(str(error), settings) from None
+    return stream.getvalue()
+
+
+def check_output(folder: Path, overwrite: bool = False) -> None:
+    """Raise :class:`OutputError` if ``folder`` holds a trained model, unless ``overwrite``."""
+    there = [name for name in (MODEL_NAME, VOCABULARY_NAME) if (folder / name).exists()]
+    if there and not overwrite:
+        raise OutputError(
+            "The output folder already holds a trained model.",
+            file=folder / there[0],
+            remedy="choose another --output_dir, or replace it with --overwrite",
+        )
+
+
+def write_trained(model: bytes, folder: Path) -> None:
+    """Write ``chinese_sp.model`` and, to read, ``chinese_sp.vocab`` (piece, tab, score)."""
+    write_whole(folder, {MODEL_NAME: model, VOCABULARY_NAME: vocabulary(model)})
+
+
+def vocabulary(model: bytes) -> bytes:
+    """Return the pieces and their scores as text, in id order."""
+    from sentencepiece import SentencePieceProcessor
+
+    loaded = SentencePieceProcessor(model_proto=model)
+    rows = (f"{loaded.id_to_piece(i)}\t{loaded.get_score(i):g}\n" for i in range(len(loaded)))
+    return "".join(rows).encode("utf-8")
+
+
+def summary(corpus: Corpus, settings: Settings) -> str:
+    """Tell how much text was read, and what of it was not learned from."""
+    account = corpus.account
+    lines = [f"{account.lines:>10,} lines read"]
+    lines += [f"{count:>10,} dropped: {why}" for why, count in account.dropped.most_common()]
+    if account.split:
+        lines.append(f"{account.split:>10,} longer than SentencePiece takes, cut after sentences")
+    if len(corpus.lines) < account.kept:
+        lines.append(f"{account.kept - len(corpus.lines):>10,} left out by --input_sentence_size")
+    lines.append(f"{len(corpus.lines):>10,} learned from, seed {settings.seed}")
+    lines.append(f"{settings.vocab_size:>10,} pieces, {settings.model_type}")
+    return "\n".join(lines)
+
+
+def _refusal(message: str, settings: Settings) -> MergeError:
+    """Turn SentencePiece's message into one that names our options."""
+    too_high = re.search(r"value <= (\d+)", message)
+    if too_high:
+        return VocabularyError(
+            "The corpus does not support a vocabulary of that size.",
+            expected=f"--vocab_size of at most {too_high[1]}",
+            found=settings.vocab_size,
+            remedy="lower --vocab_size or give more text",
+        )
+    too_low = re.search(r"required_chars. (\d+) vs (\d+)", message)
+    if too_low:
+        return VocabularyError(
+            "The vocabulary is smaller than the number of different characters.",
+            expected=f"--vocab_size of at least {too_low[2]}",
+            found=settings.vocab_size,
+            remedy="raise --vocab_size or lower --character_coverage",
+        )
+    return UsageError("SentencePiece could not train on this.", found=message)
+
+
+def _check(settings: Settings) -> None:
+    """Refuse numbers over which SentencePiece would stumble in words of its own."""
+    bounds: Iterable[tuple[str, float, float, float]] = (
+        ("vocab_size", settings.vocab_size, 4, 2**24),
+        ("character_coverage", settings.character_coverage, 0.98, 1.0),
+        ("input_sentence_size", settings.input_sentence_size, 0, 2**40),
+        ("max_sentencepiece_length", settings.max_sentencepiece_length, 1, 512),
+        ("num_threads", settings.num_threads, 1, 1024),
+    )
+    for name, value, low, high in bounds:
+        if not low <= value <= high:
+            raise UsageError(f"--{name} is out of range.", expected=f"{low} to {high}", found=value)
+
+
+def _reasons(account: Account) -> str:
+    return ", ".join(f"{count} {why}" for why, count in account.dropped.most_common())
