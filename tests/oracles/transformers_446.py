@@ -1,8 +1,9 @@
 """Run code under transformers 4.46, which lives in a folder beside the main environment.
 
-The folder is made as requirements-transformers-4.46.txt says, and named by the environment variable
-``CHINESE_LLAMA_MERGE_TRANSFORMERS_446``. It shadows the installed transformers, tokenizers and
-huggingface_hub of a child process; torch, numpy and sentencepiece are those of the main environment.
+The folder is made as requirements-transformers-4.46.txt says, and named by the environment
+variable ``CHINESE_LLAMA_MERGE_TRANSFORMERS_446``. It shadows the installed transformers,
+tokenizers and huggingface_hub of a child process; torch, numpy and sentencepiece are those of
+the main environment.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +47,22 @@ def run_in_transformers_446(code_or_script: str | Path, *args: object, timeout: 
     """
     if reason := missing_transformers_446():
         pytest.skip(reason)
+    return _run(code_or_script, args, timeout, [str(Path(os.environ[VARIABLE]).resolve())])
+
+
+def run_in_main_environment(code_or_script: str | Path, *args: object, timeout: float = 600) -> Any:
+    """Do the same with the transformers of the main environment."""
+    return _run(code_or_script, args, timeout, [])
+
+
+def _run(
+    code_or_script: str | Path, args: Sequence[object], timeout: float, python_path: list[str]
+) -> Any:
     program = [str(code_or_script)] if isinstance(code_or_script, Path) else ["-c", code_or_script]
     with tempfile.TemporaryDirectory() as home:
         child = subprocess.run(
             [sys.executable, *program, *map(str, args)],
-            env=_environment(os.environ[VARIABLE], home),
+            env=_environment(python_path, home),
             capture_output=True,
             encoding="utf-8",
             timeout=timeout,
@@ -59,8 +72,8 @@ def run_in_transformers_446(code_or_script: str | Path, *args: object, timeout: 
     return json.loads(child.stdout.strip().splitlines()[-1])
 
 
-def _environment(folder: str, home: str) -> dict[str, str]:
-    python_path = [str(Path(folder).resolve()), os.environ.get("PYTHONPATH", "")]
+def _environment(python_path: list[str], home: str) -> dict[str, str]:
+    python_path = [*python_path, os.environ.get("PYTHONPATH", "")]
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, python_path)),
         "PYTHONUTF8": "1",
