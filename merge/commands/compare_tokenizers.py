@@ -1,0 +1,110 @@
+"""``compare_tokenizers.py``: measure tokenizers on the user's own text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UsageError
+from .common import DIFFERENT, DONE, add_output_volume_options, run
+
+if TYPE_CHECKING:
+    from tokenizer_tools.libraries import Tokenizer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see :func:`merge.commands.common.run` for the exit code."""
+    return run(_parser(), _command, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="compare_tokenizers.py",
+        description="Tell how tokenizers cut a text: characters per token, tokens per 1000 "
+        "characters, byte fallback, coverage of its commonest Han characters, for the whole and "
+        "for its Chinese, English and code lines; and the lines that two of them cut differently. "
+        "With --library transformers: the lines on which AutoTokenizer gives other tokens than "
+        "SentencePiece does from the same file; then the exit code is 1 if there are any.",
+    )
+    add = parser.add_argument
+    add(
+        "--tokenizers",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DIR_OR_FILE",
+        help="SentencePiece models, or folders with a tokenizer.model",
+    )
+    add(
+        "--text",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE_OR_DIR",
+        help="UTF-8 text: .txt, .jsonl, either also as .gz",
+    )
+    add("--json_field", default="text", metavar="NAME", help="of .jsonl lines (text)")
+    add(
+        "--library",
+        choices=("sentencepiece", "transformers"),
+        default="sentencepiece",
+        help="transformers: load each tokenizer with AutoTokenizer as well, and compare the two",
+    )
+    add(
+        "--trust_remote_code",
+        action="store_true",
+        help="let AutoTokenizer run the tokenizer class that the folder brings along",
+    )
+    add("--json", type=Path, metavar="FILE", help="write everything measured as JSON")
+    add("--plot", type=Path, metavar="FILE.png", help="draw it; needs matplotlib")
+    add_output_volume_options(parser)
+    return parser
+
+
+def _command(args: argparse.Namespace) -> int:
+    from tokenizer_tools import compare, plot, report
+    from tokenizer_tools.corpus import read_lines, text_files
+    from tokenizer_tools.files import write_whole
+
+    _check_outputs(args)
+    if args.plot:
+        plot.require_matplotlib()
+    tokenizers, pairs = _open(args)
+    lines = (line for file in text_files(args.text) for line in read_lines(file, args.json_field))
+    comparison = compare.compare(tokenizers, lines, pairs)
+    if args.json:
+        content = json.dumps(report.document(comparison), ensure_ascii=False, indent=1) + "\n"
+        write_whole(args.json.parent, {args.json.name: content.encode("utf-8")})
+    if args.plot:
+        write_whole(args.plot.parent, {args.plot.name: plot.png(comparison)})
+    if not args.quiet:
+        print(report.table(comparison))
+    is_check = args.library == "transformers"
+    return DIFFERENT if is_check and any(d.lines for d in comparison.disagreements) else DONE
+
+
+def _open(args: argparse.Namespace) -> tuple[list[Tokenizer], list[tuple[int, int]]]:
+    """Open the tokenizers and say which to compare: all with all, or each with its double."""
+    from tokenizer_tools.libraries import names, open_sentencepiece, open_transformers
+
+    tokenizers: list[Tokenizer] = []
+    for path, name in zip(args.tokenizers, names(args.tokenizers), strict=True):
+        tokenizers.append(open_sentencepiece(path, name))
+        if args.library == "transformers":
+            tokenizers.append(open_transformers(path, name, args.trust_remote_code))
+    if args.library == "transformers":
+        return tokenizers, [(index, index + 1) for index in range(0, len(tokenizers), 2)]
+    return tokenizers, list(combinations(range(len(tokenizers)), 2))
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuse names that look like somebody's text: these files are replaced without a question."""
+    for option, path, suffix in (("plot", args.plot, ".png"), ("json", args.json, ".json")):
+        if path is not None and path.suffix.lower() != suffix:
+            raise UsageError(f"--{option} writes a {suffix} file.", found=path)
+    if args.trust_remote_code and args.library != "transformers":
+        raise UsageError("--trust_remote_code needs --library transformers.")

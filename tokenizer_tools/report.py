@@ -1,0 +1,122 @@
+"""A comparison of tokenizers as a table for people and as a document for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from .compare import ALL, Comparison, Disagreement, Example
+
+SHOWN = 3
+WINDOW = 4
+
+
+def table(comparison: Comparison) -> str:
+    """Return everything that was measured as plain text, lines of at most about 100 columns."""
+    blocks = [_tokenizers(comparison), *(_part(comparison, name) for name in comparison.parts)]
+    blocks.append(_coverage(comparison))
+    whole = comparison.counts[0][ALL].lines
+    blocks += [_disagreement(found, whole) for found in comparison.disagreements]
+    return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def document(comparison: Comparison) -> dict[str, Any]:
+    """Return the same as JSON values, with all the differing lines that were kept."""
+    return {
+        "tokenizers": [
+            {
+                "name": tokenizer.name,
+                "library": tokenizer.library,
+                "path": str(tokenizer.path),
+                "known_as": tokenizer.known_as,
+                "pieces": len(tokenizer.pieces),
+                "coverage": {**asdict(coverage), "share": coverage.share},
+                "parts": {
+                    name: {
+                        **asdict(counts[name]),
+                        "characters_per_token": counts[name].characters_per_token,
+                        "tokens_per_1000_characters": counts[name].tokens_per_1000_characters,
+                        "fallback_share": counts[name].fallback_share,
+                    }
+                    for name in comparison.parts
+                },
+            }
+            for tokenizer, coverage, counts in zip(
+                comparison.tokenizers, comparison.coverage, comparison.counts, strict=True
+            )
+        ],
+        "disagreements": [
+            {
+                "first": found.first.name,
+                "second": found.second.name,
+                "lines": found.lines,
+                "examples": [_example_document(example) for example in found.examples],
+            }
+            for found in comparison.disagreements
+        ],
+    }
+
+
+def _example_document(example: Example) -> dict[str, Any]:
+    return {
+        "file": str(example.line.file),
+        "line": example.line.number,
+        "text": example.line.text,
+        "first": example.first,
+        "second": example.second,
+    }
+
+
+def _tokenizers(comparison: Comparison) -> list[str]:
+    return [
+        f"{len(t.pieces):>7} pieces  {t.name}" + (f" = {t.known_as}" if t.known_as else "")
+        for t in comparison.tokenizers
+    ]
+
+
+def _part(comparison: Comparison, name: str) -> list[str]:
+    whole = comparison.counts[0][name]
+    title = f"{name}: {whole.lines:,} lines, {whole.characters:,} characters"
+    head = f"{'characters/token':>18}{'tokens/1000 chars':>19}{'byte fallback':>15}{'unknown':>9}"
+    rows = [
+        f"{count.characters_per_token:>18.3f}{count.tokens_per_1000_characters:>19.1f}"
+        f"{count.fallback_share:>15.2%}{count.unknown:>9,}  {tokenizer.name}"
+        for tokenizer, count in zip(
+            comparison.tokenizers, (counts[name] for counts in comparison.counts), strict=True
+        )
+    ]
+    return [title, head, *rows]
+
+
+def _coverage(comparison: Comparison) -> list[str]:
+    of = comparison.coverage[0].of
+    if not of:
+        return ["the text has no Han characters"]
+    rows = [
+        f"{coverage.share:>18.2%}{coverage.covered:>19,}  {tokenizer.name}"
+        for tokenizer, coverage in zip(comparison.tokenizers, comparison.coverage, strict=True)
+    ]
+    return [f"coverage of the {of:,} commonest Han characters of the text", *rows]
+
+
+def _disagreement(found: Disagreement, whole: int) -> list[str]:
+    title = f"{found.lines:,} of {whole:,} lines differ: {found.first.name} / {found.second.name}"
+    shown = [line for example in found.examples[:SHOWN] for line in _example(example)]
+    more = found.lines - SHOWN
+    return [title, *shown, *([f"  ... and {more:,} more"] if more > 0 else [])]
+
+
+def _example(example: Example) -> Iterator[str]:
+    start = next(
+        (i for i, (a, b) in enumerate(zip(example.first, example.second, strict=False)) if a != b),
+        min(len(example.first), len(example.second)),
+    )
+    yield f"  {example.line.file}:{example.line.number}, from token {start} on"
+    for pieces in (example.first, example.second):
+        yield f"    {_window(pieces, start)}"
+
+
+def _window(pieces: Sequence[str], start: int) -> str:
+    cut = pieces[start : start + WINDOW]
+    return " | ".join(cut) + (" ..." if len(pieces) > start + WINDOW else "")
