@@ -58,7 +58,8 @@ def huggingface_faults(
 def _index_faults(output: Path) -> Iterator[str]:
     files = weight_files(output)
     indexes = sorted(output.glob("*.index.json"))
-    if len(indexes) != (1 if len(files) > 1 else 0):
+    lone = [file.path.name for file in files] in (["pytorch_model.bin"], ["model.safetensors"])
+    if len(indexes) != 1 and not (lone and not indexes):
         yield f"{len(indexes)} index files for {len(files)} files of weights"
     for path in indexes:
         index = read_json(path)

@@ -48,6 +48,13 @@ class Job:
         return self.shape_name + (f"-{self.num_layers}layers" if self.num_layers else "")
 
     @property
+    def target(self) -> str:
+        """What is written, in a word or two."""
+        if self.output_type == "pth":
+            return f"pth in {self.num_shards} shards" if self.num_shards else "pth"
+        return "safetensors" if self.safe_serialization else "bin"
+
+    @property
     def base(self) -> Path:
         """Folder of the base model."""
         return self.folder(f"base-{self.name}-{self.container}")
@@ -113,6 +120,5 @@ def copy_sources(job: Job) -> list[Path]:
         return sources
     filler = job.folder(f"filler-{job.name}-{job.container}.bin")
     if not filler.exists() or filler.stat().st_size != missing:
-        with (job.adapters[-1] / "adapter_model.bin").open("rb") as source:
-            filler.write_bytes(source.read(missing))
+        measure.copy_head(job.adapters[-1] / "adapter_model.bin", filler, missing)
     return [*sources, filler]

@@ -89,6 +89,15 @@ def copy_command(sources: Sequence[Path], target: Path) -> list[str]:
     return ["cp", *(["--reflink=never"] if b"--reflink" in told else []), *names]
 
 
+def copy_head(source: Path, target: Path, size: int) -> None:
+    """Write the first ``size`` bytes of ``source`` to ``target``."""
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while size and (block := reader.read(min(size, BLOCK))):
+            size -= writer.write(block)
+    if size:
+        raise ValueError(f"{source} is {size} bytes too short")
+
+
 def files_below(folders: Iterable[Path]) -> list[Path]:
     """All files, sorted."""
     return sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())

@@ -109,14 +109,11 @@ def run(job: Job) -> dict[str, Any]:
 def describe(job: Job) -> str:
     """The heading of the table."""
     shape = job.shape
-    layout = "safetensors" if job.safe_serialization else "bin"
-    shards = f" in {job.num_shards} shards" if job.num_shards else ""
-    to = f"pth{shards}" if job.output_type == "pth" else layout
     grown = " -> ".join(map(str, [shape.vocab_size, *job.rows]))
     state = "not cached" if job.cold else "cached"
     return (
         f"{job.name}: hidden {shape.hidden_size}, {shape.num_hidden_layers} layers, rows {grown}, "
-        f"rank {job.rank}; {job.container} -> {to}; inputs {state}; {job.runs} runs, "
+        f"rank {job.rank}; {job.container} -> {job.target}; inputs {state}; {job.runs} runs, "
         "min / median / max"
     )
 
@@ -141,9 +138,9 @@ def show(job: Job, result: dict[str, Any]) -> str:
 def save(job: Job, result: dict[str, Any]) -> Path:
     """Write everything that was measured; the path it went to."""
     runs = {step: [*map(dataclasses.asdict, usages)] for step, usages in result["runs"].items()}
-    kind = job.output_type + ("-safetensors" if job.safe_serialization else "")
-    state = "cold" if job.cold else "cached"
-    path = job.folder(f"merge-{job.name}-{job.container}-{kind}-{state}.json")
+    stages, state = ("-chain" if job.chain else ""), ("cold" if job.cold else "cached")
+    kind = f"{job.container}-to-{job.target}".replace(" ", "-")
+    path = job.folder(f"merge-{job.name}-r{job.rank}{stages}-{kind}-{state}.json")
     options = dataclasses.asdict(job)
     whole = {"options": options, "machine": report.machine(), **result, "runs": runs}
     path.write_text(json.dumps(whole, indent=2, default=str) + "\n", encoding="utf-8")
