@@ -8,28 +8,40 @@ a file cannot express vocabularies whose appended pieces all have the score 0.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from merge.errors import FormatError, VocabularyError
+from merge.errors import FormatError
+
+from .special_tokens import (
+    ADDED_TOKENS_NAME,
+    CONFIG_NAME,
+    MODEL_NAME,
+    MORE,
+    SPECIAL_NAMES,
+    SPECIAL_TOKENS_NAME,
+    Token,
+    added_tokens,
+    content_of,
+    find_token,
+    more_special_tokens,
+    special_tokens,
+)
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
-MODEL_NAME = "tokenizer.model"
-CONFIG_NAME = "tokenizer_config.json"
-SPECIAL_TOKENS_NAME = "special_tokens_map.json"
-ADDED_TOKENS_NAME = "added_tokens.json"
+__all__ = [
+    "CLASS_FILE_NAME",
+    "MODEL_NAME",
+    "Token",
+    "TokenizerFolder",
+    "documents",
+    "read_tokenizer",
+]
+
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
-
-SPECIAL_NAMES = tuple(f"{n}_token" for n in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
-"""The keys under which transformers names one special token each."""
-MORE = "additional_special_tokens"
-
-PAD_PIECES = ("[PAD]", "<pad>")
-"""What the padding piece of Chinese-Alpaca and of Chinese-LLaMA-2 is called."""
 
 CLASS_FILE_NAME = "sentencepiece_llama.py"
 AUTO_MAP = {"AutoTokenizer": ["sentencepiece_llama.LlamaTokenizer", None]}
@@ -45,13 +57,6 @@ LLAMA_CLASSES = frozenset(
 )
 """Names under which the LLaMA tokenizer was saved by one release and is unknown to, or needs a
 ``tokenizer.json`` in, another. ``LlamaTokenizer`` is the name that all of them know."""
-
-
-class Token(NamedTuple):
-    """A special token and its id."""
-
-    content: str
-    id: int
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class TokenizerFolder:
     """By ``SPECIAL_NAMES``, as the JSON files have it: text or an ``AddedToken`` object. What the
     model supplied is filled in."""
     more_special_tokens: list[Any] = field(repr=False)
-    """``additional_special_tokens``, of the same kinds."""
+    """``additional_special_tokens``, in transformers 5 ``extra_special_tokens``; the same kinds."""
 
     @property
     def n_tokens(self) -> int:
@@ -100,16 +105,14 @@ def read_tokenizer(path: Path) -> TokenizerFolder:
     folder = path if path.is_dir() else path.parent
     model = _load(contents[MODEL_NAME], path if path.is_file() else path / MODEL_NAME)
     config = _json(contents, folder, CONFIG_NAME)
-    ids = _added_ids(_json(contents, folder, ADDED_TOKENS_NAME), config, folder)
-    added = _added_tokens(ids, model, folder)
     special_map = _json(contents, folder, SPECIAL_TOKENS_NAME)
-    special = _special_tokens(config, special_map, model)
-    more: list[Any] = next(
-        (m[MORE] for m in (special_map, config) if isinstance(m.get(MORE), list)), []
-    )
-    tokens = {name: _token(name, value, model, added, folder) for name, value in special.items()}
+    added = added_tokens(_json(contents, folder, ADDED_TOKENS_NAME), config, model, folder)
+    special = special_tokens(config, special_map, model)
+    more = more_special_tokens(config, special_map)
+    tokens = {name: find_token(name, special[name], model, added, folder) for name in special}
     for value in more:
-        _token(MORE, value, model, added, folder)
+        find_token(MORE, value, model, added, folder)
+    _text(contents, folder, CHAT_TEMPLATE_NAME)
     return TokenizerFolder(
         path=path,
         n_pieces=model.get_piece_size(),
@@ -138,12 +141,8 @@ def documents(folder: TokenizerFolder) -> dict[str, bytes]:
         CLASS_FILE_NAME: Path(__file__).with_name(CLASS_FILE_NAME).read_bytes(),
     }
     listed = _json(folder.contents, folder.path, ADDED_TOKENS_NAME)
-    if (
-        not folder.added_tokens.keys() <= listed.keys()
-    ):  # llama.cpp's first converter reads no other
+    if listed or folder.added_tokens:  # llama.cpp's first converter reads no other list
         files[ADDED_TOKENS_NAME] = _dump(listed | folder.added_tokens)
-    elif listed:
-        files[ADDED_TOKENS_NAME] = folder.contents[ADDED_TOKENS_NAME]
     if CHAT_TEMPLATE_NAME in folder.contents:
         files[CHAT_TEMPLATE_NAME] = folder.contents[CHAT_TEMPLATE_NAME]
     return files
@@ -191,13 +190,21 @@ def _load(content: bytes, file: Path) -> SentencePieceProcessor:
     return model
 
 
+def _text(contents: dict[str, bytes], folder: Path, name: str) -> str:
+    try:
+        return contents.get(name, b"").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FormatError("The file is not UTF-8.", file=folder / name, found=str(error)) from error
+
+
 def _json(contents: dict[str, bytes], folder: Path, name: str) -> dict[str, Any]:
     """Parse a JSON object; a file that is not there is an empty one."""
     if name not in contents:
         return {}
+    text = _text(contents, folder, name)
     try:
-        value = json.loads(contents[name].decode("utf-8-sig"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
         raise FormatError(
             "The file is not JSON.", file=folder / name, found=str(error), remedy="fetch it again"
         ) from error
@@ -209,107 +216,6 @@ def _json(contents: dict[str, bytes], folder: Path, name: str) -> dict[str, Any]
             found=type(value).__name__,
         )
     return value
-
-
-def _added_ids(
-    added: dict[str, Any], config: dict[str, Any], folder: Path
-) -> Iterator[tuple[str, int, Path]]:
-    """Yield content, id and source of every token in both places that list added tokens.
-
-    ``added_tokens_decoder`` of transformers 4.34 and later maps ids to ``AddedToken`` objects.
-    """
-    for content, id_ in added.items():
-        yield content, _integer(id_, folder / ADDED_TOKENS_NAME), folder / ADDED_TOKENS_NAME
-    for id_, token in (config.get("added_tokens_decoder") or {}).items():
-        yield _content(token), _integer(id_, folder / CONFIG_NAME), folder / CONFIG_NAME
-
-
-def _integer(value: object, file: Path) -> int:
-    if str(value).isdecimal():
-        return int(str(value))
-    raise FormatError("A token id is not a whole number.", file=file, found=repr(value))
-
-
-def _added_tokens(
-    ids: Iterator[tuple[str, int, Path]], model: SentencePieceProcessor, folder: Path
-) -> dict[str, int]:
-    """Return the tokens beyond the model's pieces, in id order; refuse what contradicts it."""
-    n_pieces = model.get_piece_size()
-    added: dict[str, int] = {}
-    for content, id_, file in ids:
-        is_piece = _piece_id(content, model)
-        known = added.get(content, id_) if is_piece is None else is_piece
-        if known != id_ or (id_ < n_pieces and is_piece is None):
-            raise VocabularyError(
-                f"The added token {content!r} contradicts {MODEL_NAME}.",
-                file=file,
-                expected=f"id {known}" if known != id_ else f"{model.id_to_piece(id_)!r} as {id_}",
-                found=f"{content!r} as id {id_}",
-                remedy="take the JSON files from the same place as the tokenizer.model",
-            )
-        if is_piece is None:
-            added[content] = id_
-    added = dict(sorted(added.items(), key=lambda item: item[1]))
-    if list(added.values()) != list(range(n_pieces, n_pieces + len(added))):
-        raise VocabularyError(
-            f"The ids of the added tokens do not follow the {n_pieces} pieces of {MODEL_NAME}.",
-            file=folder,
-            expected=f"{n_pieces} to {n_pieces + len(added) - 1}",
-            found=", ".join(f"{content!r}: {id_}" for content, id_ in added.items()),
-            remedy="take the JSON files from the same place as the tokenizer.model",
-        )
-    return added
-
-
-def _special_tokens(
-    config: dict[str, Any], special_map: dict[str, Any], model: SentencePieceProcessor
-) -> dict[str, Any]:
-    special = {
-        name: source[name]
-        for source in (config, special_map)
-        for name in SPECIAL_NAMES
-        if _content(source.get(name))
-    }
-    own = {"bos_token": model.bos_id(), "eos_token": model.eos_id(), "unk_token": model.unk_id()}
-    for name, id_ in own.items():
-        if id_ >= 0:
-            special.setdefault(name, model.id_to_piece(id_))
-    last = model.id_to_piece(model.get_piece_size() - 1)
-    if last in PAD_PIECES:
-        special.setdefault("pad_token", last)
-    return special
-
-
-def _token(
-    name: str, value: object, model: SentencePieceProcessor, added: dict[str, int], folder: Path
-) -> Token:
-    """Find the id of a special token; transformers would silently append an unknown one."""
-    content = _content(value)
-    id_ = _piece_id(content, model)
-    if id_ is None:
-        id_ = added.get(content)
-    if id_ is None:
-        n_tokens = model.get_piece_size() + len(added)
-        raise VocabularyError(
-            f"The {name} {content!r} is not a token of this tokenizer.",
-            file=folder,
-            expected=f"one of the {n_tokens} pieces and added tokens",
-            remedy=f"if the adapter has a row for it, put {{{json.dumps(content)}: {n_tokens}}} "
-            f"into {ADDED_TOKENS_NAME} or take the tokenizer.model that has it; "
-            f"if not, remove it from {SPECIAL_TOKENS_NAME} and {CONFIG_NAME}",
-        )
-    return Token(content, id_)
-
-
-def _piece_id(content: str, model: SentencePieceProcessor) -> int | None:
-    id_ = int(model.piece_to_id(content))  # unk's for what is no piece
-    return id_ if model.id_to_piece(id_) == content else None
-
-
-def _content(value: object) -> str:
-    """Return the text of a token that is given as text or as an ``AddedToken`` object."""
-    content = value.get("content") if isinstance(value, dict) else value
-    return content if isinstance(content, str) else ""
 
 
 def _normalised_special_map(folder: TokenizerFolder) -> dict[str, Any]:
@@ -326,23 +232,24 @@ def _normalised_config(folder: TokenizerFolder) -> dict[str, Any]:
     for name, default in {"add_bos_token": True, "add_eos_token": False, "legacy": True}.items():
         if config.get(name) is None:
             config[name] = default
-    for name in SPECIAL_NAMES:
+    for name in (*SPECIAL_NAMES, MORE, "auto_map", "backend"):  # backend: what wrote the file
         config.pop(name, None)
+    if isinstance(config.get("extra_special_tokens"), list):  # transformers 5's name for the same
+        del config["extra_special_tokens"]
     config |= {name: _marked(value, True) for name, value in folder.special_tokens.items()}
-    if folder.more_special_tokens:
-        config[MORE] = _marked(folder.more_special_tokens, True)
-    if config.get("added_tokens_decoder"):  # if it is there, transformers reads no other list
+    if config.get("added_tokens_decoder"):  # then transformers reads no other JSON file
         _complete(config["added_tokens_decoder"], folder)
+        if folder.more_special_tokens:
+            config[MORE] = _marked(folder.more_special_tokens, True)
     if CHAT_TEMPLATE_NAME in folder.contents:  # transformers before 4.49 reads it only from here
-        config["chat_template"] = folder.contents[CHAT_TEMPLATE_NAME].decode("utf-8")
-    config.pop("backend", None)  # names the one that wrote the file
+        config["chat_template"] = _text(folder.contents, folder.path, CHAT_TEMPLATE_NAME)
     config["auto_map"] = AUTO_MAP
     return config
 
 
 def _complete(decoder: dict[str, Any], folder: TokenizerFolder) -> None:
-    special = {_content(value) for value in folder.special_tokens.values()}
-    special |= {_content(value) for value in folder.more_special_tokens}
+    special = {content_of(value) for value in folder.special_tokens.values()}
+    special |= {content_of(value) for value in folder.more_special_tokens}
     plain = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
     for content, id_ in folder.added_tokens.items():
         decoder.setdefault(str(id_), {"content": content, **plain, "special": content in special})

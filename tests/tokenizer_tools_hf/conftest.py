@@ -67,16 +67,26 @@ def train_llama_like(lines: list[str]) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def small_model() -> bytes:
-    """A tokenizer.model: 600 trained pieces, then 2000 Chinese ones of score 0, then [PAD]."""
+def unpadded_model() -> bytes:
+    """A tokenizer.model: 600 trained pieces, then 2000 Chinese ones of score 0."""
     lines = TEXT.read_text(encoding="utf-8").split("\n")
-    model = ModelProto.FromString(
-        train_llama_like([line for line in lines if line.strip() and line.isascii()])
-    )
+    model = train_llama_like([line for line in lines if line.strip() and line.isascii()])
     chinese = "".join(c if "\u4e00" <= c <= "\u9fff" else " " for c in "\n".join(lines)).split()
     parts = {run[i : i + n] for run in chinese for n in (1, 2, 3, 4) for i in range(len(run))}
     pieces = random.Random(0).sample(sorted(parts), 2000)
-    return serialise(extend(model, pieces, "[PAD]").model)
+    return serialise(extend(ModelProto.FromString(model), pieces).model)
+
+
+@pytest.fixture(scope="session")
+def small_model(unpadded_model: bytes) -> bytes:
+    """The same with [PAD] as its last piece."""
+    return serialise(extend(ModelProto.FromString(unpadded_model), [], "[PAD]").model)
+
+
+@pytest.fixture(scope="session")
+def n_pieces(small_model: bytes) -> int:
+    """What SentencePiece counts in the small model."""
+    return int(sentencepiece.SentencePieceProcessor(model_proto=small_model).get_piece_size())
 
 
 @pytest.fixture(scope="session")
@@ -123,3 +133,9 @@ def _write_folder(folder: Path, model: bytes, **documents: Any) -> Path:
     for name, value in documents.items():
         (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def folder_with(tmp_path: Path, small_model: bytes) -> Callable[..., Path]:
+    """A function that writes a folder with the small model and the given JSON files."""
+    return lambda **documents: _write_folder(tmp_path / "tokenizer", small_model, **documents)

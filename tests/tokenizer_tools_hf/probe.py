@@ -29,6 +29,11 @@ def load(folder: str) -> Any:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 
 
+def alone(count: int) -> list[int]:
+    """Special, byte and other first ids, the last ones, and a tenth of the rest."""
+    return [*range(300), *range(300, count - 20, 10), *range(count - 20, count)]
+
+
 def streamed(tokenizer: Any, ids: list[int]) -> str:
     """What a generation with these ids shows, put token by token."""
     streamer = TextIteratorStreamer(tokenizer, skip_special_tokens=True)
@@ -104,7 +109,7 @@ def probe(folder: str, target: Path, request: dict[str, Any]) -> dict[str, Any]:
         "batch_decoded": tokenizer.batch_decode(
             [tokenizer(line)["input_ids"] for line in lines], skip_special_tokens=True
         ),
-        "decoded_one_by_one": [tokenizer.decode([id_]) for id_ in range(len(tokenizer))],
+        "decoded_one_by_one": [tokenizer.decode([id_]) for id_ in alone(len(tokenizer))],
         "streamed": [streamed(tokenizer, line[:40]) for line in ids[:200]],
         "special_ids": special_ids,
         "slow_special_ids": slow,
