@@ -3,7 +3,9 @@
 The settings follow from where the pieces go. LLaMA's normaliser changes nothing, so a piece
 learned from normalised text would never match: identity. LLaMA has the byte pieces: no byte
 fallback here. LLaMA splits numbers into digits: so does this. LLaMA puts ``▁`` before a text, and
-Chinese does not separate words: no dummy prefix, or thousands of pieces would exist twice.
+Chinese does not separate words: no dummy prefix, or thousands of pieces would exist twice. LLaMA's
+model is BPE, which makes a piece only from two shorter ones: BPE, because of the pieces of a
+unigram model many have no such parts and could never occur.
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ from .files import write_whole
 
 MODEL_NAME = "chinese_sp.model"
 VOCABULARY_NAME = "chinese_sp.vocab"
-MODEL_TYPES = ("unigram", "bpe")
 LARGE_CORPUS = 10**9
 """Characters beyond which older releases of SentencePiece need to be told so."""
 
@@ -36,7 +37,7 @@ class Settings:
     """
 
     vocab_size: int
-    model_type: str = "unigram"
+    model_type: str = "bpe"
     character_coverage: float = 0.9995
     input_sentence_size: int = 1_000_000
     max_sentencepiece_length: int = 16

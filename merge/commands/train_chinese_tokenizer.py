@@ -37,10 +37,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace a trained model in DIR")
     add(
         "--model_type",
-        choices=("unigram", "bpe"),
-        default="unigram",
-        help="unigram, as the published model (default), or bpe, all of whose pieces LLaMA's BPE "
-        "can produce",
+        choices=("bpe", "unigram"),
+        default="bpe",
+        help="bpe (default) fits LLaMA's; of the pieces of a unigram model, which the published "
+        "one is, LLaMA's BPE cannot produce every one",
     )
     _add_trainer_options(parser)
     add_output_volume_options(parser)
