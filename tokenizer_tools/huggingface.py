@@ -33,8 +33,12 @@ if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
 __all__ = [
+    "ADDED_TOKENS_NAME",
+    "CHAT_TEMPLATE_NAME",
     "CLASS_FILE_NAME",
+    "CONFIG_NAME",
     "MODEL_NAME",
+    "SPECIAL_TOKENS_NAME",
     "Token",
     "TokenizerFolder",
     "documents",
