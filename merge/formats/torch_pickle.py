@@ -7,8 +7,11 @@ place in its storage, and the storage says its key; the data stays in the file.
 from __future__ import annotations
 
 import pickle
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
@@ -23,6 +26,10 @@ from .files import InputFile
 
 # Where training scripts and converters put the weights beside other things.
 _WRAPPERS = ("model", "state_dict", "module")
+# What the unpickler says of a function or class that it does not let in.
+_CALL = re.compile(r"GLOBAL (?P<name>\S+)|unrecognized function (?P<function>.+)")
+# The newest protocol whose instructions torch's weights-only unpickler knows.
+_PROTOCOL = 3
 
 
 class Location(NamedTuple):
@@ -74,7 +81,9 @@ def load_pickle(file: InputFile, stream: BinaryIO) -> Pickled:
     unpickler = _weights_only_unpickler.Unpickler(stream, encoding="utf-8")
     unpickler.persistent_load = pickled.persistent_load  # type: ignore[method-assign]
     try:
-        pickled.value = unpickler.load()  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():  # of other protocols than 2; what cannot be read is refused
+            warnings.simplefilter("ignore", UserWarning)
+            pickled.value = unpickler.load()  # type: ignore[no-untyped-call]
     # A broken pickle can end in any of these; torch's unpickler does not wrap them.
     except (
         pickle.UnpicklingError,
@@ -87,25 +96,33 @@ def load_pickle(file: InputFile, stream: BinaryIO) -> Pickled:
         TypeError,
         ValueError,
     ) as error:
-        raise _refused(file, error) from None
+        raise _refused(file, error, getattr(unpickler, "proto", 2)) from None
     return pickled
 
 
-def _refused(file: InputFile, error: Exception) -> FormatError:
+def _refused(file: InputFile, error: Exception, protocol: int) -> FormatError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if "Unsupported" in reason or "not allowed" in reason or "GLOBAL" in reason:
+    if call := _CALL.search(reason):
         return FormatError(
             "the file asks to run code when it is read, which weights never need",
             file=file.path,
             expected="a pickle of tensors and plain values",
-            found=reason,
-            remedy="do not load it with other tools either unless you trust where it is from; "
-            "ask for the weights as safetensors",
+            found=f"a call of {call['name'] or call['function']}",
+            remedy="do not load it with other tools either unless you trust where it is from; if "
+            "you do, save its state dict alone; else ask for the weights as safetensors",
+        )
+    if protocol > _PROTOCOL:
+        return FormatError(
+            "the file was saved in a pickle protocol that cannot be read safely",
+            file=file.path,
+            expected="pickle protocol 2, which torch.save writes by itself",
+            found=f"protocol {protocol}",
+            remedy="load it with torch and save it again without pickle_protocol",
         )
     return FormatError(
         "the pickle in the file cannot be read",
         file=file.path,
-        found=reason,
+        found=shorten(reason, 200),
         remedy="the file is damaged or no checkpoint: fetch or copy it again",
     )
 
@@ -116,12 +133,21 @@ def lazy_tensors(
     """Turn an unpickled state dict into lazy tensors by name.
 
     ``locate`` gives the place of a storage by its key. Raises ``FormatError`` for values that are
-    no tensors, and for tensors that reach outside their storage.
+    no dense tensors, for tensors without data, and for those that reach outside their storage.
     """
     places: dict[str, Location] = {}
     tensors: dict[str, LazyTensor] = {}
     for name, value in _state_dict(file, pickled.value).items():
-        key = pickled.keys[value.untyped_storage()._cdata]
+        key = pickled.keys.get(value.untyped_storage()._cdata)
+        if key is None:
+            raise FormatError(
+                "the tensor was saved without its data",
+                file=file.path,
+                tensor=name,
+                expected="a tensor with values",
+                found='a tensor on the device "meta", which has only a shape',
+                remedy="load the weights before saving the model; ask its author for a whole file",
+            )
         if key not in places:
             places[key] = _whole(file, locate(key), pickled.nbytes[key])
         tensors[name] = _lazy(file, name, value, places[key])
@@ -140,16 +166,23 @@ def _state_dict(file: InputFile, value: object) -> dict[str, torch.Tensor]:
             remedy="give a file that torch.save wrote from a state dict",
         )
     for name, tensor in value.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise FormatError(
-                "the file holds something beside tensors",
-                file=file.path,
-                tensor=str(name),
-                expected="a tensor",
-                found=type(tensor).__name__,
-                remedy="save the model's state dict alone",
-            )
+        if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
+            kind = getattr(tensor, "layout", type(tensor).__name__)
+            raise _beside_tensors(file, str(name), str(kind).removeprefix("torch."))
+        if not isinstance(name, str):
+            raise _beside_tensors(file, repr(name), "a key that is no name")
     return dict(value)
+
+
+def _beside_tensors(file: InputFile, name: str, found: str) -> FormatError:
+    return FormatError(
+        "the file holds something beside dense tensors by name",
+        file=file.path,
+        tensor=name,
+        expected="a tensor",
+        found=found,
+        remedy="save the model's state dict alone",
+    )
 
 
 def _whole(file: InputFile, place: Location, needed: int) -> Location:

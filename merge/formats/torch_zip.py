@@ -11,9 +11,12 @@ The writer produces the same structure as one sequential stream. CRC-32 and size
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
+import tempfile
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -48,6 +51,8 @@ _STORAGE_TYPES = {
 }
 _LOCAL_HEADER = struct.Struct("<26xHH")
 _PADDING_FIELD = struct.Struct("<2sH")
+# What zipfile raises for a damaged or encrypted record, or an unknown kind of compression.
+_UNREADABLE = (zipfile.BadZipFile, EOFError, RuntimeError, zlib.error)
 
 
 def read(file: InputFile, offload: Offload | None = None) -> dict[str, LazyTensor]:
@@ -121,7 +126,7 @@ def _require_little_endian(
 def _checked_read(file: InputFile, archive: zipfile.ZipFile, name: str) -> bytes:
     try:
         return archive.read(name)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise FormatError(
             "a part of the archive cannot be read",
             file=file.path,
@@ -152,19 +157,20 @@ def _unpack(
     file: InputFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo, offload: Offload
 ) -> InputFile:
     """Unpack one compressed storage and return the file that holds it."""
-    target = offload.folder() / f"{file.path.name}.{info.filename.rsplit('/', 1)[-1]}.storage"
+    # Two adapters have files of one name, so the name here must be a new one.
+    handle, name = tempfile.mkstemp(".storage", f"{file.path.name}.", offload.folder())
     try:
-        with archive.open(info) as source, target.open("wb") as sink:
+        with os.fdopen(handle, "wb") as sink, archive.open(info) as source:
             while chunk := source.read(1 << 20):
                 sink.write(chunk)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         raise FormatError(
             "a compressed part of the archive is damaged",
             file=file.path,
             found=f"{info.filename}: {error}",
             remedy="fetch or copy the file again",
         ) from None
-    return InputFile(target)
+    return InputFile(Path(name))
 
 
 class TorchZipWriter(ContainerWriter):
