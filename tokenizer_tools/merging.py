@@ -98,7 +98,7 @@ def read_pieces(path: Path) -> list[str]:
     A piece that starts a word is written with the ``▁`` in front.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise FormatError(
             "The list of pieces is not UTF-8.",

@@ -50,3 +50,14 @@ def small_chinese(mixed_lines: list[str]) -> ModelProto:
     """A unigram model of the lines that hold Chinese."""
     chinese = [line for line in mixed_lines if any("\u4e00" <= c <= "\u9fff" for c in line)]
     return train(chinese, model_type="unigram", vocab_size=1600, character_coverage=0.9995)
+
+
+@pytest.fixture(scope="session")
+def models(
+    tmp_path_factory: pytest.TempPathFactory, small_llama: ModelProto, small_chinese: ModelProto
+) -> Path:
+    """A folder with the small models as ``llama.model`` and ``chinese.model``."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / "llama.model").write_bytes(small_llama.SerializeToString())
+    (folder / "chinese.model").write_bytes(small_chinese.SerializeToString())
+    return folder
