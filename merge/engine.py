@@ -19,13 +19,13 @@ import torch
 from .formats import WRITERS
 from .formats.files import tensor_bytes
 from .layouts.pour import Piece, Poured
-from .lazy import LazyTensor, RowReader, block_rows
+from .lazy import LazyTensor, RowReader, block_rows, scratch
 from .plan import Plan
 from .staging import StagedFolder
 
-# What a span holds at its peak, in multiples of its result: source, result, a piece's copy.
-_BUFFERS_PER_SPAN = 4
 _SPAN_BYTES = 8 << 20
+# Beside the buffers of spans, a worker needs about this much for a block in float32 and the like.
+_SCRATCH_BYTES = 8 << 20
 
 Progress = Callable[[int], object]
 
@@ -39,9 +39,14 @@ class Span:
     stop: int
     read: RowReader
 
-    def compute(self) -> torch.Tensor:
-        """The rows, contiguous."""
-        return self.read(self.start, self.stop).contiguous()
+    def compute(self, buffer: torch.Tensor) -> torch.Tensor:
+        """The rows, in the memory of ``buffer``."""
+        tensor = self.poured.tensor
+        count = self.stop - self.start
+        flat = buffer[: count * tensor.row_bytes].view(tensor.dtype)
+        out = flat.view(count, *tensor.shape[1:])
+        self.read(self.start, self.stop, out)
+        return out
 
 
 def run(
@@ -61,13 +66,12 @@ def run(
         for name, infos in plan.files.items()
     }
     digests = {file: {info.name: sha256() for info in infos} for file, infos in plan.files.items()}
-    spans = _spans(plan, _span_bytes(max_memory, num_workers))
     with _one_torch_thread(), ThreadPoolExecutor(num_workers) as pool:
-        for span, rows in _in_order(pool, spans, num_workers + 1):
+        for span, rows in _in_order(pool, plan, num_workers, max_memory):
             for piece in span.poured.pieces:
                 part = _part(piece, span, rows)
                 if part.numel():
-                    data = tensor_bytes(part)
+                    data = tensor_bytes(_contiguous(part))
                     writers[piece.file].write(data)
                     digests[piece.file][piece.name].update(data)
                     progress(len(data))
@@ -77,10 +81,6 @@ def run(
         file: {name: digest.hexdigest() for name, digest in by_name.items()}
         for file, by_name in digests.items()
     }
-
-
-def _span_bytes(max_memory: int, num_workers: int) -> int:
-    return min(_SPAN_BYTES, max_memory // (_BUFFERS_PER_SPAN * (num_workers + 2)))
 
 
 def _spans(plan: Plan, span_bytes: int) -> Iterator[Span]:
@@ -99,22 +99,35 @@ def _span_rows(tensor: LazyTensor, span_bytes: int) -> int:
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, spans: Iterator[Span], ahead: int
+    pool: ThreadPoolExecutor, plan: Plan, num_workers: int, max_memory: int
 ) -> Iterator[tuple[Span, torch.Tensor]]:
-    """Compute spans ahead of their turn, ``ahead`` at most, and yield them in their order."""
-    waiting: deque[tuple[Span, Future[torch.Tensor]]] = deque()
+    """Compute spans ahead of their turn, as far as the buffers go, and yield them in order.
+
+    The rows that are yielded live in a buffer that is used again when the next ones are asked for.
+    """
+    count = num_workers + 2
+    span_bytes = min(_SPAN_BYTES, (max_memory - num_workers * _SCRATCH_BYTES) // count)
+    largest = max((_buffer_bytes(item.tensor, span_bytes) for item in plan.poured), default=0)
+    free = [torch.empty(largest, dtype=torch.uint8) for _ in range(count)]
+    waiting: deque[tuple[Span, torch.Tensor, Future[torch.Tensor]]] = deque()
+    spans = _spans(plan, span_bytes)
     try:
-        for span in spans:
-            waiting.append((span, pool.submit(span.compute)))
-            if len(waiting) > ahead:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
+        while True:
+            while free and (span := next(spans, None)):
+                buffer = free.pop()
+                waiting.append((span, buffer, pool.submit(span.compute, buffer)))
+            if not waiting:
+                return
+            span, buffer, future = waiting.popleft()
+            yield span, future.result()
+            free.append(buffer)
     finally:
-        for _, future in waiting:
+        for _, _, future in waiting:
             future.cancel()
+
+
+def _buffer_bytes(tensor: LazyTensor, span_bytes: int) -> int:
+    return min(tensor.rows, _span_rows(tensor, span_bytes)) * tensor.row_bytes
 
 
 def _part(piece: Piece, span: Span, rows: torch.Tensor) -> torch.Tensor:
@@ -125,6 +138,12 @@ def _part(piece: Piece, span: Span, rows: torch.Tensor) -> torch.Tensor:
         first, last = max(piece.start, span.start), min(piece.stop, span.stop)
         return rows[max(0, first - span.start) : max(0, last - span.start)]
     return rows[:, piece.start : piece.stop]
+
+
+def _contiguous(part: torch.Tensor) -> torch.Tensor:
+    if part.is_contiguous():
+        return part
+    return scratch("part", tuple(part.shape), part.dtype).copy_(part)
 
 
 @contextmanager

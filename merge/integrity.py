@@ -25,15 +25,25 @@ def file_digest(path: Path) -> str:
 def manifest(job: MergeJob, digests: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     """What ``merge_manifest.json`` says: tool, inputs, rounding, files, and each tensor's making.
 
-    ``digests`` are the SHA-256 of each written tensor's bytes, by file and name in the file. The
-    same inputs give the same manifest: no times, no machine.
+    ``digests`` are the SHA-256 of each written tensor's bytes, by file and name in the file. A base
+    tensor's digest is null when it was replaced unread. The same inputs give the same manifest: no
+    times, no machine.
     """
+    from .digests import content_digests
+
+    read = content_digests(job.base.tensors)
     return {
         "tool": {"name": "chinese-llama-merge", "version": __version__},
         "inputs": {
             "base_model": {
                 "source": job.sources.base_model,
-                "files": [_described(path, digest=False) for path in job.base.files],
+                "files": [
+                    {"file": path.name, "bytes": path.stat().st_size} for path in job.base.files
+                ],
+                "tensors": {
+                    name: {"dtype": dtype_name(tensor.dtype), "sha256": read[name]}
+                    for name, tensor in job.base.tensors.items()
+                },
             },
             "adapters": [
                 {"source": source, "files": [_described(a.config.path), _described(a.weights)]}
@@ -50,7 +60,7 @@ def manifest(job: MergeJob, digests: Mapping[str, Mapping[str, str]]) -> dict[st
             name: {
                 info.name: {
                     "shape": list(info.shape),
-                    "dtype": str(info.dtype).removeprefix("torch."),
+                    "dtype": dtype_name(info.dtype),
                     "sha256": digests[name][info.name],
                 }
                 for info in infos
@@ -68,6 +78,10 @@ def manifest(job: MergeJob, digests: Mapping[str, Mapping[str, str]]) -> dict[st
     }
 
 
-def _described(path: Path, digest: bool = True) -> dict[str, Any]:
-    described: dict[str, Any] = {"file": path.name, "bytes": path.stat().st_size}
-    return described | ({"sha256": file_digest(path)} if digest else {})
+def _described(path: Path) -> dict[str, Any]:
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
+
+
+def dtype_name(dtype: object) -> str:
+    """``float16`` for ``torch.float16``."""
+    return str(dtype).removeprefix("torch.")

@@ -178,9 +178,10 @@ def _prepare(sources: Sources, settings: Settings, offload: Offload) -> MergeJob
 
     from .deltas.apply import apply_adapters
     from .deltas.peft import open_adapter
+    from .digests import digested
     from .layouts.huggingface import open_base
 
-    base = open_base(sources.base, offload)
+    base = digested(open_base(sources.base, offload))
     adapters = tuple(open_adapter(folder, offload) for folder in sources.adapters)
     vocabulary = _vocabulary(sources, base, adapters)
     rows = vocabulary.checked_rows()

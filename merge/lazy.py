@@ -1,12 +1,14 @@
 """Tensors that have not been read yet, and the checkpoint they make up.
 
-``LazyTensor.reader()`` is the only way data moves. It returns a function of ``(start, stop)`` that
-gives these rows of dimension 0. A reader may hold what it needs to answer quickly (the factors of a
-LoRA, say) and drops it with itself, so memory follows the readers that are open, not the model.
+``LazyTensor.reader()`` is the only way data moves. It returns a function ``(start, stop, out)``
+that fills ``out`` with these rows of dimension 0. The memory is the caller's, who uses it again;
+that is how a budget is kept. A reader may hold what it needs to answer quickly (the factors of a
+LoRA, say) and drops it with itself: memory follows the readers that are open, not the model.
 """
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from typing import Any
 
 import torch
 
-RowReader = Callable[[int, int], torch.Tensor]
+RowReader = Callable[[int, int, torch.Tensor], None]
 
 # A block of the arithmetic is about this many elements: its float32 copy stays in a core's cache.
 _BLOCK_ELEMENTS = 1 << 19
@@ -36,16 +38,22 @@ class LazyTensor(ABC):
 
     @abstractmethod
     def reader(self) -> RowReader:
-        """Return a function giving rows ``start`` to ``stop`` as ``(stop - start, *shape[1:])``.
+        """Return a function that fills a contiguous ``(stop - start, *shape[1:])`` of ``dtype``.
 
-        The function may be called from several threads at once. The tensor it returns is the
-        caller's to change.
+        The function may be called from several threads at once.
         """
+
+    def read(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Read rows into new memory. For small tensors and small ranges."""
+        stop = self.rows if stop is None else stop
+        out = torch.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
+        self.reader()(start, stop, out)
+        return out
 
     @property
     def rows(self) -> int:
-        """Size of dimension 0."""
-        return self.shape[0]
+        """Size of dimension 0; 1 for a scalar, which is read as one row."""
+        return self.shape[0] if self.shape else 1
 
     @property
     def row_bytes(self) -> int:
@@ -71,6 +79,29 @@ class Checkpoint:
     dropped: tuple[str, ...] = ()
 
 
+class _Scratch(threading.local):
+    """Memory that a thread uses again and again; it goes when the thread ends."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, torch.Tensor] = {}
+
+
+_scratch = _Scratch()
+
+
+def scratch(purpose: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Memory of this thread's own, the same at the next call for the same ``purpose``.
+
+    Large blocks that come and go by the thousand would grow the process far beyond what they hold
+    at any time.
+    """
+    nbytes = prod(shape) * dtype.itemsize
+    buffer = _scratch.buffers.get(purpose)
+    if buffer is None or len(buffer) < nbytes:
+        buffer = _scratch.buffers[purpose] = torch.empty(nbytes, dtype=torch.uint8)
+    return buffer[:nbytes].view(dtype).view(shape)
+
+
 def block_rows(shape: tuple[int, ...]) -> int:
     """Rows of one block of arithmetic on a tensor of ``shape``.
 
@@ -83,8 +114,3 @@ def block_rows(shape: tuple[int, ...]) -> int:
     per_row = max(1, prod(shape[1:]))
     fitting = max(_MIN_BLOCK_ROWS, _BLOCK_ELEMENTS // per_row)
     return 1 << (fitting.bit_length() - 1)
-
-
-def read_all(tensor: LazyTensor) -> torch.Tensor:
-    """Read a tensor whole. For small ones only: LoRA factors, norms."""
-    return tensor.reader()(0, tensor.rows)

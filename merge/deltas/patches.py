@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import NumberError
-from ..lazy import LazyTensor, RowReader, block_rows, read_all
+from ..lazy import LazyTensor, RowReader, block_rows, scratch
 
 # Changes a float32 block of rows, given the place of its first and last row, in place.
 RowPatch = Callable[[torch.Tensor, int, int], object]
@@ -30,12 +30,11 @@ class LowRank:
 
     def opened(self) -> RowPatch:
         """Read A whole (it is small); B is read by rows as they are asked for."""
-        a = read_all(self.a).float()
-        b_rows = self.b.reader()
-        scaling = self.scaling
+        a = self.a.read().float()
+        b, scaling = self.b, self.scaling
 
         def add(block: torch.Tensor, start: int, stop: int) -> object:
-            return block.addmm_(b_rows(start, stop).float(), a, alpha=scaling)
+            return block.addmm_(b.read(start, stop).float(), a, alpha=scaling)
 
         return add
 
@@ -58,26 +57,42 @@ class Merged(LazyTensor):
         stages = [[patch.opened() for patch in stage] for stage in self.stages]
         grid = block_rows(self.shape)
 
-        def rows(first: int, last: int) -> torch.Tensor:
+        def fill(first: int, last: int, out: torch.Tensor) -> None:
             # Whole blocks of a grid that the shape fixes: the product of a row must not depend on
             # which other rows were asked for.
             aligned = first - first % grid, min(self.rows, -(-last // grid) * grid)
-            source = start_rows(*aligned)
-            result = torch.empty(source.shape, dtype=self.dtype)
-            for begin in range(*aligned, grid):
-                end = min(begin + grid, self.rows)
-                place = slice(begin - aligned[0], end - aligned[0])
-                block = source[place].float()
-                for stage in stages:
-                    for patch in stage:
-                        patch(block, begin, end)
-                    if self.round_each_stage:
-                        block = block.to(self.dtype).float()
-                self._require_representable(block, begin)
-                result[place].copy_(block)
-            return result[first - aligned[0] : last - aligned[0]]
+            if aligned != (first, last):
+                shape = (aligned[1] - aligned[0], *self.shape[1:])
+                whole = scratch("whole", shape, self.dtype)
+                fill(*aligned, whole)
+                out.copy_(whole[first - aligned[0] : last - aligned[0]])
+                return
+            in_place = self.start.dtype == self.dtype
+            if in_place:
+                start_rows(first, last, out)
+            for begin in range(first, last, grid):
+                end = min(begin + grid, last)
+                place = out[begin - first : end - first]
+                source = place
+                if not in_place:
+                    source = scratch("source", place.shape, self.start.dtype)
+                    start_rows(begin, end, source)
+                block = scratch("block", place.shape, torch.float32).copy_(source)
+                place.copy_(self._patched(block, stages, begin, end))
 
-        return rows
+        return fill
+
+    def _patched(
+        self, block: torch.Tensor, stages: list[list[RowPatch]], begin: int, end: int
+    ) -> torch.Tensor:
+        """The float32 rows ``begin`` to ``end`` with every patch on them, fit for ``dtype``."""
+        for stage in stages:
+            for patch in stage:
+                patch(block, begin, end)
+            if self.round_each_stage:
+                block.copy_(block.to(self.dtype))
+        self._require_representable(block, begin)
+        return block
 
     def _require_representable(self, block: torch.Tensor, first_row: int) -> None:
         """Raise ``NumberError`` when a value is infinite, no number, or would become so."""

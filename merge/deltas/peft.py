@@ -22,7 +22,7 @@ import torch
 
 from ..errors import AdapterError
 from ..formats import open_container
-from ..lazy import LazyTensor, block_rows, read_all
+from ..lazy import LazyTensor, block_rows
 from ..staging import Offload
 from .adapter_config import AdapterConfig, read_adapter_config
 from .patches import LowRank
@@ -69,7 +69,7 @@ class Adapter:
     def changes_nothing(self) -> bool:
         """Whether merging it would leave the base as it is: every ``lora_B`` zero."""
         return not self.replaced and not any(
-            bool(read_all(patch.b).any()) for patch in self.added.values()
+            bool(patch.b.read().any()) for patch in self.added.values()
         )
 
     @property
@@ -272,11 +272,5 @@ def same_content(one: LazyTensor, other: LazyTensor) -> bool:
     if one.shape != other.shape:
         return False
     step = block_rows(one.shape)
-    rows, other_rows = one.reader(), other.reader()
-    return all(
-        torch.equal(
-            rows(start, min(start + step, one.rows)).float(),
-            other_rows(start, min(start + step, one.rows)).float(),
-        )
-        for start in range(0, one.rows, step)
-    )
+    ranges = ((start, min(start + step, one.rows)) for start in range(0, one.rows, step))
+    return all(torch.equal(one.read(*r).float(), other.read(*r).float()) for r in ranges)

@@ -9,7 +9,7 @@ import torch
 
 from ..errors import FormatError
 from ..lazy import LazyTensor, RowReader
-from .files import InputFile
+from .files import InputFile, tensor_bytes
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,21 @@ class FileTensor(LazyTensor):
             expected *= size
         return True
 
-    def _contiguous_rows(self, start: int, stop: int) -> torch.Tensor:
-        shape = (stop - start, *self.shape[1:])
-        flat = self.file.read_tensor(self.offset + start * self.row_bytes, prod(shape), self.dtype)
-        return flat.view(shape)
+    def _contiguous_rows(self, start: int, stop: int, out: torch.Tensor) -> None:
+        if out.numel():
+            self.file.read_into(tensor_bytes(out), self.offset + start * self.row_bytes)
 
-    def _spread_rows(self, start: int, stop: int) -> torch.Tensor:
-        shape = (stop - start, *self.shape[1:])
-        if 0 in shape:
-            return torch.empty(shape, dtype=self.dtype)
-        span = 1 + sum((n - 1) * s for n, s in zip(shape, self.strides, strict=True))
+    def _spread_rows(self, start: int, stop: int, out: torch.Tensor) -> None:
+        if not out.numel():
+            return
+        span = 1 + sum((n - 1) * s for n, s in zip(out.shape, self.strides, strict=True))
+        flat = torch.empty(span, dtype=self.dtype)
         first = self.offset + start * self.strides[0] * self.dtype.itemsize
-        flat = self.file.read_tensor(first, span, self.dtype)
-        return torch.as_strided(flat, shape, self.strides).contiguous()
+        self.file.read_into(tensor_bytes(flat), first)
+        out.copy_(torch.as_strided(flat, out.shape, self.strides))
 
-    def _rows_by_column(self, start: int, stop: int) -> torch.Tensor:
-        columns = [
+    def _rows_by_column(self, start: int, stop: int, out: torch.Tensor) -> None:
+        for column in range(self.shape[1]):
             FileTensor(
                 (self.rows, *self.shape[2:]),
                 self.dtype,
@@ -59,10 +58,7 @@ class FileTensor(LazyTensor):
                 self.file,
                 self.offset + column * self.strides[1] * self.dtype.itemsize,
                 (self.strides[0], *self.strides[2:]),
-            )._spread_rows(start, stop)
-            for column in range(self.shape[1])
-        ]
-        return torch.stack(columns, dim=1)
+            )._spread_rows(start, stop, out[:, column])
 
     def check_inside(self, offset: int, nbytes: int) -> None:
         """Raise ``FormatError`` unless the tensor lies within the given part of its file."""

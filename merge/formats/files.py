@@ -21,11 +21,14 @@ _LFS_POINTER = b"version https://git-lfs"
 class InputFile:
     """A file read by position. Opened on the first read and closed with the object."""
 
+    positioned = hasattr(os, "preadv")
+    """Whether the system reads at a position; Windows does not, so there readers take turns."""
+
     def __init__(self, path: Path) -> None:
+        self._handle: BinaryIO | None = None
+        self._lock = threading.Lock()
         self.path = path
         self.size = path.stat().st_size
-        self._lock = threading.Lock()
-        self._handle: BinaryIO | None = None
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fill ``buffer`` from byte ``offset`` on.
@@ -40,7 +43,7 @@ class InputFile:
                     "the file ends before its tensors do: an unfinished download or copy",
                     file=self.path,
                     expected=f"at least {offset + len(buffer):,} bytes",
-                    found=f"{offset + done:,} bytes",
+                    found=f"{self.size:,} bytes",
                     remedy="fetch or copy the file again",
                 )
             done += count
@@ -51,17 +54,11 @@ class InputFile:
         self.read_into(memoryview(buffer), offset)
         return bytes(buffer)
 
-    def read_tensor(self, offset: int, count: int, dtype: torch.dtype) -> torch.Tensor:
-        """Read ``count`` elements of ``dtype`` into a new 1-D tensor."""
-        tensor = torch.empty(count, dtype=dtype)
-        self.read_into(tensor_bytes(tensor), offset)
-        return tensor
-
     def _read_some(self, buffer: memoryview, offset: int) -> int:
         handle = self._open()
-        if hasattr(os, "preadv"):
+        if self.positioned:
             return os.preadv(handle.fileno(), [buffer], offset)
-        with self._lock:  # Windows has no positioned read: the place in the file is shared
+        with self._lock:  # the place in the file is shared
             handle.seek(offset)
             return handle.readinto(buffer)  # type: ignore[attr-defined, no-any-return]
 
@@ -77,6 +74,11 @@ class InputFile:
             if self._handle is not None:
                 self._handle.close()
                 self._handle = None
+
+    def __del__(self) -> None:
+        """Close what nobody reads any more: tensors share the file, and none of them owns it."""
+        if self._handle is not None:
+            self._handle.close()
 
 
 def refuse_placeholder(file: InputFile) -> None:

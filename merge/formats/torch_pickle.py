@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -95,6 +96,7 @@ def load_pickle(file: InputFile, stream: BinaryIO) -> Pickled:
         RuntimeError,
         TypeError,
         ValueError,
+        struct.error,
     ) as error:
         raise _refused(file, error, getattr(unpickler, "proto", 2)) from None
     return pickled

@@ -51,8 +51,17 @@ _STORAGE_TYPES = {
 }
 _LOCAL_HEADER = struct.Struct("<26xHH")
 _PADDING_FIELD = struct.Struct("<2sH")
-# What zipfile raises for a damaged or encrypted record, or an unknown kind of compression.
-_UNREADABLE = (zipfile.BadZipFile, EOFError, RuntimeError, zlib.error)
+# What zipfile raises for damage anywhere, encryption, or an unknown kind of compression.
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 
 
 def read(file: InputFile, offload: Offload | None = None) -> dict[str, LazyTensor]:
@@ -84,7 +93,7 @@ def read(file: InputFile, offload: Offload | None = None) -> dict[str, LazyTenso
 def _open_archive(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
+    except _UNREADABLE as error:
         raise FormatError(
             "the file begins as a torch checkpoint but its end is missing or damaged",
             file=path,
@@ -182,7 +191,7 @@ class TorchZipWriter(ContainerWriter):
 
     def __init__(self, stream: BinaryIO, tensors: Sequence[TensorInfo]) -> None:
         super().__init__(tensors)
-        self._archive = zipfile.ZipFile(_OneWay(stream), "w", zipfile.ZIP_STORED)
+        self._archive = _Archive(_OneWay(stream), "w", zipfile.ZIP_STORED)
         self._write_record("data.pkl", _pickle(tensors))
         self._write_record("byteorder", b"little")
 
@@ -215,8 +224,18 @@ class TorchZipWriter(ContainerWriter):
         return stream.tell()
 
 
+class _Archive(zipfile.ZipFile):
+    """An archive that is left as it is when a run fails, instead of being ended on collection."""
+
+    def __del__(self) -> None:
+        """Nothing: the stream is closed by then, and zipfile would complain about that."""
+
+
 class _OneWay(io.RawIOBase):
-    """Lets zipfile write forwards only, so that it puts sizes and CRC-32 behind the data."""
+    """Lets zipfile write forwards only, so that it puts sizes and CRC-32 behind the data.
+
+    What comes after the stream was closed, from a record that was open when a run failed, is lost.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -235,7 +254,7 @@ class _OneWay(io.RawIOBase):
         raise io.UnsupportedOperation("seek")
 
     def write(self, data) -> int:  # type: ignore[no-untyped-def]
-        count = self._stream.write(data)
+        count = len(data) if self._stream.closed else self._stream.write(data)
         self._position += count
         return count
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import UsageError
-from ..lazy import LazyTensor, RowReader
+from ..lazy import LazyTensor, RowReader, block_rows, scratch
 from . import llama
 from .config import LlamaShape
 from .pour import Piece, Poured
 
-PARAMS_NAME = "params.json"
+# Heads are put in order in pieces of about this many blocks of the arithmetic.
+_BLOCKS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,24 @@ class RotaryPairs(LazyTensor):
 
     def reader(self) -> RowReader:
         base_rows = self.base.reader()
-        head = self.head_dim
+        head, row_shape = self.head_dim, self.shape[1:]
+        step = head * -(-_BLOCKS_AT_ONCE * block_rows(self.shape) // head)
 
-        def rows(start: int, stop: int) -> torch.Tensor:
+        def fill(start: int, stop: int, out: torch.Tensor) -> None:
             first, last = start - start % head, -(-stop // head) * head
-            halves = base_rows(first, last).view(-1, 2, head // 2, *self.shape[1:])
-            pairs = halves.transpose(1, 2).reshape(last - first, *self.shape[1:])
-            return pairs[start - first : stop - first]
+            for begin in range(first, last, step):
+                end = min(begin + step, last)
+                halves = scratch("halves", (end - begin, *row_shape), self.dtype)
+                base_rows(begin, end, halves)
+                pairs = halves.view(-1, 2, head // 2, *row_shape).transpose(1, 2)
+                low, high = max(begin, start), min(end, stop)
+                if (low, high) == (begin, end):
+                    out[low - start : high - start].view(pairs.shape).copy_(pairs)
+                else:  # parts of heads
+                    rows = pairs.reshape(end - begin, *row_shape)
+                    out[low - start : high - start].copy_(rows[low - begin : high - begin])
 
-        return rows
+        return fill
 
 
 def pour(

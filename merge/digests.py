@@ -1,0 +1,84 @@
+"""Content digests: SHA-256 of a tensor's bytes, row by row, whatever container holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from threading import Condition
+
+import torch
+
+from .formats.files import tensor_bytes
+from .lazy import Checkpoint, LazyTensor, RowReader
+
+
+class RowDigest:
+    """SHA-256 over rows that several threads read, taken in the order of the rows.
+
+    A thread that comes early waits for its turn, which is short: spans are read in their order.
+    """
+
+    def __init__(self) -> None:
+        self._sha256 = sha256()
+        self._turn = Condition()
+        self._rows = 0
+        self._abandoned = False
+
+    def update(self, start: int, block: torch.Tensor) -> None:
+        """Take the rows from ``start`` on; what was taken before is passed over."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._abandoned or self._rows >= start)
+            fresh = block[max(0, self._rows - start) :]
+            if len(fresh) and not self._abandoned:
+                self._sha256.update(tensor_bytes(fresh))
+                self._rows += len(fresh)
+            self._turn.notify_all()
+
+    def abandon(self) -> None:
+        """Let the waiting go on: rows before theirs could not be read."""
+        with self._turn:
+            self._abandoned = True
+            self._turn.notify_all()
+
+    def hexdigest(self, rows: int) -> str | None:
+        """The digest, or None unless all of the tensor's ``rows`` have passed."""
+        return self._sha256.hexdigest() if self._rows == rows else None
+
+
+@dataclass(frozen=True)
+class Digested(LazyTensor):
+    """A tensor whose digest is made as it is read."""
+
+    base: LazyTensor
+    digest: RowDigest = field(default_factory=RowDigest)
+
+    def reader(self) -> RowReader:
+        base_rows = self.base.reader()
+
+        def fill(start: int, stop: int, out: torch.Tensor) -> None:
+            try:
+                base_rows(start, stop, out)
+            except BaseException:
+                self.digest.abandon()
+                raise
+            self.digest.update(start, out)
+
+        return fill
+
+
+def digested(checkpoint: Checkpoint) -> Checkpoint:
+    """The same checkpoint, with a digest made of every tensor that is read."""
+    tensors = {
+        name: Digested(tensor.shape, tensor.dtype, tensor.origin, tensor)
+        for name, tensor in checkpoint.tensors.items()
+    }
+    return replace(checkpoint, tensors=tensors)
+
+
+def content_digests(tensors: Mapping[str, LazyTensor]) -> dict[str, str | None]:
+    """SHA-256 of each tensor that was read whole, None for those that were not needed."""
+    return {
+        name: tensor.digest.hexdigest(tensor.rows) if isinstance(tensor, Digested) else None
+        for name, tensor in tensors.items()
+    }
