@@ -65,7 +65,7 @@ def source_folder(write_folder: Callable[..., Path], folder: Path, model: bytes)
 
 
 def merged_folder(folder: Path, source: Path) -> Path:
-    """What a merge writes, as far as tokenizers go; without config.json transformers 5 gives up."""
+    """What a merge writes, as far as tokenizers go."""
     folder.mkdir(exist_ok=True)
     for name, content in documents(read_tokenizer(source)).items():
         (folder / name).write_bytes(content)
