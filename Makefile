@@ -1,0 +1,62 @@
+# make demo    the whole job on a model trained on the spot, in about a minute and a half
+# make check   ruff, mypy and the fast tests
+# make test    ruff, mypy and every test
+# make bench   a merge of a 1.1B-shaped model against cp, in time and memory
+#
+# Each sets up what it needs in .venv, from pyproject.toml, in the versions of constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Bytecode is compiled when it is first used; installing takes half the time without it.
+INSTALL := $(PIP) install -qq --no-compile --constraint constraints.txt
+WORKERS ?= 2
+
+# transformers 4.46, which some tests compare with, beside the transformers of the environment.
+ORACLE := .oracles/transformers-4.46
+export CHINESE_LLAMA_MERGE_TRANSFORMERS_446 := $(CURDIR)/$(ORACLE)
+# Several processes share the processors; torch's thread pools would fight over them.
+export OMP_NUM_THREADS := 1
+export PYTHONUTF8 := 1
+
+.PHONY: demo check test lint bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python demo/run.py
+
+check: $(VENV)/.test $(ORACLE)/.done lint
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test: $(VENV)/.test $(ORACLE)/.done lint
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/merge.py --shape 1b --verify
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or later is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --upgrade pip
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.made pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[demo]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[test]'
+	touch $@
+
+$(ORACLE)/.done: $(VENV)/.made tests/oracles/requirements-transformers-4.46.txt
+	$(PIP) install -qq --no-compile --no-deps --upgrade --target $(ORACLE) \
+	    -r tests/oracles/requirements-transformers-4.46.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .oracles demo-output benchmark-output build *.egg-info
