@@ -15,12 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from plain_merge import State, cut, plain_merge, to_meta, write_huggingface, write_json, write_meta
 
 from benchmarks.models import make_adapter, make_base
 from benchmarks.reference import round_once
 from benchmarks.shapes import Shape
 from benchmarks.verify import main, ulps, verify
+from tests.benchmarks.plain_merge import (
+    State,
+    cut,
+    plain_merge,
+    to_meta,
+    write_huggingface,
+    write_json,
+    write_meta,
+)
 
 SHAPE = Shape(64, 2, 8, 4, 176, vocab_size=300)
 STAGES = (351, 353)
