@@ -81,6 +81,7 @@ def test_folders_are_searched_in_name_order(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": 3}', ["no text under 'text'", "line 1"]),
         ("a.jsonl", b'["a"]', ["no text under 'text'", "list"]),
     ],
+    ids=["gbk", "utf-16", "cut gzip", "no gzip", "cut json", "no field", "no string", "no object"],
 )
 def test_what_cannot_be_read_is_refused_with_its_place(
     tmp_path: Path, name: str, content: bytes, words: list[str]

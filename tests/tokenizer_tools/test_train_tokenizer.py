@@ -102,6 +102,7 @@ def test_an_existing_model_is_replaced_only_on_request(
         (None, ["--character_coverage", "1.5"], ["--character_coverage is out of range"]),
         (None, ["--num_threads", "0"], ["--num_threads is out of range"]),
     ],
+    ids=["empty", "blank", "gbk", "large", "small", "no size", "coverage", "threads"],
 )
 def test_bad_input_is_told_and_nothing_is_written(
     tmp_path: Path,
