@@ -72,6 +72,8 @@ def read(file: InputFile, offload: Offload | None = None) -> dict[str, LazyTenso
     """
     with _open_archive(file.path) as archive:
         records = {info.filename: info for info in archive.infolist()}
+        if any(info.header_offset < 0 for info in records.values()):
+            raise _cut_off(file.path, "a record would begin before the file does")
         root = _root(file, records)
         _require_little_endian(file, archive, records, root)
         pickled = load_pickle(file, io.BytesIO(_checked_read(file, archive, f"{root}/data.pkl")))
@@ -94,13 +96,17 @@ def _open_archive(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except _UNREADABLE as error:
-        raise FormatError(
-            "the file begins as a torch checkpoint but its end is missing or damaged",
-            file=path,
-            expected="a whole zip archive",
-            found=f"{path.stat().st_size:,} bytes ({error})",
-            remedy="an unfinished download or copy: fetch the file again",
-        ) from None
+        raise _cut_off(path, error) from None
+
+
+def _cut_off(path: Path, reason: object) -> FormatError:
+    return FormatError(
+        "the file begins as a torch checkpoint but its end is missing or damaged",
+        file=path,
+        expected="a whole zip archive",
+        found=f"{path.stat().st_size:,} bytes ({reason})",
+        remedy="an unfinished download or copy: fetch the file again",
+    )
 
 
 def _root(file: InputFile, records: dict[str, zipfile.ZipInfo]) -> str:
