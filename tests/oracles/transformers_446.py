@@ -27,8 +27,8 @@ def missing_transformers_446() -> str:
     folder = os.environ.get(VARIABLE, "")
     if not folder:
         return f"transformers 4.46 is not set up: {VARIABLE} does not name its folder"
-    if not (Path(folder) / "transformers").is_dir():
-        return f"transformers 4.46 is not set up: no package transformers in {folder} ({VARIABLE})"
+    if not list(Path(folder).glob("transformers-4.46.*.dist-info")):  # what pip puts there last
+        return f"transformers 4.46 is not set up: it is not in {folder}, named by {VARIABLE}"
     return ""
 
 

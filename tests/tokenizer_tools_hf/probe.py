@@ -107,10 +107,10 @@ def probe(folder: str, target: Path, request: dict[str, Any]) -> dict[str, Any]:
         "with_bos": tokenizer(lines)["input_ids"],
         "decoded": [tokenizer.decode(line) for line in ids],
         "batch_decoded": tokenizer.batch_decode(
-            [tokenizer(line)["input_ids"] for line in lines], skip_special_tokens=True
+            [tokenizer(line)["input_ids"] for line in lines[:500]], skip_special_tokens=True
         ),
         "decoded_one_by_one": [tokenizer.decode([id_]) for id_ in alone(len(tokenizer))],
-        "streamed": [streamed(tokenizer, line[:40]) for line in ids[:200]],
+        "streamed": [streamed(tokenizer, line[:40]) for line in ids[:80]],
         "special_ids": special_ids,
         "slow_special_ids": slow,
         "special_decoded": [tokenizer.decode(line) for line in special_ids],
@@ -135,9 +135,10 @@ def main() -> None:
     plain = {
         name: plain_ids(request["folders"][name], request["lines"]) for name in request["plain"]
     }
-    answer = {
+    answer: dict[str, Any] = {
         name: probe(folder, target / name, request) for name, folder in request["folders"].items()
     }
+    answer["version"] = transformers.__version__
     for name, ids in plain.items():
         answer[name]["plain_ids"] = ids
     out = target / "answer.json"

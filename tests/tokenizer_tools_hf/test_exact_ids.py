@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oracles.transformers_446 import run_in_main_environment, run_in_transformers_446
 from sentencepiece import SentencePieceProcessor
 
+from tests.oracles.transformers_446 import run_in_main_environment, run_in_transformers_446
 from tokenizer_tools.huggingface import documents, read_tokenizer
+
+pytestmark = pytest.mark.slow
 
 PROBE = Path(__file__).with_name("probe.py")
 RUN: dict[str, Callable[..., Any]] = {
@@ -91,8 +93,10 @@ def answers(
     asked = {"folders": folders, "lines": lines, "special": SPECIAL, "batch": BATCH}
     asked |= {"plain": ["small"], "target": str(work / "answers")}
     (work / "request.json").write_text(json.dumps(asked), encoding="utf-8")
-    answer = RUN[request.param](PROBE, work / "request.json", timeout=1200)
-    return json.loads(Path(answer).read_text(encoding="utf-8"))
+    file = RUN[request.param](PROBE, work / "request.json", timeout=1200)
+    answer: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+    assert f"transformers {answer['version']}".startswith(request.param)
+    return answer
 
 
 @pytest.fixture(params=NAMES)
@@ -133,7 +137,7 @@ def test_decoding_is_sentencepieces(
 ) -> None:
     expected = [sp.decode(sp.encode(line)) for line in lines]
     assert answer["decoded"] == expected
-    assert answer["batch_decoded"] == expected
+    assert answer["batch_decoded"] == expected[:500]
 
 
 def test_each_token_decodes_alone(answer: dict[str, Any], sp: SentencePieceProcessor) -> None:
@@ -148,8 +152,8 @@ def test_streaming_shows_the_same_text(
     answer: dict[str, Any], sp: SentencePieceProcessor, lines: list[str]
 ) -> None:
     """Except that transformers' streamer starts afresh after each line break."""
-    checked = [(sp.encode(line)[:40], i) for i, line in enumerate(lines[:200]) if "\n" not in line]
-    assert len(checked) > 150
+    checked = [(sp.encode(line)[:40], i) for i, line in enumerate(lines[:80]) if "\n" not in line]
+    assert len(checked) > 60
     assert [answer["streamed"][i] for _, i in checked] == [sp.decode(ids) for ids, _ in checked]
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oracles.transformers_446 import run_in_transformers_446
 
 from merge.errors import FormatError, VocabularyError
+from tests.oracles.transformers_446 import run_in_transformers_446
 from tokenizer_tools.huggingface import Token, documents, read_tokenizer
 
 FolderWith = Callable[..., Path]
@@ -142,6 +142,7 @@ def test_both_lists_of_added_tokens_are_completed_from_each_other(
     assert all(token["special"] for token in decoder.values())
 
 
+@pytest.mark.slow
 def test_transformers_4_reads_the_same_special_and_added_tokens(
     folder_with: FolderWith, tmp_path: Path, n_pieces: int
 ) -> None:
