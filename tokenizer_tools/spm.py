@@ -91,9 +91,9 @@ def processor(model: ModelProto) -> SentencePieceProcessor:
 
 
 def _parse(content: bytes, file: Path) -> ModelProto:
+    model = _message_type()()
     from google.protobuf.message import DecodeError
 
-    model = _message_type()()
     try:
         model.ParseFromString(content)
     except DecodeError:
@@ -114,7 +114,7 @@ def _message_type() -> type[ModelProto]:
         from sentencepiece import sentencepiece_model_pb2
     except misfit as error:
         raise UsageError(
-            "The installed protobuf does not fit the installed sentencepiece.",
+            "There is no protobuf that fits the installed sentencepiece.",
             found=str(error).splitlines()[0],
             remedy="pip install --upgrade sentencepiece protobuf",
         ) from error

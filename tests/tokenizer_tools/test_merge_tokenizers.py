@@ -188,3 +188,19 @@ def test_an_unknown_tokenizer_gets_no_name(models: Path, real_data: Path) -> Non
     assert known.recognise(models / "llama.model") is None
     llama = known.recognise(real_data / "tokenizers" / "llama.model")
     assert llama == known.KnownTokenizer("LLaMA", 32000)
+
+
+def test_a_protobuf_that_does_not_fit_is_told(models: Path, tmp_path: Path) -> None:
+    code = "import sys; sys.modules['google.protobuf'] = None; "
+    code += "from merge.commands.merge_tokenizers import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "--llama_tokenizer_dir", str(models / "llama.model")]
+    done = subprocess.run(
+        [*command, "--pad_token", "--output_dir", str(tmp_path / "out")],
+        cwd=SCRIPTS.parent,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 2
+    assert "no protobuf that fits" in done.stderr
+    assert "pip install --upgrade" in done.stderr
