@@ -12,10 +12,16 @@ from tokenizer_tools.huggingface import documents as tokenizer_documents
 
 from .errors import LayoutError
 from .json_text import json_bytes, read_json
-from .layouts.config import LlamaShape, merged_config, params_json, with_token_ids
+from .layouts.config import (
+    CONFIG_NAME,
+    LlamaShape,
+    merged_config,
+    params_json,
+    read_config,
+    with_token_ids,
+)
 from .sources import Sources
 
-CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
 PARAMS_NAME = "params.json"
 
@@ -37,7 +43,7 @@ def find_config(sources: Sources) -> ModelConfig:
     Raises ``LayoutError`` when an adapter's configuration describes a model of another shape.
     """
     base_path = sources.base / CONFIG_NAME
-    base = LlamaShape.from_config(read_json(base_path), base_path)
+    base = LlamaShape.from_config(read_config(sources.base), base_path)
     path = _last_with(CONFIG_NAME, sources)
     config = read_json(path)
     shape = LlamaShape.from_config(config, path)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
+
+from tokenizer_tools.huggingface import CLASS_FILE_NAME
 
 from .errors import OutputError
 from .json_text import read_json
@@ -22,6 +25,8 @@ _MODEL_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
+    "chat_template.jinja",
+    CLASS_FILE_NAME,
     MANIFEST_NAME,
 )
 
@@ -33,8 +38,7 @@ def require_free(folder: Path, inputs: Iterable[Path], overwrite: bool) -> list[
     a folder that is read from, for model files without ``overwrite``, and with it for model files
     that no manifest claims.
     """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError("the output folder is a file", file=folder, remedy="choose another name")
+    _require_writable(folder)
     if not folder.exists():
         return []
     for source in inputs:
@@ -44,7 +48,8 @@ def require_free(folder: Path, inputs: Iterable[Path], overwrite: bool) -> list[
                 file=folder,
                 remedy="choose another --output_dir",
             )
-    present = sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)})
+    found = {path for pattern in _MODEL_FILES for path in folder.glob(pattern)}
+    present = sorted(path for path in found if path.is_file())
     if present and not overwrite:
         raise OutputError(
             "the output folder holds a model already",
@@ -62,6 +67,26 @@ def require_free(folder: Path, inputs: Iterable[Path], overwrite: bool) -> list[
             remedy="choose another --output_dir, or move these files away",
         )
     return present
+
+
+def _require_writable(folder: Path) -> None:
+    """The folder, or the nearest one above it that exists, must be one that takes files."""
+    absolute = folder.absolute()
+    present = next(path for path in (absolute, *absolute.parents) if path.exists())
+    if not present.is_dir():
+        raise OutputError(
+            "the output folder is a file" if present == absolute else "no folder can be made there",
+            file=folder,
+            found=f"{present} is a file",
+            remedy="choose another --output_dir",
+        )
+    if not os.access(present, os.W_OK | os.X_OK):
+        raise OutputError(
+            "the output folder may not be written to",
+            file=folder,
+            found=f"no permission to write in {present}",
+            remedy="choose another --output_dir, or change its permissions",
+        )
 
 
 def _files_of_earlier_run(folder: Path) -> set[str]:

@@ -26,7 +26,8 @@ def parse_size(text: str) -> int:
     binary = "i" in text.lower().removeprefix(number.lower())
     unit = number[-1:].upper()
     power = " KMGT".find(unit) if unit.isalpha() else 0
-    if power < 0:
-        raise ValueError(f"{text!r} is no size; write for instance 256MB or 10GiB")
     digits = number[:-1] if power else number
-    return int(float(digits) * (1024 if binary else 1000) ** power)
+    try:
+        return int(float(digits) * (1024 if binary else 1000) ** power)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text!r} is no size; write for instance 256MB or 10GiB") from None

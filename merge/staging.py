@@ -77,7 +77,8 @@ class StagedFolder:
 
     def _discard(self) -> None:
         for name, handle in self._files.items():
-            handle.close()
+            with contextlib.suppress(OSError):  # what a full disk did not take is still buffered
+                handle.close()
             self._partial(name).unlink(missing_ok=True)
         _remove_empty(self._made)
 

@@ -49,8 +49,7 @@ class Vocabulary:
         lines = [f"{self.base_rows:>8} rows   base model"]
         for number, adapter in enumerate(self.adapters, start=1):
             rows = adapter.embed_tokens or adapter.lm_head
-            said = f"{rows:>8} rows " if rows else "no rows of its own"
-            lines.append(f"{said:<15} adapter {number} ({adapter.name})")
+            lines.append(f"{rows or 'no':>8} rows   adapter {number} ({adapter.name})")
         lines.append(f"{self.tokens:>8} tokens tokenizer ({self.tokenizer})")
         return "\n".join(lines)
 

@@ -168,10 +168,12 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
+        model = (folder / "config.json").is_file()
         raise AdapterError(
             "the folder holds no adapter configuration",
             file=path,
             expected=CONFIG_NAME,
+            found="a whole model (config.json)" if model else f"no {CONFIG_NAME}",
             remedy="give the folder into which PEFT saved the adapter; beside the weights of a "
             "training checkpoint, put the adapter_config.json of its run",
         )
@@ -192,12 +194,37 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         r=int(_positive(fields, "r", path)),
         lora_alpha=_positive(fields, "lora_alpha", path),
         use_rslora=bool(fields.get("use_rslora")),
-        rank_pattern=fields.get("rank_pattern") or {},
-        alpha_pattern=fields.get("alpha_pattern") or {},
+        rank_pattern={k: int(v) for k, v in _pattern(fields, "rank_pattern", path).items()},
+        alpha_pattern=_pattern(fields, "alpha_pattern", path),
         ensure_weight_tying=bool(fields.get("ensure_weight_tying")),
         base_model_name_or_path=fields.get("base_model_name_or_path"),
         unknown=tuple(sorted(key for key, value in fields.items() if key not in known and value)),
     )
+
+
+def _pattern(fields: Mapping[str, Any], key: str, path: Path) -> dict[str, float]:
+    """Numbers by regular expressions of module names."""
+    pattern = fields.get(key) or {}
+    if not isinstance(pattern, dict):
+        raise AdapterError(
+            "the adapter configuration has a pattern of another kind",
+            file=path,
+            expected=f'"{key}": {{"a module\'s name": a number, ...}}',
+            found=repr(pattern),
+            remedy="take adapter_config.json from the run that trained the adapter",
+        )
+    for module in pattern:
+        try:
+            re.compile(module)
+        except re.error as error:
+            raise AdapterError(
+                "the adapter configuration has a pattern that is no regular expression",
+                file=path,
+                expected=f'"{key}" with the names of modules, or expressions for them',
+                found=f"{module!r}: {error}",
+                remedy="take adapter_config.json from the run that trained the adapter",
+            ) from None
+    return {module: _positive(pattern, module, path) for module in pattern}
 
 
 def _positive(fields: Mapping[str, Any], key: str, path: Path) -> float:

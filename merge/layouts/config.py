@@ -10,13 +10,35 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import LayoutError
+from ..json_text import read_json
 
+CONFIG_NAME = "config.json"
 DEFAULT_ROPE_THETA = 10000.0
 # LLaMA-like architectures that are LLaMA tensor for tensor. (Mistral is too, but for its window.)
 LLAMA_MODEL_TYPES = ("llama",)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the ``config.json`` of a base model. Raises ``LayoutError`` when there is none."""
+    path = folder / CONFIG_NAME
+    if path.is_file():
+        return read_json(path)
+    found, remedy = "no config.json", "give the folder that holds config.json and the weights"
+    if (folder / "params.json").is_file():
+        found, remedy = "Meta's own layout (params.json)", "convert it to Hugging Face's first"
+    if (folder / "adapter_config.json").is_file():
+        found, remedy = "an adapter (adapter_config.json)", "give adapters with --lora_model"
+    raise LayoutError(
+        "the base model's folder has no configuration",
+        file=path,
+        expected="a folder as Hugging Face transformers saves it",
+        found=found,
+        remedy=remedy,
+    )
 
 
 @dataclass(frozen=True)
@@ -106,8 +128,12 @@ def rope_scaling(config: Mapping[str, Any]) -> dict[str, Any] | None:
 def merged_config(
     config: Mapping[str, Any], vocab_size: int, dtype: str, tied: bool
 ) -> dict[str, Any]:
-    """The ``config.json`` of a merged model, in the spelling that every reader understands."""
-    moved = {"rope_parameters", "dtype", "auto_map", "_name_or_path"}
+    """The ``config.json`` of a merged model, in the spelling that every reader understands.
+
+    A quantisation is not taken along: it was that of the weights an adapter was trained beside, and
+    the weights here are whole.
+    """
+    moved = {"rope_parameters", "dtype", "auto_map", "_name_or_path", "quantization_config"}
     merged = {key: value for key, value in config.items() if key not in moved}
     return merged | {
         "rope_theta": rope_theta(config),

@@ -14,12 +14,12 @@ from ..errors import LayoutError
 from ..formats import open_container
 from ..json_text import json_bytes, read_json
 from ..lazy import Checkpoint, LazyTensor
+from ..sizes import parse_size
 from ..staging import Offload
 from . import llama
-from .config import LlamaShape
+from .config import CONFIG_NAME, LlamaShape, read_config
 from .pour import Piece, Poured
 
-CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
 # What transformers calls the weights, by the container's ending.
 STEMS = {".bin": "pytorch_model", ".safetensors": "model"}
@@ -29,7 +29,12 @@ _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<s
 _NO_WEIGHTS = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state|adapter_model|trainer)"
 )
-_QUANTISED = re.compile(r"\.(qweight|qzeros|scales|g_idx|SCB|absmax|quant_state|weight_format)\b")
+# The helper tensors of GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors.
+_QUANTISED = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|SCB|absmax|quant_(state|map)|nested_\w+"
+    r"|weight_(format|scale\w*|packed|shape|zero_point)|(input|output|k|v)_scale)\b"
+)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def open_base(folder: Path, offload: Offload | None = None) -> Checkpoint:
@@ -39,29 +44,13 @@ def open_base(folder: Path, offload: Offload | None = None) -> Checkpoint:
     ``.bin``, as transformers does. Rotary buffers of old conversions are dropped. Raises
     ``LayoutError`` and ``FormatError``.
     """
-    config_path = folder / CONFIG_NAME
-    config = read_json(_require_config(config_path))
-    shape = LlamaShape.from_config(config, config_path)
+    config = read_config(folder)
+    shape = LlamaShape.from_config(config, folder / CONFIG_NAME)
     files = weight_files(folder)
     tensors = _collect(files, offload)
     dropped = tuple(name for name in tensors if llama.is_leftover(name))
     kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     return Checkpoint(_in_order(folder, shape, kept, files), config, tuple(files), dropped)
-
-
-def _require_config(path: Path) -> Path:
-    if path.is_file():
-        return path
-    meta = (path.parent / "params.json").is_file()
-    raise LayoutError(
-        "the base model's folder has no configuration",
-        file=path,
-        expected="a folder as Hugging Face transformers saves it",
-        found="Meta's own layout (params.json)" if meta else "no config.json",
-        remedy="convert it to the Hugging Face layout first"
-        if meta
-        else "give the folder that holds config.json, weights and tokenizer.model",
-    )
 
 
 def weight_files(folder: Path) -> dict[Path, tuple[str, ...] | None]:
@@ -203,6 +192,8 @@ def _unexpected(folder: Path, name: str, tensor: LazyTensor) -> LayoutError:
             "the base model is quantised; a LoRA can be merged only into full weights",
             file=folder,
             tensor=tensor.origin,
+            expected="one float16, bfloat16 or float32 tensor for each weight",
+            found=name.rsplit(".", 1)[-1],
             remedy="take the original float16 or bfloat16 model as the base",
         )
     return LayoutError(
@@ -216,6 +207,15 @@ def _unexpected(folder: Path, name: str, tensor: LazyTensor) -> LayoutError:
 
 
 def _check_tensor(folder: Path, name: str, tensor: LazyTensor, wanted: tuple[int, ...]) -> None:
+    if tensor.dtype not in _FLOATS:
+        raise LayoutError(
+            "the base model is quantised; a LoRA can be merged only into full weights",
+            file=folder,
+            tensor=tensor.origin,
+            expected="float16, bfloat16 or float32",
+            found=str(tensor.dtype).removeprefix("torch."),
+            remedy="take the original float16 or bfloat16 model as the base",
+        )
     if tensor.shape != wanted:
         raise LayoutError(
             "a tensor of the base model has another shape than config.json says",
@@ -225,15 +225,6 @@ def _check_tensor(folder: Path, name: str, tensor: LazyTensor, wanted: tuple[int
             found=tensor.shape,
             remedy="config.json and weights are of different models: take both from one place",
         )
-    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise LayoutError(
-            "the base model is quantised; a LoRA can be merged only into full weights",
-            file=folder,
-            tensor=tensor.origin,
-            expected="float16, bfloat16 or float32",
-            found=str(tensor.dtype).removeprefix("torch."),
-            remedy="take the original float16 or bfloat16 model as the base",
-        )
 
 
 def pour(tensors: Mapping[str, LazyTensor], suffix: str, max_shard_size: str) -> list[Poured]:
@@ -242,7 +233,7 @@ def pour(tensors: Mapping[str, LazyTensor], suffix: str, max_shard_size: str) ->
         dict(tensors),
         get_storage_size=lambda tensor: tensor.nbytes,
         filename_pattern=STEMS[suffix] + "{suffix}" + suffix,
-        max_shard_size=max_shard_size,
+        max_shard_size=parse_size(max_shard_size),
     )
     count = len(plan.filename_to_tensors)
     files = {
