@@ -1,0 +1,215 @@
+"""Every output form against a float64 sum rounded once: at most 1 ulp, at least 99.9 % identical.
+
+The reference, Meta's names, the order of rotary rows and the shards are written here from the
+published rules; nothing of the project's own code is used but the merge itself.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from merge import merge_lora
+from merge.errors import UsageError
+from tests.tiny import Tensors, load_weights, make_adapter, make_base, to_old_layout, ulps
+
+ROWS = 152  # leaves a remainder for 2, 4 and 8 shards together with 151
+HEADS = 8
+
+
+def float64_merge(base: Path, adapters: Sequence[Path]) -> Tensors:
+    """``W + sum of (alpha / r) B A`` in float64, whole tensors replaced, rounded once."""
+    tensors = {name: tensor.double() for name, tensor in load_weights(base).items()}
+    for adapter in adapters:
+        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        scaling = config["lora_alpha"] / config["r"]
+        weights = {
+            name.removeprefix("base_model.model."): tensor.double()
+            for name, tensor in load_weights(adapter).items()
+        }
+        for name, tensor in weights.items():
+            if "lora_" not in name:
+                tensors[name] = tensor
+        for name, a in weights.items():
+            if ".lora_A." in name:
+                module = name.removesuffix(".lora_A.weight")
+                tensors[f"{module}.weight"] += scaling * weights[f"{module}.lora_B.weight"] @ a
+    return {name: tensor.half() for name, tensor in tensors.items()}
+
+
+def rotary_pairs(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Undo transformers' ``permute`` of q and k: from halves apart to pairs side by side."""
+    rows, columns = weight.shape
+    halves = weight.view(heads, 2, rows // heads // 2, columns)
+    return halves.transpose(1, 2).reshape(rows, columns)
+
+
+META_NAMES = {
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.down_proj": "feed_forward.w2",
+    "mlp.up_proj": "feed_forward.w3",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "model.embed_tokens": "tok_embeddings",
+    "model.norm": "norm",
+    "lm_head": "output",
+}
+
+
+def meta_layout(tensors: Tensors, kv_heads: int) -> Tensors:
+    renamed: Tensors = {}
+    for name, tensor in tensors.items():
+        if "q_proj" in name:
+            tensor = rotary_pairs(tensor, HEADS)
+        if "k_proj" in name:
+            tensor = rotary_pairs(tensor, kv_heads)
+        for old, new in META_NAMES.items():
+            name = name.replace(old, new)
+        renamed[name.removeprefix("model.")] = tensor
+    return renamed
+
+
+def joined(shards: list[Tensors]) -> Tensors:
+    """Join shards as model-parallel LLaMA holds them: rows, or columns for wo, w2, embeddings."""
+    whole: Tensors = {}
+    for name in shards[0]:
+        parts = [shard[name] for shard in shards]
+        if parts[0].dim() == 1:
+            assert all(torch.equal(part, parts[0]) for part in parts), name
+            whole[name] = parts[0]
+        else:
+            by_columns = any(mark in name for mark in ("tok_embeddings", ".wo.", ".w2."))
+            whole[name] = torch.cat(parts, dim=1 if by_columns else 0)
+    return whole
+
+
+def assert_rounded_once(found: Tensors, expected: Tensors) -> None:
+    assert found.keys() == expected.keys()
+    same = total = 0
+    for name, tensor in found.items():
+        assert tensor.shape == expected[name].shape, name
+        assert tensor.dtype == torch.float16, name
+        apart = ulps(tensor, expected[name])
+        assert int(apart.max()) <= 1, name
+        same += int((apart == 0).sum())
+        total += tensor.numel()
+    assert same / total >= 0.999
+
+
+@pytest.fixture(scope="module", params=[8, 4], ids=["multi-head", "grouped-query"])
+def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A base and two adapters of the published layout, with the float64 result."""
+    folder = tmp_path_factory.mktemp("chain")
+    base = make_base(folder / "base", num_key_value_heads=request.param)
+    adapters = [
+        to_old_layout(make_adapter(folder / "llama", base, rows=ROWS - 1, r=8)),
+        to_old_layout(make_adapter(folder / "alpaca", base, rows=ROWS, seed=2, r=16)),
+    ]
+    return base, adapters, float64_merge(base, adapters), request.param
+
+
+@pytest.mark.parametrize("safe", [False, True], ids=["bin", "safetensors"])
+def test_huggingface_output(tmp_path: Path, chain: Any, safe: bool) -> None:
+    base, adapters, expected, _ = chain
+    settings = {"output_type": "huggingface", "safe_serialization": safe, "max_shard_size": "90KB"}
+    merge_lora(base, adapters, tmp_path / "out", **settings)
+    assert_rounded_once(load_weights(tmp_path / "out"), expected)
+    index = json.loads(next((tmp_path / "out").glob("*.index.json")).read_text(encoding="utf-8"))
+    assert len(set(index["weight_map"].values())) >= 3
+    for name, file in index["weight_map"].items():
+        path = tmp_path / "out" / file
+        assert name in (load_weights_of(path)), file
+    assert index["metadata"]["total_size"] == sum(2 * t.numel() for t in expected.values())
+
+
+def load_weights_of(path: Path) -> Tensors:
+    if path.suffix == ".bin":
+        return torch.load(path, weights_only=True)  # type: ignore[no-any-return]
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4, 8])
+def test_meta_output(tmp_path: Path, chain: Any, shards: int) -> None:
+    base, adapters, expected, kv_heads = chain
+    if shards > kv_heads:
+        with pytest.raises(UsageError, match="cannot be split evenly"):
+            merge_lora(base, adapters, tmp_path / "out", num_shards=shards)
+        return
+    merge_lora(base, adapters, tmp_path / "out", num_shards=shards)
+    files = sorted((tmp_path / "out").glob("*.pth"))
+    assert [path.name for path in files] == [f"consolidated.{n:02}.pth" for n in range(shards)]
+    parts = [torch.load(path, weights_only=True) for path in files]
+    assert_rounded_once(joined(parts), meta_layout(expected, kv_heads))
+    rows = [part["output.weight"].shape[0] for part in parts]
+    assert rows == [ROWS // shards] * (shards - 1) + [ROWS - ROWS // shards * (shards - 1)]
+    names = {path.name for path in (tmp_path / "out").iterdir()} - {path.name for path in files}
+    assert names == {"params.json", "tokenizer.model", "merge_manifest.json"}
+    params = json.loads((tmp_path / "out/params.json").read_text(encoding="utf-8"))
+    assert params["vocab_size"] == ROWS
+    assert params.get("n_kv_heads", HEADS) == kv_heads
+
+
+def test_pth_files_are_fit_for_every_reader(tmp_path: Path, chain: Any) -> None:
+    base, adapters, _, _ = chain
+    merge_lora(base, adapters, tmp_path / "out", num_shards=2)
+    for path in sorted((tmp_path / "out").glob("*.pth")):
+        assert zipfile.ZipFile(path).testzip() is None
+        test = [sys.executable, "-m", "zipfile", "-t", str(path)]
+        assert (
+            subprocess.run(test, capture_output=True, check=True).stdout.strip() == b"Done testing"
+        )
+        mapped = torch.load(path, weights_only=True, mmap=True)
+        read = torch.load(path, weights_only=True)
+        storages = set()
+        for name, tensor in mapped.items():
+            assert torch.equal(tensor, read[name]), name
+            assert tensor.is_contiguous(), name
+            assert tensor.storage_offset() == 0, name
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes, name
+            storages.add(tensor.untyped_storage().data_ptr())
+        assert len(storages) == len(mapped)
+
+
+def test_tied_model_has_an_output_matrix_in_metas_layout(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", tie_word_embeddings=True)
+    adapter = make_adapter(tmp_path / "lora", base, modules_to_save=None)
+    merge_lora(base, adapter, tmp_path / "out")
+    tensors = torch.load(tmp_path / "out/consolidated.00.pth", weights_only=True)
+    assert torch.equal(tensors["output.weight"], tensors["tok_embeddings.weight"])
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"num_workers": 1, "max_memory": "1MB"},
+    {"num_workers": 3},
+    {"max_memory": "256MB", "num_workers": 2},
+    {},
+]
+
+
+@pytest.mark.parametrize("output_type", ["pth", "huggingface"])
+def test_bytes_depend_on_nothing_but_the_inputs(tmp_path: Path, output_type: str) -> None:
+    """Blocks of several sizes: 1500 and 900 columns make odd blocks, spans end inside tensors."""
+    shape = {"hidden_size": 1536, "intermediate_size": 904, "num_hidden_layers": 1}
+    base = make_base(tmp_path / "base", vocab_size=1001, **shape)
+    adapter = make_adapter(tmp_path / "lora", base, rows=1100, r=16)
+    outputs = []
+    for number, settings in enumerate(SETTINGS):
+        out = tmp_path / f"out{number}"
+        shards = {"num_shards": 2} if output_type == "pth" else {}
+        merge_lora(base, adapter, out, output_type=output_type, **settings, **shards)
+        outputs.append({path.name: path.read_bytes() for path in sorted(out.iterdir())})
+    assert all(output == outputs[0] for output in outputs)
