@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder, read_tokenizer
 
@@ -66,8 +67,10 @@ def _nearby(path: Path) -> str:
 def _download(repo_id: str, role: str, offload: Offload | None) -> Path:
     """Fetch what a merge reads of a repository: safetensors if it has any, else ``.bin``."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    # Its bases are those of every error of the HTTP library, which differs between releases.
+    unreachable = (*HfHubHTTPError.__bases__, OSError, HFValidationError)
     local_dir = None
     if offload is not None and offload.is_given:
         local_dir = offload.folder() / repo_id.replace("/", "--")
@@ -78,12 +81,12 @@ def _download(repo_id: str, role: str, offload: Offload | None) -> Path:
             )
             if any(folder.glob(weights)):
                 break
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except unreachable as error:  # type: ignore[misc]
         raise UsageError(
             f"the {role} is no local folder, and it could not be fetched from the Hub",
             file=repo_id,
             expected="a local folder or the id of a repository that you may read",
-            found=str(error).strip().splitlines()[0],
+            found=shorten(str(error), 200),
             remedy="check the spelling; for a private or gated repository run `hf auth login` "
             "first; without a network, download it elsewhere and give the folder",
         ) from None
