@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -13,6 +14,9 @@ from typing import BinaryIO
 
 from .errors import OutputError
 from .sizes import size_text
+
+# No room, beyond the user's quota, or larger than this file system's files may be.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class StagedFolder:
@@ -54,14 +58,14 @@ class StagedFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
+        if error is None:
             try:
                 self._commit()
-            except BaseException:
-                self._discard()
+            except BaseException as failure:
+                self._discard(failure)
                 raise
         else:
-            self._discard()
+            self._discard(error)
 
     def _commit(self) -> None:
         for handle in self._files.values():
@@ -75,12 +79,20 @@ class StagedFolder:
                 path.unlink(missing_ok=True)
         _sync_folder(self.folder)
 
-    def _discard(self) -> None:
+    def _discard(self, reason: BaseException) -> None:
+        """Remove what was written. Raises ``OutputError`` when a full disk is the reason."""
         for name, handle in self._files.items():
             with contextlib.suppress(OSError):  # what a full disk did not take is still buffered
                 handle.close()
             self._partial(name).unlink(missing_ok=True)
         _remove_empty(self._made)
+        if isinstance(reason, OSError) and reason.errno in _FULL:
+            raise OutputError(
+                "the disk took no more while the result was written",
+                file=self.folder,
+                found=reason.strerror,
+                remedy="make room or choose another --output_dir; what was written is removed",
+            ) from None
 
 
 def _sync_folder(folder: Path) -> None:
