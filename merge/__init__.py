@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import MergeError
-    from .jobs import MergeReport, merge_lora
+    from .jobs.merge_lora import MergeReport, merge_lora
 
 __version__ = "0.1.0"
 __all__ = ["MergeError", "MergeReport", "__version__", "merge_lora"]
 
-_HOME = {"MergeError": "errors", "MergeReport": "jobs", "merge_lora": "jobs"}
+_HOME = {
+    "MergeError": "errors",
+    "MergeReport": "jobs.merge_lora",
+    "merge_lora": "jobs.merge_lora",
+}
 
 
 def __getattr__(name: str) -> Any:

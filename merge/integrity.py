@@ -1,16 +1,18 @@
-"""Digests, and the manifest that tells how a merged model came about."""
+"""The manifest: how a model came about, with digests of what went in and what came out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder
 
 from . import __version__
-
-if TYPE_CHECKING:
-    from .jobs import MergeJob
+from .digests import content_digests
+from .lazy import Checkpoint, dtype_name
+from .plan import Plan
 
 
 def file_digest(path: Path) -> str:
@@ -22,66 +24,60 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def manifest(job: MergeJob, digests: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    """What ``merge_manifest.json`` says: tool, inputs, rounding, files, and each tensor's making.
+def manifest(
+    plan: Plan,
+    digests: Mapping[str, Mapping[str, str]],
+    inputs: Mapping[str, Any],
+    tokenizer: TokenizerFolder,
+    how: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What ``merge_manifest.json`` says: tool, inputs, how, files, and each tensor's making.
 
-    ``digests`` are the SHA-256 of each written tensor's bytes, by file and name in the file. A base
-    tensor's digest is null when it was replaced unread. The same inputs give the same manifest: no
-    times, no machine.
+    ``digests`` are the SHA-256 of each written tensor's bytes, by file and name in the file. The
+    same inputs give the same manifest: no times, no machine.
     """
-    from .digests import content_digests
-
-    read = content_digests(job.base.tensors)
+    files = {
+        name: {
+            info.name: {
+                "shape": list(info.shape),
+                "dtype": dtype_name(info.dtype),
+                "sha256": digests[name][info.name],
+            }
+            for info in infos
+        }
+        for name, infos in plan.files.items()
+    }
+    documents = {
+        name: {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+        for name, data in plan.documents.items()
+    }
+    model = tokenizer.contents[MODEL_NAME]
     return {
         "tool": {"name": "chinese-llama-merge", "version": __version__},
-        "inputs": {
-            "base_model": {
-                "source": job.sources.base_model,
-                "files": [
-                    {"file": path.name, "bytes": path.stat().st_size} for path in job.base.files
-                ],
-                "tensors": {
-                    name: {"dtype": dtype_name(tensor.dtype), "sha256": read[name]}
-                    for name, tensor in job.base.tensors.items()
-                },
-            },
-            "adapters": [
-                {"source": source, "files": [_described(a.config.path), _described(a.weights)]}
-                for source, a in zip(job.sources.lora_models, job.adapters, strict=True)
-            ],
-            "tokenizer": {
-                "sha256": sha256(job.sources.tokenizer.contents["tokenizer.model"]).hexdigest()
-            },
-        },
-        "output_type": job.settings.output_type,
-        "dtype": job.settings.dtype,
-        "rounding": job.settings.rounding,
-        "files": {
-            name: {
-                info.name: {
-                    "shape": list(info.shape),
-                    "dtype": dtype_name(info.dtype),
-                    "sha256": digests[name][info.name],
-                }
-                for info in infos
-            }
-            for name, infos in job.plan.files.items()
-        }
-        | {name: {} for name in job.plan.documents},
+        "inputs": {**inputs, "tokenizer": {"sha256": sha256(model).hexdigest()}},
+        **how,
+        "files": files | documents,
+        "tensors": dict(tensors),
+    }
+
+
+def checkpoint_entry(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    """A base in the manifest: its files' sizes, and a digest of each tensor that was read.
+
+    The digest is null for a tensor that was replaced unread.
+    """
+    read = content_digests(checkpoint.tensors)
+    return {
+        "source": source,
+        "files": [{"file": path.name, "bytes": path.stat().st_size} for path in checkpoint.files],
         "tensors": {
-            name: {
-                "from": job.model.tensors[name].origin,
-                "steps": [step.as_json() for step in steps],
-            }
-            for name, steps in job.model.steps.items()
+            name: {"dtype": dtype_name(tensor.dtype), "sha256": read[name]}
+            for name, tensor in checkpoint.tensors.items()
         },
     }
 
 
-def _described(path: Path) -> dict[str, Any]:
+def file_entry(path: Path) -> dict[str, Any]:
+    """A small input in the manifest, with the digest of the whole file."""
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
-
-
-def dtype_name(dtype: object) -> str:
-    """``float16`` for ``torch.float16``."""
-    return str(dtype).removeprefix("torch.")

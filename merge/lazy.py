@@ -114,3 +114,13 @@ def block_rows(shape: tuple[int, ...]) -> int:
     per_row = max(1, prod(shape[1:]))
     fitting = max(_MIN_BLOCK_ROWS, _BLOCK_ELEMENTS // per_row)
     return 1 << (fitting.bit_length() - 1)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float16`` for ``torch.float16``, as configurations spell it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def dtype_named(name: str) -> torch.dtype | None:
+    """``torch.float16`` for ``float16``; None for ``auto``, which keeps what is there."""
+    return None if name == "auto" else getattr(torch, name)

@@ -9,8 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from tokenizer_tools.huggingface import TokenizerFolder
+
+from .documents import ModelConfig, huggingface_documents, meta_documents
 from .formats.container import TensorInfo
+from .layouts import huggingface, meta
+from .layouts.llama import EMBED_TOKENS, LM_HEAD
 from .layouts.pour import Poured, files
+from .lazy import LazyTensor, dtype_name
+from .settings import OutputSettings
 
 # Room for containers' headers and for the manifest, beside the tensors themselves.
 _ALLOWANCE = 1 << 20
@@ -38,3 +45,35 @@ class Plan:
         """Room that the output needs at most."""
         documents = sum(map(len, self.documents.values()))
         return self.tensor_bytes + documents + _ALLOWANCE * (1 + len(self.files))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A whole model, ready to be poured: tensors by Hugging Face name, and what goes with them.
+
+    ``rows`` are those of the embeddings; ``tied`` says that there is no LM head of its own.
+    """
+
+    tensors: Mapping[str, LazyTensor]
+    tied: bool
+    rows: int
+    config: ModelConfig
+    tokenizer: TokenizerFolder
+
+
+def plan_output(model: Model, settings: OutputSettings) -> Plan:
+    """Distribute a model over files of the chosen layout, with its documents.
+
+    Raises ``UsageError`` and ``LayoutError`` for what the layout cannot hold.
+    """
+    if settings.output_type == "pth":
+        tensors = {LM_HEAD: model.tensors[EMBED_TOKENS], **model.tensors}
+        poured = meta.pour(tensors, model.config.shape, settings.num_shards)
+        return Plan(tuple(poured), meta_documents(model.config, model.tokenizer, model.rows))
+    poured = huggingface.pour(model.tensors, settings.suffix, settings.max_shard_size)
+    dtype = dtype_name(model.tensors[EMBED_TOKENS].dtype)
+    documents = {
+        **huggingface_documents(model.config, model.tokenizer, model.rows, dtype, model.tied),
+        **huggingface.index_document(poured, settings.suffix),
+    }
+    return Plan(tuple(poured), documents)

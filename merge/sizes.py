@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def size_text(count: int) -> str:
     """Bytes for people.
@@ -31,3 +33,13 @@ def parse_size(text: str) -> int:
         return int(float(digits) * (1024 if binary else 1000) ** power)
     except (ValueError, OverflowError):
         raise ValueError(f"{text!r} is no size; write for instance 256MB or 10GiB") from None
+
+
+def peak_memory() -> int | None:
+    """Most memory that this process ever had resident, in bytes; None where that is not told."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

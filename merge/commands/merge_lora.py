@@ -142,7 +142,7 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
 
 
 def _merge(args: argparse.Namespace) -> int:
-    from ..jobs import merge_lora
+    from ..jobs.merge_lora import merge_lora
     from .progress import progress_bar
 
     with progress_bar(quiet=args.quiet) as on_progress:

@@ -22,7 +22,7 @@ import torch
 
 from ..errors import AdapterError
 from ..formats import open_container
-from ..lazy import LazyTensor, block_rows
+from ..lazy import LazyTensor, block_rows, dtype_name
 from ..staging import Offload
 from .adapter_config import AdapterConfig, read_adapter_config
 from .patches import LowRank
@@ -161,7 +161,7 @@ def _require_not_empty(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
                 file=path,
                 tensor=name,
                 expected="float16, bfloat16 or float32",
-                found=str(tensor.dtype).removeprefix("torch."),
+                found=dtype_name(tensor.dtype),
                 remedy="save the adapter in floating point",
             )
 

@@ -13,7 +13,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from ..errors import LayoutError
 from ..formats import open_container
 from ..json_text import json_bytes, read_json
-from ..lazy import Checkpoint, LazyTensor
+from ..lazy import Checkpoint, LazyTensor, dtype_name
 from ..sizes import parse_size
 from ..staging import Offload
 from . import llama
@@ -213,7 +213,7 @@ def _check_tensor(folder: Path, name: str, tensor: LazyTensor, wanted: tuple[int
             file=folder,
             tensor=tensor.origin,
             expected="float16, bfloat16 or float32",
-            found=str(tensor.dtype).removeprefix("torch."),
+            found=dtype_name(tensor.dtype),
             remedy="take the original float16 or bfloat16 model as the base",
         )
     if tensor.shape != wanted:

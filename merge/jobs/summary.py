@@ -1,30 +1,17 @@
-"""The closing words of a merge: what was added, replaced and grown, where, how long, how much."""
+"""The words for what a merge does: inputs, changes, and what the reader should know."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .sizes import size_text
-
 if TYPE_CHECKING:
-    from .deltas.peft import Adapter
-    from .jobs import MergeJob, MergeReport
+    from ..deltas.peft import Adapter
+    from .merge_lora import MergeJob
 
 
-def summary(report: MergeReport) -> str:
-    """A few lines for the screen."""
-    job = report.job
-    lines = ["Would write:" if report.dry_run else "Merged:"]
-    lines += [f"  {line}" for line in _inputs(job)]
-    lines += [f"  {line}" for line in _changes(job)]
-    lines += [f"  {line}" for line in _output(report)]
-    lines += [f"  note: {note}" for note in notes(job)]
-    return "\n".join(lines)
-
-
-def _inputs(job: MergeJob) -> Iterator[str]:
+def inputs(job: MergeJob) -> Iterator[str]:
+    """Where base, adapters and tokenizer are, with the sizes that matter."""
     yield f"base       {job.sources.base} ({job.vocabulary.base_rows} rows)"
     for number, adapter in enumerate(job.adapters, start=1):
         yield f"adapter {number}  {adapter.folder} ({_scalings(adapter)})"
@@ -40,7 +27,8 @@ def _scalings(adapter: Adapter) -> str:
     return listed + (", ..." if len(pairs) > 3 else "")
 
 
-def _changes(job: MergeJob) -> Iterator[str]:
+def changes(job: MergeJob) -> Iterator[str]:
+    """What each adapter added to, replaced and grew."""
     steps = [step for done in job.model.steps.values() for step in done]
     for number, _ in enumerate(job.adapters, start=1):
         mine = [step for step in steps if step.adapter == number]
@@ -53,19 +41,6 @@ def _changes(job: MergeJob) -> Iterator[str]:
         yield f"adapter {number}: added to {added} tensors, replaced {len(replaced)}{growth}"
     untouched = sum(not done for done in job.model.steps.values())
     yield f"{untouched} tensors as in the base; rounded {job.settings.rounding.replace('_', ' ')}"
-
-
-def _output(report: MergeReport) -> Iterator[str]:
-    plan, files = report.job.plan, list(report.job.plan.files)
-    listed = files[0] if len(files) == 1 else f"{files[0]} to {files[-1].split('-')[0]}"
-    listed = ", ".join(files) if len(files) <= 4 else f"{files[0]} ... {files[-1]}"
-    yield f"output     {report.output_dir}: {listed} ({size_text(plan.tensor_bytes)})"
-    if report.dry_run:
-        yield f"room needed on that disk: {size_text(plan.disk_bytes)}; nothing was written"
-        return
-    peak = peak_memory()
-    memory = f", peak memory {size_text(peak)}" if peak else ""
-    yield f"took       {report.seconds:.1f} s{memory}"
 
 
 def notes(job: MergeJob) -> Iterator[str]:
@@ -88,13 +63,3 @@ def notes(job: MergeJob) -> Iterator[str]:
             yield f"{adapter.name}: fields not known here: {', '.join(adapter.config.unknown)}"
         if adapter.changes_nothing:
             yield f"{adapter.name}: every lora_B is zero, so this adapter changes nothing"
-
-
-def peak_memory() -> int | None:
-    """Most memory that this process ever had resident, in bytes; None where that is not told."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

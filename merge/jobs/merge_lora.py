@@ -1,0 +1,163 @@
+"""Merge LoRA adapters into a base model: the main job.
+
+What needs no torch is checked before torch is imported, so that most mistakes are told at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..documents import ModelConfig, find_config
+from ..outputs import require_free
+from ..settings import MergeSettings
+from ..sources import Sources, find_sources
+from ..staging import Offload, require_space
+from ..vocabulary import AdapterRows, Vocabulary
+from . import summary
+from .writing import Digests, OnProgress, Report, write
+
+if TYPE_CHECKING:
+    from ..deltas.apply import MergedModel
+    from ..deltas.peft import Adapter
+    from ..lazy import Checkpoint
+    from ..plan import Plan
+
+
+def merge_lora(
+    base_model: str | Path,
+    lora_model: str | Path | Sequence[str | Path],
+    output_dir: str | Path = "./",
+    *,
+    tokenizer: str | Path | None = None,
+    offload_dir: str | Path | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    on_progress: OnProgress | None = None,
+    **settings: Any,
+) -> MergeReport:
+    """Merge one or more LoRA adapters, in their order, into a base model and write the full model.
+
+    ``base_model``, ``lora_model`` and ``tokenizer`` are local folders or Hub ids; ``lora_model``
+    may be a list, or text with commas. ``settings`` are the fields of ``MergeSettings``.
+    ``on_progress(written, total)`` is called as bytes are written. With ``dry_run`` everything is
+    checked and planned from headers, and nothing is written.
+
+    Raises ``MergeError`` for every mistake in the input; the output folder is then as it was.
+    """
+    started = time.monotonic()
+    chosen = MergeSettings(**settings)
+    output = Path(output_dir).expanduser()
+    loras = [lora_model] if isinstance(lora_model, (str, Path)) else lora_model
+    with Offload(Path(offload_dir).expanduser() if offload_dir else None, output) as offload:
+        sources = find_sources(
+            str(base_model),
+            [str(name) for name in loras],
+            str(tokenizer) if tokenizer else None,
+            offload,
+        )
+        replaced = require_free(output, sources.folders, overwrite)
+        job = _prepare(sources, chosen, offload)
+        require_space(output, job.plan.disk_bytes)
+        if not dry_run:
+            write(job.plan, output, chosen, replaced, job.manifest, on_progress)
+        return MergeReport(
+            output,
+            job.plan,
+            time.monotonic() - started,
+            dry_run,
+            tuple(summary.inputs(job)),
+            tuple(summary.changes(job)),
+            tuple(summary.notes(job)),
+            job,
+        )
+
+
+@dataclass(frozen=True)
+class MergeJob:
+    """A merge that has been checked and planned from headers."""
+
+    sources: Sources
+    settings: MergeSettings
+    config: ModelConfig
+    vocabulary: Vocabulary
+    base: Checkpoint
+    adapters: tuple[Adapter, ...]
+    model: MergedModel
+    plan: Plan
+
+    def manifest(self, digests: Digests) -> dict[str, Any]:
+        """What ``merge_manifest.json`` says of this merge."""
+        from ..integrity import checkpoint_entry, file_entry, manifest
+
+        inputs = {
+            "base_model": checkpoint_entry(self.sources.base_model, self.base),
+            "adapters": [
+                {"source": source, "files": [file_entry(a.config.path), file_entry(a.weights)]}
+                for source, a in zip(self.sources.lora_models, self.adapters, strict=True)
+            ],
+        }
+        tensors = {
+            name: {
+                "from": self.model.tensors[name].origin,
+                "steps": [step.as_json() for step in steps],
+            }
+            for name, steps in self.model.steps.items()
+        }
+        how = {"dtype": self.settings.dtype, "rounding": self.settings.rounding}
+        return manifest(self.plan, digests, inputs, self.sources.tokenizer, how, tensors)
+
+
+@dataclass(frozen=True)
+class MergeReport(Report):
+    """A report with the merge itself, for code that wants to look closer."""
+
+    job: MergeJob
+
+
+def _prepare(sources: Sources, settings: MergeSettings, offload: Offload) -> MergeJob:
+    """Open everything, check it against each other, and plan the output."""
+    config = find_config(sources)
+
+    from ..deltas.apply import apply_adapters
+    from ..deltas.peft import open_adapter
+    from ..digests import digested
+    from ..layouts.huggingface import open_base
+    from ..lazy import dtype_named
+    from ..plan import Model, plan_output
+
+    base = digested(open_base(sources.base, offload))
+    adapters = tuple(open_adapter(folder, offload) for folder in sources.adapters)
+    vocabulary = _vocabulary(sources, base, adapters)
+    rows = vocabulary.checked_rows()
+    per_adapter = settings.rounding == "per_adapter"
+    merged = apply_adapters(base, adapters, dtype_named(settings.dtype), per_adapter)
+    model = Model(merged.tensors, merged.tied, rows, config, sources.tokenizer)
+    plan = plan_output(model, settings)
+    return MergeJob(sources, settings, config, vocabulary, base, adapters, merged, plan)
+
+
+def _vocabulary(sources: Sources, base: Checkpoint, adapters: Sequence[Adapter]) -> Vocabulary:
+    from ..layouts.llama import EMBED_TOKENS, LM_HEAD
+
+    def rows(adapter: Adapter, name: str) -> int | None:
+        return adapter.replaced[name].rows if name in adapter.replaced else None
+
+    return Vocabulary(
+        base.tensors[EMBED_TOKENS].rows,
+        tuple(
+            AdapterRows(
+                adapter.name,
+                rows(adapter, EMBED_TOKENS),
+                rows(adapter, LM_HEAD),
+                adapter.config.ensure_weight_tying,
+            )
+            for adapter in adapters
+        ),
+        sources.tokenizer.n_tokens,
+        sources.tokenizer.path,
+        sources.base_tokenizer.n_tokens if sources.base_tokenizer else None,
+    )
