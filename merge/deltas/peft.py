@@ -173,7 +173,7 @@ def _claim(path: Path, tensors: Mapping[str, LazyTensor]) -> _Claims:
         foreign = next((kind for mark, kind in _FOREIGN.items() if mark in key), None)
         if match is None or foreign:
             raise AdapterError(
-                f"the adapter holds {foreign}, which is not merged here"
+                f"the adapter holds {foreign}, which cannot be merged here"
                 if foreign
                 else "the adapter holds a tensor of a kind that is not known here",
                 file=path,
