@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tokenizer_tools.known import KnownTokenizer, mixup
+
 from .errors import VocabularyError
 
 
@@ -23,6 +25,7 @@ class Vocabulary:
     """Every size that must agree: rows of the base, of each adapter, tokens of the tokenizer.
 
     ``base_tokens`` is the size of the base's own tokenizer, None when it has none.
+    ``known_tokenizer`` is set when the tokenizer is a published one.
     """
 
     base_rows: int
@@ -30,6 +33,7 @@ class Vocabulary:
     tokens: int
     tokenizer: object
     base_tokens: int | None
+    known_tokenizer: KnownTokenizer | None = None
 
     def checked_rows(self) -> int:
         """Rows of the result. Raises ``VocabularyError`` when the sizes contradict each other."""
@@ -110,6 +114,8 @@ class Vocabulary:
         )
 
     def _tokenizer_remedy(self, rows: int) -> str:
+        if said := mixup(self.known_tokenizer, rows):
+            return said
         if rows == self.tokens + 1:
             return (
                 "the tokenizer lacks one token, as a Chinese-LLaMA tokenizer does beside a "

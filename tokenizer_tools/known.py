@@ -32,11 +32,16 @@ TOKENIZERS: dict[str, KnownTokenizer] = {
 
 def recognise(path: Path) -> KnownTokenizer | None:
     """Name the published tokenizer whose bytes ``path`` holds, or ``None``."""
-    return TOKENIZERS.get(hashlib.sha256(path.read_bytes()).hexdigest())
+    return recognise_bytes(path.read_bytes())
+
+
+def recognise_bytes(content: bytes) -> KnownTokenizer | None:
+    """Name the published tokenizer that these bytes are, or ``None``."""
+    return TOKENIZERS.get(hashlib.sha256(content).hexdigest())
 
 
 BY_ROWS = {known.pieces: known for known in TOKENIZERS.values()} | {
-    55296: KnownTokenizer("Chinese-LLaMA-2", 55296)  # its digest was never published
+    55296: KnownTokenizer("Chinese-LLaMA-2", 55296)  # known by its size alone
 }
 
 

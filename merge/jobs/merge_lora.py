@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizer_tools.huggingface import MODEL_NAME
+from tokenizer_tools.known import recognise_bytes
+
 from ..documents import ModelConfig, find_config
 from ..outputs import require_free
 from ..settings import MergeSettings
@@ -160,4 +163,5 @@ def _vocabulary(sources: Sources, base: Checkpoint, adapters: Sequence[Adapter])
         sources.tokenizer.n_tokens,
         sources.tokenizer.path,
         sources.base_tokenizer.n_tokens if sources.base_tokenizer else None,
+        recognise_bytes(sources.tokenizer.contents[MODEL_NAME]),
     )
