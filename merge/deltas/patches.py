@@ -61,7 +61,7 @@ class Merged(LazyTensor):
             # Whole blocks of a grid that the shape fixes: the product of a row must not depend on
             # which other rows were asked for.
             aligned = first - first % grid, min(self.rows, -(-last // grid) * grid)
-            if aligned != (first, last):
+            if self.stages and aligned != (first, last):
                 shape = (aligned[1] - aligned[0], *self.shape[1:])
                 whole = scratch("whole", shape, self.dtype)
                 fill(*aligned, whole)

@@ -1,0 +1,127 @@
+"""Rows for tokens that a model has none for: how they begin, and the tensor that grows by them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import torch
+from sentencepiece import SentencePieceProcessor
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder
+
+from ..lazy import LazyTensor, RowReader, block_rows
+
+INITS = ("subtokens", "mean", "zeros", "normal")
+
+# Gives one row (float32) of a token, from the tensor as it was.
+RowMaker = Callable[[int], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """How new rows begin.
+
+    ``subtokens``: the mean of the rows into which the old vocabulary splits the token; ``mean``:
+    the mean of all old rows; ``zeros``; ``normal``: as transformers initialises, with standard
+    deviation ``std``, seeded. ``pieces`` holds, for each token from the first new one on, the old
+    tokens that make it up. Rows beyond the tokenizer (padding) begin as the mean.
+    """
+
+    init: str
+    pieces: tuple[tuple[int, ...], ...]
+    std: float = 0.02
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Grown(LazyTensor):
+    """``base``'s first ``known`` rows, then rows for new tokens, then padding up to ``shape``."""
+
+    base: LazyTensor
+    known: int
+    new: NewRows
+
+    def reader(self) -> RowReader:
+        base_rows = self.base.reader()
+        make = self._row_maker()
+        normal = self.new.init == "normal"
+        tokens = self.known + len(self.new.pieces)
+
+        def fill(start: int, stop: int, out: torch.Tensor) -> None:
+            old = min(stop, self.known)
+            if start < old:
+                base_rows(start, old, out[: old - start])
+            for row in range(max(start, self.known), stop):
+                place = out[row - start]
+                if normal and row < tokens:
+                    self._fill_normal(row, place)
+                else:
+                    place.copy_(make(row))
+
+        return fill
+
+    def _fill_normal(self, row: int, place: torch.Tensor) -> None:
+        """Fill one row with its own stream of random numbers, whichever block it is in."""
+        text = f"{self.new.seed}/{self.origin}/{row}"
+        seed = int.from_bytes(sha256(text.encode()).digest()[:7], "little")
+        generator = torch.Generator().manual_seed(seed)
+        place.copy_(torch.randn(place.shape, generator=generator) * self.new.std)
+
+    def _row_maker(self) -> RowMaker:
+        """What fills the rows that are not random: subtokens, zeros, or the mean."""
+        pieces, init = self.new.pieces, self.new.init
+        padded = self.rows > self.known + len(pieces)
+        needs_mean = init == "mean" or padded or (init == "subtokens" and () in pieces)
+        mean = self._mean() if needs_mean else None
+
+        def make(row: int) -> torch.Tensor:
+            token = row - self.known
+            if token < len(pieces) and init == "zeros":
+                return torch.zeros(self.shape[1:])
+            if token < len(pieces) and init == "subtokens" and pieces[token]:
+                parts = [self.base.read(part, part + 1).float() for part in pieces[token]]
+                return torch.cat(parts).mean(dim=0)
+            assert mean is not None, "every other row is the mean"
+            return mean
+
+        return make
+
+    def _mean(self) -> torch.Tensor:
+        """Mean of the known rows, summed in float64."""
+        step = block_rows(self.base.shape)
+        total = torch.zeros(self.shape[1:], dtype=torch.float64)
+        for start in range(0, self.known, step):
+            total += self.base.read(start, min(start + step, self.known)).double().sum(dim=0)
+        return (total / self.known).float()
+
+
+def grown(base: LazyTensor, rows: int, known: int, new: NewRows) -> Grown:
+    """Grow a vocabulary tensor to ``rows`` rows, of which the first ``known`` are ``base``'s."""
+    origin = f"{base.origin}, new rows from {new.init}"
+    return Grown((rows, *base.shape[1:]), base.dtype, origin, base, known, new)
+
+
+def old_pieces(tokenizer: TokenizerFolder, known: int) -> tuple[tuple[int, ...], ...]:
+    """For each token from ``known`` on, the first ``known`` pieces that spell it.
+
+    The old vocabulary is the new one without its later pieces, so ids mean the same in both.
+    """
+    model = ModelProto.FromString(tokenizer.contents[MODEL_NAME])
+    texts = [piece.piece for piece in model.pieces][known:]
+    texts += [token for token, id_ in tokenizer.added_tokens.items() if id_ >= known]
+    del model.pieces[known:]
+    # A piece inside a word is no beginning of a text: no space may be put before it.
+    model.normalizer_spec.add_dummy_prefix = False
+    model.normalizer_spec.remove_extra_whitespaces = False
+    model.trainer_spec.vocab_size = known
+    processor = SentencePieceProcessor()
+    processor.LoadFromSerializedProto(model.SerializeToString())
+    return tuple(_spelled(processor, text) for text in texts)
+
+
+def _spelled(processor: SentencePieceProcessor, text: str) -> tuple[int, ...]:
+    ids: Sequence[int] = processor.encode(text.replace("\u2581", " "))
+    return tuple(ids)

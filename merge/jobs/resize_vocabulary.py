@@ -1,0 +1,199 @@
+"""Grow a model's vocabulary to a larger tokenizer, so that training can start from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder, read_tokenizer
+
+from ..documents import find_config
+from ..errors import UsageError, VocabularyError
+from ..outputs import require_free
+from ..settings import OutputSettings
+from ..sources import Sources, resolve, resolve_tokenizer
+from ..staging import Offload, require_space
+from .writing import Digests, OnProgress, Report, write
+
+if TYPE_CHECKING:
+    from ..lazy import Checkpoint, LazyTensor
+    from ..plan import Plan
+
+
+def resize_vocabulary(
+    base_model: str | Path,
+    tokenizer: str | Path,
+    output_dir: str | Path,
+    *,
+    init: str = "subtokens",
+    pad_to_multiple_of: int | None = None,
+    seed: int = 0,
+    offload_dir: str | Path | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    on_progress: OnProgress | None = None,
+    **settings: Any,
+) -> Report:
+    """Write ``base_model`` with embeddings and LM head grown to ``tokenizer``.
+
+    ``init`` is one of ``new_rows.INITS``; the tensors keep their dtype unless ``dtype`` is given.
+    Raises ``MergeError``: above all when the tokenizer is no extension of the base's, since then
+    the old rows would stand for other tokens.
+    """
+    started = time.monotonic()
+    chosen = OutputSettings(**{"output_type": "huggingface", "dtype": "auto"} | settings)
+    _require_positive(pad_to_multiple_of)
+    output = Path(output_dir).expanduser()
+    with Offload(Path(offload_dir).expanduser() if offload_dir else None, output) as offload:
+        sources = _find_sources(str(base_model), str(tokenizer), offload)
+        replaced = require_free(output, sources.folders, overwrite)
+        job = _prepare(sources, chosen, init, pad_to_multiple_of, seed, offload)
+        require_space(output, job.plan.disk_bytes)
+        if not dry_run:
+            write(job.plan, output, chosen, replaced, job.manifest, on_progress)
+        return Report(
+            output,
+            job.plan,
+            time.monotonic() - started,
+            dry_run,
+            job.inputs(),
+            job.changes(),
+            job.notes(),
+        )
+
+
+def _require_positive(pad_to_multiple_of: int | None) -> None:
+    if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
+        raise UsageError("--pad_to_multiple_of must be at least 1", found=pad_to_multiple_of)
+
+
+def _find_sources(base_model: str, tokenizer: str, offload: Offload) -> Sources:
+    base = resolve(base_model, "base model", offload)
+    new = read_tokenizer(resolve_tokenizer(tokenizer, offload))
+    own = read_tokenizer(base) if (base / MODEL_NAME).is_file() else None
+    if own is not None:
+        require_extension(own, new)
+    return Sources(base_model, (), base, (), new, own)
+
+
+def require_extension(old: TokenizerFolder, new: TokenizerFolder) -> None:
+    """Raise ``VocabularyError`` unless ``new`` gives every old token its old id."""
+    olds, news = _tokens(old), _tokens(new)
+    if len(news) < len(olds):
+        raise VocabularyError(
+            "the vocabulary would shrink",
+            file=new.path,
+            expected=f"at least the base's {len(olds)} tokens",
+            found=f"{len(news)} tokens",
+            remedy="give the larger tokenizer; rows are never taken away here",
+        )
+    for id_, (ours, theirs) in enumerate(zip(olds, news, strict=False)):
+        if ours != theirs:
+            raise VocabularyError(
+                "the tokenizer is no extension of the base's: its tokens have other ids",
+                file=new.path,
+                expected=f"{ours!r} as token {id_}, as in {old.path}",
+                found=repr(theirs),
+                remedy="append pieces to the base's own tokenizer with merge_tokenizers.py",
+            )
+
+
+def _tokens(tokenizer: TokenizerFolder) -> list[str]:
+    from sentencepiece import SentencePieceProcessor
+
+    model = SentencePieceProcessor()
+    model.LoadFromSerializedProto(tokenizer.contents[MODEL_NAME])
+    pieces = [model.id_to_piece(id_) for id_ in range(model.get_piece_size())]
+    return pieces + list(tokenizer.added_tokens)
+
+
+@dataclass(frozen=True)
+class ResizeJob:
+    """A resize that has been checked and planned from headers."""
+
+    sources: Sources
+    settings: OutputSettings
+    base: Checkpoint
+    plan: Plan
+    tensors: Mapping[str, LazyTensor]
+    init: str
+    seed: int
+    base_rows: int
+    rows: int
+
+    def manifest(self, digests: Digests) -> dict[str, Any]:
+        """What ``merge_manifest.json`` says of this resize."""
+        from ..integrity import checkpoint_entry, manifest
+
+        inputs = {"base_model": checkpoint_entry(self.sources.base_model, self.base)}
+        how = {"dtype": self.settings.dtype, "init": self.init, "seed": self.seed}
+        tensors = {name: {"from": tensor.origin} for name, tensor in self.tensors.items()}
+        return manifest(self.plan, digests, inputs, self.sources.tokenizer, how, tensors)
+
+    def inputs(self) -> tuple[str, ...]:
+        """Lines about what was read."""
+        tokenizer = self.sources.tokenizer
+        return (
+            f"base       {self.sources.base} ({self.base_rows} rows)",
+            f"tokenizer  {tokenizer.path} ({tokenizer.n_tokens} tokens)",
+        )
+
+    def changes(self) -> tuple[str, ...]:
+        """Lines about what became of it."""
+        grown = f"rows       {self.base_rows} -> {self.rows}, new ones from {self.init}"
+        padding = self.rows - self.sources.tokenizer.n_tokens
+        return (grown + (f", {padding} of padding" if padding else ""),)
+
+    def notes(self) -> tuple[str, ...]:
+        """What to know before training."""
+        return ("the new rows are a beginning: the model has to be trained on text that uses them",)
+
+
+def _prepare(
+    sources: Sources,
+    settings: OutputSettings,
+    init: str,
+    pad_to_multiple_of: int | None,
+    seed: int,
+    offload: Offload,
+) -> ResizeJob:
+    config = find_config(sources)
+
+    from ..deltas.new_rows import INITS, NewRows, grown, old_pieces
+    from ..deltas.patches import Merged
+    from ..digests import digested
+    from ..layouts.huggingface import open_base
+    from ..layouts.llama import EMBED_TOKENS, LM_HEAD
+    from ..lazy import dtype_named
+    from ..plan import Model, plan_output
+
+    if init not in INITS:
+        raise UsageError("--init has another value", expected=", ".join(INITS), found=init)
+    base = digested(open_base(sources.base, offload))
+    base_rows = base.tensors[EMBED_TOKENS].rows
+    tokens = sources.tokenizer.n_tokens
+    rows = _rows(tokens, base_rows, pad_to_multiple_of)
+    own = sources.base_tokenizer
+    known = min(base_rows, own.n_tokens if own is not None else tokens)
+    std = float(config.config.get("initializer_range") or 0.02)
+    pieces = old_pieces(sources.tokenizer, known)
+    new = NewRows(init, pieces, std, seed)
+    tensors = {
+        name: grown(tensor, rows, known, new) if name in (EMBED_TOKENS, LM_HEAD) else tensor
+        for name, tensor in base.tensors.items()
+    }
+    dtype = dtype_named(settings.dtype)
+    cast = {n: Merged(t.shape, dtype or t.dtype, t.origin, t) for n, t in tensors.items()}
+    tied = LM_HEAD not in cast
+    plan = plan_output(Model(cast, tied, rows, config, sources.tokenizer), settings)
+    return ResizeJob(sources, settings, base, plan, cast, init, seed, base_rows, rows)
+
+
+def _rows(tokens: int, base_rows: int, pad_to_multiple_of: int | None) -> int:
+    """Rows of the result: never fewer than tokens or than the base has, padded if asked."""
+    rows = max(tokens, base_rows)
+    multiple = pad_to_multiple_of or 1
+    return -(-rows // multiple) * multiple

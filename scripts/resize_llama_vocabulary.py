@@ -1,0 +1,13 @@
+"""Grow embeddings and LM head to a larger tokenizer. --help tells how."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from merge.commands.resize_vocabulary import main
+
+if __name__ == "__main__":
+    sys.exit(main())
