@@ -13,6 +13,7 @@ from .sizes import parse_size
 OutputType = Literal["pth", "huggingface"]
 Rounding = Literal["once", "per_adapter"]
 
+NEW_TOKEN_INITS = ("subtokens", "mean", "zeros", "normal")
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 DEFAULT_MEMORY = "64MB"
 LARGEST_MEMORY = "256MB"
@@ -36,12 +37,12 @@ class OutputSettings:
     num_workers: int | None = None
 
     def __post_init__(self) -> None:
-        _require_one_of("output_type", self.output_type, ("pth", "huggingface"))
-        _require_one_of("dtype", self.dtype, DTYPES)
-        _require_positive("max_shard_size", _size("max_shard_size", self.max_shard_size))
-        _require_positive("max_memory", self.memory)
-        _require_positive("num_shards", self.num_shards)
-        _require_positive("num_workers", self.num_workers)
+        require_one_of("output_type", self.output_type, ("pth", "huggingface"))
+        require_one_of("dtype", self.dtype, DTYPES)
+        require_positive("max_shard_size", _size("max_shard_size", self.max_shard_size))
+        require_positive("max_memory", self.memory)
+        require_positive("num_shards", self.num_shards)
+        require_positive("num_workers", self.num_workers)
 
     @property
     def memory(self) -> int:
@@ -63,21 +64,28 @@ class OutputSettings:
 
 @dataclass(frozen=True)
 class MergeSettings(OutputSettings):
-    """With adapters there is also a choice of where sums are rounded; see ``deltas/patches.py``."""
+    """What adapters add: where sums are rounded (see ``deltas/patches.py``), and how rows begin
+    that the tokenizer asks for and no adapter has (see ``deltas/new_rows.py``; None refuses).
+    """
 
     rounding: Rounding = "once"
+    new_token_init: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_one_of("rounding", self.rounding, ("once", "per_adapter"))
+        require_one_of("rounding", self.rounding, ("once", "per_adapter"))
+        if self.new_token_init is not None:
+            require_one_of("new_token_init", self.new_token_init, NEW_TOKEN_INITS)
 
 
-def _require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
+def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ``UsageError`` unless an option has one of its values."""
     if value not in choices:
         raise UsageError(f"--{name} has another value", expected=", ".join(choices), found=value)
 
 
-def _require_positive(name: str, value: int | None) -> None:
+def require_positive(name: str, value: int | None) -> None:
+    """Raise ``UsageError`` for a number below 1."""
     if value is not None and value < 1:
         raise UsageError(f"--{name} must be at least 1", found=value)
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder
 from tokenizer_tools.known import KnownTokenizer, mixup
 
 from .errors import VocabularyError
+
+_NEW_TOKENS = (
+    "\nor, if this tokenizer is meant and the model will be trained on, let the missing rows begin "
+    "with\n--new_token_init subtokens, mean, zeros or normal"
+)
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,16 @@ class Vocabulary:
     base_tokens: int | None
     known_tokenizer: KnownTokenizer | None = None
 
-    def checked_rows(self) -> int:
-        """Rows of the result. Raises ``VocabularyError`` when the sizes contradict each other."""
+    def checked_rows(self, new_tokens: bool = False) -> int:
+        """Rows that base and adapters give; with ``new_tokens`` the tokenizer may have more.
+
+        Raises ``VocabularyError`` when the sizes contradict each other.
+        """
         rows = self.base_rows
         for number, adapter in enumerate(self.adapters, start=1):
             rows = self._after(number, adapter, rows)
-        self._require_tokenizer(rows)
+        if not (new_tokens and self.tokens > rows):
+            self._require_tokenizer(rows)
         return rows
 
     @property
@@ -110,7 +120,7 @@ class Vocabulary:
             "tokenizer and embeddings do not belong together",
             expected=f"{rows} tokens, one for each row",
             found=f"{self.tokens} tokens",
-            remedy=self._tokenizer_remedy(rows),
+            remedy=self._tokenizer_remedy(rows) + (_NEW_TOKENS if self.tokens > rows else ""),
         )
 
     def _tokenizer_remedy(self, rows: int) -> str:
@@ -140,3 +150,34 @@ class Vocabulary:
             remedy=remedy,
             sizes=self.table(),
         )
+
+
+def require_extension(old: TokenizerFolder, new: TokenizerFolder) -> None:
+    """Raise ``VocabularyError`` unless ``new`` gives every old token its old id."""
+    olds, news = _tokens(old), _tokens(new)
+    if len(news) < len(olds):
+        raise VocabularyError(
+            "the vocabulary would shrink",
+            file=new.path,
+            expected=f"at least the base's {len(olds)} tokens",
+            found=f"{len(news)} tokens",
+            remedy="give the larger tokenizer; rows are never taken away here",
+        )
+    for id_, (ours, theirs) in enumerate(zip(olds, news, strict=False)):
+        if ours != theirs:
+            raise VocabularyError(
+                "the tokenizer is no extension of the base's: its tokens have other ids",
+                file=new.path,
+                expected=f"{ours!r} as token {id_}, as in {old.path}",
+                found=repr(theirs),
+                remedy="append pieces to the base's own tokenizer with merge_tokenizers.py",
+            )
+
+
+def _tokens(tokenizer: TokenizerFolder) -> list[str]:
+    from sentencepiece import SentencePieceProcessor
+
+    model = SentencePieceProcessor()
+    model.LoadFromSerializedProto(tokenizer.contents[MODEL_NAME])
+    pieces = [model.id_to_piece(id_) for id_ in range(model.get_piece_size())]
+    return pieces + list(tokenizer.added_tokens)

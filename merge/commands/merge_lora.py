@@ -42,6 +42,7 @@ def _parser(output_type: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_inputs(parser)
+    _add_vocabulary(parser)
     _add_output(parser, output_type)
     _add_arithmetic(parser)
     _add_resources(parser)
@@ -67,6 +68,15 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the result's tokenizer.model (default: the last adapter that has one, "
         "else the base)",
+    )
+
+
+def _add_vocabulary(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("vocabulary")
+    group.add_argument(
+        "--new_token_init",
+        choices=("subtokens", "mean", "zeros", "normal"),
+        help="how rows begin that the tokenizer asks for and no adapter has (default: refuse)",
     )
 
 
@@ -161,6 +171,7 @@ def _merge(args: argparse.Namespace) -> int:
             safe_serialization=args.safe_serialization,
             num_shards=args.num_shards,
             rounding=args.rounding,
+            new_token_init=args.new_token_init,
             max_memory=args.max_memory,
             num_workers=args.num_workers,
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 import torch
 from sentencepiece import SentencePieceProcessor
@@ -12,9 +13,11 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder
 
+from ..layouts.llama import EMBED_TOKENS, LM_HEAD
 from ..lazy import LazyTensor, RowReader, block_rows
 
-INITS = ("subtokens", "mean", "zeros", "normal")
+# Standard deviation where config.json names none: transformers' own default.
+_INITIALIZER_RANGE = 0.02
 
 # Gives one row (float32) of a token, from the tensor as it was.
 RowMaker = Callable[[int], torch.Tensor]
@@ -32,8 +35,8 @@ class NewRows:
 
     init: str
     pieces: tuple[tuple[int, ...], ...]
-    std: float = 0.02
-    seed: int = 0
+    std: float
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -98,10 +101,28 @@ class Grown(LazyTensor):
         return (total / self.known).float()
 
 
-def grown(base: LazyTensor, rows: int, known: int, new: NewRows) -> Grown:
-    """Grow a vocabulary tensor to ``rows`` rows, of which the first ``known`` are ``base``'s."""
-    origin = f"{base.origin}, new rows from {new.init}"
-    return Grown((rows, *base.shape[1:]), base.dtype, origin, base, known, new)
+def grow_to_tokenizer(
+    tensors: Mapping[str, LazyTensor],
+    tokenizer: TokenizerFolder,
+    rows: int,
+    known: int,
+    init: str,
+    config: Mapping[str, Any],
+    seed: int = 0,
+) -> dict[str, LazyTensor]:
+    """Grow embeddings and LM head to ``rows``, of which the first ``known`` have a meaning.
+
+    ``normal`` takes its standard deviation from ``config``, as transformers does.
+    """
+    std = float(config.get("initializer_range") or _INITIALIZER_RANGE)
+    new = NewRows(init, old_pieces(tokenizer, known), std, seed)
+    grown = dict(tensors)
+    for name in (EMBED_TOKENS, LM_HEAD):
+        if name in tensors:
+            old = tensors[name]
+            origin = f"{old.origin}, new rows from {init}"
+            grown[name] = Grown((rows, *old.shape[1:]), old.dtype, origin, old, known, new)
+    return grown
 
 
 def old_pieces(tokenizer: TokenizerFolder, known: int) -> tuple[tuple[int, ...], ...]:

@@ -6,7 +6,7 @@ What needs no torch is checked before torch is imported, so that most mistakes a
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +19,14 @@ from ..outputs import require_free
 from ..settings import MergeSettings
 from ..sources import Sources, find_sources
 from ..staging import Offload, require_space
-from ..vocabulary import AdapterRows, Vocabulary
+from ..vocabulary import AdapterRows, Vocabulary, require_extension
 from . import summary
 from .writing import Digests, OnProgress, Report, write
 
 if TYPE_CHECKING:
     from ..deltas.apply import MergedModel
     from ..deltas.peft import Adapter
-    from ..lazy import Checkpoint
+    from ..lazy import Checkpoint, LazyTensor
     from ..plan import Plan
 
 
@@ -135,12 +135,33 @@ def _prepare(sources: Sources, settings: MergeSettings, offload: Offload) -> Mer
     base = digested(open_base(sources.base, offload))
     adapters = tuple(open_adapter(folder, offload) for folder in sources.adapters)
     vocabulary = _vocabulary(sources, base, adapters)
-    rows = vocabulary.checked_rows()
+    rows = vocabulary.checked_rows(settings.new_token_init is not None)
     per_adapter = settings.rounding == "per_adapter"
     merged = apply_adapters(base, adapters, dtype_named(settings.dtype), per_adapter)
-    model = Model(merged.tensors, merged.tied, rows, config, sources.tokenizer)
+    tensors, rows = _with_new_rows(merged.tensors, rows, sources, settings, config)
+    model = Model(tensors, merged.tied, rows, config, sources.tokenizer)
     plan = plan_output(model, settings)
     return MergeJob(sources, settings, config, vocabulary, base, adapters, merged, plan)
+
+
+def _with_new_rows(
+    tensors: Mapping[str, LazyTensor],
+    rows: int,
+    sources: Sources,
+    settings: MergeSettings,
+    config: ModelConfig,
+) -> tuple[Mapping[str, LazyTensor], int]:
+    """Grow the vocabulary to the tokenizer where it has more tokens and that was asked for."""
+    from ..deltas.new_rows import grow_to_tokenizer
+
+    tokenizer, own = sources.tokenizer, sources.base_tokenizer
+    if settings.new_token_init is None or tokenizer.n_tokens <= rows:
+        return tensors, rows
+    if own is not None and own.n_tokens == rows:
+        require_extension(own, tokenizer)
+    total = tokenizer.n_tokens
+    init = settings.new_token_init
+    return grow_to_tokenizer(tensors, tokenizer, total, rows, init, config.config), total
 
 
 def _vocabulary(sources: Sources, base: Checkpoint, adapters: Sequence[Adapter]) -> Vocabulary:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder, read_tokenizer
+from tokenizer_tools.huggingface import MODEL_NAME, read_tokenizer
 
 from ..documents import find_config
-from ..errors import UsageError, VocabularyError
 from ..outputs import require_free
-from ..settings import OutputSettings
+from ..settings import NEW_TOKEN_INITS, OutputSettings, require_one_of, require_positive
 from ..sources import Sources, resolve, resolve_tokenizer
 from ..staging import Offload, require_space
+from ..vocabulary import require_extension
 from .writing import Digests, OnProgress, Report, write
 
 if TYPE_CHECKING:
@@ -39,13 +39,14 @@ def resize_vocabulary(
 ) -> Report:
     """Write ``base_model`` with embeddings and LM head grown to ``tokenizer``.
 
-    ``init`` is one of ``new_rows.INITS``; the tensors keep their dtype unless ``dtype`` is given.
+    ``init`` is one of ``NEW_TOKEN_INITS``; the tensors keep their dtype unless ``dtype`` is given.
     Raises ``MergeError``: above all when the tokenizer is no extension of the base's, since then
     the old rows would stand for other tokens.
     """
     started = time.monotonic()
     chosen = OutputSettings(**{"output_type": "huggingface", "dtype": "auto"} | settings)
-    _require_positive(pad_to_multiple_of)
+    require_one_of("init", init, NEW_TOKEN_INITS)
+    require_positive("pad_to_multiple_of", pad_to_multiple_of)
     output = Path(output_dir).expanduser()
     with Offload(Path(offload_dir).expanduser() if offload_dir else None, output) as offload:
         sources = _find_sources(str(base_model), str(tokenizer), offload)
@@ -65,11 +66,6 @@ def resize_vocabulary(
         )
 
 
-def _require_positive(pad_to_multiple_of: int | None) -> None:
-    if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
-        raise UsageError("--pad_to_multiple_of must be at least 1", found=pad_to_multiple_of)
-
-
 def _find_sources(base_model: str, tokenizer: str, offload: Offload) -> Sources:
     base = resolve(base_model, "base model", offload)
     new = read_tokenizer(resolve_tokenizer(tokenizer, offload))
@@ -77,37 +73,6 @@ def _find_sources(base_model: str, tokenizer: str, offload: Offload) -> Sources:
     if own is not None:
         require_extension(own, new)
     return Sources(base_model, (), base, (), new, own)
-
-
-def require_extension(old: TokenizerFolder, new: TokenizerFolder) -> None:
-    """Raise ``VocabularyError`` unless ``new`` gives every old token its old id."""
-    olds, news = _tokens(old), _tokens(new)
-    if len(news) < len(olds):
-        raise VocabularyError(
-            "the vocabulary would shrink",
-            file=new.path,
-            expected=f"at least the base's {len(olds)} tokens",
-            found=f"{len(news)} tokens",
-            remedy="give the larger tokenizer; rows are never taken away here",
-        )
-    for id_, (ours, theirs) in enumerate(zip(olds, news, strict=False)):
-        if ours != theirs:
-            raise VocabularyError(
-                "the tokenizer is no extension of the base's: its tokens have other ids",
-                file=new.path,
-                expected=f"{ours!r} as token {id_}, as in {old.path}",
-                found=repr(theirs),
-                remedy="append pieces to the base's own tokenizer with merge_tokenizers.py",
-            )
-
-
-def _tokens(tokenizer: TokenizerFolder) -> list[str]:
-    from sentencepiece import SentencePieceProcessor
-
-    model = SentencePieceProcessor()
-    model.LoadFromSerializedProto(tokenizer.contents[MODEL_NAME])
-    pieces = [model.id_to_piece(id_) for id_ in range(model.get_piece_size())]
-    return pieces + list(tokenizer.added_tokens)
 
 
 @dataclass(frozen=True)
@@ -162,7 +127,7 @@ def _prepare(
 ) -> ResizeJob:
     config = find_config(sources)
 
-    from ..deltas.new_rows import INITS, NewRows, grown, old_pieces
+    from ..deltas.new_rows import grow_to_tokenizer
     from ..deltas.patches import Merged
     from ..digests import digested
     from ..layouts.huggingface import open_base
@@ -170,24 +135,22 @@ def _prepare(
     from ..lazy import dtype_named
     from ..plan import Model, plan_output
 
-    if init not in INITS:
-        raise UsageError("--init has another value", expected=", ".join(INITS), found=init)
     base = digested(open_base(sources.base, offload))
     base_rows = base.tensors[EMBED_TOKENS].rows
     tokens = sources.tokenizer.n_tokens
     rows = _rows(tokens, base_rows, pad_to_multiple_of)
     own = sources.base_tokenizer
     known = min(base_rows, own.n_tokens if own is not None else tokens)
-    std = float(config.config.get("initializer_range") or 0.02)
-    pieces = old_pieces(sources.tokenizer, known)
-    new = NewRows(init, pieces, std, seed)
-    tensors = {
-        name: grown(tensor, rows, known, new) if name in (EMBED_TOKENS, LM_HEAD) else tensor
-        for name, tensor in base.tensors.items()
-    }
+    tensors = grow_to_tokenizer(
+        base.tensors, sources.tokenizer, rows, known, init, config.config, seed
+    )
     dtype = dtype_named(settings.dtype)
-    cast = {n: Merged(t.shape, dtype or t.dtype, t.origin, t) for n, t in tensors.items()}
-    tied = LM_HEAD not in cast
+    tied = bool(base.config.get("tie_word_embeddings"))
+    cast = {
+        name: Merged(tensor.shape, dtype or tensor.dtype, tensor.origin, tensor)
+        for name, tensor in tensors.items()
+        if not (tied and name == LM_HEAD)
+    }
     plan = plan_output(Model(cast, tied, rows, config, sources.tokenizer), settings)
     return ResizeJob(sources, settings, base, plan, cast, init, seed, base_rows, rows)
 

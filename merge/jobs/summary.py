@@ -9,6 +9,12 @@ if TYPE_CHECKING:
     from ..deltas.peft import Adapter
     from .merge_lora import MergeJob
 
+EXACT_IDS = (
+    "for exactly SentencePiece's token ids, load the tokenizer with "
+    "AutoTokenizer.from_pretrained(..., trust_remote_code=True); without it transformers "
+    "splits some lines differently, silently"
+)
+
 
 def inputs(job: MergeJob) -> Iterator[str]:
     """Where base, adapters and tokenizer are, with the sizes that matter."""
@@ -46,6 +52,13 @@ def changes(job: MergeJob) -> Iterator[str]:
 def notes(job: MergeJob) -> Iterator[str]:
     """What the reader should know before using the result."""
     yield from job.config.notes
+    if job.settings.output_type == "huggingface":
+        yield EXACT_IDS
+    if job.vocabulary.tokens > (rows := job.vocabulary.checked_rows(new_tokens=True)):
+        yield (
+            f"{job.vocabulary.tokens - rows} tokens have no row in any adapter: theirs begin as "
+            f"{job.settings.new_token_init}, so the model has to be trained on"
+        )
     if job.vocabulary.is_padded and job.settings.output_type == "pth":
         yield (
             f"the base has {job.vocabulary.base_rows} rows for {job.vocabulary.tokens} tokens; "
