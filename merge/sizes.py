@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 
 def size_text(count: int) -> str:
@@ -27,16 +28,21 @@ def parse_size(text: str) -> int:
     number = text.strip().rstrip("BbiI").rstrip()
     binary = "i" in text.lower().removeprefix(number.lower())
     unit = number[-1:].upper()
-    power = " KMGT".find(unit) if unit.isalpha() else 0
-    digits = number[:-1] if power else number
     try:
+        power = " KMGT".index(unit) if unit.isalpha() else 0
+        digits = number[:-1] if power else number
         return int(float(digits) * (1024 if binary else 1000) ** power)
     except (ValueError, OverflowError):
         raise ValueError(f"{text!r} is no size; write for instance 256MB or 10GiB") from None
 
 
 def peak_memory() -> int | None:
-    """Most memory that this process ever had resident, in bytes; None where that is not told."""
+    """Most memory that this program ever had resident, in bytes; None where that is not told."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage counts what the parent had before this program began
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows
