@@ -45,7 +45,7 @@ def read(file: InputFile) -> dict[str, LazyTensor]:
     Raises ``FormatError`` for a file that the safetensors library refuses and for unknown dtypes.
     """
     try:
-        with safe_open(str(file.path), framework="pt"):
+        with safe_open(str(file.path), framework="np"):  # torch would map the file to write
             pass
     except SafetensorError as error:
         raise FormatError(

@@ -59,18 +59,20 @@ def pour(
     split evenly over ``num_shards`` (as many as Meta uses for this size by default).
     """
     count = llama.meta_shards(shape) if num_shards is None else num_shards
-    _require_divisible(shape, count)
+    _require_divisible(shape, count, chosen=num_shards is not None)
     return [_poured(entry, tensors[entry.hf], shape, count) for entry in llama.entries(shape)]
 
 
-def _require_divisible(shape: LlamaShape, count: int) -> None:
+def _require_divisible(shape: LlamaShape, count: int, chosen: bool) -> None:
     for size in ("num_attention_heads", "num_key_value_heads", "intermediate_size", "hidden_size"):
         if count < 1 or getattr(shape, size) % count:
             raise UsageError(
                 "the model cannot be split evenly over this many files",
                 expected=f"--num_shards that divides {size} = {getattr(shape, size)}",
                 found=f"--num_shards {count}",
-                remedy="leave --num_shards out to get as many as Meta uses",
+                remedy="leave --num_shards out to get as many as Meta uses"
+                if chosen
+                else "Meta uses this many for a model of this size; give a number that divides",
             )
 
 
