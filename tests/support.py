@@ -132,6 +132,16 @@ def tokenizer_model(pieces: int) -> bytes:
     return bytes(model.SerializeToString())
 
 
+class Opens:
+    """Pickles to a call that makes a file, as an attack would do worse."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.path), "w")
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 

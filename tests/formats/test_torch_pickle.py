@@ -21,6 +21,7 @@ from tests.formats.material import (
     saved,
     values,
 )
+from tests.support import Opens
 
 both_containers = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 
@@ -144,16 +145,6 @@ def test_other_pickle_protocols_are_read_or_named(tmp_path: Path, protocol: int)
     with pytest.raises(FormatError, match="pickle protocol") as caught:
         open_container(path)
     assert caught.value.facts["found"] == f"protocol {protocol}"
-
-
-class Opens:
-    """Pickles to a call that makes a file, as an attack would do worse."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str, str]]:
-        return open, (str(self.path), "w")
 
 
 @both_containers

@@ -1,0 +1,102 @@
+"""As much of the Hugging Face Hub's API as huggingface_hub needs to download a repository."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Serves the folders ``root/OWNER/NAME`` as repositories.
+
+    A file whose name is among ``cut`` ends half-way, as when a connection is lost.
+    """
+
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, root: Path, cut: tuple[str, ...], *args: object) -> None:
+        self._root = root
+        self._cut = cut
+        super().__init__(*args)  # type: ignore[arg-type]
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, with_body: bool) -> None:
+        parts = self.path.split("?")[0].strip("/").split("/")
+        if parts[:2] == ["api", "models"]:
+            self._describe(self._root.joinpath(*parts[2:4]), parts, with_body)
+        elif len(parts) > 4 and parts[2] == "resolve":
+            self._send_file(self._root.joinpath(*parts[:2], *parts[4:]), with_body)
+        else:
+            self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body)
+
+    def _describe(self, repo: Path, parts: list[str], with_body: bool) -> None:
+        if not repo.is_dir():
+            self._send(401, b"{}", {"X-Error-Code": "RepoNotFound"}, with_body)
+            return
+        names = sorted(path.name for path in repo.iterdir())
+        answer: object = {
+            "id": "/".join(parts[2:4]),
+            "sha": COMMIT,
+            "siblings": [{"rfilename": name} for name in names],
+        }
+        if "tree" in parts:
+            sizes = [(name, (repo / name).stat().st_size) for name in names]
+            answer = [
+                {"type": "file", "path": name, "size": size, "oid": etag(repo / name)}
+                for name, size in sizes
+            ]
+        headers = {"Content-Type": "application/json"}
+        self._send(200, json.dumps(answer).encode(), headers, with_body)
+
+    def _send_file(self, path: Path, with_body: bool) -> None:
+        if not path.is_file():
+            self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body)
+            return
+        headers = {"ETag": f'"{etag(path)}"', "X-Repo-Commit": COMMIT}
+        self._send(200, path.read_bytes(), headers, with_body, path.name in self._cut)
+
+    def _send(
+        self, status: int, body: bytes, headers: dict[str, str], with_body: bool, cut: bool = False
+    ) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body[: len(body) // 2] if cut else body)
+        if cut:
+            self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Nothing: the test's own output is enough."""
+
+
+def etag(path: Path) -> str:
+    return hashlib.sha1(path.read_bytes()).hexdigest()
+
+
+@contextmanager
+def serve(root: Path, cut: tuple[str, ...] = ()) -> Iterator[str]:
+    """Serve the repositories in ``root``; give the address for ``HF_ENDPOINT``."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, root, cut))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
