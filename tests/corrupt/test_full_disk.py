@@ -1,0 +1,66 @@
+"""A disk that fills up at the worst moments. A limit on the size of files stands in for it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from merge.errors import OutputError
+from merge.staging import StagedFolder
+
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows has no limit on the size of files"
+)
+LIMIT = 1 << 16
+
+
+@contextmanager
+def small_disk() -> Iterator[None]:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def write(folder: Path, *sizes: int) -> None:
+    with StagedFolder(folder) as staged:
+        for number, size in enumerate(sizes):
+            staged.create(f"{number}.bin").write(bytes(size))
+
+
+@pytest.mark.parametrize("sizes", [(LIMIT + 1,), (LIMIT, LIMIT + 9), (10, LIMIT << 2, 10)])
+def test_nothing_stays_when_a_write_fails(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    out = tmp_path / "made" / "here"
+    with small_disk(), pytest.raises(OutputError, match="the disk took no more") as caught:
+        write(out, *sizes)
+    assert caught.value.facts["file"] == str(out)
+    assert caught.value.facts["found"] == "File too large"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_stays_when_what_is_buffered_fails_once_more_on_closing(tmp_path: Path) -> None:
+    def fail_with_a_full_buffer() -> None:
+        with StagedFolder(tmp_path / "out") as staged:
+            stream = staged.create("0.bin")
+            stream.write(bytes(LIMIT))
+            stream.write(bytes(100))  # stays in the buffer
+            raise InterruptedError
+
+    with small_disk(), pytest.raises(InterruptedError):
+        fail_with_a_full_buffer()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_earlier_files_stay_when_the_last_flush_fails(tmp_path: Path) -> None:
+    (tmp_path / "0.bin").write_bytes(b"earlier")
+    with small_disk(), pytest.raises(OutputError):
+        write(tmp_path, 10, LIMIT + 100)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"0.bin": b"earlier"}
