@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder
 from tokenizer_tools.huggingface import documents as tokenizer_documents
@@ -16,14 +16,17 @@ from .layouts.config import (
     CONFIG_NAME,
     LlamaShape,
     merged_config,
-    params_json,
     read_config,
     with_token_ids,
 )
+from .layouts.folder import config_path
+from .layouts.params import PARAMS_NAME, params_json
 from .sources import Sources
 
+if TYPE_CHECKING:
+    from .lazy import Checkpoint
+
 GENERATION_CONFIG_NAME = "generation_config.json"
-PARAMS_NAME = "params.json"
 
 
 @dataclass(frozen=True)
@@ -37,17 +40,19 @@ class ModelConfig:
     notes: tuple[str, ...]
 
 
-def find_config(sources: Sources) -> ModelConfig:
+def find_config(sources: Sources, base: Checkpoint | None = None) -> ModelConfig:
     """The last adapter's configuration if it has one, as long-context adapters do, else the base's.
 
-    Raises ``LayoutError`` when an adapter's configuration describes a model of another shape.
+    ``base`` is the opened base. Without it the configuration is read from the base's folder, which
+    must then have a ``config.json``. Raises ``LayoutError`` when an adapter's configuration
+    describes a model of another shape.
     """
-    base_path = sources.base / CONFIG_NAME
-    base = LlamaShape.from_config(read_config(sources.base), base_path)
-    path = _last_with(CONFIG_NAME, sources)
-    config = read_json(path)
+    base_path = config_path(sources.base)
+    base_config = base.config if base is not None else read_config(sources.base)
+    path = next((f / CONFIG_NAME for f in sources.adapters[::-1] if _has_config(f)), base_path)
+    config = base_config if path == base_path else read_json(path)
     shape = LlamaShape.from_config(config, path)
-    for name, value in vars(base).items():
+    for name, value in vars(LlamaShape.from_config(base_config, base_path)).items():
         if name != "tie_word_embeddings" and getattr(shape, name) != value:
             raise LayoutError(
                 "the adapter's config.json describes a model of another shape than the base",
@@ -57,14 +62,26 @@ def find_config(sources: Sources) -> ModelConfig:
                 remedy="the adapter belongs to another base; or remove its config.json if it is "
                 "there by mistake",
             )
-    generation_path = _last_with(GENERATION_CONFIG_NAME, sources)
-    generation = read_json(generation_path) if generation_path.is_file() else {}
+    generation = _generation_config(*sources.adapters[::-1], sources.base)
     return ModelConfig(path, config, shape, generation, tuple(_notes(path, config)))
 
 
-def _last_with(name: str, sources: Sources) -> Path:
-    present = [f for f in sources.adapters[::-1] if (f / name).is_file()]
-    return (*present, sources.base)[0] / name
+def model_config(folder: Path, checkpoint: Checkpoint) -> ModelConfig:
+    """The configuration of a model as it is, from its own folder."""
+    path, config = config_path(folder), checkpoint.config
+    shape = LlamaShape.from_config(config, path)
+    notes = tuple(_notes(path, config))
+    return ModelConfig(path, config, shape, _generation_config(folder), notes)
+
+
+def _has_config(folder: Path) -> bool:
+    return (folder / CONFIG_NAME).is_file()
+
+
+def _generation_config(*folders: Path) -> Mapping[str, Any]:
+    """The first of the folders' ``generation_config.json``, empty when there is none."""
+    paths = [folder / GENERATION_CONFIG_NAME for folder in folders]
+    return next((read_json(path) for path in paths if path.is_file()), {})
 
 
 def _notes(path: Path, config: Mapping[str, Any]) -> list[str]:

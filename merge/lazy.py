@@ -70,13 +70,15 @@ class LazyTensor(ABC):
 class Checkpoint:
     """An ordered mapping of Hugging Face names to tensors, with the model's ``config.json``.
 
-    ``files`` hold the tensors; ``dropped`` names those in them that are left out.
+    ``files`` hold the tensors; ``dropped`` names those in them that are left out. ``notes`` tell
+    what the configuration assumes, for layouts that do not say everything.
     """
 
     tensors: Mapping[str, LazyTensor]
     config: Mapping[str, Any]
     files: tuple[Path, ...] = ()
     dropped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class _Scratch(threading.local):

@@ -66,14 +66,18 @@ class OutputSettings:
 class MergeSettings(OutputSettings):
     """What adapters add: where sums are rounded (see ``deltas/patches.py``), and how rows begin
     that the tokenizer asks for and no adapter has (see ``deltas/new_rows.py``; None refuses).
+
+    ``context_length`` is that of a base in Meta's layout, whose files do not say it.
     """
 
     rounding: Rounding = "once"
     new_token_init: str | None = None
+    context_length: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of("rounding", self.rounding, ("once", "per_adapter"))
+        require_positive("context_length", self.context_length)
         if self.new_token_init is not None:
             require_one_of("new_token_init", self.new_token_init, NEW_TOKEN_INITS)
 

@@ -11,6 +11,7 @@ from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder, read_tokeni
 
 from .deltas.adapter_config import read_adapter_config
 from .errors import UsageError
+from .layouts.folder import is_meta
 from .staging import Offload
 
 # What a Hub id looks like: owner/name, each of letters, digits, dots, dashes and underscores.
@@ -134,9 +135,21 @@ def find_sources(
                 remedy="name each adapter once",
             )
     candidates = [folder for folder in adapters[::-1] if (folder / MODEL_NAME).is_file()]
-    chosen = resolve_tokenizer(tokenizer, offload) if tokenizer else (*candidates, base)[0]
-    own = read_tokenizer(base) if (base / MODEL_NAME).is_file() else None
+    home = tokenizer_home(base)
+    chosen = resolve_tokenizer(tokenizer, offload) if tokenizer else (*candidates, home or base)[0]
+    own = read_tokenizer(home) if home else None
     return Sources(base_model, tuple(names), base, adapters, read_tokenizer(chosen), own)
+
+
+def tokenizer_home(folder: Path) -> Path | None:
+    """Where the tokenizer of the model in ``folder`` is: there, or nowhere.
+
+    Meta keeps one ``tokenizer.model`` for all sizes, beside their folders; it is then taken alone.
+    """
+    if (folder / MODEL_NAME).is_file():
+        return folder
+    shared = folder.resolve().parent / MODEL_NAME
+    return shared if is_meta(folder) and shared.is_file() else None
 
 
 def resolve_tokenizer(source: str, offload: Offload) -> Path:

@@ -55,3 +55,14 @@ def add_output_volume_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("messages")
     group.add_argument("--verbose", action="store_true", help="say more, tracebacks included")
     group.add_argument("--quiet", action="store_true", help="print errors only")
+
+
+def add_context_length_option(group: argparse._ArgumentGroup) -> None:
+    """Add ``--context_length``, for bases in Meta's layout."""
+    group.add_argument(
+        "--context_length",
+        type=int,
+        metavar="N",
+        help="of a base in Meta's layout, which does not say it (default: that of the published "
+        "model it looks like, told in the summary)",
+    )

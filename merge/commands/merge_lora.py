@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .common import DONE, add_output_volume_options, run
+from .common import DONE, add_context_length_option, add_output_volume_options, run
 
 _DESCRIPTION = """\
 Merge Chinese LoRA adapters into a LLaMA base model and write the full model.
@@ -53,7 +53,10 @@ def _parser(output_type: str) -> argparse.ArgumentParser:
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is merged")
     group.add_argument(
-        "--base_model", required=True, metavar="DIR_OR_HUB_ID", help="LLaMA in Hugging Face layout"
+        "--base_model",
+        required=True,
+        metavar="DIR_OR_HUB_ID",
+        help="LLaMA, in Hugging Face's layout or in Meta's (consolidated.*.pth, params.json)",
     )
     group.add_argument(
         "--lora_model",
@@ -69,6 +72,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         help="folder of the result's tokenizer.model (default: the last adapter that has one, "
         "else the base)",
     )
+    add_context_length_option(group)
 
 
 def _add_vocabulary(parser: argparse.ArgumentParser) -> None:
@@ -171,6 +175,7 @@ def _merge(args: argparse.Namespace) -> int:
             safe_serialization=args.safe_serialization,
             num_shards=args.num_shards,
             rounding=args.rounding,
+            context_length=args.context_length,
             new_token_init=args.new_token_init,
             max_memory=args.max_memory,
             num_workers=args.num_workers,

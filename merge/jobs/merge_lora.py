@@ -15,6 +15,7 @@ from tokenizer_tools.huggingface import MODEL_NAME
 from tokenizer_tools.known import recognise_bytes
 
 from ..documents import ModelConfig, find_config
+from ..layouts.folder import is_meta
 from ..outputs import require_free
 from ..settings import MergeSettings
 from ..sources import Sources, find_sources
@@ -123,16 +124,18 @@ class MergeReport(Report):
 
 def _prepare(sources: Sources, settings: MergeSettings, offload: Offload) -> MergeJob:
     """Open everything, check it against each other, and plan the output."""
-    config = find_config(sources)
+    if not is_meta(sources.base):
+        find_config(sources)
 
     from ..deltas.apply import apply_adapters
     from ..deltas.peft import open_adapter
     from ..digests import digested
-    from ..layouts.huggingface import open_base
+    from ..layouts.folder import open_checkpoint
     from ..lazy import dtype_named
     from ..plan import Model, plan_output
 
-    base = digested(open_base(sources.base, offload))
+    base = digested(open_checkpoint(sources.base, offload, settings.context_length))
+    config = find_config(sources, base)
     adapters = tuple(open_adapter(folder, offload) for folder in sources.adapters)
     vocabulary = _vocabulary(sources, base, adapters)
     rows = vocabulary.checked_rows(settings.new_token_init is not None)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizer_tools.huggingface import MODEL_NAME, read_tokenizer
+from tokenizer_tools.huggingface import read_tokenizer
 
 from ..documents import find_config
+from ..layouts.folder import is_meta
 from ..outputs import require_free
 from ..settings import NEW_TOKEN_INITS, OutputSettings, require_one_of, require_positive
-from ..sources import Sources, resolve, resolve_tokenizer
+from ..sources import Sources, resolve, resolve_tokenizer, tokenizer_home
 from ..staging import Offload, require_space
 from ..vocabulary import require_extension
 from .writing import Digests, OnProgress, Report, write
@@ -69,7 +70,8 @@ def resize_vocabulary(
 def _find_sources(base_model: str, tokenizer: str, offload: Offload) -> Sources:
     base = resolve(base_model, "base model", offload)
     new = read_tokenizer(resolve_tokenizer(tokenizer, offload))
-    own = read_tokenizer(base) if (base / MODEL_NAME).is_file() else None
+    home = tokenizer_home(base)
+    own = read_tokenizer(home) if home else None
     if own is not None:
         require_extension(own, new)
     return Sources(base_model, (), base, (), new, own)
@@ -125,17 +127,19 @@ def _prepare(
     seed: int,
     offload: Offload,
 ) -> ResizeJob:
-    config = find_config(sources)
+    if not is_meta(sources.base):
+        find_config(sources)
 
     from ..deltas.new_rows import grow_to_tokenizer
     from ..deltas.patches import Merged
     from ..digests import digested
-    from ..layouts.huggingface import open_base
+    from ..layouts.folder import open_checkpoint
     from ..layouts.llama import EMBED_TOKENS, LM_HEAD
     from ..lazy import dtype_named
     from ..plan import Model, plan_output
 
-    base = digested(open_base(sources.base, offload))
+    base = digested(open_checkpoint(sources.base, offload))
+    config = find_config(sources, base)
     base_rows = base.tensors[EMBED_TOKENS].rows
     tokens = sources.tokenizer.n_tokens
     rows = _rows(tokens, base_rows, pad_to_multiple_of)

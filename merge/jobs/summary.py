@@ -52,6 +52,8 @@ def changes(job: MergeJob) -> Iterator[str]:
 def notes(job: MergeJob) -> Iterator[str]:
     """What the reader should know before using the result."""
     yield from job.config.notes
+    if job.settings.output_type == "huggingface" and job.config.config is job.base.config:
+        yield from job.base.notes
     if job.settings.output_type == "huggingface":
         yield EXACT_IDS
     if job.vocabulary.tokens > (rows := job.vocabulary.checked_rows(new_tokens=True)):

@@ -1,4 +1,4 @@
-"""``config.json`` and ``params.json``: what each says of a model, and one from the other.
+"""``config.json``: what it says of a model, and what it says of a merged one.
 
 ``config.json`` has two spellings of some things: transformers 5 writes ``rope_parameters`` and
 ``dtype``, everything before it ``rope_theta``, ``rope_scaling`` and ``torch_dtype``. Both are read;
@@ -7,7 +7,6 @@ the older one is written, because transformers 5 and all older readers understan
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +28,14 @@ def read_config(folder: Path) -> dict[str, Any]:
         return read_json(path)
     found, remedy = "no config.json", "give the folder that holds config.json and the weights"
     if (folder / "params.json").is_file():
-        found, remedy = "Meta's own layout (params.json)", "convert it to Hugging Face's first"
+        found = "Meta's params.json, but not the weights that belong to it (consolidated.*.pth)"
+        remedy = "give either Meta's folder or Hugging Face's, each with its own weights"
     if (folder / "adapter_config.json").is_file():
         found, remedy = "an adapter (adapter_config.json)", "give adapters with --lora_model"
     raise LayoutError(
         "the base model's folder has no configuration",
         file=path,
-        expected="a folder as Hugging Face transformers saves it",
+        expected="a folder as Hugging Face transformers saves it, or as Meta distributes it",
         found=found,
         remedy=remedy,
     )
@@ -54,12 +54,17 @@ class LlamaShape:
     tie_word_embeddings: bool
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], source: object) -> LlamaShape:
+    def from_config(
+        cls,
+        config: Mapping[str, Any],
+        source: object,
+        model_types: tuple[str, ...] = LLAMA_MODEL_TYPES,
+    ) -> LlamaShape:
         """Read the numbers from a ``config.json``; ``source`` is its path, for errors.
 
         Raises ``LayoutError`` when a number is missing or the architecture is another one.
         """
-        if config.get("model_type") not in LLAMA_MODEL_TYPES:
+        if config.get("model_type") not in model_types:
             raise LayoutError(
                 "this model is no LLaMA",
                 file=source,
@@ -67,13 +72,14 @@ class LlamaShape:
                 found=repr(config.get("model_type")),
                 remedy="only LLaMA 1, LLaMA 2 and models of their architecture can be merged here",
             )
-        hidden, heads = (_number(config, k, source) for k in ("hidden_size", "num_attention_heads"))
+        hidden = required_number(config, "hidden_size", source)
+        heads = required_number(config, "num_attention_heads", source)
         kv_heads = config.get("num_key_value_heads") or heads
         head_dim = config.get("head_dim") or hidden // heads
         return cls(
             hidden_size=hidden,
-            intermediate_size=_number(config, "intermediate_size", source),
-            num_hidden_layers=_number(config, "num_hidden_layers", source),
+            intermediate_size=required_number(config, "intermediate_size", source),
+            num_hidden_layers=required_number(config, "num_hidden_layers", source),
             num_attention_heads=heads,
             num_key_value_heads=int(kv_heads),
             head_dim=int(head_dim),
@@ -97,7 +103,8 @@ class LlamaShape:
         return self.num_hidden_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
 
 
-def _number(config: Mapping[str, Any], key: str, source: object) -> int:
+def required_number(config: Mapping[str, Any], key: str, source: object) -> int:
+    """A positive integer of a configuration. Raises ``LayoutError`` when it is none."""
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise LayoutError(
@@ -105,7 +112,7 @@ def _number(config: Mapping[str, Any], key: str, source: object) -> int:
             file=source,
             expected=f'"{key}": a positive integer',
             found=repr(value),
-            remedy="take config.json from the place where the weights are from",
+            remedy="take this file from the place where the weights are from",
         )
     return value
 
@@ -163,72 +170,3 @@ def with_token_ids(
     if pad is None or not 0 <= pad < vocab_size:
         mended["pad_token_id"] = ids.get("pad_token_id")
     return mended
-
-
-def params_json(
-    config: Mapping[str, Any], shape: LlamaShape, vocab_size: int, source: object
-) -> dict[str, Any]:
-    """Meta's ``params.json`` for a model. Keys beyond LLaMA 1's stand only where they are needed,
-    because Meta's ``ModelArgs(**params)`` refuses a key that it does not know.
-
-    Raises ``LayoutError`` for what ``params.json`` cannot say: scaled rotary positions, or heads
-    that do not make up the hidden size.
-    """
-    if (scaling := rope_scaling(config)) is not None:
-        raise LayoutError(
-            "params.json cannot say how this model scales its rotary positions",
-            file=source,
-            expected="no rope_scaling",
-            found=json.dumps(scaling),
-            remedy="use --output_type huggingface, whose config.json can",
-        )
-    if shape.q_rows != shape.hidden_size:
-        raise LayoutError(
-            "params.json cannot say the size of this model's heads",
-            file=source,
-            expected=f"{shape.num_attention_heads} heads of "
-            f"{shape.hidden_size // shape.num_attention_heads}",
-            found=f'"head_dim": {shape.head_dim}',
-            remedy="use --output_type huggingface",
-        )
-    params: dict[str, Any] = {
-        "dim": shape.hidden_size,
-        **_feed_forward(shape.hidden_size, shape.intermediate_size),
-        "n_heads": shape.num_attention_heads,
-        "n_layers": shape.num_hidden_layers,
-        "norm_eps": config.get("rms_norm_eps", 1e-6),
-        "vocab_size": vocab_size,
-    }
-    if shape.num_key_value_heads != shape.num_attention_heads:
-        params["n_kv_heads"] = shape.num_key_value_heads
-    if rope_theta(config) != DEFAULT_ROPE_THETA:
-        params["rope_theta"] = rope_theta(config)
-    return params
-
-
-def feed_forward_size(dim: int, multiple_of: int, ffn_dim_multiplier: float | None) -> int:
-    """Rows of w1 by Meta's rule: two thirds of 4 x dim, scaled, rounded up to ``multiple_of``.
-
-    >>> feed_forward_size(4096, 256, None), feed_forward_size(8192, 4096, 1.3)
-    (11008, 28672)
-    """
-    size = int(2 * (4 * dim) / 3)
-    if ffn_dim_multiplier is not None:
-        size = int(ffn_dim_multiplier * size)
-    return multiple_of * -(-size // multiple_of)
-
-
-def _feed_forward(dim: int, intermediate_size: int) -> dict[str, Any]:
-    """The pair ``multiple_of``, ``ffn_dim_multiplier`` that gives ``intermediate_size``.
-
-    Meta's own pairs are tried first, then powers of two, then a multiplier that hits exactly.
-    """
-    published: list[tuple[int, float | None]] = [(256, None), (4096, 1.3), (1024, 1.3)]
-    powers: list[tuple[int, float | None]] = [(1 << n, None) for n in range(12, -1, -1)]
-    exact = (1, (intermediate_size + 0.5) / int(2 * (4 * dim) / 3))
-    for multiple_of, multiplier in [*published, *powers, exact]:
-        if feed_forward_size(dim, multiple_of, multiplier) == intermediate_size:
-            return {"multiple_of": multiple_of} | (
-                {} if multiplier is None else {"ffn_dim_multiplier": multiplier}
-            )
-    raise AssertionError(f"no multiplier gives {intermediate_size} from {dim}")

@@ -34,7 +34,8 @@ _QUANTISED = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|SCB|absmax|quant_(state|map)|nested_\w+"
     r"|weight_(format|scale\w*|packed|shape|zero_point)|(input|output|k|v)_scale)\b"
 )
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# What a weight may be in; every other dtype is a quantisation.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def open_base(folder: Path, offload: Offload | None = None) -> Checkpoint:
@@ -207,7 +208,7 @@ def _unexpected(folder: Path, name: str, tensor: LazyTensor) -> LayoutError:
 
 
 def _check_tensor(folder: Path, name: str, tensor: LazyTensor, wanted: tuple[int, ...]) -> None:
-    if tensor.dtype not in _FLOATS:
+    if tensor.dtype not in FLOATS:
         raise LayoutError(
             "the base model is quantised; a LoRA can be merged only into full weights",
             file=folder,
