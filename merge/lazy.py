@@ -50,6 +50,10 @@ class LazyTensor(ABC):
         self.reader()(start, stop, out)
         return out
 
+    def transposed(self) -> LazyTensor:
+        """The matrix with rows and columns exchanged, still unread."""
+        return Transposed(self.shape[::-1], self.dtype, f"{self.origin}, transposed", self)
+
     @property
     def rows(self) -> int:
         """Size of dimension 0; 1 for a scalar, which is read as one row."""
@@ -64,6 +68,65 @@ class LazyTensor(ABC):
     def nbytes(self) -> int:
         """Bytes of the whole tensor."""
         return self.rows * self.row_bytes
+
+
+@dataclass(frozen=True)
+class Transposed(LazyTensor):
+    """A matrix by its columns; its reader holds all of ``base``, which must be small."""
+
+    base: LazyTensor
+
+    def reader(self) -> RowReader:
+        columns = self.base.read().t()
+
+        def fill(start: int, stop: int, out: torch.Tensor) -> None:
+            out.copy_(columns[start:stop])
+
+        return fill
+
+
+@dataclass(frozen=True)
+class FirstRows(LazyTensor):
+    """As many rows of ``base`` as ``shape`` says, from the first on."""
+
+    base: LazyTensor
+
+    def reader(self) -> RowReader:
+        return self.base.reader()
+
+
+@dataclass(frozen=True)
+class Continued(LazyTensor):
+    """All rows of ``head``, then those of ``tail`` that come after as many."""
+
+    head: LazyTensor
+    tail: LazyTensor
+
+    def reader(self) -> RowReader:
+        parts = ((self.head, 0, self.head.rows), (self.tail, self.head.rows, self.rows))
+        readers = [(tensor, tensor.reader(), first, last) for tensor, first, last in parts]
+
+        def fill(start: int, stop: int, out: torch.Tensor) -> None:
+            for tensor, read, first, last in readers:
+                begin, end = max(start, first), min(stop, last)
+                if begin < end:
+                    rows = scratch("rows", (end - begin, *self.shape[1:]), tensor.dtype)
+                    read(begin, end, rows)
+                    out[begin - start : end - start].copy_(rows)
+
+        return fill
+
+
+def first_rows(tensor: LazyTensor, rows: int) -> LazyTensor:
+    """The first ``rows`` rows of a tensor."""
+    return FirstRows((rows, *tensor.shape[1:]), tensor.dtype, tensor.origin, tensor)
+
+
+def continued(head: LazyTensor, tail: LazyTensor) -> LazyTensor:
+    """``head`` made as long as ``tail`` with the rows of ``tail``, in a dtype that holds both."""
+    dtype = torch.promote_types(head.dtype, tail.dtype)
+    origin = f"{head.origin}, then {tail.origin}"
+    return Continued(tail.shape, dtype, origin, head, tail)
 
 
 @dataclass(frozen=True)

@@ -5,131 +5,27 @@ Read without PEFT, whose import costs seconds and whose classes refuse fields of
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError
 from ..json_text import read_json
+from .kinds import KNOWN_FIELDS, changes_arithmetic, refusal
 
 CONFIG_NAME = "adapter_config.json"
-
-# Fields that change nothing about how a finished adapter is added to its base.
-_HARMLESS = frozenset(
-    [
-        "auto_mapping",
-        "base_model_class",
-        "base_model_name_or_path",
-        "bias",
-        "corda_config",
-        "ensure_weight_tying",
-        "eva_config",
-        "exclude_modules",
-        "fan_in_fan_out",
-        "inference_mode",
-        "init_lora_weights",
-        "layers_pattern",
-        "layers_to_transform",
-        "lora_alpha",
-        "lora_dropout",
-        "lora_ga_config",
-        "loftq_config",
-        "megatron_core",
-        "merge_weights",
-        "modules_to_save",
-        "parent_library",
-        "peft_type",
-        "peft_version",
-        "qalora_group_size",
-        "r",
-        "rank_pattern",
-        "alpha_pattern",
-        "revision",
-        "runtime_config",
-        "target_modules",
-        "task_type",
-        "use_rslora",
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A kind of adapter that is not merged, why, and what its owner can do."""
-
-    field: str
-    applies: Callable[[Any], bool]
-    reason: str
-    remedy: str
-
-
-_MERGE_WITH_PEFT = "merge it with PEFT's own merge_and_unload on a machine with enough memory"
-_TRAINED_ON_ANOTHER_BASE = (
-    "it was trained relative to a base that the initialisation changed, so on the plain base it "
-    "gives another model"
-)
-
-
-def _differs_from_base(init: object) -> bool:
-    return isinstance(init, str) and init.lower() not in ("true", "gaussian", "eva", "orthogonal")
-
-
-REFUSALS = (
-    Refusal(
-        "peft_type",
-        lambda value: value != "LORA",
-        "this kind of adapter is no LoRA",
-        _MERGE_WITH_PEFT + ", if PEFT can merge this kind at all",
-    ),
-    Refusal("use_dora", bool, "DoRA scales rows after adding", _MERGE_WITH_PEFT),
-    Refusal(
-        "init_lora_weights",
-        _differs_from_base,
-        _TRAINED_ON_ANOTHER_BASE,
-        "save it once with PEFT's path_initial_model_for_weight_conversion, which turns it into a "
-        "plain LoRA",
-    ),
-    Refusal(
-        "trainable_token_indices",
-        bool,
-        "it replaces single rows of the embeddings (trainable tokens)",
-        _MERGE_WITH_PEFT,
-    ),
-    Refusal("enable_lora", bool, "it is for fused q, k, v matrices", _MERGE_WITH_PEFT),
-    Refusal("layer_replication", bool, "it repeats layers of the base", _MERGE_WITH_PEFT),
-    Refusal(
-        "target_parameters",
-        bool,
-        "it adds to bare parameters such as experts",
-        _MERGE_WITH_PEFT,
-    ),
-    Refusal(
-        "alora_invocation_tokens",
-        lambda value: value is not None,
-        "activated LoRA acts on some positions only, so it cannot be merged",
-        "use it unmerged, with PEFT",
-    ),
-    Refusal("lora_bias", bool, "its lora_B has a bias", _MERGE_WITH_PEFT),
-    Refusal("use_qalora", bool, "QALoRA pools the inputs of lora_A", _MERGE_WITH_PEFT),
-    Refusal("use_bdlora", bool, "its factors are block-diagonal", _MERGE_WITH_PEFT),
-    Refusal("arrow_config", bool, "Arrow routes between adapters", "use it unmerged, with PEFT"),
-    Refusal("kasa_config", bool, "KaSA changes the base and the product", _MERGE_WITH_PEFT),
-    Refusal("velora_config", bool, "VeLoRA is not known here", _MERGE_WITH_PEFT),
-    Refusal("monteclora_config", bool, "MonteCLoRA samples its weights", _MERGE_WITH_PEFT),
-    Refusal(
-        "megatron_config",
-        bool,
-        "it belongs to a Megatron model",
-        "convert it to an adapter of the Hugging Face model first",
-    ),
-)
+_OF_THIS_RUN = "take adapter_config.json from the run that trained the adapter"
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The fields of a LoRA's ``adapter_config.json`` that say how it is added."""
+    """The fields of a LoRA's ``adapter_config.json`` that say how it is added.
+
+    ``weight`` is not from the file: the user's factor for everything that is added.
+    """
 
     path: Path
     r: int
@@ -140,16 +36,36 @@ class AdapterConfig:
     ensure_weight_tying: bool
     base_model_name_or_path: str | None
     unknown: tuple[str, ...]
+    use_dora: bool = False
+    lora_bias: bool = False
+    fan_in_fan_out: bool = False
+    modules_to_save: tuple[str, ...] = ()
+    trainable_token_indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] = ()
+    peft_version: str | None = None
+    weight: float = 1.0
 
     def rank(self, module: str) -> int:
         """Rank of ``module``, by PEFT's rule: the first pattern that matches, else ``r``."""
         return int(self.rank_pattern.get(_matching(self.rank_pattern, module), self.r))
 
     def scaling(self, module: str) -> float:
-        """``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` with rsLoRA, of ``module``."""
+        """``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` with rsLoRA, times the user's weight."""
         alpha = self.alpha_pattern.get(_matching(self.alpha_pattern, module), self.lora_alpha)
         rank = self.rank(module)
-        return float(alpha) / (rank**0.5 if self.use_rslora else rank)
+        return self.weight * float(alpha) / (rank**0.5 if self.use_rslora else rank)
+
+    def token_indices(self, module: str) -> tuple[int, ...]:
+        """The rows of ``module`` that are replaced; a plain list is for every side that has any."""
+        if not isinstance(self.trainable_token_indices, Mapping):
+            return self.trainable_token_indices
+        for name, indices in self.trainable_token_indices.items():
+            if module == name or module.endswith(f".{name}"):
+                return indices
+        return next(iter(self.trainable_token_indices.values()), ())
+
+    def saves(self, module: str) -> bool:
+        """Whether ``modules_to_save`` names ``module``: then it was trained."""
+        return any(module == name or module.endswith(f".{name}") for name in self.modules_to_save)
 
 
 def _matching(patterns: Mapping[str, object], module: str) -> str:
@@ -160,12 +76,8 @@ def _matching(patterns: Mapping[str, object], module: str) -> str:
     return module
 
 
-def read_adapter_config(folder: Path) -> AdapterConfig:
-    """Read ``adapter_config.json``.
-
-    Raises ``AdapterError`` when it is missing, lacks what the arithmetic needs, or describes a kind
-    of adapter that is not merged here.
-    """
+def read_fields(folder: Path) -> dict[str, Any]:
+    """The fields of ``adapter_config.json``. Raises ``AdapterError`` when there is none."""
     path = folder / CONFIG_NAME
     if not path.is_file():
         model = (folder / "config.json").is_file()
@@ -177,18 +89,35 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             remedy="give the folder into which PEFT saved the adapter; beside the weights of a "
             "training checkpoint, put the adapter_config.json of its run",
         )
-    fields = read_json(path)
-    for refusal in REFUSALS:
-        if refusal.applies(
-            fields.get(refusal.field, "LORA" if refusal.field == "peft_type" else None)
-        ):
+    return read_json(path)
+
+
+def read_adapter_config(folder: Path, weight: float = 1.0) -> AdapterConfig:
+    """Read ``adapter_config.json``.
+
+    Raises ``AdapterError`` when it is missing, lacks what the arithmetic needs, or describes a kind
+    of adapter that is not merged here.
+    """
+    path, fields = folder / CONFIG_NAME, read_fields(folder)
+    unknown = _unknown(fields, path)
+    if refused := refusal(fields):
+        raise AdapterError(
+            f"this adapter cannot be merged ({refused.name}): {refused.reason}",
+            file=path,
+            found=f'"{refused.field}": {fields.get(refused.field)!r}',
+            remedy=refused.remedy,
+        )
+    for field in unknown:
+        if changes_arithmetic(field):
             raise AdapterError(
-                f"this adapter cannot be merged: {refusal.reason}",
+                "the adapter configuration has a field that may change the arithmetic and is not "
+                "known here",
                 file=path,
-                found=f'"{refusal.field}": {fields.get(refusal.field)!r}',
-                remedy=refusal.remedy,
+                expected="fields of LoRA as PEFT up to 0.21 writes them",
+                found=f'"{field}": {fields[field]!r}',
+                remedy="look for a newer version of this program, or merge it with PEFT's own "
+                "merge_and_unload; if the field is your own and harmless, remove it",
             )
-    known = _HARMLESS | {refusal.field for refusal in REFUSALS}
     return AdapterConfig(
         path=path,
         r=int(_positive(fields, "r", path)),
@@ -198,8 +127,42 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         alpha_pattern=_pattern(fields, "alpha_pattern", path),
         ensure_weight_tying=bool(fields.get("ensure_weight_tying")),
         base_model_name_or_path=fields.get("base_model_name_or_path"),
-        unknown=tuple(sorted(key for key, value in fields.items() if key not in known and value)),
+        unknown=unknown,
+        use_dora=bool(fields.get("use_dora")),
+        lora_bias=bool(fields.get("lora_bias")),
+        fan_in_fan_out=bool(fields.get("fan_in_fan_out")),
+        modules_to_save=tuple(map(str, fields.get("modules_to_save") or ())),
+        trainable_token_indices=_token_indices(fields, path),
+        peft_version=fields.get("peft_version"),
+        weight=weight,
     )
+
+
+def _unknown(fields: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    return tuple(sorted(key for key, value in fields.items() if key not in KNOWN_FIELDS and value))
+
+
+def _token_indices(
+    fields: Mapping[str, Any], path: Path
+) -> tuple[int, ...] | Mapping[str, tuple[int, ...]]:
+    value = fields.get("trainable_token_indices") or ()
+    lists = list(value.values()) if isinstance(value, dict) else [value]
+    for indices in lists:
+        numbers = isinstance(indices, (list, tuple)) and all(
+            isinstance(index, int) and index >= 0 for index in indices
+        )
+        if not numbers or len(set(indices)) != len(indices):
+            raise AdapterError(
+                "the adapter configuration lists trained tokens in a way that says no rows",
+                file=path,
+                expected='"trainable_token_indices": different numbers from 0 on, in a list or in '
+                "lists by modules",
+                found=repr(value),
+                remedy=_OF_THIS_RUN,
+            )
+    if isinstance(value, dict):
+        return {str(module): tuple(indices) for module, indices in value.items()}
+    return tuple(value)
 
 
 def _pattern(fields: Mapping[str, Any], key: str, path: Path) -> dict[str, float]:
@@ -211,7 +174,7 @@ def _pattern(fields: Mapping[str, Any], key: str, path: Path) -> dict[str, float
             file=path,
             expected=f'"{key}": {{"a module\'s name": a number, ...}}',
             found=repr(pattern),
-            remedy="take adapter_config.json from the run that trained the adapter",
+            remedy=_OF_THIS_RUN,
         )
     for module in pattern:
         try:
@@ -222,19 +185,20 @@ def _pattern(fields: Mapping[str, Any], key: str, path: Path) -> dict[str, float
                 file=path,
                 expected=f'"{key}" with the names of modules, or expressions for them',
                 found=f"{module!r}: {error}",
-                remedy="take adapter_config.json from the run that trained the adapter",
+                remedy=_OF_THIS_RUN,
             ) from None
     return {module: _positive(pattern, module, path) for module in pattern}
 
 
 def _positive(fields: Mapping[str, Any], key: str, path: Path) -> float:
-    value = fields.get(key)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+    value: Any = fields.get(key)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not value > 0 or not math.isfinite(value):
         raise AdapterError(
             "the adapter configuration lacks a number that the scaling is made of",
             file=path,
             expected=f'"{key}": a positive number',
             found=repr(value),
-            remedy="take adapter_config.json from the run that trained the adapter",
+            remedy=_OF_THIS_RUN,
         )
     return float(value)

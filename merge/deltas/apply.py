@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 
 from ..errors import AdapterError, LayoutError
+from ..layouts.conv1d import stores_transposed
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
-from ..lazy import Checkpoint, LazyTensor
-from .patches import LowRank, Merged
+from ..lazy import Checkpoint, LazyTensor, continued, first_rows
+from .patches import AddedVector, ColumnMagnitude, LowRank, Merged, Patch, ReplacedRows
 from .peft import Adapter, same_content
 
 VOCABULARY_TENSORS = (EMBED_TOKENS, LM_HEAD)
@@ -30,10 +31,11 @@ class Step:
 
     def as_json(self) -> dict[str, Any]:
         """The step without what does not apply to it."""
-        fields: dict[str, Any] = {"adapter": self.adapter, "action": self.action}
-        if self.action == "added":
-            return fields | {"rank": self.rank, "scaling": self.scaling}
-        return fields | {"rows_before": self.rows_before, "rows_after": self.rows_after}
+        entries: dict[str, Any] = {"adapter": self.adapter, "action": self.action}
+        if self.action.startswith("added"):
+            given = {"rank": self.rank, "scaling": self.scaling}
+            return entries | {key: value for key, value in given.items() if value is not None}
+        return entries | {"rows_before": self.rows_before, "rows_after": self.rows_after}
 
 
 @dataclass(frozen=True)
@@ -53,31 +55,56 @@ def apply_adapters(
     adapters: Sequence[Adapter],
     dtype: torch.dtype | None,
     round_each_stage: bool = False,
+    vocab_mismatch: str = "error",
 ) -> MergedModel:
     """Merge ``adapters`` into ``base`` in their order, lazily.
 
-    ``dtype`` of the result; None keeps each base tensor's own. Raises ``AdapterError`` for tensors
-    that the base does not have, for shapes that do not fit, and for an adapter that is merged
-    already.
+    ``dtype`` of the result; None keeps each base tensor's own. ``vocab_mismatch`` says what becomes
+    of vocabulary rows that an adapter does not have: refused, kept as the base has them
+    (``keep_base_rows``), or dropped (``truncate``).
+
+    Raises ``AdapterError`` for tensors that the base does not have, for shapes that do not fit, and
+    for an adapter that is merged already.
     """
     starts = dict(base.tensors)
     tied = bool(base.config.get("tie_word_embeddings"))
     if tied:
         _require_equal_sides(starts)
-    touched = {name for adapter in adapters for name in (*adapter.added, *adapter.replaced)}
     if tied and LM_HEAD not in starts:
         starts[LM_HEAD] = starts[EMBED_TOKENS]
+    adapters = [_fitted(adapter, base.config, tied) for adapter in adapters]
     for adapter in adapters:
         _require_fits(adapter, starts)
         _require_not_merged_yet(adapter, base)
     merged: dict[str, Merged] = {}
     steps: dict[str, tuple[Step, ...]] = {}
     for name, start in starts.items():
-        merged[name], steps[name] = _merge(name, start, adapters, dtype, round_each_stage)
-    if tied and _stays_tied(merged, touched, adapters):
+        making = _Making(name, start, vocab_mismatch)
+        for number, adapter in enumerate(adapters, start=1):
+            making.merge(number, adapter)
+        merged[name] = making.result(dtype or start.dtype, round_each_stage)
+        steps[name] = tuple(making.steps)
+    if tied and _stays_tied(merged, adapters):
         del merged[LM_HEAD], steps[LM_HEAD]
         return MergedModel(merged, steps, tied=True)
     return MergedModel(merged, steps, tied=False)
+
+
+def _fitted(adapter: Adapter, config: Mapping[str, Any], tied: bool) -> Adapter:
+    """The adapter as this base needs it: turned where the base keeps matrices transposed, and
+    with trained token rows on both sides of tied embeddings.
+    """
+    added = {
+        name: tuple(patch.transposed() for patch in stage)
+        if stores_transposed(config, name)
+        else stage
+        for name, stage in adapter.added.items()
+    }
+    if tied and LM_HEAD not in added and LM_HEAD not in adapter.replaced:
+        rows = tuple(p for p in added.get(EMBED_TOKENS, ()) if isinstance(p, ReplacedRows))
+        if rows:
+            added[LM_HEAD] = rows
+    return replace(adapter, added=added)
 
 
 def _require_equal_sides(tensors: Mapping[str, LazyTensor]) -> None:
@@ -92,60 +119,148 @@ def _require_equal_sides(tensors: Mapping[str, LazyTensor]) -> None:
         )
 
 
-def _stays_tied(
-    merged: Mapping[str, Merged], touched: set[str], adapters: Sequence[Adapter]
-) -> bool:
+def _stays_tied(merged: Mapping[str, Merged], adapters: Sequence[Adapter]) -> bool:
     """Whether both sides end up the same, so that one tensor still serves as both."""
-    sides = touched & set(VOCABULARY_TENSORS)
-    if not sides:
-        return True
-    if sides == {EMBED_TOKENS} and all(
-        adapter.config.ensure_weight_tying
-        for adapter in adapters
-        if EMBED_TOKENS in adapter.replaced
-    ):
+    touching = [a for a in adapters if {*a.added, *a.replaced} & set(VOCABULARY_TENSORS)]
+    sides = {name for a in touching for name in (*a.added, *a.replaced)} & set(VOCABULARY_TENSORS)
+    if sides == {EMBED_TOKENS} and all(a.config.ensure_weight_tying for a in touching):
         return True
     one, other = merged[EMBED_TOKENS], merged[LM_HEAD]
-    return not one.stages and not other.stages and same_content(one.start, other.start)
-
-
-def _merge(
-    name: str,
-    start: LazyTensor,
-    adapters: Sequence[Adapter],
-    dtype: torch.dtype | None,
-    round_each_stage: bool,
-) -> tuple[Merged, tuple[Step, ...]]:
-    result_dtype = dtype or start.dtype
-    stages: list[tuple[LowRank, ...]] = []
-    steps: list[Step] = []
-    for number, adapter in enumerate(adapters, start=1):
-        if name in adapter.replaced:
-            tensor = adapter.replaced[name]
-            steps.append(Step(number, "replaced", start.rows, tensor.rows))
-            start, stages = tensor, []
-        if name in adapter.added:
-            patch = adapter.added[name]
-            _require_same_shape(adapter, name, patch, start.shape)
-            steps.append(Step(number, "added", start.rows, start.rows, patch.a.rows, patch.scaling))
-            stages.append((patch,))
     return (
-        Merged(start.shape, result_dtype, start.origin, start, tuple(stages), round_each_stage),
-        tuple(steps),
+        len(one.stages) == len(other.stages)
+        and all(map(_same_stage, one.stages, other.stages))
+        and same_content(one.start, other.start)
     )
+
+
+def _same_stage(one: Sequence[Patch], other: Sequence[Patch]) -> bool:
+    return len(one) == len(other) and all(map(_same_patch, one, other))
+
+
+def _same_patch(one: Patch, other: Patch) -> bool:
+    if type(one) is not type(other):
+        return False
+    pairs = [(getattr(one, f.name), getattr(other, f.name)) for f in fields(one)]  # type: ignore[arg-type]
+    return all(same_content(a, b) if isinstance(a, LazyTensor) else bool(a == b) for a, b in pairs)
+
+
+class _Making:
+    """How one tensor is made, adapter after adapter."""
+
+    def __init__(self, name: str, start: LazyTensor, vocab_mismatch: str) -> None:
+        self.steps: list[Step] = []
+        self._name = name
+        self._start = start
+        self._stages: list[tuple[Patch, ...]] = []
+        self._mismatch = vocab_mismatch if name in VOCABULARY_TENSORS else "error"
+
+    def merge(self, number: int, adapter: Adapter) -> None:
+        """Let one adapter replace the tensor, add to it, or cut its rows off."""
+        before = self._start.rows
+        if self._name in adapter.replaced:
+            self._replace(adapter)
+            self.steps.append(Step(number, "replaced", before, self._start.rows))
+        if self._mismatch == "truncate" and (rows := vocabulary_rows(adapter)):
+            self._cut(number, adapter, rows)
+        if self._name in adapter.added:
+            stage = adapter.added[self._name]
+            self._require_fits(adapter, stage)
+            self.steps.append(self._added(number, stage))
+            self._stages.append(stage)
+
+    def result(self, dtype: torch.dtype, round_each_stage: bool) -> Merged:
+        start = self._start
+        return Merged(
+            start.shape, dtype, start.origin, start, tuple(self._stages), round_each_stage
+        )
+
+    def _replace(self, adapter: Adapter) -> None:
+        tensor = adapter.replaced[self._name]
+        rest = self._start
+        if tensor.rows < rest.rows and self._mismatch == "keep_base_rows":
+            if self._stages:
+                dtype = torch.float32
+                rest = Merged(rest.shape, dtype, rest.origin, rest, tuple(self._stages))
+            tensor = continued(tensor, rest)
+        self._start, self._stages = tensor, []
+
+    def _cut(self, number: int, adapter: Adapter, rows: int) -> None:
+        before = self._start.rows
+        if rows >= before:
+            return
+        if any(isinstance(patch, ColumnMagnitude) for stage in self._stages for patch in stage):
+            raise self._dora_rows(adapter, before, rows)
+        self._start = first_rows(self._start, rows)
+        self.steps.append(Step(number, "cut", before, rows))
+
+    def _added(self, number: int, stage: tuple[Patch, ...]) -> Step:
+        rows = self._start.rows
+        for patch in stage:
+            if isinstance(patch, LowRank):
+                action = "added" if len(stage) == 1 else "added, then scaled (DoRA)"
+                if isinstance(stage[-1], ReplacedRows):
+                    action = "added, then rows replaced"
+                return Step(number, action, rows, rows, patch.rank, patch.scaling)
+            if isinstance(patch, AddedVector):
+                return Step(number, "added", rows, rows, None, patch.scaling)
+        return Step(number, "rows replaced", rows, rows)
+
+    def _require_fits(self, adapter: Adapter, stage: tuple[Patch, ...]) -> None:
+        shape = self._start.shape
+        for patch in stage:
+            if isinstance(patch, LowRank):
+                same_rows = patch.shape[0] == shape[0]
+                if len(stage) > 1 and not same_rows and self._mismatch != "error":
+                    raise self._dora_rows(adapter, shape[0], patch.shape[0])
+                free = self._mismatch != "error" and patch.shape[1:] == shape[1:]
+                if patch.shape != shape and not free:
+                    raise _other_size(adapter, self._name, shape, patch.shape)
+            if isinstance(patch, AddedVector) and patch.vector.shape != shape:
+                raise _other_size(adapter, self._name, shape, patch.vector.shape)
+            if isinstance(patch, ReplacedRows):
+                self._require_rows(adapter, patch)
+
+    def _require_rows(self, adapter: Adapter, patch: ReplacedRows) -> None:
+        shape = self._start.shape
+        if patch.replacements.shape[1:] != shape[1:]:
+            found = (shape[0], *patch.replacements.shape[1:])
+            raise _other_size(adapter, self._name, shape, found)
+        if patch.indices and max(patch.indices) >= shape[0]:
+            raise AdapterError(
+                "the adapter trained tokens that the model has no rows for",
+                file=adapter.weights,
+                tensor=self._name,
+                expected=f"indices below {shape[0]}",
+                found=max(patch.indices),
+                remedy="the vocabulary was grown before the training: give the grown base, or save "
+                "the adapter with PEFT's save_embedding_layers=True",
+            )
+
+    def _dora_rows(self, adapter: Adapter, expected: int, found: int) -> AdapterError:
+        return AdapterError(
+            "a DoRA of the vocabulary fits only the rows that it was trained with",
+            file=adapter.weights,
+            tensor=self._name,
+            expected=f"{expected} rows, as in the base model",
+            found=f"{found} rows",
+            remedy="give the base with the rows that the adapter was trained on; its norms go over "
+            "all of them",
+        )
+
+
+def vocabulary_rows(adapter: Adapter) -> int | None:
+    """Rows of the vocabulary that an adapter was trained with; None where it does not say."""
+    for name in VOCABULARY_TENSORS:
+        if name in adapter.replaced:
+            return adapter.replaced[name].rows
+    products = adapter.low_rank
+    return next((products[name].shape[0] for name in VOCABULARY_TENSORS if name in products), None)
 
 
 def _require_fits(adapter: Adapter, tensors: Mapping[str, LazyTensor]) -> None:
     for name in (*adapter.added, *adapter.replaced):
         if name not in tensors:
-            raise AdapterError(
-                "the adapter is for a tensor that the base model does not have",
-                file=adapter.weights,
-                tensor=name,
-                expected="a name of the base model, such as model.layers.0.self_attn.q_proj.weight",
-                remedy="the adapter was trained on another model: give the base that its author "
-                f"names ({adapter.config.base_model_name_or_path or 'not recorded'})",
-            )
+            raise _not_in_base(adapter, name, tensors)
     for name, tensor in adapter.replaced.items():
         free_rows = name in VOCABULARY_TENSORS  # checked together with the tokenizer
         base_shape = tensors[name].shape
@@ -153,12 +268,24 @@ def _require_fits(adapter: Adapter, tensors: Mapping[str, LazyTensor]) -> None:
             raise _other_size(adapter, name, base_shape, tensor.shape)
 
 
-def _require_same_shape(
-    adapter: Adapter, name: str, patch: LowRank, shape: tuple[int, ...]
-) -> None:
-    given = (patch.b.rows, patch.a.shape[1])
-    if given != shape:
-        raise _other_size(adapter, name, shape, given)
+def _not_in_base(adapter: Adapter, name: str, tensors: Mapping[str, LazyTensor]) -> AdapterError:
+    if name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in tensors:
+        return AdapterError(
+            "the adapter changes a bias that the base model does not have",
+            file=adapter.weights,
+            tensor=name,
+            expected="a base whose layers have biases",
+            remedy="give the base that the adapter was trained on; without that bias there is "
+            "nothing to merge it into",
+        )
+    return AdapterError(
+        "the adapter is for a tensor that the base model does not have",
+        file=adapter.weights,
+        tensor=name,
+        expected="a name of the base model, such as model.layers.0.self_attn.q_proj.weight",
+        remedy="the adapter was trained on another model: give the base that its author "
+        f"names ({adapter.config.base_model_name_or_path or 'not recorded'})",
+    )
 
 
 def _other_size(
@@ -180,7 +307,7 @@ def _require_not_merged_yet(adapter: Adapter, base: Checkpoint) -> None:
     pairs = [
         (base.tensors[name], adapter.replaced[name])
         for name in VOCABULARY_TENSORS
-        if name in adapter.replaced and name in base.tensors
+        if name in adapter.trained and name in base.tensors
     ]
     if not adapter.added or not pairs:
         return

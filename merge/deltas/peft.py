@@ -1,20 +1,9 @@
-"""A PEFT adapter folder: every key of its weights is claimed, or the merge stops naming it.
-
-Key layouts that are read (``X`` is a module's name in the base model):
-
-    base_model.model.X.lora_A.weight, .lora_B.weight       what PEFT 0.2 and all later ones save
-    base_model.model.X.weight                              a whole tensor (modules_to_save)
-    base_model.model.X.lora_A.default.weight               a raw training dict, with adapter name
-    base_model.model.X.modules_to_save[.default].weight    the trained copy of a whole module
-    base_model.model.X.original_module.weight              the untrained one: never used
-    base_model.model.X.base_layer.weight                   the base's own copy beside a LoRA
-"""
+"""A PEFT adapter folder: every key of its weights is claimed, or the merge stops naming it."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -25,52 +14,50 @@ from ..formats import open_container
 from ..lazy import LazyTensor, block_rows, dtype_name
 from ..staging import Offload
 from .adapter_config import AdapterConfig, read_adapter_config
-from .patches import LowRank
+from .keys import Claims, claim
+from .patches import AddedVector, LowRank, Patch, ReplacedRows, RowMagnitude
 
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
-_PREFIX = "base_model.model."
-
-_KEY = re.compile(
-    r"(?P<module>.+?)\."
-    r"(?:(?P<part>lora_A|lora_B|modules_to_save|original_module|base_layer)"
-    r"(?:\.(?P<adapter>[^.]+))?\.)?weight"
-)
-# Kinds of tensors that belong to adapters not handled here, by a part of their names.
-_FOREIGN = {
-    "lora_magnitude_vector": "DoRA",
-    "lora_embedding_": "LoRA on embeddings",
-    "trainable_tokens_": "trainable tokens",
-    "lora_E": "AdaLoRA",
-    "ranknum": "AdaLoRA",
-    "ia3_l": "IA3",
-    "hada_": "LoHa",
-    "lokr_": "LoKr",
-    "vera_lambda": "VeRA",
-    "prompt_embeddings": "prompt tuning",
-    ".bias": "a bias",
-}
+# What a Trainer's checkpoint calls the same; taken when adapter_config.json lies beside it.
+_RAW_NAMES = ("model.safetensors", "pytorch_model.bin")
+# Halves that must come together.
+_PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What an adapter does to a base: ``added`` to matrices, ``replaced`` whole tensors.
+    """What an adapter does to a base: whole tensors ``replaced``, then patches ``added``.
 
-    Keys of ``added`` and ``replaced`` are the base's tensor names.
+    Keys are the base's tensor names. ``trained`` are the replaced ones that the training changed;
+    the others are the base's own copy. ``ignored`` are keys that were claimed and left aside.
     """
 
     folder: Path
     weights: Path
     config: AdapterConfig
-    added: Mapping[str, LowRank]
+    added: Mapping[str, tuple[Patch, ...]]
     replaced: Mapping[str, LazyTensor]
+    trained: frozenset[str] = frozenset()
     ignored: tuple[str, ...] = ()
 
     @cached_property
     def changes_nothing(self) -> bool:
         """Whether merging it would leave the base as it is: every ``lora_B`` zero."""
-        return not self.replaced and not any(
-            bool(patch.b.read().any()) for patch in self.added.values()
+        patches = [patch for stage in self.added.values() for patch in stage]
+        return not self.replaced and all(
+            isinstance(patch, LowRank) and not (_has_values(patch.b) and _has_values(patch.a))
+            for patch in patches
         )
+
+    @property
+    def low_rank(self) -> dict[str, LowRank]:
+        """The product that is added to each tensor that gets one."""
+        return {
+            name: patch
+            for name, stage in self.added.items()
+            for patch in stage
+            if isinstance(patch, LowRank)
+        }
 
     @property
     def name(self) -> str:
@@ -78,38 +65,23 @@ class Adapter:
         return self.folder.name or str(self.folder)
 
 
-@dataclass
-class _Claims:
-    """Tensors of an adapter by what they are, each under its module's name."""
-
-    parts: dict[str, dict[str, LazyTensor]] = field(
-        default_factory=lambda: {
-            part: {}
-            for part in (
-                "lora_A",
-                "lora_B",
-                "modules_to_save",
-                "original_module",
-                "base_layer",
-                "plain",
-            )
-        }
-    )
-    adapters: set[str] = field(default_factory=set)
+def _has_values(tensor: LazyTensor) -> bool:
+    return bool(tensor.read().any())
 
 
 def find_weights(folder: Path) -> Path:
     """Return the adapter's weight file. Raises ``AdapterError`` when there is none or two."""
-    present = [folder / name for name in WEIGHT_NAMES if (folder / name).is_file()]
-    if len(present) == 1:
-        return present[0]
-    if present:
-        raise AdapterError(
-            "the folder holds the adapter twice, and the two may differ",
-            file=folder,
-            found=" and ".join(path.name for path in present),
-            remedy="keep the file that is meant, move the other away",
-        )
+    for names in (WEIGHT_NAMES, _RAW_NAMES):
+        present = [folder / name for name in names if (folder / name).is_file()]
+        if len(present) == 1:
+            return present[0]
+        if present:
+            raise AdapterError(
+                "the folder holds the adapter twice, and the two may differ",
+                file=folder,
+                found=" and ".join(path.name for path in present),
+                remedy="keep the file that is meant, move the other away",
+            )
     raise AdapterError(
         "the folder holds no adapter weights",
         file=folder,
@@ -119,19 +91,21 @@ def find_weights(folder: Path) -> Path:
     )
 
 
-def open_adapter(folder: Path, offload: Offload | None = None) -> Adapter:
+def open_adapter(folder: Path, offload: Offload | None = None, weight: float = 1.0) -> Adapter:
     """Read an adapter's configuration and headers; its weights stay in the file.
 
-    Raises ``AdapterError`` for kinds that are not handled, keys that nothing claims, halves without
-    the other half, shapes that contradict the configuration, and empty adapters.
+    ``weight`` multiplies what is added. Raises ``AdapterError`` for kinds that are not handled,
+    keys that nothing claims, halves without the other half, shapes that contradict the
+    configuration, and empty adapters.
     """
-    config = read_adapter_config(folder)
+    config = read_adapter_config(folder, weight)
     path = find_weights(folder)
     tensors = open_container(path, offload)
     _require_not_empty(path, tensors)
-    claims = _claim(path, tensors)
-    replaced, ignored = _whole_tensors(path, claims)
-    return Adapter(folder, path, config, _low_rank(path, config, claims), replaced, ignored)
+    claims = claim(path, tensors)
+    _require_no_delta(path, claims)
+    replaced, trained, ignored = _whole_tensors(path, config, claims)
+    return Adapter(folder, path, config, _patches(path, config, claims), replaced, trained, ignored)
 
 
 def _require_not_empty(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
@@ -166,63 +140,90 @@ def _require_not_empty(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
             )
 
 
-def _claim(path: Path, tensors: Mapping[str, LazyTensor]) -> _Claims:
-    claims = _Claims()
-    for key, tensor in tensors.items():
-        match = _KEY.fullmatch(key.removeprefix(_PREFIX))
-        foreign = next((kind for mark, kind in _FOREIGN.items() if mark in key), None)
-        if match is None or foreign:
-            raise AdapterError(
-                f"the adapter holds {foreign}, which cannot be merged here"
-                if foreign
-                else "the adapter holds a tensor of a kind that is not known here",
-                file=path,
-                tensor=key,
-                expected="lora_A and lora_B of linear layers, or whole tensors of the base",
-                remedy="merge it with PEFT's own merge_and_unload on a machine with enough memory",
-            )
-        part, module = match["part"] or "plain", match["module"]
-        if match["adapter"]:
-            claims.adapters.add(match["adapter"])
-        if module in claims.parts[part]:
-            raise AdapterError(
-                "the adapter holds the same tensor twice",
-                file=path,
-                tensor=key,
-                remedy="keep one of the two adapters in the file",
-            )
-        claims.parts[part][module] = tensor
-    if len(claims.adapters) > 1:
+def _require_no_delta(path: Path, claims: Claims) -> None:
+    """A whole model under an adapter's name has no part of an adapter in it."""
+    delta_parts = ("lora_A", "lora_embedding_A", "trainable_tokens_delta", "modules_to_save")
+    raw = path.name in _RAW_NAMES
+    if raw and not any(claims.parts[part] for part in delta_parts):
         raise AdapterError(
-            "the file holds several adapters",
+            "the folder holds a whole model beside adapter_config.json, and no adapter",
             file=path,
-            found=", ".join(sorted(claims.adapters)),
-            remedy="save the one that is meant alone, with PEFT's save_pretrained",
+            expected="lora_A and lora_B among its tensors, or " + " or ".join(WEIGHT_NAMES),
+            found=f"{len(claims.parts['plain'])} whole tensors",
+            remedy="give the folder into which PEFT saved the adapter",
         )
-    return claims
 
 
-def _low_rank(path: Path, config: AdapterConfig, claims: _Claims) -> dict[str, LowRank]:
-    a_parts, b_parts = claims.parts["lora_A"], claims.parts["lora_B"]
-    if lonely := sorted(a_parts.keys() ^ b_parts.keys()):
-        has, lacks = ("lora_A", "lora_B") if lonely[0] in a_parts else ("lora_B", "lora_A")
+def _patches(path: Path, config: AdapterConfig, claims: Claims) -> dict[str, tuple[Patch, ...]]:
+    """What is added to each tensor, in order: product, magnitude, rows."""
+    _require_pairs(path, claims)
+    _require_told(path, config, claims)
+    parts = claims.parts
+    stages: dict[str, tuple[Patch, ...]] = {}
+    for module, a in parts["lora_A"].items():
+        low_rank = _pair(path, config, module, a, parts["lora_B"][module])
+        stages[f"{module}.weight"] = (low_rank, *_magnitude(path, claims, module, low_rank))
+    for module, a in parts["lora_embedding_A"].items():
+        low_rank = _pair(path, config, module, a, parts["lora_embedding_B"][module])
+        stage: Iterable[Patch] = (low_rank, *_magnitude(path, claims, module, low_rank))
+        stages[f"{module}.weight"] = tuple(patch.transposed() for patch in stage)
+    for module, bias in parts["lora_bias"].items():
+        stages[f"{module}.bias"] = (AddedVector(bias, config.scaling(module)),)
+    for module, rows in parts["trainable_tokens_delta"].items():
+        name = f"{module}.weight"
+        stages[name] = (*stages.get(name, ()), _token_rows(path, config, module, rows))
+    return stages
+
+
+def _require_pairs(path: Path, claims: Claims) -> None:
+    for one, other in _PAIRS:
+        lonely = sorted(claims.parts[one].keys() ^ claims.parts[other].keys())
+        if not lonely:
+            continue
+        has, lacks = (one, other) if lonely[0] in claims.parts[one] else (other, one)
+        end = "" if "embedding" in lacks else ".weight"
+        total = len(claims.parts[one].keys() | claims.parts[other].keys())
         raise AdapterError(
             f"the adapter has {has} of a module without its {lacks}",
             file=path,
-            tensor=f"{lonely[0]}.{lacks}.weight",
-            expected=f"both halves of {len(a_parts.keys() | b_parts.keys())} modules",
+            tensor=f"{lonely[0]}.{lacks}{end}",
+            expected=f"both halves of {total} modules",
             found=f"{len(lonely)} with one half only",
             remedy="the file is incomplete: save or fetch the adapter again",
         )
-    return {
-        f"{module}.weight": _checked_pair(path, config, module, a, b_parts[module])
-        for module, a in a_parts.items()
+
+
+def _require_told(path: Path, config: AdapterConfig, claims: Claims) -> None:
+    """Weights and configuration must agree on which kinds there are."""
+    lora = claims.parts["lora_A"].keys() | claims.parts["lora_embedding_A"].keys()
+    told = {
+        "lora_magnitude_vector": ("use_dora", config.use_dora, lora),
+        "lora_bias": ("lora_bias", config.lora_bias, claims.parts["lora_A"].keys()),
+        "trainable_tokens_delta": (
+            "trainable_token_indices",
+            bool(config.trainable_token_indices),
+            claims.parts["trainable_tokens_delta"].keys() or {""},
+        ),
     }
+    for part, (field, is_told, modules) in told.items():
+        present = claims.parts[part].keys()
+        wrong = sorted(present ^ modules if is_told else present)
+        if part == "lora_bias" and is_told:
+            wrong = sorted(present - modules)
+        if wrong:
+            raise AdapterError(
+                f"the adapter's weights and its configuration do not agree about {part}",
+                file=path,
+                tensor=f"{wrong[0]}.{part}" if wrong[0] else part,
+                expected=f'as "{field}" in {config.path.name} says',
+                found=f"{part} of {len(present)} modules, {field} "
+                + ("set" if is_told else "not set"),
+                remedy="weights and adapter_config.json are from different runs, or the file is "
+                "incomplete: take both from one place",
+            )
 
 
-def _checked_pair(
-    path: Path, config: AdapterConfig, module: str, a: LazyTensor, b: LazyTensor
-) -> LowRank:
+def _pair(path: Path, config: AdapterConfig, module: str, a: LazyTensor, b: LazyTensor) -> LowRank:
     rank = config.rank(module)
     if len(a.shape) != 2 or len(b.shape) != 2 or (a.shape[0], b.shape[1]) != (rank, rank):
         raise AdapterError(
@@ -237,34 +238,89 @@ def _checked_pair(
     return LowRank(a, b, config.scaling(module))
 
 
-def _whole_tensors(path: Path, claims: _Claims) -> tuple[dict[str, LazyTensor], tuple[str, ...]]:
-    """Whole tensors by name, and the keys that are left aside.
+def _magnitude(
+    path: Path, claims: Claims, module: str, low_rank: LowRank
+) -> tuple[RowMagnitude, ...]:
+    magnitude = claims.parts["lora_magnitude_vector"].get(module)
+    if magnitude is None:
+        return ()
+    _require_shape(path, f"{module}.lora_magnitude_vector", (low_rank.b.rows,), magnitude.shape)
+    return (RowMagnitude(magnitude),)
+
+
+def _token_rows(path: Path, config: AdapterConfig, module: str, rows: LazyTensor) -> ReplacedRows:
+    indices = config.token_indices(module)
+    expected = (len(indices), *rows.shape[1:])
+    _require_shape(path, f"{module}.trainable_tokens_delta", expected, rows.shape)
+    return ReplacedRows(indices, rows)
+
+
+def _require_shape(
+    path: Path, tensor: str, expected: tuple[int, ...], found: tuple[int, ...]
+) -> None:
+    if expected != found:
+        raise AdapterError(
+            "a tensor of the adapter has another shape than the rest of the adapter says",
+            file=path,
+            tensor=tensor,
+            expected=expected,
+            found=found,
+            remedy="weights and adapter_config.json are from different runs: take both from one "
+            "place",
+        )
+
+
+def _whole_tensors(
+    path: Path, config: AdapterConfig, claims: Claims
+) -> tuple[dict[str, LazyTensor], frozenset[str], tuple[str, ...]]:
+    """Whole tensors by name, those of them that were trained, and the keys left aside.
 
     The trained copy is ``modules_to_save``; PEFT 0.21 also saves it under the plain name, and the
     untrained one as ``original_module``.
     """
     plain, trained = claims.parts["plain"], claims.parts["modules_to_save"]
+    originals = claims.parts["original_module"]
     replaced = {**claims.parts["base_layer"], **plain, **trained}
-    for module in plain.keys() & trained.keys():
-        if not same_content(plain[module], trained[module]):
+    for name in sorted(plain.keys() & trained.keys()):
+        if not same_content(plain[name], trained[name]):
             raise AdapterError(
                 "the adapter holds two different versions of one trained tensor",
                 file=path,
-                tensor=f"{module}.weight and {module}.modules_to_save.weight",
+                tensor=f"{name} and {_inside(name, 'modules_to_save')}",
                 expected="equal tensors, as PEFT writes them",
                 remedy="save the adapter again, or remove the one that is not meant",
             )
-    originals = claims.parts["original_module"]
-    if lonely := sorted(originals.keys() - replaced.keys()):
-        raise AdapterError(
-            "the adapter holds the untrained copy of a module without the trained one",
-            file=path,
-            tensor=f"{lonely[0]}.original_module.weight",
-            expected=f"{lonely[0]}.modules_to_save.weight beside it",
-            remedy="the file is incomplete: save or fetch the adapter again",
-        )
-    ignored = tuple(f"{module}.original_module.weight" for module in originals)
-    return {f"{module}.weight": tensor for module, tensor in replaced.items()}, ignored
+    for name, original in originals.items():
+        if name not in replaced:
+            raise AdapterError(
+                "the adapter holds the untrained copy of a module without the trained one",
+                file=path,
+                tensor=_inside(name, "original_module"),
+                expected=f"{_inside(name, 'modules_to_save')} beside it",
+                remedy="the file is incomplete: save or fetch the adapter again",
+            )
+        if original.shape != replaced[name].shape:
+            raise AdapterError(
+                "the untrained copy of a module has another shape than the trained one",
+                file=path,
+                tensor=_inside(name, "original_module"),
+                expected=replaced[name].shape,
+                found=original.shape,
+                remedy="save the adapter again, or remove the copy that is not meant",
+            )
+    ignored = [_inside(name, "original_module") for name in originals]
+    ignored += [
+        f"{module}.trainable_tokens_original"
+        for module in claims.parts["trainable_tokens_original"]
+    ]
+    by_training = {name for name in plain if config.saves(name.rpartition(".")[0])} | set(trained)
+    return replaced, frozenset(by_training), (*ignored, *claims.leftovers)
+
+
+def _inside(name: str, part: str) -> str:
+    """``X.part.weight`` for ``X.weight``."""
+    module, _, rest = name.rpartition(".")
+    return f"{module}.{part}.{rest}"
 
 
 def same_content(one: LazyTensor, other: LazyTensor) -> bool:

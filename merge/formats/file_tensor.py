@@ -27,6 +27,12 @@ class FileTensor(LazyTensor):
             return self._rows_by_column
         return self._spread_rows
 
+    def transposed(self) -> FileTensor:
+        """The same elements with rows and columns exchanged; they are read where they are."""
+        origin = f"{self.origin}, transposed"
+        shape, strides = self.shape[::-1], self.strides[::-1]
+        return FileTensor(shape, self.dtype, origin, self.file, self.offset, strides)
+
     def is_contiguous(self) -> bool:
         """Whether the elements lie one after the other, as they must be written."""
         expected = 1

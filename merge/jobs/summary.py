@@ -26,7 +26,7 @@ def inputs(job: MergeJob) -> Iterator[str]:
 
 
 def _scalings(adapter: Adapter) -> str:
-    pairs = sorted({(patch.a.rows, patch.scaling) for patch in adapter.added.values()})
+    pairs = sorted({(patch.a.rows, patch.scaling) for patch in adapter.low_rank.values()})
     if not pairs:
         return "no LoRA matrices"
     listed = ", ".join(f"rank {rank} x {scaling:g}" for rank, scaling in pairs[:3])

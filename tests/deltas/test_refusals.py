@@ -1,0 +1,210 @@
+"""Every refusal in the registry, on what PEFT itself made where PEFT can make it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from merge import merge_lora
+from merge.deltas.kinds import REFUSED
+from merge.errors import AdapterError
+from tests.deltas.making import load, save_adapter
+from tests.tiny import make_base
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
+
+LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+ON_Q = {"r": 2, "target_modules": ["q_proj"]}
+TOKENS = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 3}
+# By name in the registry: the configuration class and its settings, for kinds that PEFT makes here.
+MADE: dict[str, tuple[str, dict[str, Any]]] = {
+    "AdaLoRA": (
+        "AdaLoraConfig",
+        {"init_r": 2, "total_step": 9, "tinit": 1, "tfinal": 2, "target_modules": ["q_proj"]},
+    ),
+    "IA³": ("IA3Config", {"target_modules": ["k_proj"], "feedforward_modules": []}),
+    "VeRA": ("VeraConfig", ON_Q),
+    "LoHa": ("LoHaConfig", ON_Q),
+    "LoKr": ("LoKrConfig", ON_Q),
+    "prefix tuning": ("PrefixTuningConfig", TOKENS),
+    "prompt tuning": ("PromptTuningConfig", TOKENS),
+    "p-tuning": ("PromptEncoderConfig", TOKENS),
+    "any other peft_type": (
+        "TrainableTokensConfig",
+        {"token_indices": [1, 2], "target_modules": ["embed_tokens"]},
+    ),
+    "PiSSA": ("LoraConfig", LORA | {"init_lora_weights": "pissa_niter_4"}),
+    "OLoRA": ("LoraConfig", LORA | {"init_lora_weights": "olora"}),
+    "layer replication": ("LoraConfig", LORA | {"layer_replication": [(0, 2), (0, 2)]}),
+    "target_parameters": (
+        "LoraConfig",
+        LORA | {"target_modules": [], "target_parameters": ["self_attn.q_proj.weight"]},
+    ),
+    "activated LoRA": (
+        "LoraConfig",
+        LORA | {"alora_invocation_tokens": [1, 2], "task_type": "CAUSAL_LM"},
+    ),
+}
+# Those that PEFT makes only with statistics, other hardware or other models: the field alone.
+FIELDS: dict[str, dict[str, Any]] = {
+    "X-LoRA": {"peft_type": "XLORA"},
+    "CorDA": {"init_lora_weights": "corda"},
+    "LoRA-GA": {"init_lora_weights": "lora_ga"},
+    "LoftQ": {"init_lora_weights": "loftq"},
+    "any other start of its own": {"init_lora_weights": "something of next year"},
+    "fused q, k, v (enable_lora)": {"enable_lora": [True, False, True]},
+    "QALoRA": {"use_qalora": True},
+    "BD-LoRA": {"use_bdlora": {"nblocks": 2}},
+    "Arrow": {"arrow_config": {"top_k": 3}},
+    "KaSA": {"kasa_config": {"beta": 1e-4}},
+    "VeLoRA": {"velora_config": {"num_groups": 2}},
+    "MonteCLoRA": {"monteclora_config": {"rank": 2}},
+    "Megatron": {"megatron_config": {"a": 1}},
+}
+
+
+def test_every_refusal_of_the_registry_has_a_case() -> None:
+    assert MADE.keys() | FIELDS.keys() == {refusal.name for refusal in REFUSED}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("refusals") / "base")
+
+
+def save(folder: Path, base: Path, kind: str, settings: dict[str, Any]) -> Path:
+    model: LlamaForCausalLM = load(base)
+    adapted = peft.get_peft_model(model, getattr(peft, kind)(**settings))
+    adapted.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+def refused(base: Path, adapter: Path, out: Path) -> AdapterError:
+    with pytest.raises(AdapterError) as caught:
+        merge_lora(base, adapter, out)
+    assert caught.value.facts["remedy"]
+    assert not out.exists()
+    return caught.value
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_kind_that_peft_made_is_refused_by_name(tmp_path: Path, base: Path, name: str) -> None:
+    kind, settings = MADE[name]
+    error = refused(base, save(tmp_path / "lora", base, kind, settings), tmp_path / "out")
+    refusal = next(refusal for refusal in REFUSED if refusal.name == name)
+    assert name in error.sentence
+    assert refusal.reason in error.sentence
+    assert f'"{refusal.field}"' in error.facts["found"]
+
+
+@pytest.mark.parametrize(("name", "fields"), FIELDS.items(), ids=FIELDS)
+def test_field_is_refused_by_name(
+    tmp_path: Path, base: Path, name: str, fields: dict[str, Any]
+) -> None:
+    adapter = save_adapter(tmp_path / "lora", base)
+    set_fields(adapter, **fields)
+    error = refused(base, adapter, tmp_path / "out")
+    assert name in error.sentence
+    assert f'"{next(iter(fields))}"' in error.facts["found"]
+
+
+def set_fields(adapter: Path, **fields: Any) -> None:
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | fields
+    path.write_text(json.dumps(config), encoding="utf-8")
+
+
+BETRAYED = ["AdaLoRA", "IA³", "VeRA", "LoHa", "LoKr", "prompt tuning", "any other peft_type"]
+
+
+@pytest.mark.parametrize("name", BETRAYED)
+def test_tensors_betray_what_the_configuration_does_not_say(
+    tmp_path: Path, base: Path, name: str
+) -> None:
+    adapter = save(tmp_path / "lora", base, *MADE[name])
+    plain = save_adapter(tmp_path / "plain", base)
+    (plain / "adapter_config.json").replace(adapter / "adapter_config.json")
+    error = refused(base, adapter, tmp_path / "out")
+    assert error.facts["file"] == str(adapter / "adapter_model.safetensors")
+    assert error.facts["tensor"]
+
+
+@pytest.mark.parametrize(
+    "field", ["use_next_years_idea", "some_config", "lora_plus_plus", "extra_scaling"]
+)
+def test_unknown_field_that_sounds_like_arithmetic_is_refused(
+    tmp_path: Path, base: Path, field: str
+) -> None:
+    adapter = save_adapter(tmp_path / "lora", base)
+    set_fields(adapter, **{field: {"a": 1}})
+    assert f'"{field}"' in refused(base, adapter, tmp_path / "out").facts["found"]
+    set_fields(adapter, **{field: None})
+    merge_lora(base, adapter, tmp_path / "out", dry_run=True)
+
+
+def test_harmless_unknown_field_is_listed(tmp_path: Path, base: Path) -> None:
+    adapter = save_adapter(tmp_path / "lora", base)
+    set_fields(adapter, trained_on="a happy day")
+    report = merge_lora(base, adapter, tmp_path / "out", dry_run=True)
+    assert "trained_on" in report.summary()
+
+
+STRAY = [
+    "stray",
+    "weight",
+    "model.layers.0.self_attn.q_proj.lora_C.weight",
+    "model.layers.0.self_attn.q_proj.lora_A",
+    "model.layers.0.self_attn.q_proj.lora_A.default.extra.weight",
+    "model.layers.0.self_attn.q_proj.lora_A.bias",
+    "model.layers.0.self_attn.q_proj.lora_B.bias",
+    "model.layers.0.self_attn.k_proj.lora_B.weight",
+    "model.layers.0.self_attn.k_proj.lora_embedding_A",
+    "model.embed_tokens.lora_embedding_A",
+    "model.embed_tokens.lora_embedding_B.weight",
+    "model.layers.0.self_attn.q_proj.lora_magnitude_vector",
+    "model.layers.0.self_attn.q_proj.lora_magnitude_vector.default.weight",
+    "model.embed_tokens.token_adapter.trainable_tokens_delta",
+    "model.embed_tokens.trainable_tokens_delta.default",
+    "model.layers.0.self_attn.q_proj.base_layer.scales",
+    "model.layers.0.self_attn.q_proj.base_layer.weight.absmax",
+    "model.layers.0.self_attn.q_proj.base_layer.base_layer.weight",
+    "model.layers.0.mlp.original_module.weight",
+    "model.layers.0.mlp.modules_to_save.default.gate_proj.extra",
+    "model.layers.9.self_attn.q_proj.weight",
+    "model.layers.0.self_attn.q_proj.bias",
+    "model.layers.0.self_attn.qkv_proj.weight",
+    "model.norm.weight.second",
+    "score.weight",
+]
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.", ""], ids=["saved", "bare"])
+@pytest.mark.parametrize("key", STRAY)
+def test_no_key_is_dropped_silently(tmp_path: Path, base: Path, key: str, prefix: str) -> None:
+    adapter = save_adapter(tmp_path / "lora", base)
+    tensors = load_and_remove(adapter)
+    tensors[prefix + key] = torch.ones(4, 4)
+    torch.save(tensors, adapter / "adapter_model.bin")
+    error = refused(base, adapter, tmp_path / "out")
+    assert bare(error.facts["tensor"]).startswith(bare(key)[:24])
+
+
+def bare(key: str) -> str:
+    """A key without the words that PEFT wraps around a module's name."""
+    for word in ("base_model.model.", "default.", "modules_to_save.", "token_adapter.", ".weight"):
+        key = key.replace(word, "")
+    return key
+
+
+def load_and_remove(adapter: Path) -> dict[str, torch.Tensor]:
+    from tests.tiny import load_weights
+
+    tensors = load_weights(adapter)
+    (adapter / "adapter_model.safetensors").unlink()
+    return tensors
