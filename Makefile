@@ -19,6 +19,8 @@ export CHINESE_LLAMA_MERGE_TRANSFORMERS_446 := $(CURDIR)/$(ORACLE)
 # Several processes share the processors; torch's thread pools would fight over them.
 export OMP_NUM_THREADS := 1
 export PYTHONUTF8 := 1
+# Without its bytecode kept, importing torch takes 2 s and 50 MiB more in every process.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo check test lint bench clean
 
