@@ -66,7 +66,7 @@ def find_config(sources: Sources, base: Checkpoint | None = None) -> ModelConfig
     return ModelConfig(path, config, shape, generation, tuple(_notes(path, config)))
 
 
-def model_config(folder: Path, checkpoint: Checkpoint) -> ModelConfig:
+def find_model_config(folder: Path, checkpoint: Checkpoint) -> ModelConfig:
     """The configuration of a model as it is, from its own folder."""
     path, config = config_path(folder), checkpoint.config
     shape = LlamaShape.from_config(config, path)

@@ -6,6 +6,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..errors import MergeError
 
@@ -66,3 +67,87 @@ def add_context_length_option(group: argparse._ArgumentGroup) -> None:
         help="of a base in Meta's layout, which does not say it (default: that of the published "
         "model it looks like, told in the summary)",
     )
+
+
+def add_output_options(
+    parser: argparse.ArgumentParser, output_type: str | None = "huggingface", dtype: str = "auto"
+) -> None:
+    """Add what says how a model is written; with ``output_type`` None, always Hugging Face's."""
+    group = parser.add_argument_group("what is written")
+    if output_type is not None:
+        group.add_argument(
+            "--output_type",
+            default=output_type,
+            choices=("pth", "huggingface", "hf"),
+            help="pth: Meta's consolidated.*.pth; huggingface (hf): .bin or safetensors shards "
+            "(default: %(default)s)",
+        )
+        group.add_argument(
+            "--num_shards",
+            type=int,
+            metavar="N",
+            help="number of .pth files (default: as many as Meta uses for this size)",
+        )
+    group.add_argument(
+        "--dtype",
+        default=dtype,
+        choices=("auto", "float16", "bfloat16", "float32"),
+        help="of the result; auto keeps what is there (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max_shard_size",
+        default="10GB",
+        metavar="SIZE",
+        help="largest Hugging Face shard (default: %(default)s)",
+    )
+    group.add_argument(
+        "--safe_serialization", action="store_true", help="safetensors instead of .bin"
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace an earlier result there")
+    group.add_argument(
+        "--dry_run", action="store_true", help="check everything, say what would be done, stop"
+    )
+
+
+def add_resource_options(parser: argparse.ArgumentParser) -> None:
+    """Add the budgets of memory, processors and disk."""
+    group = parser.add_argument_group("memory, disk and processors")
+    group.add_argument(
+        "--max_memory",
+        default="64MB",
+        metavar="SIZE",
+        help="budget for buffers, at most 256MB (default: %(default)s)",
+    )
+    group.add_argument(
+        "--num_workers", type=int, metavar="N", help="threads that compute (default: up to 2)"
+    )
+    group.add_argument(
+        "--offload_dir",
+        metavar="DIR",
+        help="where inputs are unpacked that cannot be read in place, and downloads go; emptied "
+        "at the end (default: beside the output; downloads: the Hub's cache)",
+    )
+
+
+def job_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What ``add_output_options`` and ``add_resource_options`` say, as a job's keyword arguments.
+
+    >>> parser = argparse.ArgumentParser()
+    >>> add_output_options(parser), add_resource_options(parser)
+    (None, None)
+    >>> job_options(parser.parse_args(["--output_type", "hf"]))["output_type"]
+    'huggingface'
+    """
+    kind = getattr(args, "output_type", "huggingface")
+    return {
+        "output_type": "huggingface" if kind == "hf" else kind,
+        "num_shards": getattr(args, "num_shards", None),
+        "dtype": args.dtype,
+        "max_shard_size": args.max_shard_size,
+        "safe_serialization": args.safe_serialization,
+        "overwrite": args.overwrite,
+        "dry_run": args.dry_run,
+        "max_memory": args.max_memory,
+        "num_workers": args.num_workers,
+        "offload_dir": args.offload_dir,
+    }

@@ -1,0 +1,94 @@
+"""``convert_llama_weights_to_hf``: the conversion by the name and the arguments people know."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .common import (
+    DONE,
+    add_context_length_option,
+    add_output_options,
+    add_output_volume_options,
+    add_resource_options,
+    job_options,
+    run,
+)
+
+_DESCRIPTION = """\
+Convert Meta's download of a LLaMA to Hugging Face's layout.
+
+The tensors are those of the script of this name in transformers 4, in the dtype that the download
+has (transformers 4.46 rounds to bfloat16: --dtype bfloat16). Weights are streamed.
+"""
+_EXAMPLE = """\
+example, where llama/ holds tokenizer.model and llama/13B/ the weights:
+  %(prog)s --input_dir llama --model_size 13B --output_dir llama-13b-hf
+
+exit codes: 0 done, 2 wrong input (one message says which), 130 interrupted
+"""
+# The context length that transformers' script writes for each version.
+_CONTEXT_LENGTHS = {"1": 2048, "2": 4096, "3": 8192, "3.1": 131072, "3.2": 131072}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    return run(_parser(), _convert, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=_DESCRIPTION,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    group = parser.add_argument_group("what is converted")
+    group.add_argument(
+        "--input_dir",
+        required=True,
+        metavar="DIR",
+        help="folder with tokenizer.model and the folder of the size, or that folder itself",
+    )
+    group.add_argument(
+        "--model_size",
+        metavar="SIZE",
+        help="name of the size's folder: 7B, 13B, 30B, 33B, 34B, 65B, 70B, ... (default: the "
+        "only one there)",
+    )
+    group.add_argument("--output_dir", required=True, metavar="DIR", help="where to")
+    group.add_argument(
+        "--llama_version",
+        choices=tuple(_CONTEXT_LENGTHS),
+        help="says the context length: 2048 of LLaMA 1, 4096 of LLaMA 2, and so on",
+    )
+    add_context_length_option(group)
+    add_output_options(parser, output_type=None)
+    add_resource_options(parser)
+    add_output_volume_options(parser)
+    return parser
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from ..jobs.convert_checkpoint import convert_checkpoint, find_size
+    from ..sources import resolve
+    from .progress import progress_bar
+
+    folder = find_size(resolve(args.input_dir, "input folder"), args.model_size)
+    with progress_bar(quiet=args.quiet) as on_progress:
+        report = convert_checkpoint(
+            folder,
+            Path(args.output_dir),
+            context_length=args.context_length or _CONTEXT_LENGTHS.get(args.llama_version),
+            on_progress=on_progress,
+            **job_options(args),
+        )
+    if not args.quiet:
+        print(report.summary())
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Pour a model into another layout, container, number of files or dtype."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from tokenizer_tools.huggingface import TokenizerFolder, read_tokenizer
+
+from ..documents import find_model_config
+from ..errors import UsageError
+from ..layouts.config import read_config
+from ..layouts.folder import is_meta
+from ..layouts.params import PARAMS_NAME
+from ..outputs import require_free
+from ..settings import OutputSettings, require_positive
+from ..sources import resolve, resolve_tokenizer, tokenizer_home
+from ..staging import Offload
+from .planned import Input, PlannedJob, carry_out, require_enough_rows
+from .writing import OnProgress, Report
+
+# One size under two names: Meta's paper says 33B, its download 30B.
+_ALSO_CALLED = {"30B": "33B", "33B": "30B"}
+
+
+def convert_checkpoint(
+    model: str | Path,
+    output_dir: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    context_length: int | None = None,
+    offload_dir: str | Path | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    on_progress: OnProgress | None = None,
+    **settings: Any,
+) -> Report:
+    """Write ``model``, a local folder or Hub id in any layout that is read, in another one.
+
+    ``settings`` are the fields of ``OutputSettings``; tensors keep their dtype, bit for bit, unless
+    ``dtype`` is given. ``context_length`` is for Meta's layout, which does not say it. Raises
+    ``MergeError`` for every mistake in the input; the output folder is then as it was.
+    """
+    started = time.monotonic()
+    chosen = OutputSettings(**{"output_type": "huggingface", "dtype": "auto"} | settings)
+    require_positive("context_length", context_length)
+    output = Path(output_dir).expanduser()
+    with Offload(Path(offload_dir).expanduser() if offload_dir else None, output) as offload:
+        folder = resolve(str(model), "model", offload)
+        own = resolve_tokenizer(str(tokenizer), offload) if tokenizer else tokenizer_home(folder)
+        if not is_meta(folder):
+            read_config(folder)
+        found = read_tokenizer(own or folder)
+        replaced = require_free(output, (folder, found.path), overwrite)
+        job = _prepare(str(model), folder, found, chosen, context_length, offload)
+        return carry_out(job, output, chosen, replaced, started, dry_run, on_progress)
+
+
+def _prepare(
+    source: str,
+    folder: Path,
+    tokenizer: TokenizerFolder,
+    settings: OutputSettings,
+    context_length: int | None,
+    offload: Offload,
+) -> PlannedJob:
+    from ..deltas.apply import apply_adapters
+    from ..digests import digested
+    from ..layouts.folder import open_checkpoint
+    from ..lazy import dtype_named
+    from ..plan import Model, plan_output
+
+    checkpoint = digested(open_checkpoint(folder, offload, context_length))
+    config = find_model_config(folder, checkpoint)
+    model = Input(source, folder, checkpoint)
+    padding = require_enough_rows(model.rows, tokenizer)
+    poured = apply_adapters(checkpoint, (), dtype_named(settings.dtype))
+    plan = plan_output(Model(poured.tensors, poured.tied, model.rows, config, tokenizer), settings)
+    notes = [*config.notes, *padding]
+    if settings.output_type == "huggingface":
+        notes += checkpoint.notes
+    if checkpoint.dropped:
+        notes.append(f"left out {len(checkpoint.dropped)} rotary buffers, which every reader makes")
+    changes = (f"{len(checkpoint.tensors)} tensors, dtype {settings.dtype}",)
+    how = {"dtype": settings.dtype}
+    return PlannedJob(plan, {"model": model}, tokenizer, poured.tensors, how, changes, tuple(notes))
+
+
+def find_size(input_dir: Path, model_size: str | None) -> Path:
+    """The folder of one size in Meta's download, which keeps ``tokenizer.model`` above the sizes.
+
+    ``input_dir`` may be that folder itself. Raises ``UsageError`` when it cannot be told.
+    """
+    names = [name for name in (model_size, _ALSO_CALLED.get(model_size or "")) if name]
+    folders = [*(input_dir / name for name in names), input_dir]
+    if found := next((folder for folder in folders if is_meta(folder)), None):
+        return found
+    present = sorted(path.parent for path in input_dir.glob(f"*/{PARAMS_NAME}"))
+    if model_size is None and len(present) == 1:
+        return present[0]
+    listed = ", ".join(path.name for path in present)
+    raise UsageError(
+        "the folder holds no model of this size" if model_size else "the folder holds no model",
+        file=folders[0],
+        expected=f"consolidated.*.pth and {PARAMS_NAME}",
+        found=f"in folders of their own: {listed}" if listed else "neither here nor one below",
+        remedy="name one of them with --model_size"
+        if listed
+        else "give the folder that has them as --input_dir",
+    )

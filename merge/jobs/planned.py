@@ -1,0 +1,104 @@
+"""What the jobs on whole models share: a plan with its words, and the way it is carried out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizer_tools.huggingface import TokenizerFolder
+
+from ..settings import OutputSettings
+from ..staging import require_space
+from ..vocabulary import Vocabulary
+from .writing import Digests, OnProgress, Report, write
+
+if TYPE_CHECKING:
+    from ..lazy import Checkpoint, LazyTensor
+    from ..plan import Plan
+
+
+@dataclass(frozen=True)
+class Input:
+    """A model that a job reads, in the words by which the user named it."""
+
+    source: str
+    folder: Path
+    checkpoint: Checkpoint
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embeddings."""
+        from ..layouts.llama import EMBED_TOKENS
+
+        return self.checkpoint.tensors[EMBED_TOKENS].rows
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A job that has been checked and planned from headers.
+
+    ``models`` are its inputs by their names in the manifest, ``how`` its settings there.
+    ``changes`` and ``notes`` are lines for people.
+    """
+
+    plan: Plan
+    models: Mapping[str, Input]
+    tokenizer: TokenizerFolder
+    tensors: Mapping[str, LazyTensor]
+    how: Mapping[str, Any]
+    changes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def manifest(self, digests: Digests) -> dict[str, Any]:
+        """What ``merge_manifest.json`` says of this job."""
+        from ..integrity import checkpoint_entry, manifest
+
+        inputs = {
+            role: checkpoint_entry(model.source, model.checkpoint)
+            for role, model in self.models.items()
+        }
+        tensors = {name: {"from": tensor.origin} for name, tensor in self.tensors.items()}
+        return manifest(self.plan, digests, inputs, self.tokenizer, self.how, tensors)
+
+    def inputs(self) -> tuple[str, ...]:
+        """Lines about what was read."""
+        models = (
+            f"{role.removesuffix('_model'):<10} {model.folder} ({model.rows} rows)"
+            for role, model in self.models.items()
+        )
+        return (*models, f"tokenizer  {self.tokenizer.path} ({self.tokenizer.n_tokens} tokens)")
+
+
+def carry_out(
+    job: PlannedJob,
+    output: Path,
+    settings: OutputSettings,
+    replaced: Sequence[Path],
+    started: float,
+    dry_run: bool,
+    on_progress: OnProgress | None,
+) -> Report:
+    """Write what was planned, unless ``dry_run``, and report. ``started`` is a monotonic time."""
+    require_space(output, job.plan.disk_bytes)
+    if not dry_run:
+        write(job.plan, output, settings, replaced, job.manifest, on_progress)
+    seconds = time.monotonic() - started
+    return Report(output, job.plan, seconds, dry_run, job.inputs(), job.changes, job.notes)
+
+
+def require_enough_rows(rows: int, tokenizer: TokenizerFolder) -> tuple[str, ...]:
+    """A model needs a row for each token; it may have more. Returns a note where it has.
+
+    Raises ``VocabularyError`` when it has fewer.
+    """
+    tokens = tokenizer.n_tokens
+    Vocabulary(rows, (), tokens, tokenizer.path, tokens).checked_rows()
+    if tokens == rows:
+        return ()
+    return (
+        f"the model has {rows} rows for {tokens} tokens; llama.cpp's converter needs --pad-vocab "
+        "for that",
+    )
