@@ -14,6 +14,7 @@ from .errors import LayoutError
 from .json_text import json_bytes, read_json
 from .layouts.config import (
     CONFIG_NAME,
+    EXTENDED_MODEL_TYPES,
     LlamaShape,
     merged_config,
     read_config,
@@ -66,12 +67,17 @@ def find_config(sources: Sources, base: Checkpoint | None = None) -> ModelConfig
     return ModelConfig(path, config, shape, generation, tuple(_notes(path, config)))
 
 
-def find_model_config(folder: Path, checkpoint: Checkpoint) -> ModelConfig:
-    """The configuration of a model as it is, from its own folder."""
+def find_model_config(
+    folder: Path, checkpoint: Checkpoint, fallback: Path | None = None
+) -> ModelConfig:
+    """The configuration of a model as it is, from its own folder.
+
+    ``fallback`` is where ``generation_config.json`` may be if the folder has none.
+    """
     path, config = config_path(folder), checkpoint.config
-    shape = LlamaShape.from_config(config, path)
-    notes = tuple(_notes(path, config))
-    return ModelConfig(path, config, shape, _generation_config(folder), notes)
+    shape = LlamaShape.from_config(config, path, EXTENDED_MODEL_TYPES)
+    generation = _generation_config(folder, fallback or folder)
+    return ModelConfig(path, config, shape, generation, tuple(_notes(path, config)))
 
 
 def _has_config(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,8 @@ class Checkpoint:
     """An ordered mapping of Hugging Face names to tensors, with the model's ``config.json``.
 
     ``files`` hold the tensors; ``dropped`` names those in them that are left out. ``notes`` tell
-    what the configuration assumes, for layouts that do not say everything.
+    what the configuration assumes, for layouts that do not say everything. ``extra`` are tensors
+    of models that are a LLaMA with more beside it.
     """
 
     tensors: Mapping[str, LazyTensor]
@@ -142,6 +143,7 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
     dropped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    extra: Mapping[str, LazyTensor] = field(default_factory=dict)
 
 
 class _Scratch(threading.local):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,8 @@ class PlannedJob:
     """A job that has been checked and planned from headers.
 
     ``models`` are its inputs by their names in the manifest, ``how`` its settings there.
-    ``changes`` and ``notes`` are lines for people.
+    ``changes`` and ``notes`` are lines for people, ``found_out`` gives those that are known only
+    when everything has been written.
     """
 
     plan: Plan
@@ -51,6 +52,7 @@ class PlannedJob:
     how: Mapping[str, Any]
     changes: tuple[str, ...]
     notes: tuple[str, ...]
+    found_out: Callable[[], tuple[str, ...]] = tuple
 
     def manifest(self, digests: Digests) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this job."""
@@ -86,7 +88,8 @@ def carry_out(
     if not dry_run:
         write(job.plan, output, settings, replaced, job.manifest, on_progress)
     seconds = time.monotonic() - started
-    return Report(output, job.plan, seconds, dry_run, job.inputs(), job.changes, job.notes)
+    notes = job.notes if dry_run else (*job.notes, *job.found_out())
+    return Report(output, job.plan, seconds, dry_run, job.inputs(), job.changes, notes)
 
 
 def require_enough_rows(rows: int, tokenizer: TokenizerFolder) -> tuple[str, ...]:

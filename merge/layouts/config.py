@@ -19,6 +19,8 @@ CONFIG_NAME = "config.json"
 DEFAULT_ROPE_THETA = 10000.0
 # LLaMA-like architectures that are LLaMA tensor for tensor. (Mistral is too, but for its window.)
 LLAMA_MODEL_TYPES = ("llama",)
+# A LLaMA with more beside it.
+EXTENDED_MODEL_TYPES = (*LLAMA_MODEL_TYPES, "llava")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

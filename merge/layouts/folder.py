@@ -39,11 +39,15 @@ def config_path(folder: Path) -> Path:
 
 
 def open_checkpoint(
-    folder: Path, offload: Offload | None = None, context_length: int | None = None
+    folder: Path,
+    offload: Offload | None = None,
+    context_length: int | None = None,
+    with_extra: bool = False,
 ) -> Checkpoint:
     """Open a model in Hugging Face's or Meta's layout, under Hugging Face's names and order.
 
-    ``context_length`` is for Meta's layout, which does not say it. Raises ``LayoutError`` and
+    ``context_length`` is for Meta's layout, which does not say it. With ``with_extra`` a Hugging
+    Face folder may hold more than a LLaMA does; that is kept apart. Raises ``LayoutError`` and
     ``FormatError`` for what is no whole model, ``UsageError`` for a ``context_length`` that the
     folder's own ``config.json`` would contradict.
     """
@@ -60,4 +64,4 @@ def open_checkpoint(
         )
     from . import huggingface
 
-    return huggingface.open_base(folder, offload)
+    return huggingface.open_base(folder, offload, with_extra)

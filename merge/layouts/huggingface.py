@@ -17,7 +17,13 @@ from ..lazy import Checkpoint, LazyTensor, dtype_name
 from ..sizes import parse_size
 from ..staging import Offload
 from . import llama
-from .config import CONFIG_NAME, LlamaShape, read_config
+from .config import (
+    CONFIG_NAME,
+    EXTENDED_MODEL_TYPES,
+    LLAMA_MODEL_TYPES,
+    LlamaShape,
+    read_config,
+)
 from .pour import Piece, Poured
 
 GENERATION_CONFIG_NAME = "generation_config.json"
@@ -38,20 +44,35 @@ _QUANTISED = re.compile(
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def open_base(folder: Path, offload: Offload | None = None) -> Checkpoint:
+def open_base(folder: Path, offload: Offload | None = None, with_extra: bool = False) -> Checkpoint:
     """Open a folder as transformers saves it; every tensor of the model is there, or it is refused.
 
     Weights are found by the index when there is one, else by listing. safetensors are taken before
-    ``.bin``, as transformers does. Rotary buffers of old conversions are dropped. Raises
-    ``LayoutError`` and ``FormatError``.
+    ``.bin``, as transformers does. Rotary buffers of old conversions are dropped. Tensors that a
+    LLaMA does not have are refused, or with ``with_extra`` kept apart. Raises ``LayoutError`` and
+    ``FormatError``.
     """
     config = read_config(folder)
-    shape = LlamaShape.from_config(config, folder / CONFIG_NAME)
+    known = EXTENDED_MODEL_TYPES if with_extra else LLAMA_MODEL_TYPES
+    shape = LlamaShape.from_config(config, folder / CONFIG_NAME, known)
     files = weight_files(folder)
     tensors = _collect(files, offload)
     dropped = tuple(name for name in tensors if llama.is_leftover(name))
     kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
-    return Checkpoint(_in_order(folder, shape, kept, files), config, tuple(files), dropped)
+    extra = _taken_out(kept, shape) if with_extra else {}
+    tensors = _in_order(folder, shape, kept, files)
+    return Checkpoint(tensors, config, tuple(files), dropped, extra=extra)
+
+
+def _taken_out(tensors: dict[str, LazyTensor], shape: LlamaShape) -> dict[str, LazyTensor]:
+    """Remove and return what the table does not have; a quantisation's helpers stay, as mistakes.
+
+    A bias or the like in a decoder layer stays too: it would change what the layer computes.
+    """
+    known = {entry.hf for entry in llama.entries(shape)}
+    layers = "model.layers."
+    extra = [n for n in tensors if n not in known and not n.startswith(layers)]
+    return {name: tensors.pop(name) for name in extra if not _QUANTISED.search(name)}
 
 
 def weight_files(folder: Path) -> dict[Path, tuple[str, ...] | None]:

@@ -1,0 +1,115 @@
+"""``apply_delta``: base + delta, with both spellings of FastChat's arguments."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .common import (
+    DONE,
+    add_context_length_option,
+    add_output_options,
+    add_output_volume_options,
+    add_resource_options,
+    job_options,
+    run,
+)
+
+_DESCRIPTION = """\
+Add a delta, as Vicuna and LLaVA were published, to the LLaMA that it was made from.
+
+The base may be Meta's own download. Deltas of v0 (32001 rows) and v1.1 (32000) are told apart by
+themselves. Weights are streamed: memory is always low, and no temporary copies are made.
+"""
+_EXAMPLE = """\
+example:
+  %(prog)s --base-model-path llama-13b --delta-path vicuna-13b-delta-v1.1 \\
+      --target-model-path vicuna-13b
+
+exit codes: 0 done, 2 wrong input (one message says which), 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    return run(_parser(), _apply, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=_DESCRIPTION,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    group = parser.add_argument_group("what is added")
+    _add_path(group, "base-model-path", "base", "LLaMA, in Hugging Face's or Meta's layout")
+    _add_path(group, "delta-path", "delta", "the delta")
+    _add_path(group, "target-model-path", "target", "where to", "DIR")
+    add_delta_options(group)
+    group.add_argument(
+        "--low-cpu-mem", action="store_true", help="accepted and without effect: it is always low"
+    )
+    add_output_options(parser, dtype="float16")
+    add_resource_options(parser)
+    add_output_volume_options(parser)
+    return parser
+
+
+def _add_path(
+    group: argparse._ArgumentGroup,
+    name: str,
+    older: str,
+    words: str,
+    metavar: str = "DIR_OR_HUB_ID",
+) -> None:
+    group.add_argument(f"--{name}", f"--{older}", required=True, metavar=metavar, help=words)
+
+
+def add_delta_options(group: argparse._ArgumentGroup) -> None:
+    """Add what ``apply_delta`` and ``make_delta`` share."""
+    group.add_argument(
+        "--tokenizer",
+        metavar="DIR",
+        help="folder of the result's tokenizer.model (default: the delta's or target's own)",
+    )
+    group.add_argument(
+        "--keep_extra_tensors",
+        action="store_true",
+        help="copy tensors that a LLaMA does not have, such as LLaVA's projector",
+    )
+    add_context_length_option(group)
+
+
+def delta_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says, as the jobs' keyword arguments."""
+    return job_options(args) | {
+        "tokenizer": args.tokenizer,
+        "keep_extra_tensors": args.keep_extra_tensors,
+        "context_length": args.context_length,
+    }
+
+
+def _apply(args: argparse.Namespace) -> int:
+    from ..jobs.apply_delta import apply_delta
+    from .progress import progress_bar
+
+    with progress_bar(quiet=args.quiet) as on_progress:
+        report = apply_delta(
+            args.base_model_path,
+            args.delta_path,
+            args.target_model_path,
+            on_progress=on_progress,
+            **delta_options(args),
+        )
+    if not args.quiet:
+        print(report.summary())
+        if args.low_cpu_mem:
+            print("  note: --low-cpu-mem changes nothing: memory is always low here")
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""``make_delta``: target - base, with both spellings of FastChat's arguments."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .apply_delta import add_delta_options, delta_options
+from .common import (
+    DONE,
+    add_output_options,
+    add_output_volume_options,
+    add_resource_options,
+    run,
+)
+
+_DESCRIPTION = """\
+Subtract a LLaMA from a model that was trained from it, to publish the difference.
+
+apply_delta gives the model back. In float16 an element can come back changed where model and base
+differ by more than a factor of two: by at most half a unit in the last place of the difference.
+The summary counts such elements.
+"""
+_EXAMPLE = """\
+example:
+  %(prog)s --base-model-path llama-13b --target-model-path vicuna-13b \\
+      --delta-path vicuna-13b-delta
+
+exit codes: 0 done, 2 wrong input (one message says which), 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    return run(_parser(), _make, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=_DESCRIPTION,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    group = parser.add_argument_group("what is subtracted")
+    group.add_argument(
+        "--base-model-path",
+        "--base",
+        required=True,
+        metavar="DIR_OR_HUB_ID",
+        help="LLaMA, in Hugging Face's or Meta's layout",
+    )
+    group.add_argument(
+        "--target-model-path",
+        "--target",
+        required=True,
+        metavar="DIR_OR_HUB_ID",
+        help="the model that was trained from it",
+    )
+    group.add_argument("--delta-path", "--delta", required=True, metavar="DIR", help="where to")
+    add_delta_options(group)
+    add_output_options(parser, dtype="float16")
+    add_resource_options(parser)
+    add_output_volume_options(parser)
+    return parser
+
+
+def _make(args: argparse.Namespace) -> int:
+    from ..jobs.apply_delta import make_delta
+    from .progress import progress_bar
+
+    with progress_bar(quiet=args.quiet) as on_progress:
+        report = make_delta(
+            args.base_model_path,
+            args.target_model_path,
+            args.delta_path,
+            on_progress=on_progress,
+            **delta_options(args),
+        )
+    if not args.quiet:
+        print(report.summary())
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""Dense deltas: a whole model less its base, tensor by tensor, as Vicuna was published.
+
+``base + delta`` and ``target - base`` are made in float32 and rounded once. A delta with more rows
+than the base (FastChat's v0) was made from a base grown by rows of zeros, so the same is done here.
+
+Rounding loses nothing where ``target - base`` has no more digits than the delta's dtype: certainly
+where the two differ by a factor of at most two. Else the element comes back with an error of at
+most half a unit in the last place of the difference, and one rounding to the dtype of the result.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..errors import LayoutError
+from ..layouts.folder import open_checkpoint
+from ..layouts.llama import EMBED_TOKENS, LM_HEAD
+from ..lazy import Checkpoint, LazyTensor, scratch
+from ..staging import Offload
+from .new_rows import Grown, NewRows
+from .patches import Blocks, Merged, Patch, RowPatch
+
+
+@dataclass(frozen=True)
+class Added(Patch):
+    """``W += tensor``, of the same shape."""
+
+    tensor: LazyTensor
+
+    def opened(self, before: Blocks) -> RowPatch:
+        read, dtype = self.tensor.reader(), self.tensor.dtype
+
+        def add(block: torch.Tensor, start: int, stop: int) -> object:
+            rows = scratch("dense", tuple(block.shape), dtype)
+            read(start, stop, rows)
+            return block.add_(rows)
+
+        return add
+
+
+class Losses:
+    """How many elements will not come back when a delta is added to its base, and how far off."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.elements = 0
+        self.largest = 0.0
+
+    def add(self, differences: torch.Tensor) -> None:
+        """Count the elements of a block that are not zero."""
+        elements, largest = int(differences.count_nonzero()), float(differences.abs().max())
+        with self._lock:
+            self.elements += elements
+            self.largest = max(self.largest, largest)
+
+
+@dataclass(frozen=True)
+class Subtracted(Patch):
+    """``W -= tensor``, of the same shape; what ``dtype`` cannot hold of it is counted.
+
+    ``dtype`` is that of the difference, ``target_dtype`` that of W and of what adding gives back.
+    """
+
+    tensor: LazyTensor
+    dtype: torch.dtype
+    target_dtype: torch.dtype
+    losses: Losses
+
+    def opened(self, before: Blocks) -> RowPatch:
+        read, given = self.tensor.reader(), self.tensor.dtype
+
+        def subtract(block: torch.Tensor, start: int, stop: int) -> object:
+            shape = tuple(block.shape)
+            rows = scratch("dense", shape, given)
+            read(start, stop, rows)
+            target = scratch("dense target", shape, torch.float32).copy_(block)
+            block.sub_(rows)
+            restored = scratch("dense restored", shape, torch.float32)
+            restored.copy_(scratch("dense rounded", shape, self.dtype).copy_(block)).add_(rows)
+            again = scratch("dense again", shape, self.target_dtype).copy_(restored)
+            self.losses.add(restored.copy_(again).sub_(target))
+            return block
+
+        return subtract
+
+
+@dataclass(frozen=True)
+class DenseResult:
+    """A whole model made of two: its tensors, those that only one has, and the rows it grew by.
+
+    ``losses`` counts, as the tensors are read, what a difference cannot bring back.
+    """
+
+    tensors: Mapping[str, Merged]
+    extra: Mapping[str, LazyTensor]
+    grown: int
+    losses: Losses = field(default_factory=Losses)
+
+    @property
+    def tied(self) -> bool:
+        """Whether there is no LM head of its own."""
+        return LM_HEAD not in self.tensors
+
+
+def open_model(
+    folder: Path, offload: Offload, keep_extra: bool, context_length: int | None = None
+) -> Checkpoint:
+    """Open a delta or a model that may hold more than a LLaMA does, such as LLaVA's projector.
+
+    Raises ``LayoutError`` naming the tensors unless ``keep_extra``.
+    """
+    checkpoint = open_checkpoint(folder, offload, context_length, with_extra=True)
+    if checkpoint.extra and not keep_extra:
+        names = list(checkpoint.extra)
+        raise LayoutError(
+            "the model holds tensors that a LLaMA does not have",
+            file=folder,
+            tensor=names[0],
+            found=", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else ""),
+            remedy="copy them unchanged with --keep_extra_tensors, if the program that will load "
+            "the result knows them",
+        )
+    return checkpoint
+
+
+def add_delta(base: Checkpoint, delta: Checkpoint, dtype: torch.dtype | None) -> DenseResult:
+    """``base + delta`` in ``dtype``, or in one that holds both where that is None.
+
+    Raises ``LayoutError`` unless both are of one shape; only the delta may have more tokens.
+    """
+    tensors: dict[str, Merged] = {}
+    for name, (ours, theirs) in _pairs(base, delta, "delta").items():
+        wanted = dtype or torch.promote_types(ours.dtype, theirs.dtype)
+        origin = f"{ours.origin} plus {theirs.origin}"
+        tensors[name] = Merged(ours.shape, wanted, origin, ours, ((Added(theirs),),))
+    return DenseResult(tensors, _cast(delta.extra, dtype), _growth(base, delta))
+
+
+def subtract_base(base: Checkpoint, target: Checkpoint, dtype: torch.dtype | None) -> DenseResult:
+    """``target - base`` in ``dtype``; the inverse of ``add_delta`` but for what rounding takes.
+
+    Raises ``LayoutError`` unless both are of one shape; only the target may have more tokens.
+    """
+    result = DenseResult({}, _cast(target.extra, dtype), _growth(base, target))
+    tensors: dict[str, Merged] = {}
+    for name, (ours, theirs) in _pairs(base, target, "target").items():
+        wanted = dtype or torch.promote_types(ours.dtype, theirs.dtype)
+        origin = f"{theirs.origin} minus {ours.origin}"
+        patch = Subtracted(ours, wanted, theirs.dtype, result.losses)
+        tensors[name] = Merged(theirs.shape, wanted, origin, theirs, ((patch,),))
+    return DenseResult(tensors, result.extra, result.grown, result.losses)
+
+
+def _cast(tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None) -> dict[str, LazyTensor]:
+    """Floating-point tensors in ``dtype``, all others as they are."""
+    return {
+        name: Merged(tensor.shape, dtype, tensor.origin, tensor)
+        if dtype is not None and tensor.dtype.is_floating_point
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _growth(base: Checkpoint, other: Checkpoint) -> int:
+    return other.tensors[EMBED_TOKENS].rows - base.tensors[EMBED_TOKENS].rows
+
+
+def _pairs(
+    base: Checkpoint, other: Checkpoint, role: str
+) -> dict[str, tuple[LazyTensor, LazyTensor]]:
+    """Each tensor of the base, grown to the other's rows, beside the other's of that name."""
+    ours = dict(base.tensors)
+    if LM_HEAD in other.tensors:
+        ours.setdefault(LM_HEAD, ours[EMBED_TOKENS])  # tied: the embeddings serve as LM head
+    if lonely := [*(ours.keys() - other.tensors.keys()), *(other.tensors.keys() - ours.keys())]:
+        raise _other_model(role, min(lonely), f"a tensor in both base and {role}", "in one of them")
+    pairs = {}
+    for name, theirs in other.tensors.items():
+        _require_same_model(role, name, ours[name], theirs)
+        pairs[name] = (_grown(ours[name], theirs.rows), theirs)
+    return pairs
+
+
+def _require_same_model(role: str, name: str, ours: LazyTensor, theirs: LazyTensor) -> None:
+    if ours.shape == theirs.shape:
+        return
+    may_grow = name in (EMBED_TOKENS, LM_HEAD) and ours.shape[1:] == theirs.shape[1:]
+    if may_grow and ours.rows < theirs.rows:
+        return
+    if may_grow:
+        raise LayoutError(
+            f"the base has more tokens than the {role}",
+            tensor=name,
+            expected=f"at most {theirs.rows} rows in {ours.origin}",
+            found=f"{ours.rows} rows",
+            remedy=f"give the plain base, without tokens of its own, and check that base and "
+            f"{role} are not exchanged",
+        )
+    raise _other_model(role, name, f"{ours.shape}, as in the base", str(theirs.shape))
+
+
+def _other_model(role: str, name: str, expected: str, found: str) -> LayoutError:
+    return LayoutError(
+        f"base and {role} are of different models",
+        tensor=name,
+        expected=expected,
+        found=found,
+        remedy=f"give the base that the {role} was made from: of the same size and architecture",
+    )
+
+
+def _grown(tensor: LazyTensor, rows: int) -> LazyTensor:
+    """The tensor with rows of zeros after its own, up to ``rows``."""
+    if tensor.rows == rows:
+        return tensor
+    zeros = NewRows("zeros", ((),) * (rows - tensor.rows), 0.0, 0)
+    origin = f"{tensor.origin}, rows of zeros"
+    shape = (rows, *tensor.shape[1:])
+    return Grown(shape, tensor.dtype, origin, tensor, tensor.rows, zeros)

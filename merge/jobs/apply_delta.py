@@ -1,0 +1,203 @@
+"""Add a dense delta to the base that it was made from, and the inverse: make such a delta."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizer_tools.huggingface import TokenizerFolder, read_tokenizer
+
+from ..documents import ModelConfig, find_model_config
+from ..errors import UsageError
+from ..layouts.config import read_config
+from ..layouts.folder import is_meta
+from ..outputs import require_free
+from ..settings import OutputSettings, require_positive
+from ..sources import resolve, resolve_tokenizer, tokenizer_home
+from ..staging import Offload
+from .planned import Input, PlannedJob, carry_out, require_enough_rows
+from .writing import OnProgress, Report
+
+if TYPE_CHECKING:
+    from ..deltas.dense import DenseResult
+    from ..lazy import Checkpoint
+    from ..plan import Plan
+
+
+def apply_delta(
+    base_model: str | Path, delta_model: str | Path, output_dir: str | Path, **options: Any
+) -> Report:
+    """Write ``base_model + delta_model``, with configuration and tokenizer of the delta.
+
+    All are local folders, the inputs may be Hub ids; the base may be in Meta's layout. ``options``
+    are the fields of ``DeltaOptions`` and ``OutputSettings``. A delta with more rows than the base
+    is added to a base grown by rows of zeros. Raises ``MergeError`` for every mistake in the input;
+    the output folder is then as it was.
+    """
+    return _run("delta_model", base_model, delta_model, output_dir, options)
+
+
+def make_delta(
+    base_model: str | Path, target_model: str | Path, output_dir: str | Path, **options: Any
+) -> Report:
+    """Write ``target_model - base_model``, with configuration and tokenizer of the target.
+
+    ``apply_delta`` gives the target back, but for elements whose difference has more digits than
+    ``dtype``: these are counted, and told in the report with the largest error.
+    """
+    return _run("target_model", base_model, target_model, output_dir, options)
+
+
+@dataclass(frozen=True)
+class DeltaOptions:
+    """What a job on deltas is told beside how to write: ``keep_extra_tensors`` copies those that a
+    LLaMA does not have from the delta (or target), which is refused without.
+    """
+
+    tokenizer: str | Path | None = None
+    context_length: int | None = None
+    keep_extra_tensors: bool = False
+    offload_dir: str | Path | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+    on_progress: OnProgress | None = None
+
+    def __post_init__(self) -> None:
+        require_positive("context_length", self.context_length)
+
+
+def _run(
+    role: str,
+    base_model: str | Path,
+    other_model: str | Path,
+    output_dir: str | Path,
+    options: dict[str, Any],
+) -> Report:
+    """Both directions; ``role`` says what the other model is: a delta or a target."""
+    started = time.monotonic()
+    own = {key: options.pop(key) for key in vars(DeltaOptions()) if key in options}
+    chosen = DeltaOptions(**own)
+    settings = OutputSettings(**{"output_type": "huggingface"} | options)
+    output = Path(output_dir).expanduser()
+    parent = Path(chosen.offload_dir).expanduser() if chosen.offload_dir else None
+    with Offload(parent, output) as offload:
+        base = resolve(str(base_model), "base model", offload)
+        other = resolve(str(other_model), role.replace("_", " "), offload)
+        _require_two(base, other, role)
+        for folder in (base, other):
+            if not is_meta(folder):
+                read_config(folder)
+        tokenizer = _tokenizer(chosen, other, base, offload)
+        replaced = require_free(output, (base, other, tokenizer.path), chosen.overwrite)
+        names = {"base_model": (str(base_model), base), role: (str(other_model), other)}
+        job = _prepare(names, role, tokenizer, settings, chosen, offload)
+        return carry_out(
+            job, output, settings, replaced, started, chosen.dry_run, chosen.on_progress
+        )
+
+
+def _require_two(base: Path, other: Path, role: str) -> None:
+    if base.samefile(other):
+        raise UsageError(
+            f"base and {role.removesuffix('_model')} are the same folder",
+            file=base,
+            remedy="give the plain base, and the model that was trained from it or its delta",
+        )
+
+
+def _tokenizer(options: DeltaOptions, other: Path, base: Path, offload: Offload) -> TokenizerFolder:
+    """The one named, else the delta's or target's, else the base's: early deltas had none."""
+    if options.tokenizer:
+        return read_tokenizer(resolve_tokenizer(str(options.tokenizer), offload))
+    return read_tokenizer(tokenizer_home(other) or tokenizer_home(base) or other)
+
+
+def _prepare(
+    names: dict[str, tuple[str, Path]],
+    role: str,
+    tokenizer: TokenizerFolder,
+    settings: OutputSettings,
+    options: DeltaOptions,
+    offload: Offload,
+) -> PlannedJob:
+    from ..deltas.dense import add_delta, open_model, subtract_base
+    from ..digests import digested
+    from ..layouts.folder import open_checkpoint
+    from ..lazy import dtype_named
+
+    (base_name, base_folder), (other_name, other_folder) = names["base_model"], names[role]
+    for_base = options.context_length if is_meta(base_folder) else None
+    base = digested(open_checkpoint(base_folder, offload, for_base))
+    other = digested(
+        open_model(
+            other_folder,
+            offload,
+            options.keep_extra_tensors,
+            options.context_length if for_base is None else None,
+        )
+    )
+    combine = add_delta if role == "delta_model" else subtract_base
+    result = combine(base, other, dtype_named(settings.dtype))
+    models = {
+        "base_model": Input(base_name, base_folder, base),
+        role: Input(other_name, other_folder, other),
+    }
+    config = find_model_config(other_folder, other, base_folder)
+    rows = models[role].rows
+    notes = (*config.notes, *require_enough_rows(rows, tokenizer), *_notes(settings, base, other))
+    plan = _plan(result, rows, config, tokenizer, settings)
+    how = {"dtype": settings.dtype}
+    changes = _changes(role, result)
+    tensors = {**result.tensors, **result.extra}
+    return PlannedJob(
+        plan, models, tokenizer, tensors, how, changes, notes, lambda: _losses(role, result)
+    )
+
+
+def _plan(
+    result: DenseResult,
+    rows: int,
+    config: ModelConfig,
+    tokenizer: TokenizerFolder,
+    settings: OutputSettings,
+) -> Plan:
+    from ..plan import Model, plan_output
+
+    if result.extra and settings.output_type == "pth":
+        raise UsageError(
+            "Meta's layout has no place for tensors that a LLaMA does not have",
+            found=", ".join(list(result.extra)[:8]),
+            remedy="use --output_type huggingface",
+        )
+    tensors = {**result.tensors, **result.extra}
+    return plan_output(Model(tensors, result.tied, rows, config, tokenizer), settings)
+
+
+def _changes(role: str, result: DenseResult) -> tuple[str, ...]:
+    count = len(result.tensors)
+    made = f"added to {count} tensors" if role == "delta_model" else f"subtracted from {count}"
+    grown = f", base grown by {result.grown} rows of zeros" if result.grown else ""
+    extra = (f"copied as they are: {', '.join(result.extra)}",) if result.extra else ()
+    return (made + grown, *extra)
+
+
+def _notes(settings: OutputSettings, base: Checkpoint, other: Checkpoint) -> tuple[str, ...]:
+    dropped = len(base.dropped) + len(other.dropped)
+    left = f"left out {dropped} rotary buffers, which every reader makes"
+    assumed = other.notes if settings.output_type == "huggingface" else ()
+    return (*assumed, *((left,) if dropped else ()))
+
+
+def _losses(role: str, result: DenseResult) -> tuple[str, ...]:
+    """What a difference that was just written cannot bring back."""
+    if role == "delta_model":
+        return ()
+    losses = result.losses
+    if not losses.elements:
+        return ("adding this delta gives back every element of the target",)
+    return (
+        f"adding this delta gives back all but {losses.elements:,} elements of the target exactly, "
+        f"these within {losses.largest:.2g} (--dtype float32 keeps more)",
+    )

@@ -1,0 +1,13 @@
+"""Add a delta to the base that it was made from. --help tells how."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from merge.commands.apply_delta import main
+
+if __name__ == "__main__":
+    sys.exit(main())
