@@ -48,8 +48,8 @@ def find_config(sources: Sources, base: Checkpoint | None = None) -> ModelConfig
     must then have a ``config.json``. Raises ``LayoutError`` when an adapter's configuration
     describes a model of another shape.
     """
-    base_path = config_path(sources.base)
-    base_config = base.config if base is not None else read_config(sources.base)
+    base_path = config_path(sources.model)
+    base_config = base.config if base is not None else read_config(sources.model)
     path = next((f / CONFIG_NAME for f in sources.adapters[::-1] if _has_config(f)), base_path)
     config = base_config if path == base_path else read_json(path)
     shape = LlamaShape.from_config(config, path)
@@ -63,7 +63,7 @@ def find_config(sources: Sources, base: Checkpoint | None = None) -> ModelConfig
                 remedy="the adapter belongs to another base; or remove its config.json if it is "
                 "there by mistake",
             )
-    generation = _generation_config(*sources.adapters[::-1], sources.base)
+    generation = _generation_config(*sources.adapters[::-1], sources.model, sources.base)
     return ModelConfig(path, config, shape, generation, tuple(_notes(path, config)))
 
 

@@ -98,7 +98,8 @@ def _download(repo_id: str, role: str, offload: Offload | None) -> Path:
 class Sources:
     """The folders that a merge reads, and the words by which the user named them.
 
-    ``base_tokenizer`` is None when the base has none.
+    ``base_tokenizer`` is None when the base has none. ``delta`` is added to the base before the
+    adapters, and what is said of the base is then said of the sum.
     """
 
     base_model: str
@@ -107,24 +108,38 @@ class Sources:
     adapters: tuple[Path, ...]
     tokenizer: TokenizerFolder
     base_tokenizer: TokenizerFolder | None
+    delta_model: str | None = None
+    delta: Path | None = None
+
+    @property
+    def model(self) -> Path:
+        """The folder with the configuration of what the adapters are merged into."""
+        return self.delta or self.base
 
     @property
     def folders(self) -> tuple[Path, ...]:
         """Every folder that is read."""
-        return self.base, *self.adapters, self.tokenizer.path
+        deltas = (self.delta,) if self.delta else ()
+        return self.base, *deltas, *self.adapters, self.tokenizer.path
 
 
 def find_sources(
-    base_model: str, lora_models: list[str], tokenizer: str | None, offload: Offload
+    base_model: str,
+    lora_models: list[str],
+    tokenizer: str | None,
+    offload: Offload,
+    delta_model: str | None = None,
 ) -> Sources:
     """Find every input, and read what is small: adapter configurations and tokenizers.
 
-    The tokenizer is the one named, else the last adapter's that has one, else the base's.
+    The tokenizer is the one named, else the last adapter's that has one, else the delta's, else the
+    base's.
     """
     names = split_list(lora_models)
     if not names:
         raise UsageError("no adapter is named", expected="--lora_model with at least one folder")
     base = resolve(base_model, "base model", offload)
+    delta = resolve(delta_model, "delta", offload) if delta_model else None
     adapters = tuple(resolve(name, "adapter", offload) for name in names)
     for number, folder in enumerate(adapters):
         read_adapter_config(folder)
@@ -135,10 +150,11 @@ def find_sources(
                 remedy="name each adapter once",
             )
     candidates = [folder for folder in adapters[::-1] if (folder / MODEL_NAME).is_file()]
-    home = tokenizer_home(base)
+    home = (tokenizer_home(delta) if delta else None) or tokenizer_home(base)
     chosen = resolve_tokenizer(tokenizer, offload) if tokenizer else (*candidates, home or base)[0]
     own = read_tokenizer(home) if home else None
-    return Sources(base_model, tuple(names), base, adapters, read_tokenizer(chosen), own)
+    found = read_tokenizer(chosen)
+    return Sources(base_model, tuple(names), base, adapters, found, own, delta_model, delta)
 
 
 def tokenizer_home(folder: Path) -> Path | None:

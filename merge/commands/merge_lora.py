@@ -67,6 +67,11 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         help="one or more adapters in the order of merging: a,b or a b or the option repeated",
     )
     group.add_argument(
+        "--delta_model",
+        metavar="DIR_OR_HUB_ID",
+        help="a dense delta, such as Vicuna's, that is added to the base before the adapters",
+    )
+    group.add_argument(
         "--tokenizer",
         metavar="DIR",
         help="folder of the result's tokenizer.model (default: the last adapter that has one, "
@@ -164,6 +169,7 @@ def _merge(args: argparse.Namespace) -> int:
             args.base_model,
             args.lora_model,
             args.output_dir,
+            delta_model=args.delta_model,
             tokenizer=args.tokenizer,
             offload_dir=args.offload_dir,
             overwrite=args.overwrite,

@@ -108,7 +108,7 @@ class DenseResult:
 
 
 def open_model(
-    folder: Path, offload: Offload, keep_extra: bool, context_length: int | None = None
+    folder: Path, offload: Offload, keep_extra: bool = False, context_length: int | None = None
 ) -> Checkpoint:
     """Open a delta or a model that may hold more than a LLaMA does, such as LLaVA's projector.
 
@@ -122,8 +122,8 @@ def open_model(
             file=folder,
             tensor=names[0],
             found=", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else ""),
-            remedy="copy them unchanged with --keep_extra_tensors, if the program that will load "
-            "the result knows them",
+            remedy="apply_delta and make_delta copy them unchanged with --keep_extra_tensors, if "
+            "the program that will load the result knows them",
         )
     return checkpoint
 
@@ -139,6 +139,15 @@ def add_delta(base: Checkpoint, delta: Checkpoint, dtype: torch.dtype | None) ->
         origin = f"{ours.origin} plus {theirs.origin}"
         tensors[name] = Merged(ours.shape, wanted, origin, ours, ((Added(theirs),),))
     return DenseResult(tensors, _cast(delta.extra, dtype), _growth(base, delta))
+
+
+def with_delta(base: Checkpoint, delta: Checkpoint) -> Checkpoint:
+    """``base + delta`` as a base for adapters: rounded as the published model is, before they are
+    added. The configuration is the delta's.
+    """
+    result = add_delta(base, delta, None)
+    files, dropped = (*base.files, *delta.files), (*base.dropped, *delta.dropped)
+    return Checkpoint(result.tensors, delta.config, files, dropped, delta.notes)
 
 
 def subtract_base(base: Checkpoint, target: Checkpoint, dtype: torch.dtype | None) -> DenseResult:

@@ -36,6 +36,7 @@ def merge_lora(
     lora_model: str | Path | Sequence[str | Path],
     output_dir: str | Path = "./",
     *,
+    delta_model: str | Path | None = None,
     tokenizer: str | Path | None = None,
     offload_dir: str | Path | None = None,
     overwrite: bool = False,
@@ -46,7 +47,9 @@ def merge_lora(
     """Merge one or more LoRA adapters, in their order, into a base model and write the full model.
 
     ``base_model``, ``lora_model`` and ``tokenizer`` are local folders or Hub ids; ``lora_model``
-    may be a list, or text with commas. ``settings`` are the fields of ``MergeSettings``.
+    may be a list, or text with commas. ``delta_model`` is a dense delta, such as Vicuna's, that is
+    added to the base and rounded before the adapters. ``settings`` are the fields of
+    ``MergeSettings``.
     ``on_progress(written, total)`` is called as bytes are written. With ``dry_run`` everything is
     checked and planned from headers, and nothing is written.
 
@@ -62,6 +65,7 @@ def merge_lora(
             [str(name) for name in loras],
             str(tokenizer) if tokenizer else None,
             offload,
+            str(delta_model) if delta_model else None,
         )
         replaced = require_free(output, sources.folders, overwrite)
         job = _prepare(sources, chosen, offload)
@@ -82,7 +86,11 @@ def merge_lora(
 
 @dataclass(frozen=True)
 class MergeJob:
-    """A merge that has been checked and planned from headers."""
+    """A merge that has been checked and planned from headers.
+
+    ``base`` is what the adapters are merged into: the ``plain`` base, with the ``delta`` on it
+    where there is one.
+    """
 
     sources: Sources
     settings: MergeSettings
@@ -92,18 +100,23 @@ class MergeJob:
     adapters: tuple[Adapter, ...]
     model: MergedModel
     plan: Plan
+    plain: Checkpoint
+    delta: Checkpoint | None
 
     def manifest(self, digests: Digests) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this merge."""
         from ..integrity import checkpoint_entry, file_entry, manifest
 
-        inputs = {
-            "base_model": checkpoint_entry(self.sources.base_model, self.base),
+        inputs: dict[str, Any] = {
+            "base_model": checkpoint_entry(self.sources.base_model, self.plain),
             "adapters": [
                 {"source": source, "files": [file_entry(a.config.path), file_entry(a.weights)]}
                 for source, a in zip(self.sources.lora_models, self.adapters, strict=True)
             ],
         }
+        if self.delta is not None:
+            source = self.sources.delta_model or ""
+            inputs["delta_model"] = checkpoint_entry(source, self.delta)
         tensors = {
             name: {
                 "from": self.model.tensors[name].origin,
@@ -124,17 +137,20 @@ class MergeReport(Report):
 
 def _prepare(sources: Sources, settings: MergeSettings, offload: Offload) -> MergeJob:
     """Open everything, check it against each other, and plan the output."""
-    if not is_meta(sources.base):
+    if not is_meta(sources.model):
         find_config(sources)
 
     from ..deltas.apply import apply_adapters
+    from ..deltas.dense import open_model, with_delta
     from ..deltas.peft import open_adapter
     from ..digests import digested
     from ..layouts.folder import open_checkpoint
     from ..lazy import dtype_named
     from ..plan import Model, plan_output
 
-    base = digested(open_checkpoint(sources.base, offload, settings.context_length))
+    plain = digested(open_checkpoint(sources.base, offload, settings.context_length))
+    delta = digested(open_model(sources.delta, offload)) if sources.delta else None
+    base = with_delta(plain, delta) if delta else plain
     config = find_config(sources, base)
     adapters = tuple(open_adapter(folder, offload) for folder in sources.adapters)
     vocabulary = _vocabulary(sources, base, adapters)
@@ -144,7 +160,8 @@ def _prepare(sources: Sources, settings: MergeSettings, offload: Offload) -> Mer
     tensors, rows = _with_new_rows(merged.tensors, rows, sources, settings, config)
     model = Model(tensors, merged.tied, rows, config, sources.tokenizer)
     plan = plan_output(model, settings)
-    return MergeJob(sources, settings, config, vocabulary, base, adapters, merged, plan)
+    parts = (vocabulary, base, adapters, merged, plan, plain, delta)
+    return MergeJob(sources, settings, config, *parts)
 
 
 def _with_new_rows(

@@ -18,7 +18,11 @@ EXACT_IDS = (
 
 def inputs(job: MergeJob) -> Iterator[str]:
     """Where base, adapters and tokenizer are, with the sizes that matter."""
-    yield f"base       {job.sources.base} ({job.vocabulary.base_rows} rows)"
+    from ..layouts.llama import EMBED_TOKENS
+
+    yield f"base       {job.sources.base} ({job.plain.tensors[EMBED_TOKENS].rows} rows)"
+    if job.delta is not None:
+        yield f"delta      {job.sources.delta} ({job.vocabulary.base_rows} rows)"
     for number, adapter in enumerate(job.adapters, start=1):
         yield f"adapter {number}  {adapter.folder} ({_scalings(adapter)})"
     tokenizer = job.sources.tokenizer
