@@ -53,6 +53,10 @@ class Digested(LazyTensor):
     base: LazyTensor
     digest: RowDigest = field(default_factory=RowDigest)
 
+    def unordered(self) -> LazyTensor:
+        """``base`` itself: a digest would wait for the rows that are passed over."""
+        return self.base
+
     def reader(self) -> RowReader:
         base_rows = self.base.reader()
 

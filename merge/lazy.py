@@ -50,6 +50,10 @@ class LazyTensor(ABC):
         self.reader()(start, stop, out)
         return out
 
+    def unordered(self) -> LazyTensor:
+        """The same tensor for readers that do not begin at its first row."""
+        return self
+
     def transposed(self) -> LazyTensor:
         """The matrix with rows and columns exchanged, still unread."""
         return Transposed(self.shape[::-1], self.dtype, f"{self.origin}, transposed", self)
@@ -90,6 +94,9 @@ class FirstRows(LazyTensor):
     """As many rows of ``base`` as ``shape`` says, from the first on."""
 
     base: LazyTensor
+
+    def unordered(self) -> LazyTensor:
+        return FirstRows(self.shape, self.dtype, self.origin, self.base.unordered())
 
     def reader(self) -> RowReader:
         return self.base.reader()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ Rounding = Literal["once", "per_adapter"]
 
 NEW_TOKEN_INITS = ("subtokens", "mean", "zeros", "normal")
 DTYPES = ("auto", "float16", "bfloat16", "float32")
+VOCAB_MISMATCHES = ("error", "keep_base_rows", "truncate")
 DEFAULT_MEMORY = "64MB"
 LARGEST_MEMORY = "256MB"
 
@@ -67,25 +69,55 @@ class MergeSettings(OutputSettings):
     """What adapters add: where sums are rounded (see ``deltas/patches.py``), and how rows begin
     that the tokenizer asks for and no adapter has (see ``deltas/new_rows.py``; None refuses).
 
-    ``context_length`` is that of a base in Meta's layout, whose files do not say it.
+    ``lora_weights`` multiply what each adapter adds, one for each ("1.0,0.5"; None: 1 for all).
+    ``vocab_mismatch`` says what becomes of vocabulary rows that an adapter lacks: ``error``,
+    ``keep_base_rows`` or ``truncate``. ``context_length`` is that of a base in Meta's layout, whose
+    files do not say it.
     """
 
     rounding: Rounding = "once"
+    lora_weights: str | Sequence[float] | None = None
+    vocab_mismatch: str = "error"
     new_token_init: str | None = None
     context_length: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of("rounding", self.rounding, ("once", "per_adapter"))
+        require_one_of("vocab_mismatch", self.vocab_mismatch, VOCAB_MISMATCHES)
         require_positive("context_length", self.context_length)
         if self.new_token_init is not None:
             require_one_of("new_token_init", self.new_token_init, NEW_TOKEN_INITS)
+        self.weights(len(_numbers(self.lora_weights)))
+
+    def weights(self, count: int) -> tuple[float, ...]:
+        """The weight of each of ``count`` adapters. Raises ``UsageError`` for another number."""
+        if self.lora_weights is None:
+            return (1.0,) * count
+        weights = _numbers(self.lora_weights)
+        if len(weights) != count or not all(map(math.isfinite, weights)):
+            raise UsageError(
+                "--lora_weights must have one number for each adapter",
+                expected=f"{count} numbers, such as " + ",".join(["1.0"] * max(1, count)),
+                found=self.lora_weights,
+            )
+        return weights
 
 
 def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise ``UsageError`` unless an option has one of its values."""
     if value not in choices:
         raise UsageError(f"--{name} has another value", expected=", ".join(choices), found=value)
+
+
+def _numbers(weights: str | Sequence[float] | None) -> tuple[float, ...]:
+    parts = weights.replace(",", " ").split() if isinstance(weights, str) else weights or ()
+    try:
+        return tuple(float(part) for part in parts)
+    except (TypeError, ValueError):
+        raise UsageError(
+            "--lora_weights holds something that is no number", expected="1.0,0.5", found=weights
+        ) from None
 
 
 def require_positive(name: str, value: int | None) -> None:

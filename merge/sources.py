@@ -9,6 +9,7 @@ from textwrap import shorten
 
 from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder, read_tokenizer
 
+from .archives import unpack, zipped_folder
 from .deltas.adapter_config import read_adapter_config
 from .errors import UsageError
 from .layouts.folder import is_meta
@@ -33,6 +34,7 @@ def split_list(values: list[str]) -> list[str]:
 def resolve(source: str, role: str, offload: Offload | None = None) -> Path:
     """Return the folder of a local path or Hub id; a Hub repository is downloaded first.
 
+    A zipped adapter folder is unpacked.
     Downloads go to the Hub's cache, or into the folder that the user named for such things,
     when there is one. Raises
     ``UsageError`` for a path that does not exist.
@@ -40,6 +42,10 @@ def resolve(source: str, role: str, offload: Offload | None = None) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         return path
+    if role == "adapter" and offload is not None and path.is_file():
+        inside = zipped_folder(path)
+        if inside is not None:
+            return unpack(path, inside, offload)
     if path.exists():
         raise UsageError(
             f"the {role} is a file, a folder is needed",

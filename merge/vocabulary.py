@@ -15,15 +15,23 @@ _NEW_TOKENS = (
     "with\n--new_token_init subtokens, mean, zeros or normal"
 )
 
+_MISMATCH = (
+    "or, if these rows are padding, choose with --vocab_mismatch: keep_base_rows or truncate"
+)
+
 
 @dataclass(frozen=True)
 class AdapterRows:
-    """Rows of the vocabulary tensors that an adapter replaces; None where it leaves them."""
+    """Rows of the vocabulary tensors that an adapter replaces; None where it leaves them.
+
+    ``low_rank`` are the rows of what it adds to them.
+    """
 
     name: str
     embed_tokens: int | None
     lm_head: int | None
     ties: bool = False
+    low_rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Vocabulary:
     tokenizer: object
     base_tokens: int | None
     known_tokenizer: KnownTokenizer | None = None
+    mismatch: str = "error"
 
     def checked_rows(self, new_tokens: bool = False) -> int:
         """Rows that base and adapters give; with ``new_tokens`` the tokenizer may have more.
@@ -62,7 +71,7 @@ class Vocabulary:
         """Every size, one a line, for messages."""
         lines = [f"{self.base_rows:>8} rows   base model"]
         for number, adapter in enumerate(self.adapters, start=1):
-            rows = adapter.embed_tokens or adapter.lm_head
+            rows = adapter.embed_tokens or adapter.lm_head or adapter.low_rank
             lines.append(f"{rows or 'no':>8} rows   adapter {number} ({adapter.name})")
         lines.append(f"{self.tokens:>8} tokens tokenizer ({self.tokenizer})")
         return "\n".join(lines)
@@ -71,7 +80,7 @@ class Vocabulary:
         sides: Sequence[int | None] = (adapter.embed_tokens, adapter.lm_head)
         given = [side for side in sides if side is not None]
         if not given:
-            return rows
+            return self._after_low_rank(number, adapter, rows)
         if len(set(given)) > 1:
             raise self._error(
                 f"adapter {number} ({adapter.name}) has different numbers of rows in embed_tokens "
@@ -81,12 +90,7 @@ class Vocabulary:
                 remedy="save the adapter again from its training run",
             )
         if given[0] < rows:
-            raise self._error(
-                f"the vocabulary would shrink with adapter {number} ({adapter.name})",
-                expected=f"at least {rows} rows",
-                found=f"{given[0]} rows",
-                remedy=self._shrink_remedy(number),
-            )
+            return self._fewer(number, adapter, given[0], rows)
         if given[0] > rows and None in sides and not adapter.ties:
             lacking = "lm_head" if adapter.lm_head is None else "embed_tokens"
             raise self._error(
@@ -96,6 +100,33 @@ class Vocabulary:
                 remedy="train and save both embed_tokens and lm_head (modules_to_save)",
             )
         return given[0]
+
+    def _fewer(self, number: int, adapter: AdapterRows, given: int, rows: int) -> int:
+        if self.mismatch == "error":
+            raise self._error(
+                f"the vocabulary would shrink with adapter {number} ({adapter.name})",
+                expected=f"at least {rows} rows",
+                found=f"{given} rows",
+                remedy=f"{self._shrink_remedy(number)}\n{_MISMATCH}",
+            )
+        return rows if self.mismatch == "keep_base_rows" else given
+
+    def _after_low_rank(self, number: int, adapter: AdapterRows, rows: int) -> int:
+        """What is added has rows of its own, but nothing to add them to beyond the model's."""
+        given = adapter.low_rank
+        if given is None or given == rows:
+            return rows
+        if given < rows:
+            return self._fewer(number, adapter, given, rows)
+        if self.mismatch == "error":
+            raise self._error(
+                f"adapter {number} ({adapter.name}) was trained on a larger vocabulary",
+                expected=f"{rows} rows, as the model has",
+                found=f"{given} rows",
+                remedy="give the base as it was when the adapter was trained, with its rows\n"
+                + _MISMATCH,
+            )
+        return rows
 
     def _shrink_remedy(self, number: int) -> str:
         if number > 1:
@@ -115,6 +146,8 @@ class Vocabulary:
 
     def _require_tokenizer(self, rows: int) -> None:
         if self.tokens == rows or (rows == self.base_rows and self.is_padded):
+            return
+        if self.tokens < rows and self.mismatch == "keep_base_rows":
             return
         raise self._error(
             "tokenizer and embeddings do not belong together",

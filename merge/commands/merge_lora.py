@@ -67,6 +67,12 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         help="one or more adapters in the order of merging: a,b or a b or the option repeated",
     )
     group.add_argument(
+        "--lora_weights",
+        nargs="+",
+        metavar="W",
+        help="factors for what the adapters add, one for each: 1.0,0.5 (default: 1 for all)",
+    )
+    group.add_argument(
         "--delta_model",
         metavar="DIR_OR_HUB_ID",
         help="a dense delta, such as Vicuna's, that is added to the base before the adapters",
@@ -82,6 +88,13 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
 def _add_vocabulary(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("vocabulary")
+    group.add_argument(
+        "--vocab_mismatch",
+        default="error",
+        choices=("error", "keep_base_rows", "truncate"),
+        help="when an adapter has fewer vocabulary rows than the model so far: refuse, keep the "
+        "model's further rows, or drop them (default: %(default)s)",
+    )
     group.add_argument(
         "--new_token_init",
         choices=("subtokens", "mean", "zeros", "normal"),
@@ -181,6 +194,8 @@ def _merge(args: argparse.Namespace) -> int:
             safe_serialization=args.safe_serialization,
             num_shards=args.num_shards,
             rounding=args.rounding,
+            lora_weights=" ".join(args.lora_weights) if args.lora_weights else None,
+            vocab_mismatch=args.vocab_mismatch,
             context_length=args.context_length,
             new_token_init=args.new_token_init,
             max_memory=args.max_memory,

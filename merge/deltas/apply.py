@@ -176,7 +176,7 @@ class _Making:
 
     def _replace(self, adapter: Adapter) -> None:
         tensor = adapter.replaced[self._name]
-        rest = self._start
+        rest = self._start.unordered()
         if tensor.rows < rest.rows and self._mismatch == "keep_base_rows":
             if self._stages:
                 dtype = torch.float32
@@ -253,6 +253,11 @@ def vocabulary_rows(adapter: Adapter) -> int | None:
     for name in VOCABULARY_TENSORS:
         if name in adapter.replaced:
             return adapter.replaced[name].rows
+    return low_rank_rows(adapter)
+
+
+def low_rank_rows(adapter: Adapter) -> int | None:
+    """Rows of what an adapter adds to the vocabulary, None where it adds nothing."""
     products = adapter.low_rank
     return next((products[name].shape[0] for name in VOCABULARY_TENSORS if name in products), None)
 

@@ -110,7 +110,11 @@ class MergeJob:
         inputs: dict[str, Any] = {
             "base_model": checkpoint_entry(self.sources.base_model, self.plain),
             "adapters": [
-                {"source": source, "files": [file_entry(a.config.path), file_entry(a.weights)]}
+                {
+                    "source": source,
+                    "weight": a.config.weight,
+                    "files": [file_entry(a.config.path), file_entry(a.weights)],
+                }
                 for source, a in zip(self.sources.lora_models, self.adapters, strict=True)
             ],
         }
@@ -152,11 +156,16 @@ def _prepare(sources: Sources, settings: MergeSettings, offload: Offload) -> Mer
     delta = digested(open_model(sources.delta, offload)) if sources.delta else None
     base = with_delta(plain, delta) if delta else plain
     config = find_config(sources, base)
-    adapters = tuple(open_adapter(folder, offload) for folder in sources.adapters)
-    vocabulary = _vocabulary(sources, base, adapters)
+    weights = settings.weights(len(sources.adapters))
+    adapters = tuple(
+        open_adapter(folder, offload, weight)
+        for folder, weight in zip(sources.adapters, weights, strict=True)
+    )
+    vocabulary = _vocabulary(sources, base, adapters, settings.vocab_mismatch)
     rows = vocabulary.checked_rows(settings.new_token_init is not None)
     per_adapter = settings.rounding == "per_adapter"
-    merged = apply_adapters(base, adapters, dtype_named(settings.dtype), per_adapter)
+    dtype = dtype_named(settings.dtype)
+    merged = apply_adapters(base, adapters, dtype, per_adapter, settings.vocab_mismatch)
     tensors, rows = _with_new_rows(merged.tensors, rows, sources, settings, config)
     model = Model(tensors, merged.tied, rows, config, sources.tokenizer)
     plan = plan_output(model, settings)
@@ -184,7 +193,10 @@ def _with_new_rows(
     return grow_to_tokenizer(tensors, tokenizer, total, rows, init, config.config), total
 
 
-def _vocabulary(sources: Sources, base: Checkpoint, adapters: Sequence[Adapter]) -> Vocabulary:
+def _vocabulary(
+    sources: Sources, base: Checkpoint, adapters: Sequence[Adapter], mismatch: str
+) -> Vocabulary:
+    from ..deltas.apply import low_rank_rows
     from ..layouts.llama import EMBED_TOKENS, LM_HEAD
 
     def rows(adapter: Adapter, name: str) -> int | None:
@@ -198,6 +210,7 @@ def _vocabulary(sources: Sources, base: Checkpoint, adapters: Sequence[Adapter])
                 rows(adapter, EMBED_TOKENS),
                 rows(adapter, LM_HEAD),
                 adapter.config.ensure_weight_tying,
+                low_rank_rows(adapter),
             )
             for adapter in adapters
         ),
@@ -205,4 +218,5 @@ def _vocabulary(sources: Sources, base: Checkpoint, adapters: Sequence[Adapter])
         sources.tokenizer.path,
         sources.base_tokenizer.n_tokens if sources.base_tokenizer else None,
         recognise_bytes(sources.tokenizer.contents[MODEL_NAME]),
+        mismatch,
     )

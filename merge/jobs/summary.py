@@ -30,9 +30,9 @@ def inputs(job: MergeJob) -> Iterator[str]:
 
 
 def _scalings(adapter: Adapter) -> str:
-    pairs = sorted({(patch.a.rows, patch.scaling) for patch in adapter.low_rank.values()})
+    pairs = sorted({(patch.rank, patch.scaling) for patch in adapter.low_rank.values()})
     if not pairs:
-        return "no LoRA matrices"
+        return "no LoRA matrices"  # whole tensors or rows only
     listed = ", ".join(f"rank {rank} x {scaling:g}" for rank, scaling in pairs[:3])
     return listed + (", ..." if len(pairs) > 3 else "")
 
@@ -42,13 +42,17 @@ def changes(job: MergeJob) -> Iterator[str]:
     steps = [step for done in job.model.steps.values() for step in done]
     for number, _ in enumerate(job.adapters, start=1):
         mine = [step for step in steps if step.adapter == number]
-        added = sum(step.action == "added" for step in mine)
+        added = sum(step.action.startswith("added") for step in mine)
+        rows = sum(step.action in ("rows replaced", "cut") for step in mine)
         replaced = [step for step in mine if step.action == "replaced"]
         grown = sorted(
             {(s.rows_before, s.rows_after) for s in replaced if s.rows_after > s.rows_before}
         )
         growth = "".join(f", grown from {before} to {after} rows" for before, after in grown)
-        yield f"adapter {number}: added to {added} tensors, replaced {len(replaced)}{growth}"
+        changed = f", changed rows of {rows}" if rows else ""
+        yield (
+            f"adapter {number}: added to {added} tensors, replaced {len(replaced)}{growth}{changed}"
+        )
     untouched = sum(not done for done in job.model.steps.values())
     yield f"{untouched} tensors as in the base; rounded {job.settings.rounding.replace('_', ' ')}"
 
@@ -80,5 +84,10 @@ def notes(job: MergeJob) -> Iterator[str]:
             yield f"{adapter.name}: untrained copies left aside: {', '.join(adapter.ignored)}"
         if adapter.config.unknown:
             yield f"{adapter.name}: fields not known here: {', '.join(adapter.config.unknown)}"
+        if adapter.config.weight != 1 and adapter.replaced:
+            yield (
+                f"{adapter.name}: its weight {adapter.config.weight:g} is for what it adds; the "
+                f"{len(adapter.replaced)} tensors that it replaces are taken as they are"
+            )
         if adapter.changes_nothing:
             yield f"{adapter.name}: every lora_B is zero, so this adapter changes nothing"
