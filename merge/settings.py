@@ -71,13 +71,15 @@ class MergeSettings(OutputSettings):
 
     ``lora_weights`` multiply what each adapter adds, one for each ("1.0,0.5"; None: 1 for all).
     ``vocab_mismatch`` says what becomes of vocabulary rows that an adapter lacks: ``error``,
-    ``keep_base_rows`` or ``truncate``. ``context_length`` is that of a base in Meta's layout, whose
+    ``keep_base_rows`` or ``truncate``. ``allow_unknown_combination`` merges published adapters in
+    orders that nobody published. ``context_length`` is that of a base in Meta's layout, whose
     files do not say it.
     """
 
     rounding: Rounding = "once"
     lora_weights: str | Sequence[float] | None = None
     vocab_mismatch: str = "error"
+    allow_unknown_combination: bool = False
     new_token_init: str | None = None
     context_length: int | None = None
 

@@ -78,6 +78,11 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         help="a dense delta, such as Vicuna's, that is added to the base before the adapters",
     )
     group.add_argument(
+        "--allow_unknown_combination",
+        action="store_true",
+        help="merge published adapters in an order that nobody published",
+    )
+    group.add_argument(
         "--tokenizer",
         metavar="DIR",
         help="folder of the result's tokenizer.model (default: the last adapter that has one, "
@@ -196,6 +201,7 @@ def _merge(args: argparse.Namespace) -> int:
             rounding=args.rounding,
             lora_weights=" ".join(args.lora_weights) if args.lora_weights else None,
             vocab_mismatch=args.vocab_mismatch,
+            allow_unknown_combination=args.allow_unknown_combination,
             context_length=args.context_length,
             new_token_init=args.new_token_init,
             max_memory=args.max_memory,

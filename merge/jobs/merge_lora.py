@@ -161,6 +161,8 @@ def _prepare(sources: Sources, settings: MergeSettings, offload: Offload) -> Mer
         open_adapter(folder, offload, weight)
         for folder, weight in zip(sources.adapters, weights, strict=True)
     )
+    if not settings.allow_unknown_combination:
+        _require_known_order(sources, base, adapters)
     vocabulary = _vocabulary(sources, base, adapters, settings.vocab_mismatch)
     rows = vocabulary.checked_rows(settings.new_token_init is not None)
     per_adapter = settings.rounding == "per_adapter"
@@ -191,6 +193,24 @@ def _with_new_rows(
     total = tokenizer.n_tokens
     init = settings.new_token_init
     return grow_to_tokenizer(tensors, tokenizer, total, rows, init, config.config), total
+
+
+def _require_known_order(sources: Sources, base: Checkpoint, adapters: Sequence[Adapter]) -> None:
+    from .. import known
+    from ..deltas.apply import vocabulary_rows
+    from ..integrity import file_digest
+    from ..layouts.llama import EMBED_TOKENS
+
+    given = [
+        known.Given(
+            source,
+            known.known_adapter(file_digest(a.weights)) if a.weights.suffix == ".bin" else None,
+            a.config.base_model_name_or_path,
+            vocabulary_rows(a),
+        )
+        for source, a in zip(sources.lora_models, adapters, strict=True)
+    ]
+    known.require_known_order(base.tensors[EMBED_TOKENS].rows, given)
 
 
 def _vocabulary(

@@ -1,0 +1,135 @@
+"""The published files, known by SHA-256, and the order in which published adapters are merged.
+
+The checksums stand in ``SHA256.md`` at the root of the project and nowhere else. A digest names a
+file; it does not vouch for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from .errors import UsageError
+
+CHECKSUMS = Path(__file__).resolve().parent.parent / "SHA256.md"
+_HEADING = re.compile(r"## (?P<title>.+)")
+_ROW = re.compile(r"\| (?P<model>.+?) \| (?P<part>\d+) \| `(?P<sha256>[0-9a-f]{64})` \|")
+_ADAPTERS = "LoRA adapters"
+
+# Adapters that go onto another one; every other goes straight onto its base.
+_SIZES = ("7B", "13B", "33B")
+BEFORE = {
+    f"Chinese-Alpaca-{edition}-{size}": f"Chinese-LLaMA-Plus-{size}"
+    for edition in ("Plus", "Pro")
+    for size in _SIZES
+}
+# Rows of LLaMA's vocabulary, of Chinese-LLaMA's, and of the second generation's.
+_LLAMA_ROWS, _CHINESE_LLAMA_ROWS, _CHINESE_LLAMA_2_ROWS = 32000, 49953, 55296
+_SECOND_GENERATION = re.compile(r"(.*/)?llama-2-\d+b-hf/?", re.IGNORECASE)
+_GO_ON = "; --allow_unknown_combination merges them as they are given"
+
+
+@dataclass(frozen=True)
+class KnownFile:
+    """A row of ``SHA256.md``."""
+
+    group: str
+    model: str
+    part: str
+    sha256: str
+
+
+@cache
+def known_files() -> dict[str, KnownFile]:
+    """The published files by digest; none where ``SHA256.md`` was not installed along."""
+    if not CHECKSUMS.is_file():
+        return {}
+    files, group = {}, ""
+    for line in CHECKSUMS.read_text(encoding="utf-8").splitlines():
+        if heading := _HEADING.fullmatch(line):
+            group = heading["title"]
+        if row := _ROW.fullmatch(line):
+            files[row["sha256"]] = KnownFile(group, row["model"], row["part"], row["sha256"])
+    return files
+
+
+def known_adapter(digest: str) -> str | None:
+    """The name of a published adapter by the SHA-256 of its ``adapter_model.bin``.
+
+    >>> known_adapter("0d9b6ed8e4a7d1ae590a16c89a452a488d66ff07e45487972f61c2b6e46e36de")
+    'Chinese-Alpaca-7B'
+    """
+    found = known_files().get(digest)
+    return found.model if found is not None and found.group.startswith(_ADAPTERS) else None
+
+
+@dataclass(frozen=True)
+class Given:
+    """An adapter as the user gave it, with its published name if it is known.
+
+    ``base_name`` is what its configuration calls its base, ``rows`` the vocabulary it was trained
+    with.
+    """
+
+    source: str
+    name: str | None
+    base_name: str | None = None
+    rows: int | None = None
+
+
+def require_known_order(base_rows: int, adapters: Sequence[Given]) -> None:
+    """Raise ``UsageError`` for published adapters without those below them, or in another order."""
+    for number, adapter in enumerate(adapters):
+        _require_original_base(base_rows if number == 0 else None, adapter)
+        if adapter.name is None:
+            continue
+        below = adapters[number - 1].name if number else None
+        wanted = BEFORE.get(adapter.name)
+        if wanted is not None and below != wanted:
+            merged_already = number == 0 and base_rows == _CHINESE_LLAMA_ROWS
+            if not merged_already:
+                raise _wrong_order(adapters, adapter, wanted)
+        if wanted is None and below is not None:
+            raise UsageError(
+                f"{adapter.name} goes straight onto its base, not onto {below}",
+                file=adapter.source,
+                expected=f"--lora_model {adapter.source}",
+                found="--lora_model " + ",".join(given.source for given in adapters),
+                remedy="give it alone" + _GO_ON,
+            )
+        if wanted is None and number == 0 and base_rows != _LLAMA_ROWS:
+            raise UsageError(
+                f"{adapter.name} goes straight onto the original LLaMA",
+                file=adapter.source,
+                expected=f"a base of {_LLAMA_ROWS} rows",
+                found=f"{base_rows} rows: something has been merged into it already",
+                remedy="give the original base" + _GO_ON,
+            )
+
+
+def _wrong_order(adapters: Sequence[Given], adapter: Given, wanted: str) -> UsageError:
+    below = next((given.source for given in adapters if given.name == wanted), wanted)
+    return UsageError(
+        f"{adapter.name} was trained on top of {wanted}, which must be merged before it",
+        file=adapter.source,
+        expected=f"--lora_model {below},{adapter.source}",
+        found="--lora_model " + ",".join(given.source for given in adapters),
+        remedy="give both adapters in this order, with the original LLaMA as the base" + _GO_ON,
+    )
+
+
+def _require_original_base(base_rows: int | None, adapter: Given) -> None:
+    """The second generation's adapters are for Llama-2 itself, whose rows they replace."""
+    named = _SECOND_GENERATION.fullmatch(adapter.base_name or "")
+    if named and adapter.rows == _CHINESE_LLAMA_2_ROWS == base_rows:
+        raise UsageError(
+            "this adapter of the second generation goes onto Llama-2 itself, not onto a model into "
+            "which one has been merged",
+            file=adapter.source,
+            expected=f"{adapter.base_name}, with {_LLAMA_ROWS} rows",
+            found=f"a base of {base_rows} rows",
+            remedy="give Llama-2-hf as the base" + _GO_ON,
+        )
