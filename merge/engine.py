@@ -16,14 +16,18 @@ from hashlib import sha256
 
 import torch
 
-from .formats import WRITERS
+from .formats import WRITERS, ContainerWriter
 from .formats.files import tensor_bytes
 from .layouts.pour import Piece, Poured
 from .lazy import LazyTensor, RowReader, block_rows, scratch
 from .plan import Plan
+from .settings import IoMode
 from .staging import StagedFolder
 
 _SPAN_BYTES = 8 << 20
+# What goes to the disk at a time, over all files that are open at once.
+_WRITE_BYTES = 8 << 20
+_LEAST_WRITE = 1 << 20
 # Beside the buffers of spans, a worker needs about this much for a block in float32 and the like.
 _SCRATCH_BYTES = 8 << 20
 
@@ -56,31 +60,75 @@ def run(
     num_workers: int,
     max_memory: int,
     progress: Progress,
+    io: IoMode,
 ) -> dict[str, dict[str, str]]:
     """Write every weight file of ``plan``; return SHA-256 of each tensor by file and name.
 
     ``progress`` is called with the number of bytes as they are written.
     """
-    writers = {
-        name: WRITERS[name[name.rindex(".") :]](staged.create(name), infos)
-        for name, infos in plan.files.items()
-    }
     digests = {file: {info.name: sha256() for info in infos} for file, infos in plan.files.items()}
-    with _one_torch_thread(), ThreadPoolExecutor(num_workers) as pool:
-        for span, rows in _in_order(pool, plan, num_workers, max_memory):
-            for piece in span.poured.pieces:
+    files = _Files(plan, staged, io, progress)
+    with _one_torch_thread(), _Lanes(num_workers) as lanes:
+        for span, rows in _in_order(lanes.compute, plan, num_workers, max_memory):
+            taken: list[Future[None]] = []
+            for number, piece in enumerate(span.poured.pieces):
                 part = _part(piece, span, rows)
                 if part.numel():
-                    data = tensor_bytes(_contiguous(part))
-                    writers[piece.file].write(data)
-                    digests[piece.file][piece.name].update(data)
-                    progress(len(data))
-    for writer in writers.values():
-        writer.close()
+                    data = tensor_bytes(_contiguous(part, number))
+                    taken.append(lanes.digest.submit(digests[piece.file][piece.name].update, data))
+                    taken.append(lanes.write.submit(files.write, piece.file, data))
+            for future in taken:
+                future.result()
     return {
         file: {name: digest.hexdigest() for name, digest in by_name.items()}
         for file, by_name in digests.items()
     }
+
+
+class _Files:
+    """The output files of a run: each opened with its first tensor and closed after its last."""
+
+    def __init__(self, plan: Plan, staged: StagedFolder, io: IoMode, progress: Progress) -> None:
+        self._plan = plan
+        self._staged = staged
+        self._io = io
+        self._progress = progress
+        self._writers: dict[str, ContainerWriter] = {}
+        at_once = max((len(item.pieces) for item in plan.poured), default=1)
+        self._buffer_bytes = max(_LEAST_WRITE, _WRITE_BYTES // at_once)
+
+    def write(self, file: str, data: memoryview) -> None:
+        """Append to the tensor whose turn it is in ``file``."""
+        writer = self._writers.get(file) or self._opened(file)
+        writer.write(data)
+        if writer.is_complete:
+            writer.close()
+            self._staged.finish(file)
+            del self._writers[file]
+        self._progress(len(data))
+
+    def _opened(self, file: str) -> ContainerWriter:
+        stream = self._staged.create(file, self._io, self._buffer_bytes)
+        suffix = file[file.rindex(".") :]
+        writer = WRITERS[suffix](stream, self._plan.files[file])
+        self._writers[file] = writer
+        return writer
+
+
+class _Lanes:
+    """The threads of a run: workers that compute, one that makes digests, one that writes."""
+
+    def __init__(self, num_workers: int) -> None:
+        self.compute = ThreadPoolExecutor(num_workers)
+        self.digest = ThreadPoolExecutor(1)
+        self.write = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> _Lanes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self.compute, self.digest, self.write):
+            pool.shutdown(cancel_futures=True)
 
 
 def _spans(plan: Plan, span_bytes: int) -> Iterator[Span]:
@@ -140,10 +188,11 @@ def _part(piece: Piece, span: Span, rows: torch.Tensor) -> torch.Tensor:
     return rows[:, piece.start : piece.stop]
 
 
-def _contiguous(part: torch.Tensor) -> torch.Tensor:
+def _contiguous(part: torch.Tensor, number: int) -> torch.Tensor:
+    """A part's rows one after the other; parts of one span keep their memory side by side."""
     if part.is_contiguous():
         return part
-    return scratch("part", tuple(part.shape), part.dtype).copy_(part)
+    return scratch(f"part {number}", tuple(part.shape), part.dtype).copy_(part)
 
 
 @contextmanager

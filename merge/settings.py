@@ -11,9 +11,11 @@ from typing import Literal
 from .errors import UsageError
 from .sizes import parse_size
 
+IoMode = Literal["auto", "direct", "buffered"]
 OutputType = Literal["pth", "huggingface"]
 Rounding = Literal["once", "per_adapter"]
 
+IO_MODES: tuple[IoMode, ...] = ("auto", "direct", "buffered")
 NEW_TOKEN_INITS = ("subtokens", "mean", "zeros", "normal")
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 VOCAB_MISMATCHES = ("error", "keep_base_rows", "truncate")
@@ -26,7 +28,8 @@ class OutputSettings:
     """How a model is poured, and what that may cost.
 
     ``num_shards`` is for ``pth``, ``max_shard_size`` and ``safe_serialization`` for
-    ``huggingface``. ``max_memory`` is the budget for buffers, in bytes or as text ("64MB").
+    ``huggingface``. ``max_memory`` is the budget for buffers, in bytes or as text ("64MB"). ``io``
+    says whether the page cache is used; see ``direct_io.py``.
     Raises ``UsageError`` for values that mean nothing.
     """
 
@@ -37,10 +40,12 @@ class OutputSettings:
     num_shards: int | None = None
     max_memory: int | str = DEFAULT_MEMORY
     num_workers: int | None = None
+    io: IoMode = "auto"
 
     def __post_init__(self) -> None:
         require_one_of("output_type", self.output_type, ("pth", "huggingface"))
         require_one_of("dtype", self.dtype, DTYPES)
+        require_one_of("io", self.io, IO_MODES)
         require_positive("max_shard_size", _size("max_shard_size", self.max_shard_size))
         require_positive("max_memory", self.memory)
         require_positive("num_shards", self.num_shards)

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from .errors import OutputError
+from .settings import IoMode
 from .sizes import size_text
 
 # No room, beyond the user's quota, or larger than this file system's files may be.
@@ -39,15 +40,27 @@ class StagedFolder:
         self._made = _make(self.folder)
         return self
 
-    def create(self, name: str) -> BinaryIO:
-        """Open ``name`` for one sequential stream of bytes."""
-        handle = self._partial(name).open("wb")
+    def create(self, name: str, io: IoMode = "buffered", buffer_bytes: int = 1 << 20) -> BinaryIO:
+        """Open a large file for one sequential stream of bytes; see ``direct_io.create``."""
+        from .direct_io import create
+
+        return self._opened(name, create(self._partial(name), io, buffer_bytes))
+
+    def finish(self, name: str) -> None:
+        """Make a file durable and close it; it gets its name with all others."""
+        handle = self._files[name]
+        if not handle.closed:
+            handle.flush()
+            os.fsync(handle.fileno())
+            handle.close()
+
+    def _opened(self, name: str, handle: BinaryIO) -> BinaryIO:
         self._files[name] = handle
         return handle
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file."""
-        self.create(name).write(data)
+        self._opened(name, self._partial(name).open("wb")).write(data)
 
     def _partial(self, name: str) -> Path:
         return self.folder / f".{name}.partial"
@@ -68,10 +81,8 @@ class StagedFolder:
             self._discard(error)
 
     def _commit(self) -> None:
-        for handle in self._files.values():
-            handle.flush()
-            os.fsync(handle.fileno())
-            handle.close()
+        for name in self._files:
+            self.finish(name)
         for name in self._files:
             self._partial(name).replace(self.folder / name)
         for path in self._obsolete:
@@ -128,11 +139,14 @@ def _present(folder: Path) -> Path:
 class Offload:
     """Where inputs go that cannot be read in place; empty again when the ``with`` block ends.
 
+    ``io`` says how inputs are read at all; see ``direct_io.py``.
+
     A private folder is made on first use, in ``folder`` when one is given (made if absent, and
     removed again if so), else beside ``fallback``, whose disk was chosen to have room.
     """
 
-    def __init__(self, folder: Path | None, fallback: Path) -> None:
+    def __init__(self, folder: Path | None, fallback: Path, io: IoMode = "auto") -> None:
+        self.io = io
         self._given = folder
         self._fallback = fallback
         self._made: list[Path] = []

@@ -171,6 +171,13 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         "--num_workers", type=int, metavar="N", help="threads that compute (default: up to 2)"
     )
     group.add_argument(
+        "--io",
+        default="auto",
+        choices=("auto", "direct", "buffered"),
+        help="auto: past the page cache for what is not in it; direct: always past it; buffered: "
+        "never (default: %(default)s)",
+    )
+    group.add_argument(
         "--offload_dir",
         metavar="DIR",
         help="where inputs are unpacked that cannot be read in place, and downloads go; emptied "
@@ -206,6 +213,7 @@ def _merge(args: argparse.Namespace) -> int:
             new_token_init=args.new_token_init,
             max_memory=args.max_memory,
             num_workers=args.num_workers,
+            io=args.io,
         )
     if not args.quiet:
         print(report.summary())

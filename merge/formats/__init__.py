@@ -32,7 +32,7 @@ def open_container(path: Path, offload: Offload | None = None) -> dict[str, Lazy
 
     Raises ``FormatError`` when the file is no container that is known here, or a broken one.
     """
-    file = InputFile(path)
+    file = InputFile(path, offload.io if offload else "auto")
     refuse_placeholder(file)
     head = file.read(0, min(file.size, len(torch_legacy.MAGIC)))
     if head.startswith(torch_zip.MAGIC):

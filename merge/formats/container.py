@@ -61,6 +61,11 @@ class ContainerWriter(ABC):
         self._sink.write(data)
         self._left -= len(data)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the last tensor has been written whole."""
+        return self._left == 0 and self._current == len(self.tensors) - 1
+
     def close(self) -> None:
         """End the container. Every tensor must have been written."""
         assert self._left == 0, "the last tensor is not whole"

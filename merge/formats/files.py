@@ -13,7 +13,9 @@ from typing import BinaryIO
 
 import torch
 
+from ..direct_io import DirectReader, read_cached
 from ..errors import FormatError
+from ..settings import IoMode
 
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -24,9 +26,11 @@ class InputFile:
     positioned = hasattr(os, "preadv")
     """Whether the system reads at a position; Windows does not, so there readers take turns."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, io: IoMode = "auto") -> None:
         self._handle: BinaryIO | None = None
         self._lock = threading.Lock()
+        self._io = io
+        self._direct = DirectReader(path)
         self.path = path
         self.size = path.stat().st_size
 
@@ -57,7 +61,12 @@ class InputFile:
     def _read_some(self, buffer: memoryview, offset: int) -> int:
         handle = self._open()
         if self.positioned:
-            return os.preadv(handle.fileno(), [buffer], offset)
+            count = 0
+            if self._io == "auto":
+                count = read_cached(handle.fileno(), buffer, offset)
+            if self._io != "buffered":
+                count = count or self._direct.read_into(buffer, offset)
+            return count or os.preadv(handle.fileno(), [buffer], offset)
         with self._lock:  # the place in the file is shared
             handle.seek(offset)
             return handle.readinto(buffer)  # type: ignore[attr-defined, no-any-return]
@@ -70,6 +79,7 @@ class InputFile:
 
     def close(self) -> None:
         """Close the file; a later read opens it again."""
+        self._direct.close()
         with self._lock:
             if self._handle is not None:
                 self._handle.close()

@@ -82,7 +82,7 @@ def _run(
     settings = OutputSettings(**{"output_type": "huggingface"} | options)
     output = Path(output_dir).expanduser()
     parent = Path(chosen.offload_dir).expanduser() if chosen.offload_dir else None
-    with Offload(parent, output) as offload:
+    with Offload(parent, output, settings.io) as offload:
         base = resolve(str(base_model), "base model", offload)
         other = resolve(str(other_model), role.replace("_", " "), offload)
         _require_two(base, other, role)

@@ -46,7 +46,8 @@ def convert_checkpoint(
     chosen = OutputSettings(**{"output_type": "huggingface", "dtype": "auto"} | settings)
     require_positive("context_length", context_length)
     output = Path(output_dir).expanduser()
-    with Offload(Path(offload_dir).expanduser() if offload_dir else None, output) as offload:
+    parent = Path(offload_dir).expanduser() if offload_dir else None
+    with Offload(parent, output, chosen.io) as offload:
         folder = resolve(str(model), "model", offload)
         own = resolve_tokenizer(str(tokenizer), offload) if tokenizer else tokenizer_home(folder)
         if not is_meta(folder):

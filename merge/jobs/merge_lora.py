@@ -59,7 +59,8 @@ def merge_lora(
     chosen = MergeSettings(**settings)
     output = Path(output_dir).expanduser()
     loras = [lora_model] if isinstance(lora_model, (str, Path)) else lora_model
-    with Offload(Path(offload_dir).expanduser() if offload_dir else None, output) as offload:
+    parent = Path(offload_dir).expanduser() if offload_dir else None
+    with Offload(parent, output, chosen.io) as offload:
         sources = find_sources(
             str(base_model),
             [str(name) for name in loras],

@@ -49,7 +49,8 @@ def resize_vocabulary(
     require_one_of("init", init, NEW_TOKEN_INITS)
     require_positive("pad_to_multiple_of", pad_to_multiple_of)
     output = Path(output_dir).expanduser()
-    with Offload(Path(offload_dir).expanduser() if offload_dir else None, output) as offload:
+    parent = Path(offload_dir).expanduser() if offload_dir else None
+    with Offload(parent, output, chosen.io) as offload:
         sources = _find_sources(str(base_model), str(tokenizer), offload)
         replaced = require_free(output, sources.folders, overwrite)
         job = _prepare(sources, chosen, init, pad_to_multiple_of, seed, offload)

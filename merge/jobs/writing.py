@@ -49,6 +49,7 @@ def write(
             staged,
             num_workers=settings.workers,
             max_memory=settings.memory,
+            io=settings.io,
             progress=progress,
         )
         for name, data in plan.documents.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from merge.errors import OutputError
+from merge.settings import IoMode
 from merge.staging import StagedFolder
 
 pytestmark = pytest.mark.skipif(
@@ -30,26 +31,36 @@ def small_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def write(folder: Path, *sizes: int) -> None:
+def write(folder: Path, *sizes: int, io: IoMode) -> None:
     with StagedFolder(folder) as staged:
         for number, size in enumerate(sizes):
-            staged.create(f"{number}.bin").write(bytes(size))
+            staged.create(f"{number}.bin", io, 1 << 14).write(bytes(size))
+
+
+@pytest.fixture(params=["buffered", "direct"])
+def io(request: pytest.FixtureRequest) -> IoMode:
+    mode: IoMode = request.param
+    return mode
 
 
 @pytest.mark.parametrize("sizes", [(LIMIT + 1,), (LIMIT, LIMIT + 9), (10, LIMIT << 2, 10)])
-def test_nothing_stays_when_a_write_fails(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+def test_nothing_stays_when_a_write_fails(
+    tmp_path: Path, sizes: tuple[int, ...], io: IoMode
+) -> None:
     out = tmp_path / "made" / "here"
     with small_disk(), pytest.raises(OutputError, match="the disk took no more") as caught:
-        write(out, *sizes)
+        write(out, *sizes, io=io)
     assert caught.value.facts["file"] == str(out)
     assert caught.value.facts["found"] == "File too large"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_stays_when_what_is_buffered_fails_once_more_on_closing(tmp_path: Path) -> None:
+def test_nothing_stays_when_what_is_buffered_fails_once_more_on_closing(
+    tmp_path: Path, io: IoMode
+) -> None:
     def fail_with_a_full_buffer() -> None:
         with StagedFolder(tmp_path / "out") as staged:
-            stream = staged.create("0.bin")
+            stream = staged.create("0.bin", io)
             stream.write(bytes(LIMIT))
             stream.write(bytes(100))  # stays in the buffer
             raise InterruptedError
@@ -59,8 +70,8 @@ def test_nothing_stays_when_what_is_buffered_fails_once_more_on_closing(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_earlier_files_stay_when_the_last_flush_fails(tmp_path: Path) -> None:
+def test_earlier_files_stay_when_the_last_flush_fails(tmp_path: Path, io: IoMode) -> None:
     (tmp_path / "0.bin").write_bytes(b"earlier")
     with small_disk(), pytest.raises(OutputError):
-        write(tmp_path, 10, LIMIT + 100)
+        write(tmp_path, 10, LIMIT + 100, io=io)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"0.bin": b"earlier"}

@@ -1,0 +1,216 @@
+"""Reading and writing past the page cache, where that is possible and pays.
+
+Copying through the page cache costs the kernel more than the disk costs, and a file of many
+gigabytes that is read once and written once gains nothing from it. Direct I/O wants offsets,
+lengths and memory that are multiples of a page; what is not goes through a buffer that is.
+
+Modes: ``auto`` takes from the page cache what it holds already and goes past it otherwise,
+``direct`` always goes past it, ``buffered`` never. The bytes are the same.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import mmap
+import os
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import torch
+
+from .settings import IoMode
+
+_PAGE = 4096
+# What one read carries: large enough for the disk.
+# One page more than a span of rows, because tensors begin anywhere in a page.
+READ_BYTES = (8 << 20) + _PAGE
+# Smaller reads gain nothing: the page cache reads ahead for them.
+_SMALLEST_READ = 256 << 10
+# What a file system that cannot do it answers.
+_UNABLE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
+
+O_DIRECT = getattr(os, "O_DIRECT", 0)
+
+
+def aligned_buffer(size: int) -> torch.Tensor:
+    """Memory of its own, on page boundaries, as bytes."""
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+
+
+class _Bounce(threading.local):
+    """One aligned buffer for each thread that reads."""
+
+    def __init__(self) -> None:
+        self.buffer = aligned_buffer(READ_BYTES)
+
+
+_bounce = _Bounce()
+
+
+class DirectReader:
+    """Reads large ranges of a file: from the page cache what it holds already, else past it.
+
+    Where direct I/O is not to be had, every read answers 0 and the caller reads as usual.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._handle: int | None = None
+        self._lock = threading.Lock()
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill the beginning of ``buffer`` from ``offset`` on; return how many bytes."""
+        handle = self._open() if len(buffer) >= _SMALLEST_READ else -1
+        if handle < 0:
+            return 0
+        skipped = offset % _PAGE
+        wanted = min(READ_BYTES, skipped + len(buffer))
+        bounce = _bounce.buffer
+        try:
+            view = memoryview(bounce.numpy())[: -(-wanted // _PAGE) * _PAGE]  # type: ignore[arg-type]
+            count = os.preadv(handle, [view], offset - skipped) - skipped
+        except OSError as error:
+            if error.errno not in _UNABLE:
+                raise
+            self.close(for_good=True)
+            return 0
+        count = max(0, min(count, len(buffer)))
+        if count:
+            target = torch.frombuffer(buffer, dtype=torch.uint8)
+            target[:count].copy_(bounce[skipped : skipped + count])
+        return count
+
+    def _open(self) -> int:
+        with self._lock:
+            if self._handle is None:
+                self._handle = open_direct(self._path, os.O_RDONLY)
+            return self._handle
+
+    def close(self, for_good: bool = False) -> None:
+        """Close the file; ``for_good`` if direct reads have shown not to work on it."""
+        with self._lock:
+            if self._handle is not None and self._handle >= 0:
+                os.close(self._handle)
+            self._handle = -1 if for_good else None
+
+
+def open_direct(path: Path, flags: int) -> int:
+    """Open past the page cache; -1 where that is not possible."""
+    if not O_DIRECT:
+        return -1
+    try:
+        return os.open(path, flags | O_DIRECT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in _UNABLE:
+            return -1
+        raise
+
+
+def read_cached(handle: int, buffer: memoryview, offset: int) -> int:
+    """Read what the page cache holds, without waiting for the disk; 0 when that is nothing."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return 0
+    try:
+        return os.preadv(handle, [buffer], offset, os.RWF_NOWAIT)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, *_UNABLE):
+            return 0
+        raise
+
+
+class DirectStream(io.RawIOBase):
+    """A new file written once, front to back, past the page cache.
+
+    Two aligned buffers take turns: one is filled while the other is on its way to the disk. The
+    last, partial page is written whole and cut off afterwards.
+    """
+
+    def __init__(self, handle: int, buffer_bytes: int) -> None:
+        self._handle = handle
+        self._size = buffer_bytes
+        self._buffers = [aligned_buffer(buffer_bytes) for _ in range(2)]
+        self._filled = 0
+        self._written = 0
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def fileno(self) -> int:
+        """The file's descriptor."""
+        return self._handle
+
+    def write(self, data) -> int:  # type: ignore[no-untyped-def]
+        """Take bytes; they reach the disk when a buffer is full, or with ``flush``."""
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view):
+            count = min(len(view) - done, self._size - self._filled)
+            self._fill(view[done : done + count])
+            done += count
+            if self._filled == self._size:
+                self._send(self._size)
+        return done
+
+    def _fill(self, part: memoryview) -> None:
+        place = self._buffers[0][self._filled : self._filled + len(part)]
+        if part.readonly:  # headers: torch takes only memory that may be written
+            memoryview(place.numpy())[:] = part  # type: ignore[arg-type]
+        else:
+            place.copy_(torch.frombuffer(part, dtype=torch.uint8))
+        self._filled += len(part)
+
+    def _send(self, length: int) -> None:
+        """Hand the filled buffer over, when the one before it has arrived."""
+        self._wait()
+        buffer = self._buffers[0]
+        self._pending = self._pool.submit(self._write_out, buffer, length, self._written)
+        self._written += self._filled
+        self._filled = 0
+        self._buffers.reverse()
+
+    def _write_out(self, buffer: torch.Tensor, length: int, offset: int) -> None:
+        view = memoryview(buffer.numpy())[:length]  # type: ignore[arg-type]
+        while view:
+            count = os.pwrite(self._handle, view, offset)
+            view, offset = view[count:], offset + count
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def flush(self) -> None:
+        """Write what is left. Nothing can be written after that."""
+        if self.closed or not self._filled:
+            self._wait()
+            return
+        self._send(-(-self._filled // _PAGE) * _PAGE)
+        self._wait()
+        os.ftruncate(self._handle, self._written)
+
+    def close(self) -> None:
+        """Close the file, whole or not."""
+        if not self.closed:
+            try:
+                super().close()
+            finally:
+                self._pool.shutdown()
+                os.close(self._handle)
+
+
+def create(path: Path, mode: IoMode, buffer_bytes: int) -> BinaryIO:
+    """Create a file for one sequential stream, past the page cache if ``mode`` and system allow.
+
+    Direct writes go out in ``buffer_bytes`` at a time, a multiple of a page, from two buffers.
+    """
+    if mode != "buffered":
+        handle = open_direct(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        if handle >= 0:
+            return cast(BinaryIO, DirectStream(handle, buffer_bytes))
+    return path.open("wb")
