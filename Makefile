@@ -28,10 +28,10 @@ demo: $(VENV)/.demo
 	$(BIN)/python demo/run.py
 
 check: $(VENV)/.test $(ORACLE)/.done lint
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 test: $(VENV)/.test $(ORACLE)/.done lint
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
