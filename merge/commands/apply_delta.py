@@ -45,9 +45,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     group = parser.add_argument_group("what is added")
-    _add_path(group, "base-model-path", "base", "LLaMA, in Hugging Face's or Meta's layout")
-    _add_path(group, "delta-path", "delta", "the delta")
-    _add_path(group, "target-model-path", "target", "where to", "DIR")
+    for names, words, metavar in (
+        (("base-model-path", "base", "base_model"), "LLaMA, in either layout", "DIR_OR_HUB_ID"),
+        (("delta-path", "delta", "delta_model"), "the delta", "DIR_OR_HUB_ID"),
+        (("target-model-path", "target", "output_dir"), "where to", "DIR"),
+    ):
+        add_path(group, names, words, metavar)
     add_delta_options(group)
     group.add_argument(
         "--low-cpu-mem", action="store_true", help="accepted and without effect: it is always low"
@@ -58,14 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_path(
-    group: argparse._ArgumentGroup,
-    name: str,
-    older: str,
-    words: str,
-    metavar: str = "DIR_OR_HUB_ID",
+def add_path(
+    group: argparse._ArgumentGroup, names: Sequence[str], words: str, metavar: str
 ) -> None:
-    group.add_argument(f"--{name}", f"--{older}", required=True, metavar=metavar, help=words)
+    """Add a required path under FastChat's two names for it and this project's own."""
+    group.add_argument(*(f"--{n}" for n in names), required=True, metavar=metavar, help=words)
 
 
 def add_delta_options(group: argparse._ArgumentGroup) -> None:

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--input", required=True, metavar="DIR_OR_HUB_ID", help="a LLaMA in either layout"
     )
-    group.add_argument("--output", required=True, metavar="DIR", help="where to")
+    group.add_argument("--output", "--output_dir", required=True, metavar="DIR", help="where to")
     group.add_argument(
         "--tokenizer", metavar="DIR", help="folder of tokenizer.model (default: the input's own)"
     )

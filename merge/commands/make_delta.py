@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .apply_delta import add_delta_options, delta_options
+from .apply_delta import add_delta_options, add_path, delta_options
 from .common import (
     DONE,
     add_output_options,
@@ -44,21 +44,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     group = parser.add_argument_group("what is subtracted")
-    group.add_argument(
-        "--base-model-path",
-        "--base",
-        required=True,
-        metavar="DIR_OR_HUB_ID",
-        help="LLaMA, in Hugging Face's or Meta's layout",
-    )
-    group.add_argument(
-        "--target-model-path",
-        "--target",
-        required=True,
-        metavar="DIR_OR_HUB_ID",
-        help="the model that was trained from it",
-    )
-    group.add_argument("--delta-path", "--delta", required=True, metavar="DIR", help="where to")
+    for names, words, metavar in (
+        (("base-model-path", "base", "base_model"), "LLaMA, in either layout", "DIR_OR_HUB_ID"),
+        (("target-model-path", "target"), "the model trained from it", "DIR_OR_HUB_ID"),
+        (("delta-path", "delta", "output_dir"), "where to", "DIR"),
+    ):
+        add_path(group, names, words, metavar)
     add_delta_options(group)
     add_output_options(parser, dtype="float16")
     add_resource_options(parser)

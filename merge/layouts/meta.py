@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import LayoutError, UsageError
-from ..formats import open_container
 from ..lazy import Checkpoint, LazyTensor, dtype_name
 from ..staging import Offload
 from . import llama
 from .config import LlamaShape
-from .folder import META_SHARD
-from .huggingface import FLOATS
-from .joined import join
 from .params import PARAMS_NAME, config_from_params, read_params, shape_from_params
 from .pour import Piece, Poured
-from .rotary import in_halves, in_pairs
+from .rotary import in_pairs
+from .shards import read_parts, require_every_shard, shard_files, whole_tensors
 
 
 def open_base(
@@ -34,177 +29,17 @@ def open_base(
     source = folder / PARAMS_NAME
     params = read_params(folder)
     files = shard_files(folder)
-    parts, dropped = _parts(folder, {path: open_container(path, offload) for path in files})
+    parts, dropped = read_parts(files, offload)
     first = "layers.0.feed_forward.w1.weight"
     rows = sum(part.rows for part in parts[first]) if first in parts else 0
-    _require_every_shard(params, parts, source)
+    require_every_shard(params, parts, source)
     shape = shape_from_params(params, rows, source)
-    tensors = _whole_tensors(folder, parts, shape)
+    tensors = whole_tensors(folder, parts, shape)
     embeddings = tensors[llama.EMBED_TOKENS]
     _require_vocabulary(params, embeddings.rows, source)
     dtype = dtype_name(embeddings.dtype)
     config, notes = config_from_params(params, shape, embeddings.rows, dtype, context_length)
     return Checkpoint(tensors, config, files, dropped, notes)
-
-
-def shard_files(folder: Path) -> tuple[Path, ...]:
-    """``consolidated.NN.pth`` in the order of their numbers.
-
-    Raises ``LayoutError`` when there are none or a number is missing below the largest one.
-    """
-    numbered = {
-        int(match["number"]): path
-        for path in folder.glob("*.pth")
-        if (match := META_SHARD.fullmatch(path.name))
-    }
-    missing = [n for n in range(max(numbered, default=0) + 1) if n not in numbered]
-    if not missing:
-        return tuple(numbered[number] for number in sorted(numbered))
-    raise LayoutError(
-        "a shard of the model is missing" if numbered else "the folder holds no weights",
-        file=folder / f"consolidated.{missing[0]:02}.pth",
-        expected="consolidated.00.pth and on, without a gap",
-        found=", ".join(path.name for _, path in sorted(numbered.items())) or "none of them",
-        remedy="download the missing files into this folder",
-    )
-
-
-def _parts(
-    folder: Path, shards: Mapping[Path, Mapping[str, LazyTensor]]
-) -> tuple[dict[str, tuple[LazyTensor, ...]], tuple[str, ...]]:
-    """Each tensor's parts in the order of the shards, and the rotary buffers left out."""
-    names = dict.fromkeys(name for shard in shards.values() for name in shard)
-    dropped = tuple(name for name in names if llama.is_leftover(name))
-    kept = [name for name in names if name not in dropped]
-    for path, shard in shards.items():
-        if lacking := [name for name in kept if name not in shard]:
-            raise LayoutError(
-                "a shard lacks a tensor that the others have",
-                file=path,
-                tensor=lacking[0],
-                expected=f"a part of each of {len(kept)} tensors",
-                found=f"{len(lacking)} of them missing",
-                remedy="the files are of different models: take all of them from one place",
-            )
-    parts = {name: tuple(shard[name] for shard in shards.values()) for name in kept}
-    for name, tensors in parts.items():
-        if any(part.dtype not in FLOATS or part.dtype != tensors[0].dtype for part in tensors):
-            raise LayoutError(
-                "the shards hold a tensor in dtypes that are quantised or differ",
-                file=folder,
-                tensor=name,
-                expected="float16, bfloat16 or float32 in every shard",
-                found=", ".join(dtype_name(part.dtype) for part in tensors),
-                remedy="take the original model, all files from one place",
-            )
-    return parts, dropped
-
-
-def _require_every_shard(
-    params: Mapping[str, Any], parts: Mapping[str, Sequence[LazyTensor]], source: Path
-) -> None:
-    """The columns of wo in all shards must make up the whole: a last shard may be missing."""
-    wo, dim = parts.get("layers.0.attention.wo.weight", ()), params.get("dim")
-    if not wo or len(wo[0].shape) != 2 or wo[0].shape[0] != dim:
-        return  # told with the other shapes
-    each, together = wo[0].shape[1], sum(part.shape[-1] for part in wo)
-    if together < wo[0].shape[0] and wo[0].shape[0] % each == 0:
-        count = wo[0].shape[0] // each
-        raise LayoutError(
-            "a shard of the model is missing",
-            file=source.with_name(f"consolidated.{len(wo):02}.pth"),
-            tensor="layers.0.attention.wo.weight",
-            expected=f"{count} shards with {each} columns each, {dim} together",
-            found=f"{len(wo)} shards with {together} columns together",
-            remedy="download the missing files into this folder",
-        )
-
-
-def _whole_tensors(
-    folder: Path, parts: Mapping[str, tuple[LazyTensor, ...]], shape: LlamaShape
-) -> dict[str, LazyTensor]:
-    """Every tensor of the table, joined and in Hugging Face's order; nothing else may be there."""
-    entries = {entry.meta: entry for entry in llama.entries(shape)}
-    missing = [name for name in entries if name not in parts]
-    extra = [name for name in parts if name not in entries]
-    for sentence, names, found in (
-        ("the weights are incomplete", missing, "no such tensor in the shards"),
-        ("the weights hold a tensor that params.json does not describe", extra, "in the shards"),
-    ):
-        if names:
-            raise LayoutError(
-                sentence,
-                file=folder,
-                tensor=names[0],
-                expected=f"{len(entries)} tensors, as {PARAMS_NAME} describes the model",
-                found=f"{found}, and {len(names) - 1} more" if len(names) > 1 else found,
-                remedy=f"{PARAMS_NAME} is another model's, or the model is no LLaMA",
-            )
-    vocab = _whole(entries["output.weight"], parts["output.weight"], shape).rows
-    whole = {}
-    for name, entry in entries.items():
-        tensor = _whole(entry, parts[name], shape)
-        wanted = tuple(vocab if size is None else size for size in entry.shape)
-        if tensor.shape != wanted:
-            raise _contradiction(folder, name, wanted, tensor.shape, parts[name], shape)
-        rotary = entry.row.rotary is not None
-        whole[entry.hf] = in_halves(tensor, shape.head_dim) if rotary else tensor
-    return whole
-
-
-def _whole(entry: llama.Entry, parts: tuple[LazyTensor, ...], shape: LlamaShape) -> LazyTensor:
-    """A tensor from its parts, along the table's axis, or a copy that all shards must share.
-
-    Llama 3 splits the embeddings by rows: there each part is as wide as the model.
-    """
-    axis = entry.row.shard_axis
-    if any(len(part.shape) != len(entry.shape) for part in parts):
-        return parts[0]  # told with the other shapes
-    if entry.hf == llama.EMBED_TOKENS and parts[0].shape[1] == shape.hidden_size:
-        axis = 0
-    if axis is not None:
-        rest = {part.shape[1 - axis] for part in parts}
-        return join(parts, axis) if len(rest) == 1 else parts[0]
-    first = parts[0].read()
-    for part in parts[1:]:
-        if part.shape != parts[0].shape or not torch.equal(part.read(), first):
-            raise LayoutError(
-                "the shards hold different versions of a tensor of which each has a copy",
-                tensor=part.origin,
-                expected=f"the same values as in {parts[0].origin}",
-                remedy="the files are of different models: take all of them from one place",
-            )
-    return parts[0]
-
-
-def _contradiction(
-    folder: Path,
-    name: str,
-    wanted: tuple[int, ...],
-    found: tuple[int, ...],
-    parts: Sequence[LazyTensor],
-    shape: LlamaShape,
-) -> LayoutError:
-    kv_heads = shape.num_key_value_heads
-    repeated = len(parts) * shape.head_dim, shape.hidden_size
-    is_kv = name.endswith((".wk.weight", ".wv.weight"))
-    if is_kv and len(parts) > kv_heads and found == repeated:
-        return LayoutError(
-            "the shards repeat wk and wv: there are more of them than key and value heads",
-            file=folder,
-            tensor=name,
-            expected=f"{wanted} in all shards together",
-            found=f"{found}: {len(parts)} shards for {kv_heads} heads",
-            remedy=f"take the download of this model with at most {kv_heads} shards",
-        )
-    return LayoutError(
-        "params.json and the weights contradict each other",
-        file=folder / PARAMS_NAME,
-        tensor=name,
-        expected=f"{wanted}, by {PARAMS_NAME}",
-        found=f"{found} in {len(parts)} shards ({', '.join(str(p.shape) for p in parts[:4])})",
-        remedy=f"{PARAMS_NAME} is another model's, or a shard is: take all files from one place",
-    )
 
 
 def _require_vocabulary(params: Mapping[str, Any], rows: int, source: Path) -> None:

@@ -129,7 +129,9 @@ def config_from_params(
         "max_position_embeddings": context_length,
         "rms_norm_eps": params.get("norm_eps", 1e-5),
         "rope_theta": theta,
-        "rope_scaling": _LLAMA_3_SCALING | {"factor": _scaling_factor(params)} if scaled else None,
+        "rope_scaling": _LLAMA_3_SCALING | {"factor": _scaling_factor(shape.hidden_size)}
+        if scaled
+        else None,
         "torch_dtype": dtype,
         "vocab_size": vocab_size,
     }, notes
@@ -144,9 +146,9 @@ _LLAMA_3_SCALING = {
 }
 
 
-def _scaling_factor(params: Mapping[str, Any]) -> float:
+def _scaling_factor(dim: int) -> float:
     """32 for the small models of Llama 3.2, else 8."""
-    return 32.0 if params["dim"] < 4096 else 8.0
+    return 32.0 if dim < 4096 else 8.0
 
 
 def _context_length(params: Mapping[str, Any], shape: LlamaShape, theta: float) -> tuple[int, str]:
@@ -176,10 +178,12 @@ def params_json(
     """Meta's ``params.json`` for a model. Keys beyond LLaMA 1's stand only where they are needed,
     because Meta's ``ModelArgs(**params)`` refuses a key that it does not know.
 
-    Raises ``LayoutError`` for what ``params.json`` cannot say: scaled rotary positions, or heads
-    that do not make up the hidden size.
+    Raises ``LayoutError`` for what ``params.json`` cannot say: rotary positions scaled otherwise
+    than in Llama 3.1, or heads that do not make up the hidden size.
     """
-    if (scaling := rope_scaling(config)) is not None:
+    scaling = rope_scaling(config)
+    scaled_as_llama_3 = scaling is not None and _is_llama_3(scaling, shape.hidden_size)
+    if scaling is not None and not scaled_as_llama_3:
         raise LayoutError(
             "params.json cannot say how this model scales its rotary positions",
             file=source,
@@ -208,7 +212,15 @@ def params_json(
         params["n_kv_heads"] = shape.num_key_value_heads
     if rope_theta(config) != DEFAULT_ROPE_THETA:
         params["rope_theta"] = rope_theta(config)
+    if scaled_as_llama_3:
+        params["use_scaled_rope"] = True
     return params
+
+
+def _is_llama_3(scaling: Mapping[str, Any], dim: int) -> bool:
+    """Whether these are the numbers that ``use_scaled_rope`` stands for in Meta's code."""
+    expected = _LLAMA_3_SCALING | {"factor": _scaling_factor(dim)}
+    return {key: value for key, value in scaling.items() if key != "type"} == expected
 
 
 def feed_forward_size(dim: int, multiple_of: int, ffn_dim_multiplier: float | None) -> int:

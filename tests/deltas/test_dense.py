@@ -262,6 +262,15 @@ def test_float32_delta_brings_back_unrelated_models(tmp_path: Path) -> None:
         assert torch.equal(tensor[near], theirs[name][near]), name
 
 
+def test_dry_run_writes_and_claims_nothing(tmp_path: Path) -> None:
+    base, target, delta = make_vicuna(tmp_path)
+    before = tree(tmp_path)
+    apply_delta(base, delta, tmp_path / "out", dry_run=True)
+    report = make_delta(base, target, tmp_path / "made", dry_run=True)
+    assert "gives back" not in report.summary()
+    assert tree(tmp_path) == before
+
+
 SPELLINGS = pytest.mark.parametrize(
     "names",
     [

@@ -90,6 +90,32 @@ def test_meta_may_be_split_over_another_number_of_files(tmp_path: Path) -> None:
         require_equal(found, expected)
 
 
+def test_scaled_positions_of_llama_3_go_there_and_back(tmp_path: Path) -> None:
+    """Factor 32 by transformers' script for Llama 3.2, whose small models alone are this narrow."""
+    described = params(4, rope_theta=500000.0, use_scaled_rope=True, vocab_size=ROWS)
+    meta = save_meta(tmp_path / "meta", split(meta_tensors(4), 2), described)
+    convert_checkpoint(meta, tmp_path / "hf")
+    config = json.loads((tmp_path / "hf/config.json").read_text(encoding="utf-8"))
+    assert config["rope_scaling"] == {
+        "type": "llama3",
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    convert_checkpoint(tmp_path / "hf", tmp_path / "back", output_type="pth", num_shards=2)
+    assert json.loads((tmp_path / "back/params.json").read_text(encoding="utf-8")) == described
+
+
+def test_dry_run_checks_and_writes_nothing(tmp_path: Path) -> None:
+    meta = make_meta(tmp_path / "meta", 2)
+    before = tree(tmp_path)
+    report = convert_checkpoint(meta, tmp_path / "out", dry_run=True)
+    assert report.summary().startswith("Planned:")
+    assert tree(tmp_path) == before
+
+
 def test_dtype_is_rounded_once_when_asked(tmp_path: Path) -> None:
     tensors = meta_tensors(dtype=torch.float32)
     meta = save_meta(tmp_path / "meta", split(tensors, 2))

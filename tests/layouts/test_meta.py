@@ -329,6 +329,10 @@ def flat(shards: list[Tensors]) -> None:
     shards[1]["layers.0.attention.wo.weight"] = torch.zeros(88, dtype=torch.float16)
 
 
+def a_number(shards: list[Tensors]) -> None:
+    shards[1]["layers.0.attention.wo.weight"] = torch.tensor(1.0).half()
+
+
 def a_bias(shards: list[Tensors]) -> None:
     for shard in shards:
         shard["layers.0.attention.wq.bias"] = torch.zeros(8)
@@ -341,6 +345,7 @@ BROKEN: dict[str, tuple[Callable[[list[Tensors]], None], str]] = {
     "quantised": (quantised, "quantised or differ"),
     "another size": (another_size, "contradict"),
     "flat": (flat, "contradict"),
+    "a number": (a_number, "contradict"),
     "a bias": (a_bias, "does not describe"),
 }
 
