@@ -200,12 +200,25 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("output_type", ["pth", "huggingface"])
-def test_bytes_depend_on_nothing_but_the_inputs(tmp_path: Path, output_type: str) -> None:
+PLAIN: dict[str, Any] = {}
+DORA: dict[str, Any] = {"use_dora": True, "modules_to_save": None}
+DORA_EMBED: dict[str, Any] = DORA | {"targets": ["embed_tokens", "lm_head", "down_proj"]}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.parametrize(
+    ("output_type", "kind"),
+    [("pth", PLAIN), ("huggingface", PLAIN), ("pth", DORA), ("huggingface", DORA_EMBED)],
+    ids=["pth", "huggingface", "pth, DoRA", "huggingface, DoRA of the vocabulary"],
+)
+def test_bytes_depend_on_nothing_but_the_inputs(
+    tmp_path: Path, output_type: str, kind: dict[str, Any]
+) -> None:
     """Blocks of several sizes: 1500 and 900 columns make odd blocks, spans end inside tensors."""
     shape = {"hidden_size": 1536, "intermediate_size": 904, "num_hidden_layers": 1}
     base = make_base(tmp_path / "base", vocab_size=1001, **shape)
-    adapter = make_adapter(tmp_path / "lora", base, rows=1100, r=16)
+    rows = None if kind else 1100
+    adapter = make_adapter(tmp_path / "lora", base, rows=rows, r=16, **kind)
     outputs = []
     for number, settings in enumerate(SETTINGS):
         out = tmp_path / f"out{number}"

@@ -1,0 +1,13 @@
+"""Say what an adapter is and what a merge would do with it. --help tells how."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from merge.commands.inspect_adapter import main
+
+if __name__ == "__main__":
+    sys.exit(main())
