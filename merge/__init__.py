@@ -9,14 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import MergeError
+    from .jobs.apply_delta import apply_delta, make_delta
+    from .jobs.convert_checkpoint import convert_checkpoint
     from .jobs.merge_lora import MergeReport, merge_lora
 
 __version__ = "0.1.0"
-__all__ = ["MergeError", "MergeReport", "__version__", "merge_lora"]
+__all__ = [
+    "MergeError",
+    "MergeReport",
+    "__version__",
+    "apply_delta",
+    "convert_checkpoint",
+    "make_delta",
+    "merge_lora",
+]
 
 _HOME = {
     "MergeError": "errors",
     "MergeReport": "jobs.merge_lora",
+    "apply_delta": "jobs.apply_delta",
+    "convert_checkpoint": "jobs.convert_checkpoint",
+    "make_delta": "jobs.apply_delta",
     "merge_lora": "jobs.merge_lora",
 }
 
