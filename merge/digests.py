@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from hashlib import sha256
+from pathlib import Path
 from threading import Condition
 
 import torch
@@ -86,3 +88,18 @@ def content_digests(tensors: Mapping[str, LazyTensor]) -> dict[str, str | None]:
         name: tensor.digest.hexdigest(tensor.rows) if isinstance(tensor, Digested) else None
         for name, tensor in tensors.items()
     }
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, read in pieces, and only once while it stays as it is."""
+    status = path.stat()
+    return _digest(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, _size: int, _changed: int) -> str:
+    digest = sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,9 @@ from typing import Any
 from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder
 
 from . import __version__
-from .digests import content_digests
+from .digests import content_digests, file_digest
 from .lazy import Checkpoint, dtype_name
 from .plan import Plan
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, read in pieces, and only once while it stays as it is."""
-    status = path.stat()
-    return _digest(path, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _digest(path: Path, _size: int, _changed: int) -> str:
-    digest = sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def manifest(
@@ -85,6 +69,6 @@ def checkpoint_entry(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def file_entry(path: Path) -> dict[str, Any]:
+def file_entry(path: Path, digest: str | None = None) -> dict[str, Any]:
     """A small input in the manifest, with the digest of the whole file."""
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": file_digest(path)}
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest or file_digest(path)}

@@ -7,6 +7,7 @@ file; it does not vouch for it.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,18 @@ from pathlib import Path
 
 from .errors import UsageError
 
-CHECKSUMS = Path(__file__).resolve().parent.parent / "SHA256.md"
+# Beside the code in a checkout; an installation puts it where pyproject.toml says.
+CHECKSUMS = next(
+    (
+        path
+        for path in (
+            Path(__file__).resolve().parent.parent / "SHA256.md",
+            Path(sys.prefix) / "share" / "chinese-llama-merge" / "SHA256.md",
+        )
+        if path.is_file()
+    ),
+    Path("SHA256.md"),
+)
 _HEADING = re.compile(r"## (?P<title>.+)")
 _ROW = re.compile(r"\| (?P<model>.+?) \| (?P<part>\d+) \| `(?P<sha256>[0-9a-f]{64})` \|")
 _ADAPTERS = "LoRA adapters"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ..digests import file_digest
 from ..errors import AdapterError
 from ..formats import open_container
 from ..lazy import LazyTensor, block_rows, dtype_name
@@ -58,6 +59,11 @@ class Adapter:
             for patch in stage
             if isinstance(patch, LowRank)
         }
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weight file."""
+        return file_digest(self.weights)
 
     @property
     def name(self) -> str:

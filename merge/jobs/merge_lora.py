@@ -15,6 +15,7 @@ from tokenizer_tools.huggingface import MODEL_NAME
 from tokenizer_tools.known import recognise_bytes
 
 from ..documents import ModelConfig, find_config
+from ..errors import UsageError
 from ..layouts.folder import is_meta
 from ..outputs import require_free
 from ..settings import MergeSettings
@@ -114,7 +115,7 @@ class MergeJob:
                 {
                     "source": source,
                     "weight": a.config.weight,
-                    "files": [file_entry(a.config.path), file_entry(a.weights)],
+                    "files": [file_entry(a.config.path), file_entry(a.weights, a.digest)],
                 }
                 for source, a in zip(self.sources.lora_models, self.adapters, strict=True)
             ],
@@ -162,6 +163,7 @@ def _prepare(sources: Sources, settings: MergeSettings, offload: Offload) -> Mer
         open_adapter(folder, offload, weight)
         for folder, weight in zip(sources.adapters, weights, strict=True)
     )
+    _require_different(adapters)
     if not settings.allow_unknown_combination:
         _require_known_order(sources, base, adapters)
     vocabulary = _vocabulary(sources, base, adapters, settings.vocab_mismatch)
@@ -196,16 +198,29 @@ def _with_new_rows(
     return grow_to_tokenizer(tensors, tokenizer, total, rows, init, config.config), total
 
 
+def _require_different(adapters: Sequence[Adapter]) -> None:
+    """A copy of an adapter under another name would be added twice."""
+    for number, adapter in enumerate(adapters):
+        for other in adapters[:number]:
+            same_size = adapter.weights.stat().st_size == other.weights.stat().st_size
+            if same_size and adapter.digest == other.digest:
+                raise UsageError(
+                    "the same adapter is given twice, in two folders; it would be added twice",
+                    file=adapter.weights,
+                    found=f"the same bytes as {other.weights}",
+                    remedy="name each adapter once",
+                )
+
+
 def _require_known_order(sources: Sources, base: Checkpoint, adapters: Sequence[Adapter]) -> None:
     from .. import known
     from ..deltas.apply import vocabulary_rows
-    from ..integrity import file_digest
     from ..layouts.llama import EMBED_TOKENS
 
     given = [
         known.Given(
             source,
-            known.known_adapter(file_digest(a.weights)) if a.weights.suffix == ".bin" else None,
+            known.known_adapter(a.digest) if a.weights.suffix == ".bin" else None,
             a.config.base_model_name_or_path,
             vocabulary_rows(a),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,13 @@ def test_home_folder_and_relative_paths_are_understood(
     merge_lora("~/llama-7b-hf", "~/chinese-llama", "~/merged")
     files = [path / "consolidated.00.pth" for path in (Path("relative"), inputs.out)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_copy_of_an_adapter_under_another_name_is_refused(inputs: Inputs) -> None:
+    copy = inputs.llama.with_name("copy")
+    shutil.copytree(inputs.llama, copy)
+    before = tree(inputs.folder)
+    with pytest.raises(UsageError, match="in two folders") as caught:
+        merge_lora(inputs.base, [inputs.llama, copy], inputs.folder / "out")
+    assert "same bytes" in caught.value.facts["found"]
+    assert tree(inputs.folder) == before

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from scripts.write_adapters_doc import DOCUMENT, tables, written
+from docs.write_adapters import DOCUMENT, tables, written
 
 
 def test_the_document_is_what_the_registry_writes() -> None:
     document = DOCUMENT.read_text(encoding="utf-8")
-    assert written(document) == document, "run python scripts/write_adapters_doc.py"
+    assert written(document) == document, "run python docs/write_adapters.py"
     assert all(table in document for table in tables().values())
