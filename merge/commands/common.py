@@ -71,16 +71,19 @@ def add_context_length_option(group: argparse._ArgumentGroup) -> None:
 
 def add_output_options(
     parser: argparse.ArgumentParser, output_type: str | None = "huggingface", dtype: str = "auto"
-) -> None:
-    """Add what says how a model is written; with ``output_type`` None, always Hugging Face's."""
+) -> argparse._ArgumentGroup:
+    """Add what says how a model is written; with ``output_type`` None, always Hugging Face's.
+
+    Returns the group, to which a command adds its own word for the output folder.
+    """
     group = parser.add_argument_group("what is written")
     if output_type is not None:
         group.add_argument(
             "--output_type",
             default=output_type,
             choices=("pth", "huggingface", "hf"),
-            help="pth: Meta's consolidated.*.pth; huggingface (hf): .bin or safetensors shards "
-            "(default: %(default)s)",
+            help="pth: Meta's consolidated.*.pth, for llama.cpp; huggingface (hf): .bin or "
+            "safetensors shards, for transformers (default: %(default)s)",
         )
         group.add_argument(
             "--num_shards",
@@ -107,6 +110,7 @@ def add_output_options(
     group.add_argument(
         "--dry_run", action="store_true", help="check everything, say what would be done, stop"
     )
+    return group
 
 
 def add_resource_options(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +126,13 @@ def add_resource_options(parser: argparse.ArgumentParser) -> None:
         "--num_workers", type=int, metavar="N", help="threads that compute (default: up to 2)"
     )
     group.add_argument(
+        "--io",
+        default="auto",
+        choices=("auto", "direct", "buffered"),
+        help="auto: past the page cache for what is not in it; direct: always past it; buffered: "
+        "never (default: %(default)s)",
+    )
+    group.add_argument(
         "--offload_dir",
         metavar="DIR",
         help="where inputs are unpacked that cannot be read in place, and downloads go; emptied "
@@ -133,8 +144,7 @@ def job_options(args: argparse.Namespace) -> dict[str, Any]:
     """What ``add_output_options`` and ``add_resource_options`` say, as a job's keyword arguments.
 
     >>> parser = argparse.ArgumentParser()
-    >>> add_output_options(parser), add_resource_options(parser)
-    (None, None)
+    >>> _ = add_output_options(parser), add_resource_options(parser)
     >>> job_options(parser.parse_args(["--output_type", "hf"]))["output_type"]
     'huggingface'
     """
@@ -149,5 +159,6 @@ def job_options(args: argparse.Namespace) -> dict[str, Any]:
         "dry_run": args.dry_run,
         "max_memory": args.max_memory,
         "num_workers": args.num_workers,
+        "io": args.io,
         "offload_dir": args.offload_dir,
     }

@@ -6,7 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .common import DONE, add_context_length_option, add_output_volume_options, run
+from .common import (
+    DONE,
+    add_context_length_option,
+    add_output_options,
+    add_output_volume_options,
+    add_resource_options,
+    job_options,
+    run,
+)
 
 _DESCRIPTION = """\
 Merge Chinese LoRA adapters into a LLaMA base model and write the full model.
@@ -43,9 +51,12 @@ def _parser(output_type: str) -> argparse.ArgumentParser:
     )
     _add_inputs(parser)
     _add_vocabulary(parser)
-    _add_output(parser, output_type)
+    output = add_output_options(parser, output_type, dtype="float16")
+    output.add_argument(
+        "--output_dir", default="./", metavar="DIR", help="where to (default: %(default)s)"
+    )
     _add_arithmetic(parser)
-    _add_resources(parser)
+    add_resource_options(parser)
     add_output_volume_options(parser)
     return parser
 
@@ -107,47 +118,6 @@ def _add_vocabulary(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_output(parser: argparse.ArgumentParser, output_type: str) -> None:
-    group = parser.add_argument_group("what is written")
-    group.add_argument(
-        "--output_dir", default="./", metavar="DIR", help="where to (default: %(default)s)"
-    )
-    group.add_argument(
-        "--output_type",
-        default=output_type,
-        choices=("pth", "huggingface", "hf"),
-        help="pth: consolidated.*.pth for llama.cpp; huggingface (hf): .bin or safetensors shards "
-        "for transformers (default: %(default)s)",
-    )
-    group.add_argument(
-        "--dtype",
-        default="float16",
-        choices=("auto", "float16", "bfloat16", "float32"),
-        help="of the result; auto keeps the base's (default: %(default)s)",
-    )
-    group.add_argument(
-        "--max_shard_size",
-        default="10GB",
-        metavar="SIZE",
-        help="largest Hugging Face shard (default: %(default)s)",
-    )
-    group.add_argument(
-        "--safe_serialization", action="store_true", help="safetensors instead of .bin"
-    )
-    group.add_argument(
-        "--num_shards",
-        type=int,
-        metavar="N",
-        help="number of .pth files (default: as many as Meta uses for this size)",
-    )
-    group.add_argument(
-        "--overwrite", action="store_true", help="replace an earlier result in --output_dir"
-    )
-    group.add_argument(
-        "--dry_run", action="store_true", help="check everything, say what would be done, stop"
-    )
-
-
 def _add_arithmetic(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("arithmetic")
     group.add_argument(
@@ -156,32 +126,6 @@ def _add_arithmetic(parser: argparse.ArgumentParser) -> None:
         choices=("once", "per_adapter"),
         help="once: exact to the last place; per_adapter: as tools that round to float16 after "
         "each adapter (default: %(default)s)",
-    )
-
-
-def _add_resources(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("memory, disk and processors")
-    group.add_argument(
-        "--max_memory",
-        default="64MB",
-        metavar="SIZE",
-        help="budget for buffers, at most 256MB (default: %(default)s)",
-    )
-    group.add_argument(
-        "--num_workers", type=int, metavar="N", help="threads that compute (default: up to 2)"
-    )
-    group.add_argument(
-        "--io",
-        default="auto",
-        choices=("auto", "direct", "buffered"),
-        help="auto: past the page cache for what is not in it; direct: always past it; buffered: "
-        "never (default: %(default)s)",
-    )
-    group.add_argument(
-        "--offload_dir",
-        metavar="DIR",
-        help="where inputs are unpacked that cannot be read in place, and downloads go; emptied "
-        "at the end (default: beside the output; downloads: the Hub's cache)",
     )
 
 
@@ -196,24 +140,14 @@ def _merge(args: argparse.Namespace) -> int:
             args.output_dir,
             delta_model=args.delta_model,
             tokenizer=args.tokenizer,
-            offload_dir=args.offload_dir,
-            overwrite=args.overwrite,
-            dry_run=args.dry_run,
             on_progress=on_progress,
-            output_type="huggingface" if args.output_type == "hf" else args.output_type,
-            dtype=args.dtype,
-            max_shard_size=args.max_shard_size,
-            safe_serialization=args.safe_serialization,
-            num_shards=args.num_shards,
             rounding=args.rounding,
             lora_weights=" ".join(args.lora_weights) if args.lora_weights else None,
             vocab_mismatch=args.vocab_mismatch,
             allow_unknown_combination=args.allow_unknown_combination,
             context_length=args.context_length,
             new_token_init=args.new_token_init,
-            max_memory=args.max_memory,
-            num_workers=args.num_workers,
-            io=args.io,
+            **job_options(args),
         )
     if not args.quiet:
         print(report.summary())

@@ -6,7 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .common import DONE, add_output_volume_options, run
+from .common import (
+    DONE,
+    add_output_options,
+    add_output_volume_options,
+    add_resource_options,
+    job_options,
+    run,
+)
 
 _DESCRIPTION = """\
 Grow a LLaMA's embeddings and LM head to a larger tokenizer, so that training can start from it.
@@ -47,26 +54,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="more rows, up to a multiple; padding begins as the mean of all old rows",
     )
-    output = parser.add_argument_group("what is written")
+    output = add_output_options(parser)
     output.add_argument("--output_dir", required=True, metavar="DIR", help="where to")
-    output.add_argument(
-        "--output_type",
-        default="huggingface",
-        choices=("pth", "huggingface", "hf"),
-        help="layout of the result (default: %(default)s)",
-    )
-    output.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float16", "bfloat16", "float32"),
-        help="of the result; auto keeps the base's (default: %(default)s)",
-    )
-    output.add_argument("--max_shard_size", default="10GB", metavar="SIZE", help="largest shard")
-    output.add_argument(
-        "--safe_serialization", action="store_true", help="safetensors instead of .bin"
-    )
-    output.add_argument("--overwrite", action="store_true", help="replace an earlier result")
-    output.add_argument("--dry_run", action="store_true", help="check, say what would be done")
+    add_resource_options(parser)
     add_output_volume_options(parser)
     return parser
 
@@ -83,13 +73,8 @@ def _resize(args: argparse.Namespace) -> int:
             init=args.init,
             pad_to_multiple_of=args.pad_to_multiple_of,
             seed=args.seed,
-            overwrite=args.overwrite,
-            dry_run=args.dry_run,
             on_progress=on_progress,
-            output_type="huggingface" if args.output_type == "hf" else args.output_type,
-            dtype=args.dtype,
-            max_shard_size=args.max_shard_size,
-            safe_serialization=args.safe_serialization,
+            **job_options(args),
         )
     if not args.quiet:
         print(report.summary())

@@ -5,19 +5,18 @@ Nothing here needs torch until a checkpoint is opened.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from .config import CONFIG_NAME
+from .llama import META_SHARD
 from .params import PARAMS_NAME
 
 if TYPE_CHECKING:
     from ..lazy import Checkpoint
     from ..staging import Offload
 
-META_SHARD = re.compile(r"consolidated\.(?P<number>\d+)\.pth")
 _HF_WEIGHTS = ("pytorch_model*.bin", "*.safetensors", "*.bin.index.json")
 
 

@@ -22,6 +22,10 @@ LM_HEAD = "lm_head.weight"
 _LEFTOVERS = re.compile(r"(model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rope\.freqs)$")
 
 
+# Meta's weight files, one for each GPU that the model was meant for.
+META_SHARD = re.compile(r"consolidated\.(?P<number>\d+)\.pth")
+
+
 @dataclass(frozen=True)
 class Row:
     """One tensor, or one per layer where the names hold ``{}``.

@@ -14,7 +14,6 @@ from ..lazy import LazyTensor, dtype_name
 from ..staging import Offload
 from . import llama
 from .config import LlamaShape
-from .folder import META_SHARD
 from .huggingface import FLOATS
 from .joined import join
 from .params import PARAMS_NAME
@@ -29,7 +28,7 @@ def shard_files(folder: Path) -> tuple[Path, ...]:
     numbered = {
         int(match["number"]): path
         for path in folder.glob("*.pth")
-        if (match := META_SHARD.fullmatch(path.name))
+        if (match := llama.META_SHARD.fullmatch(path.name))
     }
     missing = [n for n in range(max(numbered, default=0) + 1) if n not in numbered]
     if not missing:
