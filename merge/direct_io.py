@@ -4,8 +4,8 @@ Copying through the page cache costs the kernel more than the disk costs, and a 
 gigabytes that is read once and written once gains nothing from it. Direct I/O wants offsets,
 lengths and memory that are multiples of a page; what is not goes through a buffer that is.
 
-Modes: ``auto`` takes from the page cache what it holds already and goes past it otherwise,
-``direct`` always goes past it, ``buffered`` never. The bytes are the same.
+Modes: ``auto`` reads a file from the page cache when that holds it already and goes past it
+otherwise, ``direct`` always goes past it, ``buffered`` never. The bytes are the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ _PAGE = 4096
 # One page more than a span of rows, because tensors begin anywhere in a page.
 READ_BYTES = (8 << 20) + _PAGE
 # Smaller reads gain nothing: the page cache reads ahead for them.
-_SMALLEST_READ = 256 << 10
+SMALLEST_READ = 256 << 10
+# Places at which a file is asked for in the page cache.
+_PROBES = 16
 # What a file system that cannot do it answers.
 _UNABLE = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP)
 
@@ -51,7 +53,7 @@ _bounce = _Bounce()
 
 
 class DirectReader:
-    """Reads large ranges of a file: from the page cache what it holds already, else past it.
+    """Reads large ranges of a file past the page cache.
 
     Where direct I/O is not to be had, every read answers 0 and the caller reads as usual.
     """
@@ -63,7 +65,7 @@ class DirectReader:
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Fill the beginning of ``buffer`` from ``offset`` on; return how many bytes."""
-        handle = self._open() if len(buffer) >= _SMALLEST_READ else -1
+        handle = self._open()
         if handle < 0:
             return 0
         skipped = offset % _PAGE
@@ -109,15 +111,22 @@ def open_direct(path: Path, flags: int) -> int:
         raise
 
 
-def read_cached(handle: int, buffer: memoryview, offset: int) -> int:
-    """Read what the page cache holds, without waiting for the disk; 0 when that is nothing."""
+def is_cached(handle: int, size: int) -> bool:
+    """Whether the page cache holds a file: a few pages all over it are asked for without waiting.
+
+    Asking makes the kernel read ahead a little, so not every read can begin by asking.
+    """
     if not hasattr(os, "RWF_NOWAIT"):
-        return 0
+        return False
+    page = bytearray(_PAGE)
+    step = max(_PAGE, size // _PROBES)
     try:
-        return os.preadv(handle, [buffer], offset, os.RWF_NOWAIT)
+        return all(
+            os.preadv(handle, [page], offset, os.RWF_NOWAIT) > 0 for offset in range(0, size, step)
+        )
     except OSError as error:
         if error.errno in (errno.EAGAIN, *_UNABLE):
-            return 0
+            return False
         raise
 
 

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import torch
 
-from ..direct_io import DirectReader, read_cached
+from ..direct_io import SMALLEST_READ, DirectReader, is_cached
 from ..errors import FormatError
 from ..settings import IoMode
 
@@ -31,6 +31,7 @@ class InputFile:
         self._lock = threading.Lock()
         self._io = io
         self._direct = DirectReader(path)
+        self._cached: bool | None = None
         self.path = path
         self.size = path.stat().st_size
 
@@ -62,14 +63,17 @@ class InputFile:
         handle = self._open()
         if self.positioned:
             count = 0
-            if self._io == "auto":
-                count = read_cached(handle.fileno(), buffer, offset)
-            if self._io != "buffered":
-                count = count or self._direct.read_into(buffer, offset)
+            if len(buffer) >= SMALLEST_READ and self._goes_past_cache(handle):
+                count = self._direct.read_into(buffer, offset)
             return count or os.preadv(handle.fileno(), [buffer], offset)
         with self._lock:  # the place in the file is shared
             handle.seek(offset)
             return handle.readinto(buffer)  # type: ignore[attr-defined, no-any-return]
+
+    def _goes_past_cache(self, handle: BinaryIO) -> bool:
+        if self._io == "auto" and self._cached is None:
+            self._cached = is_cached(handle.fileno(), self.size)
+        return self._io == "direct" or (self._io == "auto" and not self._cached)
 
     def _open(self) -> BinaryIO:
         with self._lock:
