@@ -17,6 +17,9 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizer_tools.extend import extend, text_pieces
 from tokenizer_tools.spm import read_model, serialise
 
+# A script for other environments, not a module with tests.
+collect_ignore = ["probe.py"]
+
 TEXT = Path(__file__).parents[1] / "text" / "mixed.txt"
 SPECIAL = ("<s>", "</s>", "<unk>", "[PAD]")
 
