@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from .common import (
-    DONE,
     add_context_length_option,
     add_output_options,
     add_output_volume_options,
     add_resource_options,
+    carry_out,
+    command_parser,
     job_options,
     run,
 )
@@ -38,12 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=_DESCRIPTION,
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(_DESCRIPTION, _EXAMPLE)
     group = parser.add_argument_group("what is added")
     for names, words, metavar in (
         (("base-model-path", "base", "base_model"), "LLaMA, in either layout", "DIR_OR_HUB_ID"),
@@ -94,21 +90,20 @@ def delta_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _apply(args: argparse.Namespace) -> int:
     from ..jobs.apply_delta import apply_delta
-    from .progress import progress_bar
 
-    with progress_bar(quiet=args.quiet) as on_progress:
-        report = apply_delta(
+    code = carry_out(
+        args,
+        lambda on_progress: apply_delta(
             args.base_model_path,
             args.delta_path,
             args.target_model_path,
             on_progress=on_progress,
             **delta_options(args),
-        )
-    if not args.quiet:
-        print(report.summary())
-        if args.low_cpu_mem:
-            print("  note: --low-cpu-mem changes nothing: memory is always low here")
-    return DONE
+        ),
+    )
+    if args.low_cpu_mem and not args.quiet:
+        print("  note: --low-cpu-mem changes nothing: memory is always low here")
+    return code
 
 
 if __name__ == "__main__":

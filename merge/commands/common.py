@@ -6,9 +6,12 @@ import argparse
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import MergeError
+
+if TYPE_CHECKING:
+    from ..jobs.writing import OnProgress, Report
 
 DONE, DIFFERENT, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -49,6 +52,27 @@ def _os_error(error: OSError) -> str:
     """Say what the operating system refused, and to which file."""
     reason = error.strerror or str(error)
     return f"{reason}\n  file:     {error.filename}" if error.filename else reason
+
+
+def command_parser(description: str, examples: str | None = None) -> argparse.ArgumentParser:
+    """A parser that keeps the lines of its texts and takes no abbreviated options."""
+    return argparse.ArgumentParser(
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def carry_out(args: argparse.Namespace, job: Callable[[OnProgress], Report]) -> int:
+    """Run a job with progress on the screen, and tell its summary unless ``--quiet``."""
+    from .progress import progress_bar
+
+    with progress_bar(quiet=args.quiet) as on_progress:
+        report = job(on_progress)
+    if not args.quiet:
+        print(report.summary())
+    return DONE
 
 
 def add_output_volume_options(parser: argparse.ArgumentParser) -> None:

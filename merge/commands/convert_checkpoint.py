@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from .common import (
-    DONE,
     add_context_length_option,
     add_output_options,
     add_output_volume_options,
     add_resource_options,
+    carry_out,
+    command_parser,
     job_options,
     run,
 )
@@ -37,12 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=_DESCRIPTION,
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(_DESCRIPTION, _EXAMPLE)
     group = parser.add_argument_group("what is converted")
     group.add_argument(
         "--input", required=True, metavar="DIR_OR_HUB_ID", help="a LLaMA in either layout"
@@ -60,20 +56,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _convert(args: argparse.Namespace) -> int:
     from ..jobs.convert_checkpoint import convert_checkpoint
-    from .progress import progress_bar
 
-    with progress_bar(quiet=args.quiet) as on_progress:
-        report = convert_checkpoint(
+    return carry_out(
+        args,
+        lambda on_progress: convert_checkpoint(
             args.input,
             args.output,
             tokenizer=args.tokenizer,
             context_length=args.context_length,
             on_progress=on_progress,
             **job_options(args),
-        )
-    if not args.quiet:
-        print(report.summary())
-    return DONE
+        ),
+    )
 
 
 if __name__ == "__main__":

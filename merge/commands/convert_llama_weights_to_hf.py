@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .common import (
-    DONE,
     add_context_length_option,
     add_output_options,
     add_output_volume_options,
     add_resource_options,
+    carry_out,
+    command_parser,
     job_options,
     run,
 )
@@ -39,12 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=_DESCRIPTION,
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(_DESCRIPTION, _EXAMPLE)
     group = parser.add_argument_group("what is converted")
     group.add_argument(
         "--input_dir",
@@ -74,20 +70,18 @@ def _parser() -> argparse.ArgumentParser:
 def _convert(args: argparse.Namespace) -> int:
     from ..jobs.convert_checkpoint import convert_checkpoint, find_size
     from ..sources import resolve
-    from .progress import progress_bar
 
     folder = find_size(resolve(args.input_dir, "input folder"), args.model_size)
-    with progress_bar(quiet=args.quiet) as on_progress:
-        report = convert_checkpoint(
+    return carry_out(
+        args,
+        lambda on_progress: convert_checkpoint(
             folder,
             Path(args.output_dir),
             context_length=args.context_length or _CONTEXT_LENGTHS.get(args.llama_version),
             on_progress=on_progress,
             **job_options(args),
-        )
-    if not args.quiet:
-        print(report.summary())
-    return DONE
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 from .apply_delta import add_delta_options, add_path, delta_options
 from .common import (
-    DONE,
     add_output_options,
     add_output_volume_options,
     add_resource_options,
+    carry_out,
+    command_parser,
     run,
 )
 
@@ -37,12 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=_DESCRIPTION,
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(_DESCRIPTION, _EXAMPLE)
     group = parser.add_argument_group("what is subtracted")
     for names, words, metavar in (
         (("base-model-path", "base", "base_model"), "LLaMA, in either layout", "DIR_OR_HUB_ID"),
@@ -59,19 +55,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _make(args: argparse.Namespace) -> int:
     from ..jobs.apply_delta import make_delta
-    from .progress import progress_bar
 
-    with progress_bar(quiet=args.quiet) as on_progress:
-        report = make_delta(
+    return carry_out(
+        args,
+        lambda on_progress: make_delta(
             args.base_model_path,
             args.target_model_path,
             args.delta_path,
             on_progress=on_progress,
             **delta_options(args),
-        )
-    if not args.quiet:
-        print(report.summary())
-    return DONE
+        ),
+    )
 
 
 if __name__ == "__main__":

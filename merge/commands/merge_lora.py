@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from .common import (
-    DONE,
     add_context_length_option,
     add_output_options,
     add_output_volume_options,
     add_resource_options,
+    carry_out,
+    command_parser,
     job_options,
     run,
 )
@@ -43,12 +44,7 @@ def main_to_hf(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(output_type: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=_DESCRIPTION,
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(_DESCRIPTION, _EXAMPLE)
     _add_inputs(parser)
     _add_vocabulary(parser)
     output = add_output_options(parser, output_type, dtype="float16")
@@ -131,10 +127,10 @@ def _add_arithmetic(parser: argparse.ArgumentParser) -> None:
 
 def _merge(args: argparse.Namespace) -> int:
     from ..jobs.merge_lora import merge_lora
-    from .progress import progress_bar
 
-    with progress_bar(quiet=args.quiet) as on_progress:
-        report = merge_lora(
+    return carry_out(
+        args,
+        lambda on_progress: merge_lora(
             args.base_model,
             args.lora_model,
             args.output_dir,
@@ -148,10 +144,8 @@ def _merge(args: argparse.Namespace) -> int:
             context_length=args.context_length,
             new_token_init=args.new_token_init,
             **job_options(args),
-        )
-    if not args.quiet:
-        print(report.summary())
-    return DONE
+        ),
+    )
 
 
 if __name__ == "__main__":

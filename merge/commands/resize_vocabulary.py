@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from .common import (
-    DONE,
     add_output_options,
     add_output_volume_options,
     add_resource_options,
+    carry_out,
+    command_parser,
     job_options,
     run,
 )
@@ -29,11 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser(_DESCRIPTION)
     inputs = parser.add_argument_group("what is resized")
     inputs.add_argument("--base_model", required=True, metavar="DIR_OR_HUB_ID", help="a LLaMA")
     inputs.add_argument(
@@ -63,10 +60,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _resize(args: argparse.Namespace) -> int:
     from ..jobs.resize_vocabulary import resize_vocabulary
-    from .progress import progress_bar
 
-    with progress_bar(quiet=args.quiet) as on_progress:
-        report = resize_vocabulary(
+    return carry_out(
+        args,
+        lambda on_progress: resize_vocabulary(
             args.base_model,
             args.tokenizer,
             args.output_dir,
@@ -75,10 +72,8 @@ def _resize(args: argparse.Namespace) -> int:
             seed=args.seed,
             on_progress=on_progress,
             **job_options(args),
-        )
-    if not args.quiet:
-        print(report.summary())
-    return DONE
+        ),
+    )
 
 
 if __name__ == "__main__":
