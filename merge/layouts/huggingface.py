@@ -56,7 +56,7 @@ def open_base(folder: Path, offload: Offload | None = None, with_extra: bool = F
     known = EXTENDED_MODEL_TYPES if with_extra else LLAMA_MODEL_TYPES
     shape = LlamaShape.from_config(config, folder / CONFIG_NAME, known)
     files = weight_files(folder)
-    tensors = _collect(files, offload)
+    tensors = collect(files, offload)
     dropped = tuple(name for name in tensors if llama.is_leftover(name))
     kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     extra = _taken_out(kept, shape) if with_extra else {}
@@ -151,9 +151,10 @@ def _refuse_missing(folder: Path, missing: list[str], count: int) -> None:
     )
 
 
-def _collect(
+def collect(
     files: Mapping[Path, tuple[str, ...] | None], offload: Offload | None
 ) -> dict[str, LazyTensor]:
+    """Every tensor of the files, each of which must hold what the index promises in it."""
     tensors: dict[str, LazyTensor] = {}
     for path, promised in files.items():
         here = open_container(path, offload)

@@ -1,0 +1,126 @@
+"""``compare_checkpoints``: two checkpoints, tensor by tensor, whatever their layouts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UsageError
+from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..lazy import LazyTensor
+    from ..verification.compare import Comparison
+    from ..verification.opening import Opened
+
+    Tensors = Mapping[str, LazyTensor]
+
+_DESCRIPTION = """\
+Compare two checkpoints tensor by tensor, in any two layouts (Hugging Face's .bin or safetensors,
+Meta's .pth, or single weight files) and dtypes. Names and rotary order are brought to Hugging
+Face's first. Distances are counted in units in the last place (ulp), of the coarser dtype where the
+two differ; every difference in bits counts at least 1.
+"""
+_EPILOG = """\
+example, this merge and one made elsewhere:
+  %(prog)s chinese-alpaca-plus-7b downloads/chinese-alpaca-plus-7b-pth --max_ulp 1
+
+exit codes: 0 the same, or within --max_ulp; 1 different; 2 wrong input; 130 interrupted
+"""
+_LISTED = 20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare two checkpoints."""
+    return run(_parser(), _compare, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser(_DESCRIPTION, _EPILOG)
+    for name in ("A", "B"):
+        parser.add_argument(
+            name.lower(), metavar=name, type=Path, help="model folder, or one weight file"
+        )
+    parser.add_argument(
+        "--max_ulp",
+        type=int,
+        default=0,
+        metavar="N",
+        help="largest distance that still counts as the same (default: %(default)s)",
+    )
+    add_output_volume_options(parser)
+    return parser
+
+
+def _compare(args: argparse.Namespace) -> int:
+    if args.max_ulp < 0:
+        raise UsageError("--max_ulp must be at least 0", found=args.max_ulp)
+
+    from ..staging import Offload
+    from ..verification.compare import compare
+    from ..verification.opening import open_any
+    from .progress import progress_bar
+
+    with Offload(None, Path.cwd()) as offload:
+        ours, theirs = open_any(args.a, offload), open_any(args.b, offload)
+        with progress_bar(args.quiet, "comparing") as on_progress:
+            result = compare(*_tensors(ours, theirs), on_progress)
+    if not args.quiet:
+        for line in _report(ours, theirs, result, args):
+            print(line)
+    return DIFFERENT if result.differ(args.max_ulp) else DONE
+
+
+def _tensors(ours: Opened, theirs: Opened) -> tuple[Tensors, Tensors]:
+    """Both sides; a tied model has an LM head where the other one has."""
+    from ..layouts.llama import LM_HEAD
+
+    either = LM_HEAD in ours.tensors or LM_HEAD in theirs.tensors
+    return (ours.with_head(), theirs.with_head()) if either else (ours.tensors, theirs.tensors)
+
+
+def _report(
+    ours: Opened, theirs: Opened, result: Comparison, args: argparse.Namespace
+) -> Iterator[str]:
+    from ..verification.compare import told
+
+    for label, side in (("A", ours), ("B", theirs)):
+        yield f"{label}  {side.path} ({side.layout}, {side.dtypes}, {len(side.tensors)} tensors)"
+    different = [tensor for tensor in result.compared if not tensor.is_identical]
+    yield f"identical: {len(result.compared) - len(different)} tensors"
+    different.sort(key=lambda tensor: -tensor.max_ulp)
+    shown = different if args.verbose else different[:_LISTED]
+    if different:
+        yield f"not identical: {len(different)} tensors"
+    for tensor in shown:
+        yield from (f"  {line}" for line in told(tensor))
+    if len(shown) < len(different):
+        yield f"  ... and {len(different) - len(shown)} more (--verbose lists them)"
+    for name, shapes in result.other_shapes.items():
+        yield f"other shape: {name}: {shapes[0]} in A, {shapes[1]} in B"
+    for label, names in (("missing in B", result.missing), ("only in B", result.extra)):
+        for name in names if args.verbose else names[:_LISTED]:
+            yield f"{label}: {name}"
+        if not args.verbose and len(names) > _LISTED:
+            yield f"{label}: ... and {len(names) - _LISTED} more"
+    yield _verdict(result, args.max_ulp)
+
+
+def _verdict(result: Comparison, max_ulp: int) -> str:
+    within = f"within {max_ulp} ulp" if max_ulp else "the same bits"
+    if result.differ(max_ulp):
+        return f"DIFFERENT: not {within} throughout"
+    if all(tensor.is_identical for tensor in result.compared):
+        return "the same: every tensor is identical"
+    if not max_ulp:
+        return "the same numbers: equal in the coarser dtype"
+    return f"the same {within}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What is on disk, held against what was published, planned, and computed."""

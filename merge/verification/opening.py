@@ -1,0 +1,67 @@
+"""A checkpoint to look at, in whichever layout: opened even where something is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from ..formats import open_container
+from ..json_text import read_json
+from ..layouts import huggingface, llama, meta
+from ..layouts.config import CONFIG_NAME
+from ..layouts.folder import is_meta
+from ..lazy import LazyTensor, dtype_name
+from ..staging import Offload
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The tensors of a folder by Hugging Face name, or of one file as they are named there."""
+
+    path: Path
+    layout: str
+    tensors: Mapping[str, LazyTensor]
+    config: Mapping[str, Any]
+
+    @property
+    def dtypes(self) -> str:
+        """Every dtype that occurs."""
+        return ", ".join(sorted({dtype_name(tensor.dtype) for tensor in self.tensors.values()}))
+
+    def with_head(self) -> Mapping[str, LazyTensor]:
+        """The tensors, with the embeddings as LM head where config.json ties the two."""
+        tied = self.config.get("tie_word_embeddings") and llama.EMBED_TOKENS in self.tensors
+        if tied and llama.LM_HEAD not in self.tensors:
+            return {**self.tensors, llama.LM_HEAD: self.tensors[llama.EMBED_TOKENS]}
+        return self.tensors
+
+
+def open_any(path: Path, offload: Offload | None = None) -> Opened:
+    """Open a folder in Hugging Face's or Meta's layout, or a single weight file.
+
+    What config.json asks for need not be there: a comparison names what is missing. Raises
+    ``UsageError`` for a path that does not exist, ``LayoutError`` and ``FormatError`` for files
+    that contradict each other or are damaged.
+    """
+    if path.is_file():
+        return Opened(path, "one file", _weights(open_container(path, offload)), {})
+    if not path.is_dir():
+        raise UsageError(
+            "the checkpoint does not exist",
+            file=path,
+            expected="a folder with a model, or a weight file",
+            remedy="check the spelling",
+        )
+    if is_meta(path):
+        checkpoint = meta.open_base(path, offload)
+        return Opened(path, "Meta", checkpoint.tensors, checkpoint.config)
+    tensors = huggingface.collect(huggingface.weight_files(path), offload)
+    config = read_json(path / CONFIG_NAME) if (path / CONFIG_NAME).is_file() else {}
+    return Opened(path, "Hugging Face", _weights(tensors), config)
+
+
+def _weights(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    return {name: tensor for name, tensor in tensors.items() if not llama.is_leftover(name)}

@@ -1,0 +1,80 @@
+"""Rows of several tensors side by side, read ahead while the ones before are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+from ..lazy import LazyTensor, RowReader, block_rows
+
+# Two of these are in memory at a time, over all tensors that are read together.
+SPAN_BYTES = 12 << 20
+
+Rows = tuple[torch.Tensor, ...]
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Keep torch's own threads out of the way: blocks are small, and files are read beside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def side_by_side(
+    tensors: Sequence[LazyTensor], span_bytes: int = SPAN_BYTES
+) -> Iterator[tuple[int, int, Rows]]:
+    """Yield ``(start, stop, rows)`` from the first row of the longest tensor to its last.
+
+    A shorter tensor gives the rows that it has. The rows live until the next ones are asked for.
+    """
+    step = _step(tensors, span_bytes)
+    total = max(tensor.rows for tensor in tensors)
+    readers = [tensor.reader() for tensor in tensors]
+    free = [_buffers(tensors, min(step, total)) for _ in range(2)]
+    spans = iter(range(0, total, step))
+    waiting: list[tuple[int, list[torch.Tensor], list[Future[torch.Tensor]]]] = []
+    with ThreadPoolExecutor(len(tensors)) as pool:
+        while True:
+            while free and (start := next(spans, None)) is not None:
+                buffers = free.pop()
+                jobs = [
+                    pool.submit(_fill, tensor, read, buffer, start, min(start + step, total))
+                    for tensor, read, buffer in zip(tensors, readers, buffers, strict=True)
+                ]
+                waiting.append((start, buffers, jobs))
+            if not waiting:
+                return
+            start, buffers, jobs = waiting.pop(0)
+            yield start, min(start + step, total), tuple(job.result() for job in jobs)
+            free.append(buffers)
+
+
+def _step(tensors: Sequence[LazyTensor], span_bytes: int) -> int:
+    """Rows of a span: whole blocks of the arithmetic, as many as fit, at least one."""
+    grid = block_rows(tensors[0].shape)
+    row_bytes = sum(tensor.row_bytes for tensor in tensors)
+    return grid * max(1, span_bytes // max(1, grid * row_bytes))
+
+
+def _buffers(tensors: Sequence[LazyTensor], rows: int) -> list[torch.Tensor]:
+    return [
+        torch.empty((min(rows, tensor.rows), *tensor.shape[1:]), dtype=tensor.dtype)
+        for tensor in tensors
+    ]
+
+
+def _fill(
+    tensor: LazyTensor, read: RowReader, buffer: torch.Tensor, start: int, stop: int
+) -> torch.Tensor:
+    count = max(0, min(stop, tensor.rows) - start)
+    rows = buffer[:count]
+    if count:
+        read(start, start + count, rows)
+    return rows

@@ -1,0 +1,13 @@
+"""Compare two checkpoints, tensor by tensor. --help tells how."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from merge.commands.compare_checkpoints import main
+
+if __name__ == "__main__":
+    sys.exit(main())
