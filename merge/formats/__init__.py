@@ -13,17 +13,18 @@ from typing import BinaryIO
 from ..errors import FormatError
 from ..lazy import LazyTensor
 from ..staging import Offload
-from . import safetensors, torch_legacy, torch_zip
+from . import gguf, safetensors, torch_legacy, torch_zip
 from .container import ContainerWriter, TensorInfo
 from .files import InputFile, refuse_placeholder
 
 __all__ = ["WRITERS", "ContainerWriter", "InputFile", "TensorInfo", "open_container"]
 
-# By the ending of the files that Hugging Face and Meta name so.
+# By the ending of the files that Hugging Face, Meta and llama.cpp name so.
 WRITERS: dict[str, Callable[[BinaryIO, Sequence[TensorInfo]], ContainerWriter]] = {
     ".bin": torch_zip.TorchZipWriter,
     ".pth": torch_zip.TorchZipWriter,
     ".safetensors": safetensors.SafetensorsWriter,
+    ".gguf": gguf.GgufWriter,
 }
 
 
@@ -39,12 +40,14 @@ def open_container(path: Path, offload: Offload | None = None) -> dict[str, Lazy
         return torch_zip.read(file, offload)
     if head == torch_legacy.MAGIC:
         return torch_legacy.read(file)
+    if head.startswith(gguf.MAGIC):
+        return gguf.read(file).tensors
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return safetensors.read(file)
     raise FormatError(
         "this is no weight file of a kind that is known here",
         file=path,
-        expected="a torch checkpoint (.bin, .pth) or safetensors",
+        expected="a torch checkpoint (.bin, .pth), safetensors or GGUF",
         found=f"a file that begins with {head[:8]!r}",
         remedy="an unfinished download, or another kind of file under this name",
     )

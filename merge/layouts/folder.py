@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 _HF_WEIGHTS = ("pytorch_model*.bin", "*.safetensors", "*.bin.index.json")
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether this is a ``.gguf`` file, or a folder that has such files and no other weights."""
+    if not path.is_dir():
+        return path.suffix == ".gguf"
+    others = (*_HF_WEIGHTS, "*.pth")
+    return any(path.glob("*.gguf")) and not any(any(path.glob(pattern)) for pattern in others)
+
+
 def is_meta(folder: Path) -> bool:
     """Whether a folder is in Meta's layout: its weights are, or it has ``params.json`` alone.
 
@@ -43,10 +51,11 @@ def open_checkpoint(
     context_length: int | None = None,
     with_extra: bool = False,
 ) -> Checkpoint:
-    """Open a model in Hugging Face's or Meta's layout, under Hugging Face's names and order.
+    """Open a model in any layout, under Hugging Face's names and order.
 
-    ``context_length`` is for Meta's layout, which does not say it. With ``with_extra`` a Hugging
-    Face folder may hold more than a LLaMA does; that is kept apart. Raises ``LayoutError`` and
+    ``folder`` may be a ``.gguf`` file too. ``context_length`` is for Meta's layout, which does not
+    say it. With ``with_extra`` a Hugging Face folder may hold more than a LLaMA does; that is kept
+    apart. Raises ``LayoutError`` and
     ``FormatError`` for what is no whole model, ``UsageError`` for a ``context_length`` that the
     folder's own ``config.json`` would contradict.
     """
@@ -54,6 +63,10 @@ def open_checkpoint(
         from . import meta
 
         return meta.open_base(folder, offload, context_length)
+    if is_gguf(folder):
+        from . import gguf
+
+        return gguf.open_gguf(folder, offload.io if offload else "auto")
     if context_length is not None:
         raise UsageError(
             "--context_length is only for models in Meta's layout, which does not say it",

@@ -1,7 +1,7 @@
 """THE table: every tensor of a LLaMA, its name in each layout, its shape, how Meta shards it.
 
 Sources: Meta's ``llama/model.py`` (names, parallel layers) and transformers' conversion script for
-LLaMA (the rotary order of q and k).
+LLaMA (the rotary order of q and k); llama.cpp's ``gguf`` package (its names).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Row:
 
     hf: str
     meta: str
+    gguf: str
     shape: tuple[str, ...]
     shard_axis: int | None
     rotary: Rotary | None = None
@@ -46,10 +47,11 @@ class Row:
 _ATTENTION, _MLP = "model.layers.{}.self_attn.", "model.layers.{}.mlp."
 
 TABLE = (
-    Row(EMBED_TOKENS, "tok_embeddings.weight", ("vocab", "hidden_size"), 1),
+    Row(EMBED_TOKENS, "tok_embeddings.weight", "token_embd.weight", ("vocab", "hidden_size"), 1),
     Row(
         _ATTENTION + "q_proj.weight",
         "layers.{}.attention.wq.weight",
+        "blk.{}.attn_q.weight",
         ("q_rows", "hidden_size"),
         0,
         "num_attention_heads",
@@ -57,6 +59,7 @@ TABLE = (
     Row(
         _ATTENTION + "k_proj.weight",
         "layers.{}.attention.wk.weight",
+        "blk.{}.attn_k.weight",
         ("kv_rows", "hidden_size"),
         0,
         "num_key_value_heads",
@@ -64,47 +67,54 @@ TABLE = (
     Row(
         _ATTENTION + "v_proj.weight",
         "layers.{}.attention.wv.weight",
+        "blk.{}.attn_v.weight",
         ("kv_rows", "hidden_size"),
         0,
     ),
     Row(
         _ATTENTION + "o_proj.weight",
         "layers.{}.attention.wo.weight",
+        "blk.{}.attn_output.weight",
         ("hidden_size", "q_rows"),
         1,
     ),
     Row(
         _MLP + "gate_proj.weight",
         "layers.{}.feed_forward.w1.weight",
+        "blk.{}.ffn_gate.weight",
         ("intermediate_size", "hidden_size"),
         0,
     ),
     Row(
         _MLP + "up_proj.weight",
         "layers.{}.feed_forward.w3.weight",
+        "blk.{}.ffn_up.weight",
         ("intermediate_size", "hidden_size"),
         0,
     ),
     Row(
         _MLP + "down_proj.weight",
         "layers.{}.feed_forward.w2.weight",
+        "blk.{}.ffn_down.weight",
         ("hidden_size", "intermediate_size"),
         1,
     ),
     Row(
         "model.layers.{}.input_layernorm.weight",
         "layers.{}.attention_norm.weight",
+        "blk.{}.attn_norm.weight",
         ("hidden_size",),
         None,
     ),
     Row(
         "model.layers.{}.post_attention_layernorm.weight",
         "layers.{}.ffn_norm.weight",
+        "blk.{}.ffn_norm.weight",
         ("hidden_size",),
         None,
     ),
-    Row("model.norm.weight", "norm.weight", ("hidden_size",), None),
-    Row(LM_HEAD, "output.weight", ("vocab", "hidden_size"), 0),
+    Row("model.norm.weight", "norm.weight", "output_norm.weight", ("hidden_size",), None),
+    Row(LM_HEAD, "output.weight", "output.weight", ("vocab", "hidden_size"), 0),
 )
 
 
@@ -114,6 +124,7 @@ class Entry:
 
     hf: str
     meta: str
+    gguf: str
     shape: tuple[int | None, ...]
     row: Row
 
@@ -131,7 +142,8 @@ def entries(shape: LlamaShape) -> Iterator[Entry]:
 
 def _entry(row: Row, shape: LlamaShape, layer: str) -> Entry:
     sizes = tuple(None if name == "vocab" else getattr(shape, name) for name in row.shape)
-    return Entry(row.hf.format(layer), row.meta.format(layer), sizes, row)
+    hf, meta, gguf = (name.format(layer) for name in (row.hf, row.meta, row.gguf))
+    return Entry(hf, meta, gguf, sizes, row)
 
 
 def is_leftover(name: str) -> bool:

@@ -1,0 +1,254 @@
+"""GGUF: llama.cpp's container. Metadata and tensor infos, then the data, each tensor aligned.
+
+Read here without the ``gguf`` package, which maps files and trusts their headers; written with the
+header that the package makes (see ``layouts/gguf.py``).
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, BinaryIO
+
+import torch
+
+from ..errors import FormatError
+from ..lazy import LazyTensor, RowReader, block_rows, scratch
+from .container import ContainerWriter, TensorInfo
+from .file_tensor import FileTensor, contiguous_strides
+from .files import InputFile
+
+MAGIC = b"GGUF"
+ALIGNMENT = 32
+# Q8_0: 32 elements of a row as a float16 scale and 32 int8.
+BLOCK, BLOCK_BYTES = 32, 34
+
+_ALIGNMENT_KEY = "general.alignment"
+_VERSIONS = (2, 3)
+_SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
+_STRING, _ARRAY = 8, 9
+_PLAIN = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
+_Q8_0 = 8
+# ggml's other types that files in circulation hold, to call them by their names.
+_OTHER_TYPES = {
+    **{2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K"},
+    **{13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 20: "IQ4_NL", 23: "IQ4_XS", 28: "F64"},
+}
+_MOST_DIMENSIONS = 4
+_WINDOW = 1 << 18
+
+
+@dataclass(frozen=True)
+class Gguf:
+    """What a file holds: its metadata by key, and its tensors by their names there.
+
+    Shapes are in rows and columns, the reverse of how ggml counts dimensions.
+    """
+
+    metadata: dict[str, Any]
+    tensors: dict[str, LazyTensor]
+
+
+@dataclass(frozen=True)
+class Q8Tensor(LazyTensor):
+    """A Q8_0 matrix as float32; ``blocks`` are its bytes, shape (rows, columns / 32 x 34)."""
+
+    blocks: FileTensor
+
+    def reader(self) -> RowReader:
+        block_rows_of = self.blocks.reader()
+        grid = block_rows(self.shape)
+
+        def fill(start: int, stop: int, out: torch.Tensor) -> None:
+            for begin in range(start, stop, grid):
+                end = min(begin + grid, stop)
+                raw = scratch("q8_0", (end - begin, *self.blocks.shape[1:]), torch.uint8)
+                block_rows_of(begin, end, raw)
+                pairs = raw.view(-1, BLOCK_BYTES)
+                scales = pairs[:, :2].contiguous().view(torch.float16)
+                values = out[begin - start : end - start].view(-1, BLOCK)
+                torch.mul(pairs[:, 2:].view(torch.int8), scales.float(), out=values)
+
+        return fill
+
+
+def read(file: InputFile) -> Gguf:
+    """Return metadata and tensors of a file, from its header alone.
+
+    f32, f16 and bf16 come as they are, q8_0 as float32. Raises ``FormatError`` for other types, for
+    headers that promise more than the file holds, and for files of another version or byte order.
+    """
+    cursor = _Cursor(file)
+    tensor_count, value_count = _opened(cursor)
+    metadata = dict(_unique(cursor, (_key_value(cursor) for _ in range(value_count)), "key"))
+    infos = dict(_unique(cursor, (_tensor_info(cursor) for _ in range(tensor_count)), "tensor"))
+    alignment = metadata.get(_ALIGNMENT_KEY, ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+        raise cursor.damaged(f"an alignment of {alignment!r}")
+    start = -(-cursor.position // alignment) * alignment
+    tensors = {name: _lazy(file, name, info, start) for name, info in infos.items()}
+    return Gguf(metadata, tensors)
+
+
+def _opened(cursor: _Cursor) -> tuple[int, int]:
+    """Numbers of tensors and of metadata, after the file has shown to be what it should be."""
+    if cursor.take(4) != MAGIC:
+        raise cursor.damaged("another beginning than GGUF")
+    version = cursor.number("I")
+    if version not in _VERSIONS:
+        swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS
+        raise FormatError(
+            "this GGUF file is of a kind that is not read here",
+            file=cursor.file.path,
+            expected="version 2 or 3, little-endian",
+            found="big-endian" if swapped else f"version {version}",
+            remedy="make it anew with a current llama.cpp",
+        )
+    return cursor.number("Q"), cursor.number("Q")
+
+
+def _unique(
+    cursor: _Cursor, pairs: Iterator[tuple[str, Any]], kind: str
+) -> Iterator[tuple[str, Any]]:
+    seen = set()
+    for name, value in pairs:
+        if name in seen:
+            raise cursor.damaged(f"the {kind} {name!r} twice")
+        seen.add(name)
+        yield name, value
+
+
+def _key_value(cursor: _Cursor) -> tuple[str, Any]:
+    key = cursor.text()
+    return key, cursor.value(cursor.number("I"))
+
+
+def _tensor_info(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], int, int]]:
+    name = cursor.text()
+    dimensions = cursor.number("I")
+    if dimensions > _MOST_DIMENSIONS:
+        raise cursor.damaged(f"{dimensions} dimensions for {name!r}")
+    shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]
+    return name, (shape, cursor.number("I"), cursor.number("Q"))
+
+
+def _lazy(
+    file: InputFile, name: str, info: tuple[tuple[int, ...], int, int], start: int
+) -> LazyTensor:
+    shape, kind, offset = info
+    origin = f"{file.path.name}: {name}"
+    place = start + offset
+    if kind in _PLAIN:
+        return _placed(file, shape, _PLAIN[kind], origin, place)
+    if kind == _Q8_0 and len(shape) == 2 and shape[1] % BLOCK == 0:
+        width = shape[1] // BLOCK * BLOCK_BYTES
+        blocks = _placed(file, (shape[0], width), torch.uint8, origin, place)
+        return Q8Tensor(shape, torch.float32, origin, blocks)
+    raise FormatError(
+        "the tensor is in a type that is not read here",
+        file=file.path,
+        tensor=name,
+        expected="f32, f16, bf16 or q8_0",
+        found=f"{_OTHER_TYPES.get(kind, f'type {kind}')}, shape {shape}",
+        remedy="take the file from which this one was quantised",
+    )
+
+
+def _placed(
+    file: InputFile, shape: tuple[int, ...], dtype: torch.dtype, origin: str, place: int
+) -> FileTensor:
+    tensor = FileTensor(shape, dtype, origin, file, place, contiguous_strides(shape))
+    if place + prod(shape) * dtype.itemsize > file.size:
+        raise FormatError(
+            "the file ends before its tensors do: an unfinished download or copy",
+            file=file.path,
+            tensor=origin,
+            expected=f"at least {place + prod(shape) * dtype.itemsize:,} bytes",
+            found=f"{file.size:,} bytes",
+            remedy="fetch or copy the file again",
+        )
+    return tensor
+
+
+class _Cursor:
+    """Reads a header from its beginning on, never beyond the end of the file."""
+
+    def __init__(self, file: InputFile) -> None:
+        self.file = file
+        self.position = 0
+        self._window = b""
+        self._window_start = 0
+
+    def take(self, count: int) -> bytes:
+        """The next ``count`` bytes."""
+        if count > self.file.size - self.position:
+            raise self.damaged(f"{count:,} bytes promised")
+        first = self.position - self._window_start
+        if first + count > len(self._window):
+            size = min(max(count, _WINDOW), self.file.size - self.position)
+            self._window, self._window_start = self.file.read(self.position, size), self.position
+            first = 0
+        self.position += count
+        return self._window[first : first + count]
+
+    def number(self, code: str) -> Any:
+        """One number of a ``struct`` code."""
+        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
+
+    def text(self) -> str:
+        """A string: its length, then UTF-8."""
+        data = self.take(self.number("Q"))
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise self.damaged(f"text that is no UTF-8: {data[:20]!r}") from None
+
+    def value(self, kind: int) -> Any:
+        """A value of metadata: number, string, or a list of either."""
+        if kind in _SCALARS:
+            return self.number(_SCALARS[kind])
+        if kind == _STRING:
+            return self.text()
+        if kind == _ARRAY:
+            return self._array(self.number("I"), self.number("Q"))
+        raise self.damaged(f"metadata of type {kind}")
+
+    def _array(self, kind: int, count: int) -> list[Any]:
+        if kind == _STRING:
+            return [self.text() for _ in range(count)]
+        if kind not in _SCALARS:
+            raise self.damaged(f"a list of type {kind}")
+        code = _SCALARS[kind]
+        data = self.take(count * struct.calcsize("<" + code))
+        return list(struct.unpack(f"<{count}{code}", data))
+
+    def damaged(self, found: str) -> FormatError:
+        """The error for a header that cannot be."""
+        return FormatError(
+            "this is no whole GGUF file",
+            file=self.file.path,
+            found=f"{found} at byte {self.position:,} of {self.file.size:,}",
+            remedy="an unfinished download or copy, or another kind of file: fetch it again",
+        )
+
+
+class GgufWriter(ContainerWriter):
+    """Writes the data that follows a header, each tensor padded to the alignment.
+
+    The header comes from the plan, because it says more than names, shapes and dtypes.
+    """
+
+    def __init__(self, stream: BinaryIO, tensors: Sequence[TensorInfo]) -> None:
+        super().__init__(tensors)
+        self._stream = stream
+
+    def _tensor_sinks(self) -> Iterator[BinaryIO]:
+        for tensor in self.tensors:
+            yield self._stream
+            self._stream.write(bytes(-tensor.nbytes % ALIGNMENT))
+
+    def _finish(self) -> None:
+        """Nothing follows the last tensor's padding."""
