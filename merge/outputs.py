@@ -10,6 +10,7 @@ from tokenizer_tools.huggingface import CLASS_FILE_NAME
 
 from .errors import OutputError
 from .json_text import read_json
+from .lock import require_unlocked
 
 MANIFEST_NAME = "merge_manifest.json"
 # Files by which some reader takes a folder for a model, so that two models would be mixed up.
@@ -35,8 +36,8 @@ def require_free(folder: Path, inputs: Iterable[Path], overwrite: bool) -> list[
     """Check that a model may be written to ``folder``; return the files it will replace.
 
     Those are the files of an earlier result, as its manifest lists them. Raises ``OutputError`` for
-    a folder that is read from, for model files without ``overwrite``, and with it for model files
-    that no manifest claims.
+    a folder that is read from or that another run writes to, for model files without ``overwrite``,
+    and with it for model files that no manifest claims.
     """
     _require_writable(folder)
     if not folder.exists():
@@ -48,6 +49,7 @@ def require_free(folder: Path, inputs: Iterable[Path], overwrite: bool) -> list[
                 file=folder,
                 remedy="choose another --output_dir",
             )
+    require_unlocked(folder)
     found = {path for pattern in _MODEL_FILES for path in folder.glob(pattern)}
     present = sorted(path for path in found if path.is_file())
     if present and not overwrite:

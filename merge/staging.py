@@ -8,11 +8,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 from .errors import OutputError
+from .lock import FolderLock
 from .settings import IoMode
 from .sizes import size_text
 
@@ -27,17 +29,21 @@ class StagedFolder:
     without an error makes them durable and moves them into place, in the order in which they were
     opened; leaving it with one removes them, and the folder too if it was made here.
 
-    ``obsolete`` are files of an earlier run that are removed once the new ones are in place.
+    ``obsolete`` are files of an earlier run that are removed once the new ones are in place. Raises
+    ``OutputError`` while another process writes to the folder.
     """
 
     def __init__(self, folder: Path, obsolete: Iterable[Path] = ()) -> None:
         self.folder = folder
         self._obsolete = tuple(obsolete)
-        self._made: list[Path] = []
         self._files: dict[str, BinaryIO] = {}
+        self._held = ExitStack()
 
     def __enter__(self) -> StagedFolder:
-        self._made = _make(self.folder)
+        with ExitStack() as stack:
+            stack.callback(_remove_empty, _make(self.folder))
+            stack.enter_context(FolderLock(self.folder))
+            self._held = stack.pop_all()
         return self
 
     def create(self, name: str, io: IoMode = "buffered", buffer_bytes: int = 1 << 20) -> BinaryIO:
@@ -71,14 +77,15 @@ class StagedFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
+        with self._held:
+            if error is not None:
+                self._discard(error)
+                return
             try:
                 self._commit()
             except BaseException as failure:
                 self._discard(failure)
                 raise
-        else:
-            self._discard(error)
 
     def _commit(self) -> None:
         for name in self._files:
@@ -96,7 +103,6 @@ class StagedFolder:
             with contextlib.suppress(OSError):  # what a full disk did not take is still buffered
                 handle.close()
             self._partial(name).unlink(missing_ok=True)
-        _remove_empty(self._made)
         if isinstance(reason, OSError) and reason.errno in _FULL:
             raise OutputError(
                 "the disk took no more while the result was written",
@@ -182,6 +188,6 @@ def _make(folder: Path) -> list[Path]:
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    with contextlib.suppress(OSError):  # somebody else's file came in: the folder stays
+    with contextlib.suppress(OSError):  # something is in it: the folder stays
         for path in reversed(folders):
             path.rmdir()

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MergeError
+from .signals import INTERRUPTED, Interrupted, ended_by_signals
 
 if TYPE_CHECKING:
     from ..jobs.writing import OnProgress, Report
 
-DONE, DIFFERENT, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, DIFFERENT, WRONG_INPUT = 0, 1, 2
 
 
 def run(
@@ -23,8 +24,9 @@ def run(
 ) -> int:
     """Parse ``argv`` and run ``command``; return the exit code of the process.
 
-    0 done, 1 a check found a difference, 2 wrong input or usage, 130 interrupted. A mistake in the
-    input is told in one message on standard error; the traceback is shown only with ``--verbose``.
+    0 done, 1 a check found a difference, 2 wrong input or usage, 130 interrupted, 143 terminated. A
+    mistake in the input is told in one message on standard error; the traceback is shown only with
+    ``--verbose``.
     """
     for stream in (sys.stdout, sys.stderr):  # a Windows console may not be UTF-8
         if hasattr(stream, "reconfigure"):
@@ -32,13 +34,16 @@ def run(
     args = parser.parse_args(argv)
     verbose = bool(getattr(args, "verbose", False))
     try:
-        return command(args)
+        with ended_by_signals():
+            return command(args)
     except MergeError as error:
         return _tell(f"error: {error}", verbose, WRONG_INPUT)
     except OSError as error:
         return _tell(f"error: {_os_error(error)}", verbose, WRONG_INPUT)
-    except KeyboardInterrupt:
-        return _tell("interrupted: nothing was written under a final name", verbose, INTERRUPTED)
+    except KeyboardInterrupt as interruption:
+        code = interruption.exit_code if isinstance(interruption, Interrupted) else INTERRUPTED
+        kept = str(interruption) or "nothing was written under a final name"
+        return _tell(f"interrupted: {kept}", verbose, code)
 
 
 def _tell(message: str, verbose: bool, code: int) -> int:

@@ -1,0 +1,67 @@
+"""Two runs on one output folder: the second is refused, and a dead one is no hindrance."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from merge.errors import OutputError
+from merge.lock import LOCK_NAME, FolderLock
+from merge.outputs import require_free
+from merge.staging import StagedFolder
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from merge.lock import FolderLock
+with FolderLock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_second_run_is_refused_and_told_which_process_writes(tmp_path: Path) -> None:
+    with StagedFolder(tmp_path) as staged:
+        staged.write("a", b"first")
+        for second in (
+            lambda: StagedFolder(tmp_path).__enter__(),
+            lambda: require_free(tmp_path, (), overwrite=True),
+        ):
+            with pytest.raises(OutputError, match="another run is writing") as caught:
+                second()
+            assert caught.value.facts["found"] == f"process {os.getpid()}"
+            assert caught.value.facts["file"] == str(tmp_path)
+            assert "--output_dir" in caught.value.facts["remedy"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    with StagedFolder(tmp_path) as staged:
+        staged.write("a", b"third")
+    assert (tmp_path / "a").read_bytes() == b"third"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows kills no process by a signal")
+def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(OutputError) as caught:
+            FolderLock(tmp_path).__enter__()
+        assert caught.value.facts["found"] == f"process {process.pid}"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert (tmp_path / LOCK_NAME).is_file()
+    assert require_free(tmp_path, (), overwrite=False) == []
+    with FolderLock(tmp_path):
+        assert (tmp_path / LOCK_NAME).read_text(encoding="utf-8") == str(os.getpid())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_was_made_for_a_run_that_wrote_nothing_goes_again(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), StagedFolder(tmp_path / "a" / "b"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
