@@ -1,4 +1,9 @@
-"""Content digests: SHA-256 of a tensor's bytes, row by row, whatever container holds it."""
+"""Digests: of a tensor's content, whatever container holds it, and of whole files.
+
+A tensor's is BLAKE3 of its bytes in Hugging Face's order of rows, before a layout turns or splits
+them: the same for every container and sharding of a model. A file's is SHA-256, which is what
+``sha256sum`` and the Hub show.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +15,22 @@ from pathlib import Path
 from threading import Condition
 
 import torch
+from blake3 import blake3
 
 from .formats.files import tensor_bytes
-from .lazy import Checkpoint, LazyTensor, RowReader
+from .lazy import Checkpoint, LazyTensor, RowReader, scratch
+
+_PIECE_BYTES = 1 << 20
 
 
 class RowDigest:
-    """SHA-256 over rows that several threads read, taken in the order of the rows.
+    """BLAKE3 over rows that several threads read, taken in the order of the rows.
 
     A thread that comes early waits for its turn, which is short: spans are read in their order.
     """
 
     def __init__(self) -> None:
-        self._sha256 = sha256()
+        self._blake3 = blake3()
         self._turn = Condition()
         self._rows = 0
         self._abandoned = False
@@ -33,7 +41,7 @@ class RowDigest:
             self._turn.wait_for(lambda: self._abandoned or self._rows >= start)
             fresh = block[max(0, self._rows - start) :]
             if len(fresh) and not self._abandoned:
-                self._sha256.update(tensor_bytes(fresh))
+                self._blake3.update(tensor_bytes(fresh))
                 self._rows += len(fresh)
             self._turn.notify_all()
 
@@ -45,7 +53,7 @@ class RowDigest:
 
     def hexdigest(self, rows: int) -> str | None:
         """The digest, or None unless all of the tensor's ``rows`` have passed."""
-        return self._sha256.hexdigest() if self._rows == rows else None
+        return self._blake3.hexdigest() if self._rows == rows else None
 
 
 @dataclass(frozen=True)
@@ -73,17 +81,37 @@ class Digested(LazyTensor):
         return fill
 
 
-def digested(checkpoint: Checkpoint) -> Checkpoint:
+def digested(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """The same tensors, with a digest made of each as it is read."""
+    return {name: _digested(tensor.passed_on()) for name, tensor in tensors.items()}
+
+
+def _digested(tensor: LazyTensor) -> LazyTensor:
+    """What passes on a tensor that has a digest already needs no second one."""
+    if isinstance(tensor, Digested):
+        return tensor
+    return Digested(tensor.shape, tensor.dtype, tensor.origin, tensor)
+
+
+def digested_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     """The same checkpoint, with a digest made of every tensor that is read."""
-    tensors = {
-        name: Digested(tensor.shape, tensor.dtype, tensor.origin, tensor)
-        for name, tensor in checkpoint.tensors.items()
-    }
-    return replace(checkpoint, tensors=tensors)
+    return replace(checkpoint, tensors=digested(checkpoint.tensors))
+
+
+def content_digest(tensor: LazyTensor) -> str:
+    """Read a tensor, in blocks, for its digest."""
+    digest, read = blake3(), tensor.unordered().reader()
+    step = max(1, _PIECE_BYTES // max(1, tensor.row_bytes))
+    for start in range(0, tensor.rows, step):
+        stop = min(start + step, tensor.rows)
+        rows = scratch("digest", (stop - start, *tensor.shape[1:]), tensor.dtype)
+        read(start, stop, rows)
+        digest.update(tensor_bytes(rows))
+    return digest.hexdigest()
 
 
 def content_digests(tensors: Mapping[str, LazyTensor]) -> dict[str, str | None]:
-    """SHA-256 of each tensor that was read whole, None for those that were not needed."""
+    """BLAKE3 of each tensor that was read whole, None for those that were not needed."""
     return {
         name: tensor.digest.hexdigest(tensor.rows) if isinstance(tensor, Digested) else None
         for name, tensor in tensors.items()
@@ -100,6 +128,6 @@ def file_digest(path: Path) -> str:
 def _digest(path: Path, _size: int, _changed: int) -> str:
     digest = sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
+        while chunk := stream.read(_PIECE_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

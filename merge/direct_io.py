@@ -16,8 +16,8 @@ import mmap
 import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import torch
 
@@ -130,21 +130,24 @@ def is_cached(handle: int, size: int) -> bool:
         raise
 
 
-class DirectStream(io.RawIOBase):
-    """A new file written once, front to back, past the page cache.
+class OutputStream(io.RawIOBase):
+    """A new file written once, front to back, and SHA-256 of it.
 
-    Two aligned buffers take turns: one is filled while the other is on its way to the disk. The
-    last, partial page is written whole and cut off afterwards.
+    Two aligned buffers take turns: one is filled while the other is on its way to the disk and
+    through the digest. Past the page cache (``direct``) the last, partial page is written whole and
+    cut off afterwards.
     """
 
-    def __init__(self, handle: int, buffer_bytes: int) -> None:
+    def __init__(self, handle: int, buffer_bytes: int, direct: bool) -> None:
         self._handle = handle
         self._size = buffer_bytes
+        self._direct = direct
         self._buffers = [aligned_buffer(buffer_bytes) for _ in range(2)]
         self._filled = 0
-        self._written = 0
-        self._pool = ThreadPoolExecutor(1)
-        self._pending: Future[None] | None = None
+        self._length = 0
+        self._sha256 = sha256()
+        self._pool = ThreadPoolExecutor(2)
+        self._pending: tuple[Future[None], ...] = ()
 
     def writable(self) -> bool:
         """Always."""
@@ -153,6 +156,14 @@ class DirectStream(io.RawIOBase):
     def fileno(self) -> int:
         """The file's descriptor."""
         return self._handle
+
+    def tell(self) -> int:
+        """Bytes taken so far."""
+        return self._length
+
+    def hexdigest(self) -> str:
+        """SHA-256 of the file, once it was flushed."""
+        return self._sha256.hexdigest()
 
     def write(self, data) -> int:  # type: ignore[no-untyped-def]
         """Take bytes; they reach the disk when a buffer is full, or with ``flush``."""
@@ -163,7 +174,7 @@ class DirectStream(io.RawIOBase):
             self._fill(view[done : done + count])
             done += count
             if self._filled == self._size:
-                self._send(self._size)
+                self._send()
         return done
 
     def _fill(self, part: memoryview) -> None:
@@ -173,35 +184,38 @@ class DirectStream(io.RawIOBase):
         else:
             place.copy_(torch.frombuffer(part, dtype=torch.uint8))
         self._filled += len(part)
+        self._length += len(part)
 
-    def _send(self, length: int) -> None:
+    def _send(self) -> None:
         """Hand the filled buffer over, when the one before it has arrived."""
         self._wait()
-        buffer = self._buffers[0]
-        self._pending = self._pool.submit(self._write_out, buffer, length, self._written)
-        self._written += self._filled
+        view = memoryview(self._buffers[0].numpy())  # type: ignore[arg-type]
+        whole = -(-self._filled // _PAGE) * _PAGE if self._direct else self._filled
+        self._pending = (
+            self._pool.submit(self._sha256.update, view[: self._filled]),
+            self._pool.submit(self._write_out, view[:whole]),
+        )
         self._filled = 0
         self._buffers.reverse()
 
-    def _write_out(self, buffer: torch.Tensor, length: int, offset: int) -> None:
-        view = memoryview(buffer.numpy())[:length]  # type: ignore[arg-type]
+    def _write_out(self, view: memoryview) -> None:
         while view:
-            count = os.pwrite(self._handle, view, offset)
-            view, offset = view[count:], offset + count
+            view = view[os.write(self._handle, view) :]
 
     def _wait(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+        pending, self._pending = self._pending, ()
+        for future in pending:
+            future.result()
 
     def flush(self) -> None:
         """Write what is left. Nothing can be written after that."""
-        if self.closed or not self._filled:
-            self._wait()
+        if self.closed:
             return
-        self._send(-(-self._filled // _PAGE) * _PAGE)
+        if self._filled:
+            self._send()
         self._wait()
-        os.ftruncate(self._handle, self._written)
+        if self._direct:
+            os.ftruncate(self._handle, self._length)
 
     def close(self) -> None:
         """Close the file, whole or not."""
@@ -213,13 +227,14 @@ class DirectStream(io.RawIOBase):
                 os.close(self._handle)
 
 
-def create(path: Path, mode: IoMode, buffer_bytes: int) -> BinaryIO:
+def create(path: Path, mode: IoMode, buffer_bytes: int) -> OutputStream:
     """Create a file for one sequential stream, past the page cache if ``mode`` and system allow.
 
-    Direct writes go out in ``buffer_bytes`` at a time, a multiple of a page, from two buffers.
+    It goes out ``buffer_bytes`` at a time, a multiple of a page, from two buffers.
     """
-    if mode != "buffered":
-        handle = open_direct(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        if handle >= 0:
-            return cast(BinaryIO, DirectStream(handle, buffer_bytes))
-    return path.open("wb")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    handle = open_direct(path, flags) if mode != "buffered" else -1
+    if handle >= 0:
+        return OutputStream(handle, buffer_bytes, direct=True)
+    flags |= getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    return OutputStream(os.open(path, flags, 0o666), buffer_bytes, direct=False)

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
+from typing import BinaryIO, cast
 
 import torch
 
+from .direct_io import OutputStream
 from .formats import WRITERS, ContainerWriter
 from .formats.files import tensor_bytes
 from .layouts.pour import Piece, Poured
@@ -32,6 +33,14 @@ _LEAST_WRITE = 1 << 20
 _SCRATCH_BYTES = 8 << 20
 
 Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """Size and SHA-256 of a file that was written whole."""
+
+    nbytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -61,12 +70,11 @@ def run(
     max_memory: int,
     progress: Progress,
     io: IoMode,
-) -> dict[str, dict[str, str]]:
-    """Write every weight file of ``plan``; return SHA-256 of each tensor by file and name.
+) -> dict[str, WrittenFile]:
+    """Write every weight file of ``plan``; return what they have become.
 
     ``progress`` is called with the number of bytes as they are written.
     """
-    digests = {file: {info.name: sha256() for info in infos} for file, infos in plan.files.items()}
     files = _Files(plan, staged, io, progress)
     with _one_torch_thread(), _Lanes(num_workers) as lanes:
         for span, rows in _in_order(lanes.compute, plan, num_workers, max_memory):
@@ -75,14 +83,10 @@ def run(
                 part = _part(piece, span, rows)
                 if part.numel():
                     data = tensor_bytes(_contiguous(part, number))
-                    taken.append(lanes.digest.submit(digests[piece.file][piece.name].update, data))
                     taken.append(lanes.write.submit(files.write, piece.file, data))
             for future in taken:
                 future.result()
-    return {
-        file: {name: digest.hexdigest() for name, digest in by_name.items()}
-        for file, by_name in digests.items()
-    }
+    return files.written
 
 
 class _Files:
@@ -94,6 +98,8 @@ class _Files:
         self._io = io
         self._progress = progress
         self._writers: dict[str, ContainerWriter] = {}
+        self._streams: dict[str, OutputStream] = {}
+        self.written: dict[str, WrittenFile] = {}
         at_once = max((len(item.pieces) for item in plan.poured), default=1)
         self._buffer_bytes = max(_LEAST_WRITE, _WRITE_BYTES // at_once)
 
@@ -104,30 +110,31 @@ class _Files:
         if writer.is_complete:
             writer.close()
             self._staged.finish(file)
+            stream = self._streams.pop(file)
+            self.written[file] = WrittenFile(stream.tell(), stream.hexdigest())
             del self._writers[file]
         self._progress(len(data))
 
     def _opened(self, file: str) -> ContainerWriter:
         stream = self._staged.create(file, self._io, self._buffer_bytes)
         suffix = file[file.rindex(".") :]
-        writer = WRITERS[suffix](stream, self._plan.files[file])
-        self._writers[file] = writer
+        writer = WRITERS[suffix](cast(BinaryIO, stream), self._plan.files[file])
+        self._writers[file], self._streams[file] = writer, stream
         return writer
 
 
 class _Lanes:
-    """The threads of a run: workers that compute, one that makes digests, one that writes."""
+    """The threads of a run: workers that compute, and one that writes."""
 
     def __init__(self, num_workers: int) -> None:
         self.compute = ThreadPoolExecutor(num_workers)
-        self.digest = ThreadPoolExecutor(1)
         self.write = ThreadPoolExecutor(1)
 
     def __enter__(self) -> _Lanes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pool in (self.compute, self.digest, self.write):
+        for pool in (self.compute, self.write):
             pool.shutdown(cancel_futures=True)
 
 

@@ -11,31 +11,30 @@ from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder
 
 from . import __version__
 from .digests import content_digests, file_digest
-from .lazy import Checkpoint, dtype_name
+from .engine import WrittenFile
+from .lazy import Checkpoint, LazyTensor, dtype_name
 from .plan import Plan
 
 
 def manifest(
     plan: Plan,
-    digests: Mapping[str, Mapping[str, str]],
+    written: Mapping[str, WrittenFile],
     inputs: Mapping[str, Any],
     tokenizer: TokenizerFolder,
     how: Mapping[str, Any],
-    tensors: Mapping[str, Any],
+    steps: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What ``merge_manifest.json`` says: tool, inputs, how, files, and each tensor's making.
 
-    ``digests`` are the SHA-256 of each written tensor's bytes, by file and name in the file. The
-    same inputs give the same manifest: no times, no machine.
+    ``written`` are the weight files; ``steps`` is what was done to tensors, by name, where there is
+    more to say than where they come from. The same inputs give the same manifest: no times, no
+    machine.
     """
-    files = {
+    weights = {
         name: {
-            info.name: {
-                "shape": list(info.shape),
-                "dtype": dtype_name(info.dtype),
-                "sha256": digests[name][info.name],
-            }
-            for info in infos
+            "bytes": written[name].nbytes,
+            "sha256": written[name].sha256,
+            "tensors": [info.name for info in infos],
         }
         for name, infos in plan.files.items()
     }
@@ -48,8 +47,27 @@ def manifest(
         "tool": {"name": "chinese-llama-merge", "version": __version__},
         "inputs": {**inputs, "tokenizer": {"sha256": sha256(model).hexdigest()}},
         **how,
-        "files": files | documents,
-        "tensors": dict(tensors),
+        "files": weights | documents,
+        "tensors": {
+            name: {**entry, "from": plan.tensors[name].origin, **steps.get(name, {})}
+            for name, entry in tensor_entries(plan.tensors).items()
+        },
+    }
+
+
+def tensor_entries(tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, Any]]:
+    """What the manifest says of each tensor itself: dtype, shape and content digest.
+
+    The digest is null for a tensor that was not read whole.
+    """
+    read = content_digests(tensors)
+    return {
+        name: {
+            "dtype": dtype_name(tensor.dtype),
+            "shape": list(tensor.shape),
+            "blake3": read[name],
+        }
+        for name, tensor in tensors.items()
     }
 
 
@@ -58,14 +76,10 @@ def checkpoint_entry(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
 
     The digest is null for a tensor that was replaced unread.
     """
-    read = content_digests(checkpoint.tensors)
     return {
         "source": source,
         "files": [{"file": path.name, "bytes": path.stat().st_size} for path in checkpoint.files],
-        "tensors": {
-            name: {"dtype": dtype_name(tensor.dtype), "sha256": read[name]}
-            for name, tensor in checkpoint.tensors.items()
-        },
+        "tensors": tensor_entries(checkpoint.tensors),
     }
 
 

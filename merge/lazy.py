@@ -54,6 +54,10 @@ class LazyTensor(ABC):
         """The same tensor for readers that do not begin at its first row."""
         return self
 
+    def passed_on(self) -> LazyTensor:
+        """The tensor that this one hands on as it is: itself, unless it changes nothing."""
+        return self
+
     def transposed(self) -> LazyTensor:
         """The matrix with rows and columns exchanged, still unread."""
         return Transposed(self.shape[::-1], self.dtype, f"{self.origin}, transposed", self)

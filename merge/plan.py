@@ -11,6 +11,7 @@ from functools import cached_property
 
 from tokenizer_tools.huggingface import TokenizerFolder
 
+from .digests import digested
 from .documents import ModelConfig, huggingface_documents, meta_documents
 from .formats.container import TensorInfo
 from .layouts import huggingface, meta
@@ -25,10 +26,15 @@ _ALLOWANCE = 1 << 20
 
 @dataclass(frozen=True)
 class Plan:
-    """Tensors to compute and the files to pour them into, beside small files given as bytes."""
+    """Tensors to compute and the files to pour them into, beside small files given as bytes.
+
+    ``tensors`` are those of the model under their Hugging Face names, each of which makes its
+    digest as it is poured.
+    """
 
     poured: tuple[Poured, ...]
     documents: Mapping[str, bytes]
+    tensors: Mapping[str, LazyTensor]
 
     @cached_property
     def files(self) -> dict[str, list[TensorInfo]]:
@@ -66,14 +72,16 @@ def plan_output(model: Model, settings: OutputSettings) -> Plan:
 
     Raises ``UsageError`` and ``LayoutError`` for what the layout cannot hold.
     """
+    result = digested(model.tensors)
     if settings.output_type == "pth":
-        tensors = {LM_HEAD: model.tensors[EMBED_TOKENS], **model.tensors}
-        poured = meta.pour(tensors, model.config.shape, settings.num_shards)
-        return Plan(tuple(poured), meta_documents(model.config, model.tokenizer, model.rows))
-    poured = huggingface.pour(model.tensors, settings.suffix, settings.max_shard_size)
-    dtype = dtype_name(model.tensors[EMBED_TOKENS].dtype)
+        whole = {LM_HEAD: result[EMBED_TOKENS], **result}
+        poured = meta.pour(whole, model.config.shape, settings.num_shards)
+        documents = meta_documents(model.config, model.tokenizer, model.rows)
+        return Plan(tuple(poured), documents, result)
+    poured = huggingface.pour(result, settings.suffix, settings.max_shard_size)
+    dtype = dtype_name(result[EMBED_TOKENS].dtype)
     documents = {
         **huggingface_documents(model.config, model.tokenizer, model.rows, dtype, model.tied),
         **huggingface.index_document(poured, settings.suffix),
     }
-    return Plan(tuple(poured), documents)
+    return Plan(tuple(poured), documents, result)

@@ -11,12 +11,15 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from .errors import OutputError
 from .lock import FolderLock
 from .settings import IoMode
 from .sizes import size_text
+
+if TYPE_CHECKING:
+    from .direct_io import OutputStream
 
 # No room, beyond the user's quota, or larger than this file system's files may be.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -46,11 +49,15 @@ class StagedFolder:
             self._held = stack.pop_all()
         return self
 
-    def create(self, name: str, io: IoMode = "buffered", buffer_bytes: int = 1 << 20) -> BinaryIO:
+    def create(
+        self, name: str, io: IoMode = "buffered", buffer_bytes: int = 1 << 20
+    ) -> OutputStream:
         """Open a large file for one sequential stream of bytes; see ``direct_io.create``."""
         from .direct_io import create
 
-        return self._opened(name, create(self._partial(name), io, buffer_bytes))
+        stream = create(self._partial(name), io, buffer_bytes)
+        self._opened(name, cast(BinaryIO, stream))
+        return stream
 
     def finish(self, name: str) -> None:
         """Make a file durable and close it; it gets its name with all others."""

@@ -172,9 +172,13 @@ class Merged(LazyTensor):
     stages: tuple[tuple[Patch, ...], ...] = ()
     round_each_stage: bool = False
 
+    def passed_on(self) -> LazyTensor:
+        same = not self.stages and self.start.dtype == self.dtype
+        return self.start.passed_on() if same else self
+
     def reader(self) -> RowReader:
-        if not self.stages and self.start.dtype == self.dtype:
-            return self.start.reader()
+        if (source := self.passed_on()) is not self:
+            return source.reader()
         start_rows = self.start.reader()
         stages = self._opened(start_rows)
         grid = block_rows(self.shape)

@@ -123,14 +123,14 @@ def _prepare(
     offload: Offload,
 ) -> PlannedJob:
     from ..deltas.dense import add_delta, open_model, subtract_base
-    from ..digests import digested
+    from ..digests import digested_checkpoint
     from ..layouts.folder import open_checkpoint
     from ..lazy import dtype_named
 
     (base_name, base_folder), (other_name, other_folder) = names["base_model"], names[role]
     for_base = options.context_length if is_meta(base_folder) else None
-    base = digested(open_checkpoint(base_folder, offload, for_base))
-    other = digested(
+    base = digested_checkpoint(open_checkpoint(base_folder, offload, for_base))
+    other = digested_checkpoint(
         open_model(
             other_folder,
             offload,
@@ -150,10 +150,7 @@ def _prepare(
     plan = _plan(result, rows, config, tokenizer, settings)
     how = {"dtype": settings.dtype}
     changes = _changes(role, result)
-    tensors = {**result.tensors, **result.extra}
-    return PlannedJob(
-        plan, models, tokenizer, tensors, how, changes, notes, lambda: _losses(role, result)
-    )
+    return PlannedJob(plan, models, tokenizer, how, changes, notes, lambda: _losses(role, result))
 
 
 def _plan(

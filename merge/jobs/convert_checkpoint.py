@@ -67,12 +67,12 @@ def _prepare(
     offload: Offload,
 ) -> PlannedJob:
     from ..deltas.apply import apply_adapters
-    from ..digests import digested
+    from ..digests import digested_checkpoint
     from ..layouts.folder import open_checkpoint
     from ..lazy import dtype_named
     from ..plan import Model, plan_output
 
-    checkpoint = digested(open_checkpoint(folder, offload, context_length))
+    checkpoint = digested_checkpoint(open_checkpoint(folder, offload, context_length))
     config = find_model_config(folder, checkpoint)
     model = Input(source, folder, checkpoint)
     padding = require_enough_rows(model.rows, tokenizer)
@@ -85,7 +85,7 @@ def _prepare(
         notes.append(f"left out {len(checkpoint.dropped)} rotary buffers, which every reader makes")
     changes = (f"{len(checkpoint.tensors)} tensors, dtype {settings.dtype}",)
     how = {"dtype": settings.dtype}
-    return PlannedJob(plan, {"model": model}, tokenizer, poured.tensors, how, changes, tuple(notes))
+    return PlannedJob(plan, {"model": model}, tokenizer, how, changes, tuple(notes))
 
 
 def find_size(input_dir: Path, model_size: str | None) -> Path:

@@ -23,11 +23,12 @@ from ..sources import Sources, find_sources
 from ..staging import Offload, require_space
 from ..vocabulary import AdapterRows, Vocabulary, require_extension
 from . import summary
-from .writing import Digests, OnProgress, Report, write
+from .writing import OnProgress, Report, write
 
 if TYPE_CHECKING:
     from ..deltas.apply import MergedModel
     from ..deltas.peft import Adapter
+    from ..engine import WrittenFile
     from ..lazy import Checkpoint, LazyTensor
     from ..plan import Plan
 
@@ -105,7 +106,7 @@ class MergeJob:
     plain: Checkpoint
     delta: Checkpoint | None
 
-    def manifest(self, digests: Digests) -> dict[str, Any]:
+    def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this merge."""
         from ..integrity import checkpoint_entry, file_entry, manifest
 
@@ -123,15 +124,12 @@ class MergeJob:
         if self.delta is not None:
             source = self.sources.delta_model or ""
             inputs["delta_model"] = checkpoint_entry(source, self.delta)
-        tensors = {
-            name: {
-                "from": self.model.tensors[name].origin,
-                "steps": [step.as_json() for step in steps],
-            }
+        steps = {
+            name: {"steps": [step.as_json() for step in steps]}
             for name, steps in self.model.steps.items()
         }
         how = {"dtype": self.settings.dtype, "rounding": self.settings.rounding}
-        return manifest(self.plan, digests, inputs, self.sources.tokenizer, how, tensors)
+        return manifest(self.plan, written, inputs, self.sources.tokenizer, how, steps)
 
 
 @dataclass(frozen=True)
@@ -149,13 +147,13 @@ def _prepare(sources: Sources, settings: MergeSettings, offload: Offload) -> Mer
     from ..deltas.apply import apply_adapters
     from ..deltas.dense import open_model, with_delta
     from ..deltas.peft import open_adapter
-    from ..digests import digested
+    from ..digests import digested_checkpoint
     from ..layouts.folder import open_checkpoint
     from ..lazy import dtype_named
     from ..plan import Model, plan_output
 
-    plain = digested(open_checkpoint(sources.base, offload, settings.context_length))
-    delta = digested(open_model(sources.delta, offload)) if sources.delta else None
+    plain = digested_checkpoint(open_checkpoint(sources.base, offload, settings.context_length))
+    delta = digested_checkpoint(open_model(sources.delta, offload)) if sources.delta else None
     base = with_delta(plain, delta) if delta else plain
     config = find_config(sources, base)
     weights = settings.weights(len(sources.adapters))

@@ -13,10 +13,11 @@ from tokenizer_tools.huggingface import TokenizerFolder
 from ..settings import OutputSettings
 from ..staging import require_space
 from ..vocabulary import Vocabulary
-from .writing import Digests, OnProgress, Report, write
+from .writing import OnProgress, Report, write
 
 if TYPE_CHECKING:
-    from ..lazy import Checkpoint, LazyTensor
+    from ..engine import WrittenFile
+    from ..lazy import Checkpoint
     from ..plan import Plan
 
 
@@ -48,13 +49,12 @@ class PlannedJob:
     plan: Plan
     models: Mapping[str, Input]
     tokenizer: TokenizerFolder
-    tensors: Mapping[str, LazyTensor]
     how: Mapping[str, Any]
     changes: tuple[str, ...]
     notes: tuple[str, ...]
     found_out: Callable[[], tuple[str, ...]] = tuple
 
-    def manifest(self, digests: Digests) -> dict[str, Any]:
+    def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this job."""
         from ..integrity import checkpoint_entry, manifest
 
@@ -62,8 +62,7 @@ class PlannedJob:
             role: checkpoint_entry(model.source, model.checkpoint)
             for role, model in self.models.items()
         }
-        tensors = {name: {"from": tensor.origin} for name, tensor in self.tensors.items()}
-        return manifest(self.plan, digests, inputs, self.tokenizer, self.how, tensors)
+        return manifest(self.plan, written, inputs, self.tokenizer, self.how, {})
 
     def inputs(self) -> tuple[str, ...]:
         """Lines about what was read."""

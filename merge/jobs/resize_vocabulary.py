@@ -17,10 +17,11 @@ from ..settings import NEW_TOKEN_INITS, OutputSettings, require_one_of, require_
 from ..sources import Sources, resolve, resolve_tokenizer, tokenizer_home
 from ..staging import Offload, require_space
 from ..vocabulary import require_extension
-from .writing import Digests, OnProgress, Report, write
+from .writing import OnProgress, Report, write
 
 if TYPE_CHECKING:
-    from ..lazy import Checkpoint, LazyTensor
+    from ..engine import WrittenFile
+    from ..lazy import Checkpoint
     from ..plan import Plan
 
 
@@ -86,20 +87,18 @@ class ResizeJob:
     settings: OutputSettings
     base: Checkpoint
     plan: Plan
-    tensors: Mapping[str, LazyTensor]
     init: str
     seed: int
     base_rows: int
     rows: int
 
-    def manifest(self, digests: Digests) -> dict[str, Any]:
+    def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this resize."""
         from ..integrity import checkpoint_entry, manifest
 
         inputs = {"base_model": checkpoint_entry(self.sources.base_model, self.base)}
         how = {"dtype": self.settings.dtype, "init": self.init, "seed": self.seed}
-        tensors = {name: {"from": tensor.origin} for name, tensor in self.tensors.items()}
-        return manifest(self.plan, digests, inputs, self.sources.tokenizer, how, tensors)
+        return manifest(self.plan, written, inputs, self.sources.tokenizer, how, {})
 
     def inputs(self) -> tuple[str, ...]:
         """Lines about what was read."""
@@ -133,13 +132,13 @@ def _prepare(
 
     from ..deltas.new_rows import grow_to_tokenizer
     from ..deltas.patches import Merged
-    from ..digests import digested
+    from ..digests import digested_checkpoint
     from ..layouts.folder import open_checkpoint
     from ..layouts.llama import EMBED_TOKENS, LM_HEAD
     from ..lazy import dtype_named
     from ..plan import Model, plan_output
 
-    base = digested(open_checkpoint(sources.base, offload))
+    base = digested_checkpoint(open_checkpoint(sources.base, offload))
     config = find_config(sources, base)
     base_rows = base.tensors[EMBED_TOKENS].rows
     tokens = sources.tokenizer.n_tokens
@@ -157,7 +156,7 @@ def _prepare(
         if not (tied and name == LM_HEAD)
     }
     plan = plan_output(Model(cast, tied, rows, config, sources.tokenizer), settings)
-    return ResizeJob(sources, settings, base, plan, cast, init, seed, base_rows, rows)
+    return ResizeJob(sources, settings, base, plan, init, seed, base_rows, rows)
 
 
 def _rows(tokens: int, base_rows: int, pad_to_multiple_of: int | None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,11 @@ from ..sizes import peak_memory, size_text
 from ..staging import StagedFolder
 
 if TYPE_CHECKING:
+    from ..engine import WrittenFile
     from ..plan import Plan
 
 OnProgress = Callable[[int, int], object]
-Digests = dict[str, dict[str, str]]
+Manifest = Callable[[Mapping[str, "WrittenFile"]], dict[str, Any]]
 
 
 def write(
@@ -25,13 +26,13 @@ def write(
     output: Path,
     settings: OutputSettings,
     replaced: Sequence[Path],
-    manifest: Callable[[Digests], dict[str, Any]],
+    manifest: Manifest,
     on_progress: OnProgress | None,
 ) -> None:
     """Write weights first and the manifest last: the folder is complete when that is there.
 
     ``replaced`` are the files of an earlier result that go when the new ones are in place.
-    ``manifest`` is called at the end, with SHA-256 of each written tensor by file and name.
+    ``manifest`` is called at the end, with what the weight files have become.
     """
     from .. import engine
 
@@ -44,7 +45,7 @@ def write(
             on_progress(written, total)
 
     with StagedFolder(output, obsolete=replaced) as staged:
-        digests = engine.run(
+        written_files = engine.run(
             plan,
             staged,
             num_workers=settings.workers,
@@ -54,7 +55,7 @@ def write(
         )
         for name, data in plan.documents.items():
             staged.write(name, data)
-        staged.write(MANIFEST_NAME, json_bytes(manifest(digests)))
+        staged.write(MANIFEST_NAME, json_bytes(manifest(written_files)))
 
 
 @dataclass(frozen=True)
