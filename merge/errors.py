@@ -74,3 +74,7 @@ class OutputError(MergeError):
 
 class NumberError(MergeError):
     """A value of the result cannot be represented: infinite, no number, or beyond the dtype."""
+
+
+class VerificationError(MergeError):
+    """What a check found: a file, a tensor or a tokenizer is not what it must be."""

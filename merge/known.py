@@ -53,6 +53,23 @@ class KnownFile:
     part: str
     sha256: str
 
+    @property
+    def kind(self) -> str:
+        """What the heading says in English, such as ``LoRA adapters (adapter_model.bin)``."""
+        return self.group.partition(" · ")[0]
+
+    @property
+    def is_tokenizer(self) -> bool:
+        """Whether this is a ``tokenizer.model``."""
+        return "(tokenizer.model)" in self.kind
+
+    @property
+    def file_name(self) -> str:
+        """How the file is called, as far as its part tells."""
+        names = {"consolidated.*.pth": f"consolidated.{self.part}.pth"}
+        pattern = self.kind.rpartition("(")[2].rstrip(")")
+        return names.get(pattern, f"part {self.part} of {pattern}" if "*" in pattern else pattern)
+
 
 @cache
 def known_files() -> dict[str, KnownFile]:
@@ -66,6 +83,26 @@ def known_files() -> dict[str, KnownFile]:
         if row := _ROW.fullmatch(line):
             files[row["sha256"]] = KnownFile(group, row["model"], row["part"], row["sha256"])
     return files
+
+
+def known_sets() -> dict[tuple[str, str], tuple[KnownFile, ...]]:
+    """The files that belong together, by heading and model, in the order of their parts."""
+    sets: dict[tuple[str, str], tuple[KnownFile, ...]] = {}
+    for known in known_files().values():
+        key = known.group, known.model
+        sets[key] = (*sets.get(key, ()), known)
+    return sets
+
+
+def tokenizer_of(model: str) -> KnownFile | None:
+    """The published tokenizer of a Chinese model, by the name of the model.
+
+    >>> tokenizer_of("Chinese-Alpaca-Pro-7B").model
+    'Alpaca (7B, 13B, 33B)'
+    """
+    family = next((f for f in ("LLaMA", "Alpaca") if model.startswith(f"Chinese-{f}-")), None)
+    tokenizers = (k for k in known_files().values() if k.group.startswith("Tokenizers"))
+    return next((k for k in tokenizers if family and k.model.startswith(family)), None)
 
 
 def known_adapter(digest: str) -> str | None:

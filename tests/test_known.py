@@ -24,7 +24,9 @@ def facts(real_data: Path, name: str) -> list[dict[str, str]]:
 def test_every_published_checksum_is_read(real_data: Path) -> None:
     published = facts(real_data, "known_sha256.tsv")
     assert {(r["model"], r["part"], r["sha256"]) for r in published} == {
-        (known.model, known.part, known.sha256) for known in known_files().values()
+        (known.model, known.part, known.sha256)
+        for known in known_files().values()
+        if not known.group.startswith("Tokenizer of the original")  # not in the authors' tables
     }
 
 

@@ -1,7 +1,6 @@
 """The ``tokenizer.model`` files that mix-ups are made of, recognised by their SHA-256.
 
-The digests name a file; they do not vouch for it. The published checksums of weights are the
-business of ``merge.known``.
+The digests name a file; they do not vouch for it. They are read from ``SHA256.md``.
 """
 
 from __future__ import annotations
@@ -9,6 +8,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+
+from merge.known import known_files
 
 
 @dataclass(frozen=True)
@@ -19,15 +20,22 @@ class KnownTokenizer:
     pieces: int
 
 
-LLAMA = "9e556afd44213b6bd1be2b850ebbbd98f5481437a8021afaf58ee7fb1818d347"
-CHINESE_LLAMA = "e2676d4ca29ca1750f6ff203328d73b189321dc5776ceede037cbd36541d70c0"
-CHINESE_ALPACA = "2d967e855b1213a439df6c8ce2791f869c84b4f3b6cfacf22b86440b8192a2f8"
+def _published(heading: str, model: str) -> str:
+    """The digest in ``SHA256.md``; empty where that was not installed along."""
+    rows = (k for k in known_files().values() if k.group.startswith(heading) and k.model == model)
+    return next((known.sha256 for known in rows), "")
 
-TOKENIZERS: dict[str, KnownTokenizer] = {
-    LLAMA: KnownTokenizer("LLaMA", 32000),
-    CHINESE_LLAMA: KnownTokenizer("Chinese-LLaMA", 49953),
-    CHINESE_ALPACA: KnownTokenizer("Chinese-Alpaca", 49954),
-}
+
+LLAMA = _published("Tokenizer of", "LLaMA")
+CHINESE_LLAMA = _published("Tokenizers", "LLaMA (7B, 13B, 33B)")
+CHINESE_ALPACA = _published("Tokenizers", "Alpaca (7B, 13B, 33B)")
+
+_PUBLISHED = (
+    (LLAMA, KnownTokenizer("LLaMA", 32000)),
+    (CHINESE_LLAMA, KnownTokenizer("Chinese-LLaMA", 49953)),
+    (CHINESE_ALPACA, KnownTokenizer("Chinese-Alpaca", 49954)),
+)
+TOKENIZERS: dict[str, KnownTokenizer] = {digest: known for digest, known in _PUBLISHED if digest}
 
 
 def recognise(path: Path) -> KnownTokenizer | None:
@@ -40,7 +48,7 @@ def recognise_bytes(content: bytes) -> KnownTokenizer | None:
     return TOKENIZERS.get(hashlib.sha256(content).hexdigest())
 
 
-BY_ROWS = {known.pieces: known for known in TOKENIZERS.values()} | {
+BY_ROWS = {known.pieces: known for _, known in _PUBLISHED} | {
     55296: KnownTokenizer("Chinese-LLaMA-2", 55296)  # known by its size alone
 }
 

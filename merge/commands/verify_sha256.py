@@ -1,0 +1,126 @@
+"""``verify_sha256``: what files are known as by the checksums in ``SHA256.md``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
+
+if TYPE_CHECKING:
+    from ..errors import MergeError
+    from ..verification.checksums import Checked
+
+_DESCRIPTION = """\
+Say what files are known as by their published SHA-256 (SHA256.md), which parts of their models are
+missing, and which files are unknown. Files of a model that was merged here are held against its
+merge_manifest.json.
+"""
+_EPILOG = """\
+examples:
+  %(prog)s llama-7b-hf chinese-alpaca-plus-lora-7b
+  %(prog)s chinese-alpaca-plus-lora-7b --expect "Chinese-Alpaca-Plus-7B"
+
+exit codes: 0 nothing contradicts, 1 not what --expect or a manifest says, 2 wrong input,
+130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check files and folders."""
+    return run(_parser(), _verify, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser(_DESCRIPTION, _EPILOG)
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="PATH", help="files, or folders with models in them"
+    )
+    parser.add_argument(
+        "--expect",
+        metavar="MODEL",
+        help='name of a model in SHA256.md, such as "Chinese-Alpaca-Plus-7B" or "13B": every '
+        "weight file must be its, and all parts of one published set must be there",
+    )
+    add_output_volume_options(parser)
+    return parser
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from ..errors import UsageError
+    from ..known import CHECKSUMS, known_files
+    from ..outputs import MANIFEST_NAME
+    from ..verification import checksums
+
+    if not known_files():
+        raise UsageError("the published checksums are not installed", file=CHECKSUMS)
+    if args.expect is not None:
+        checksums.require_known_model(args.expect)
+    files = list(dict.fromkeys(file for path in args.paths for file in checksums.files_of(path)))
+    merged = [path for path in args.paths if (path / MANIFEST_NAME).is_file()]
+    checked, faults = _read(files, merged, args.quiet)
+    if args.expect is not None:
+        faults += checksums.mismatches(checked, args.expect)
+    if not args.quiet:
+        _tell(checked, faults)
+    for fault in faults:
+        print(f"MISMATCH: {fault}", file=sys.stderr)
+    if faults:
+        return DIFFERENT
+    if args.expect is not None and not args.quiet:
+        print(f"all of it is {args.expect}, as published")
+    return DONE
+
+
+def _read(
+    files: Sequence[Path], merged: Sequence[Path], quiet: bool
+) -> tuple[list[Checked], list[MergeError]]:
+    """Read every file once, with progress, and hold those of merged models against manifests."""
+    from ..verification import checksums, manifest
+    from .progress import progress_bar
+
+    manifests = {folder: manifest.read_manifest(folder) for folder in merged}
+    listed = [path for item in manifests.items() for path in manifest.listed_files(*item)]
+    everything = list(dict.fromkeys([*files, *listed]))
+    digests: dict[Path, Checked] = {}
+    with progress_bar(quiet, "reading") as show:
+        on_bytes = _counted(show, sum(path.stat().st_size for path in everything))
+        for path in everything:
+            digests[path] = checksums.check(path, on_bytes)
+    faults: list[MergeError] = []
+    for folder, content in manifests.items():
+        found = list(manifest.check_files(folder, content, lambda path: digests[path].sha256))
+        faults += found
+        if not found and not quiet:
+            print(f"{folder}: all {len(content['files'])} files are as the merge wrote them")
+    return [digests[path] for path in files], faults
+
+
+def _counted(show: Callable[[int, int], object], total: int) -> Callable[[int], None]:
+    done = 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        show(done, total)
+
+    return on_bytes
+
+
+def _tell(checked: Sequence[Checked], faults: Sequence[MergeError]) -> None:
+    from ..verification.checksums import missing_parts
+
+    for file in checked:
+        print(f"{file.sha256}  {file.path}\n    {file.told()}")
+    for here, lacking in missing_parts(checked):
+        names = ", ".join(part.file_name for part in lacking)
+        print(f"missing from {here.model} · {here.kind}: {names}")
+    if unknown := sum(file.known is None for file in checked):
+        print(f"unknown: {unknown} of {len(checked)} files")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
