@@ -1,6 +1,7 @@
 # make demo    the whole job on a model trained on the spot, in about a minute and a half
 # make check   ruff, mypy and the fast tests
 # make test    ruff, mypy and every test
+# make llama_cpp  llama.cpp for tests and demo, compiled once; make test does it by itself
 # make bench   a merge of a 1.1B-shaped model against cp, in time and memory
 #
 # Each sets up what it needs in .venv, from pyproject.toml, in the versions of constraints.txt.
@@ -16,13 +17,16 @@ WORKERS ?= 2
 # transformers 4.46, which some tests compare with, beside the transformers of the environment.
 ORACLE := .oracles/transformers-4.46
 export CHINESE_LLAMA_MERGE_TRANSFORMERS_446 := $(CURDIR)/$(ORACLE)
+# llama.cpp's converters, which some tests compare with; llama.cpp itself goes into the environment.
+LLAMA_CPP := .oracles/llama.cpp
+export CHINESE_LLAMA_MERGE_LLAMA_CPP := $(CURDIR)/$(LLAMA_CPP)
 # Several processes share the processors; torch's thread pools would fight over them.
 export OMP_NUM_THREADS := 1
 export PYTHONUTF8 := 1
 # Without its bytecode kept, importing torch takes 2 s and 50 MiB more in every process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test lint bench clean
+.PHONY: demo check test lint llama_cpp bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/run.py
@@ -31,12 +35,15 @@ check: $(VENV)/.test $(ORACLE)/.done lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 test: $(VENV)/.test $(ORACLE)/.done lint
+	@$(MAKE) --no-print-directory llama_cpp || echo "The tests with llama.cpp will not run."
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+llama_cpp: $(LLAMA_CPP)/.done
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/merge.py --shape 1b --verify
@@ -59,6 +66,10 @@ $(ORACLE)/.done: $(VENV)/.made tests/oracles/requirements-transformers-4.46.txt
 	$(PIP) install -qq --no-compile --no-deps --upgrade --target $(ORACLE) \
 	    -r tests/oracles/requirements-transformers-4.46.txt
 	touch $@
+
+$(LLAMA_CPP)/.done: $(VENV)/.made constraints.txt tests/oracles/install_llama_cpp.py
+	@$(BIN)/python tests/oracles/install_llama_cpp.py $(LLAMA_CPP)
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .oracles demo-output benchmark-output build *.egg-info
