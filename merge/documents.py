@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizer_tools.copied import CopiedTokenizer, Tokenizer, require_understood
 from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder
 from tokenizer_tools.huggingface import documents as tokenizer_documents
 
@@ -15,8 +16,11 @@ from .json_text import json_bytes, read_json
 from .layouts.config import (
     CONFIG_NAME,
     EXTENDED_MODEL_TYPES,
+    LLAMA_MODEL_TYPES,
     LlamaShape,
+    is_llama,
     merged_config,
+    merged_decoder_config,
     read_config,
     with_token_ids,
 )
@@ -32,39 +36,82 @@ GENERATION_CONFIG_NAME = "generation_config.json"
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """``config.json`` and ``generation_config.json`` of the result, as their owners wrote them."""
+    """``config.json`` and ``generation_config.json`` of the result, as their owners wrote them.
+
+    ``shape`` is None for a model that is no LLaMA. ``code`` are the files of its own modelling
+    code, where ``config.json`` names some.
+    """
 
     path: Path
     config: Mapping[str, Any]
-    shape: LlamaShape
+    shape: LlamaShape | None
     generation: Mapping[str, Any]
     notes: tuple[str, ...]
+    code: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def find_config(sources: Sources, base: Checkpoint | None = None) -> ModelConfig:
+def find_config(
+    sources: Sources, base: Checkpoint | None = None, any_decoder: bool = False
+) -> ModelConfig:
     """The last adapter's configuration if it has one, as long-context adapters do, else the base's.
 
     ``base`` is the opened base. Without it the configuration is read from the base's folder, which
     must then have a ``config.json``. Raises ``LayoutError`` when an adapter's configuration
-    describes a model of another shape.
+    describes a model of another shape, and for what is no LLaMA unless ``any_decoder``.
     """
     base_path = config_path(sources.model)
     base_config = base.config if base is not None else read_config(sources.model)
     path = next((f / CONFIG_NAME for f in sources.adapters[::-1] if _has_config(f)), base_path)
     config = base_config if path == base_path else read_json(path)
+    generation = _generation_config(*sources.adapters[::-1], sources.model, sources.base)
+    if any_decoder and not is_llama(base_config):
+        _require_same(config, path, base_config, base_path, _SIZES)
+        config = {**config, "tie_word_embeddings": base_config.get("tie_word_embeddings")}
+        code, notes = _code(config, path.parent, sources.model)
+        return ModelConfig(path, config, None, generation, notes, code)
     shape = LlamaShape.from_config(config, path)
-    for name, value in vars(LlamaShape.from_config(base_config, base_path)).items():
-        if name != "tie_word_embeddings" and getattr(shape, name) != value:
+    theirs, ours = vars(shape), vars(LlamaShape.from_config(base_config, base_path))
+    names = [name for name in ours if name != "tie_word_embeddings"]
+    _require_same(theirs, path, ours, base_path, names)
+    return ModelConfig(path, config, shape, generation, tuple(_notes(path, config)))
+
+
+# What fixes the shapes of a decoder that is no LLaMA, in the words of different families.
+_SIZES = (
+    *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
+    *("num_key_value_heads", "intermediate_size", "n_embd", "n_layer", "n_head"),
+    *("attention_bias", "mlp_bias"),
+)
+
+
+def _require_same(
+    theirs: Mapping[str, Any],
+    path: Path,
+    ours: Mapping[str, Any],
+    base_path: Path,
+    names: Iterable[str],
+) -> None:
+    for name in names:
+        if theirs.get(name) != ours.get(name):
             raise LayoutError(
                 "the adapter's config.json describes a model of another shape than the base",
                 file=path,
-                expected=f"{name} {value}, as in {base_path}",
-                found=f"{name} {getattr(shape, name)}",
+                expected=f"{name} {ours.get(name)}, as in {base_path}",
+                found=f"{name} {theirs.get(name)}",
                 remedy="the adapter belongs to another base; or remove its config.json if it is "
                 "there by mistake",
             )
-    generation = _generation_config(*sources.adapters[::-1], sources.model, sources.base)
-    return ModelConfig(path, config, shape, generation, tuple(_notes(path, config)))
+
+
+def _code(config: Mapping[str, Any], *folders: Path) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """The Python files of a model that ``config.json`` gives code of its own, and a note on it."""
+    if "auto_map" not in config:
+        return {}, ()
+    found = next((files for f in folders if (files := sorted(f.glob("*.py")))), [])
+    return {path.name: path.read_bytes() for path in found}, (
+        "the model has modelling code of its own (auto_map), which is taken along as it is: "
+        "transformers runs it only with trust_remote_code=True",
+    )
 
 
 def find_model_config(
@@ -100,9 +147,14 @@ def _notes(path: Path, config: Mapping[str, Any]) -> list[str]:
 
 
 def huggingface_documents(
-    found: ModelConfig, tokenizer: TokenizerFolder, vocab_size: int, dtype: str, tied: bool
+    found: ModelConfig, tokenizer: Tokenizer, vocab_size: int, dtype: str, tied: bool
 ) -> dict[str, bytes]:
-    """``config.json``, ``generation_config.json`` and the tokenizer's files."""
+    """``config.json``, ``generation_config.json`` and the tokenizer's files.
+
+    Beside a tokenizer that is copied, the special tokens' ids stay as the configurations have them.
+    """
+    if isinstance(tokenizer, CopiedTokenizer):
+        return _copied_documents(found, tokenizer, vocab_size, dtype, tied)
     ids = {
         f"{name}_id": token.id if token else None
         for name in ("bos_token", "eos_token", "pad_token")
@@ -117,13 +169,42 @@ def huggingface_documents(
     }
 
 
-def meta_documents(
-    found: ModelConfig, tokenizer: TokenizerFolder, vocab_size: int
+def _copied_documents(
+    found: ModelConfig, tokenizer: CopiedTokenizer, vocab_size: int, dtype: str, tied: bool
 ) -> dict[str, bytes]:
+    described = merged_config if found.shape else merged_decoder_config
+    documents = {CONFIG_NAME: json_bytes(described(found.config, vocab_size, dtype, tied))}
+    if found.generation:
+        documents[GENERATION_CONFIG_NAME] = json_bytes(found.generation)
+    return {**documents, **found.code, **tokenizer.contents}
+
+
+def require_llama(
+    found: ModelConfig, tokenizer: Tokenizer, layout: str
+) -> tuple[LlamaShape, TokenizerFolder]:
+    """The shape and tokenizer of a LLaMA, for ``layout``, which can hold no other model.
+
+    Raises ``LayoutError`` for another model, ``UsageError`` for a tokenizer that can only be
+    copied.
+    """
+    if found.shape is None:
+        biases = " with biases" if found.config.get("model_type") in LLAMA_MODEL_TYPES else ""
+        raise LayoutError(
+            f"this model is no LLaMA, and {layout} is for LLaMA alone",
+            file=found.path,
+            expected='"model_type": "llama", without biases',
+            found=f"{found.config.get('model_type')!r}{biases}",
+            remedy="use --output_type huggingface, which any decoder can be written to",
+        )
+    return found.shape, require_understood(tokenizer, layout)
+
+
+def meta_documents(found: ModelConfig, tokenizer: Tokenizer, vocab_size: int) -> dict[str, bytes]:
     """``params.json`` and ``tokenizer.model``; nothing of Hugging Face's, which would mislead
     llama.cpp's converter. Raises ``LayoutError`` for what ``params.json`` cannot say.
     """
+    shape, understood = require_llama(found, tokenizer, "Meta's layout")
     return {
-        PARAMS_NAME: json_bytes(params_json(found.config, found.shape, vocab_size, found.path)),
-        MODEL_NAME: tokenizer.contents[MODEL_NAME],
+        PARAMS_NAME: json_bytes(params_json(found.config, shape, vocab_size, found.path)),
+        MODEL_NAME: understood.vocabulary,
     }

@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder
+from tokenizer_tools.copied import Tokenizer
 
 from . import __version__
 from .digests import content_digests, file_digest
@@ -20,7 +20,7 @@ def manifest(
     plan: Plan,
     written: Mapping[str, WrittenFile],
     inputs: Mapping[str, Any],
-    tokenizer: TokenizerFolder,
+    tokenizer: Tokenizer,
     how: Mapping[str, Any],
     steps: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -42,10 +42,9 @@ def manifest(
         name: {"bytes": len(data), "sha256": sha256(data).hexdigest()}
         for name, data in plan.documents.items()
     }
-    model = tokenizer.contents[MODEL_NAME]
     return {
         "tool": {"name": "chinese-llama-merge", "version": __version__},
-        "inputs": {**inputs, "tokenizer": {"sha256": sha256(model).hexdigest()}},
+        "inputs": {**inputs, "tokenizer": {"sha256": sha256(tokenizer.vocabulary).hexdigest()}},
         **how,
         "files": weights | documents,
         "tensors": {

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from tokenizer_tools.huggingface import TokenizerFolder
+from tokenizer_tools.copied import Tokenizer
 
 from .digests import digested
-from .documents import ModelConfig, huggingface_documents, meta_documents
+from .documents import ModelConfig, huggingface_documents, meta_documents, require_llama
 from .formats.container import TensorInfo
 from .layouts import huggingface, meta
+from .layouts.decoder import embeddings
 from .layouts.llama import EMBED_TOKENS, LM_HEAD
 from .layouts.pour import Poured, files
 from .lazy import LazyTensor, dtype_name
@@ -64,7 +65,7 @@ class Model:
     tied: bool
     rows: int
     config: ModelConfig
-    tokenizer: TokenizerFolder
+    tokenizer: Tokenizer
 
 
 def plan_output(model: Model, settings: OutputSettings) -> Plan:
@@ -74,12 +75,13 @@ def plan_output(model: Model, settings: OutputSettings) -> Plan:
     """
     result = digested(model.tensors)
     if settings.output_type == "pth":
+        shape, _ = require_llama(model.config, model.tokenizer, "Meta's layout")
         whole = {LM_HEAD: result[EMBED_TOKENS], **result}
-        poured = meta.pour(whole, model.config.shape, settings.num_shards)
+        poured = meta.pour(whole, shape, settings.num_shards)
         documents = meta_documents(model.config, model.tokenizer, model.rows)
         return Plan(tuple(poured), documents, result)
     poured = huggingface.pour(result, settings.suffix, settings.max_shard_size)
-    dtype = dtype_name(result[EMBED_TOKENS].dtype)
+    dtype = dtype_name(result[embeddings(result) or EMBED_TOKENS].dtype)
     documents = {
         **huggingface_documents(model.config, model.tokenizer, model.rows, dtype, model.tied),
         **huggingface.index_document(poured, settings.suffix),

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 
-from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder, read_tokenizer
+from tokenizer_tools.copied import FAST_NAME, Tokenizer, has_tokenizer, read_copied
+from tokenizer_tools.huggingface import MODEL_NAME, read_tokenizer
 
 from .archives import unpack, zipped_folder
 from .deltas.adapter_config import read_adapter_config
 from .errors import UsageError
+from .json_text import read_json
+from .layouts.config import CONFIG_NAME, is_llama
 from .layouts.folder import is_meta
 from .staging import Offload
 
 # What a Hub id looks like: owner/name, each of letters, digits, dots, dashes and underscores.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_WANTED = ("*.json", "tokenizer.model", "*.jinja")
+_WANTED = ("*.json", "tokenizer.model", "*.jinja", "vocab.txt", "merges.txt", "*.tiktoken", "*.py")
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -112,8 +116,8 @@ class Sources:
     lora_models: tuple[str, ...]
     base: Path
     adapters: tuple[Path, ...]
-    tokenizer: TokenizerFolder
-    base_tokenizer: TokenizerFolder | None
+    tokenizer: Tokenizer
+    base_tokenizer: Tokenizer | None
     delta_model: str | None = None
     delta: Path | None = None
 
@@ -139,7 +143,7 @@ def find_sources(
     """Find every input, and read what is small: adapter configurations and tokenizers.
 
     The tokenizer is the one named, else the last adapter's that has one, else the delta's, else the
-    base's.
+    base's. For a LLaMA that is a ``tokenizer.model`` where there is any.
     """
     names = split_list(lora_models)
     if not names:
@@ -155,12 +159,38 @@ def find_sources(
                 file=folder,
                 remedy="name each adapter once",
             )
-    candidates = [folder for folder in adapters[::-1] if (folder / MODEL_NAME).is_file()]
-    home = (tokenizer_home(delta) if delta else None) or tokenizer_home(base)
-    chosen = resolve_tokenizer(tokenizer, offload) if tokenizer else (*candidates, home or base)[0]
-    own = read_tokenizer(home) if home else None
-    found = read_tokenizer(chosen)
+    models = [folder for folder in (delta, base) if folder]
+    named = resolve_tokenizer(tokenizer, offload) if tokenizer else None
+    own, found = _tokenizers(named, adapters[::-1], models)
     return Sources(base_model, tuple(names), base, adapters, found, own, delta_model, delta)
+
+
+def _tokenizers(
+    named: Path | None, adapters: Sequence[Path], models: Sequence[Path]
+) -> tuple[Tokenizer | None, Tokenizer]:
+    """The tokenizer of the last of ``models`` that has one, and that of the result."""
+    if _holds_llama(models[0]):
+        home = next(filter(None, map(tokenizer_home, models)), None)
+        theirs = [folder for folder in adapters if (folder / MODEL_NAME).is_file()]
+        chosen = named or next(iter(theirs), home)
+        nothing = not any(map(has_tokenizer, [chosen] if chosen else [*adapters, *models]))
+        if nothing or (chosen is not None and _is_understood(chosen)):
+            own = read_tokenizer(home) if home else None
+            return own, read_tokenizer(chosen or models[-1])
+    home = next(filter(has_tokenizer, models), None)
+    chosen = named or next(filter(has_tokenizer, adapters), home or models[-1])
+    return read_copied(home) if home else None, read_copied(chosen)
+
+
+def _holds_llama(folder: Path) -> bool:
+    """Whether a folder's model is a LLaMA; one without ``config.json`` is refused later."""
+    path = folder / CONFIG_NAME
+    return is_meta(folder) or not path.is_file() or is_llama(read_json(path))
+
+
+def _is_understood(path: Path) -> bool:
+    """Whether ``--tokenizer`` names a ``tokenizer.model``: a file of any name, or its folder."""
+    return path.name != FAST_NAME if path.is_file() else (path / MODEL_NAME).is_file()
 
 
 def tokenizer_home(folder: Path) -> Path | None:

@@ -15,6 +15,10 @@ _NEW_TOKENS = (
     "with\n--new_token_init subtokens, mean, zeros or normal"
 )
 
+_OWN_TOKENIZER = (
+    "give the tokenizer that the last adapter was trained with, with --tokenizer DIR or by putting "
+    "its files (tokenizer.model, or tokenizer.json) into the adapter's folder"
+)
 _MISMATCH = (
     "or, if these rows are padding, choose with --vocab_mismatch: keep_base_rows or truncate"
 )
@@ -39,16 +43,19 @@ class Vocabulary:
     """Every size that must agree: rows of the base, of each adapter, tokens of the tokenizer.
 
     ``base_tokens`` is the size of the base's own tokenizer, None when it has none.
-    ``known_tokenizer`` is set when the tokenizer is a published one.
+    ``known_tokenizer`` is set when the tokenizer is a published one. ``tokens`` is None for a
+    tokenizer whose size nothing tells. With ``may_pad`` there may be more rows than tokens, as in
+    models whose rows are padded for GPUs.
     """
 
     base_rows: int
     adapters: tuple[AdapterRows, ...]
-    tokens: int
+    tokens: int | None
     tokenizer: object
     base_tokens: int | None
     known_tokenizer: KnownTokenizer | None = None
     mismatch: str = "error"
+    may_pad: bool = False
 
     def checked_rows(self, new_tokens: bool = False) -> int:
         """Rows that base and adapters give; with ``new_tokens`` the tokenizer may have more.
@@ -58,14 +65,15 @@ class Vocabulary:
         rows = self.base_rows
         for number, adapter in enumerate(self.adapters, start=1):
             rows = self._after(number, adapter, rows)
-        if not (new_tokens and self.tokens > rows):
-            self._require_tokenizer(rows)
+        if self.tokens is not None and not (new_tokens and self.tokens > rows):
+            self._require_tokenizer(rows, self.tokens)
         return rows
 
     @property
     def is_padded(self) -> bool:
         """Whether the base had more rows than its tokenizer has tokens, and keeps them."""
-        return self.tokens < self.base_rows and self.tokens == self.base_tokens
+        tokens = self.tokens
+        return tokens is not None and tokens < self.base_rows and tokens == self.base_tokens
 
     def table(self) -> str:
         """Every size, one a line, for messages."""
@@ -73,7 +81,7 @@ class Vocabulary:
         for number, adapter in enumerate(self.adapters, start=1):
             rows = adapter.embed_tokens or adapter.lm_head or adapter.low_rank
             lines.append(f"{rows or 'no':>8} rows   adapter {number} ({adapter.name})")
-        lines.append(f"{self.tokens:>8} tokens tokenizer ({self.tokenizer})")
+        lines.append(f"{self.tokens or '?':>8} tokens tokenizer ({self.tokenizer})")
         return "\n".join(lines)
 
     def _after(self, number: int, adapter: AdapterRows, rows: int) -> int:
@@ -144,35 +152,49 @@ class Vocabulary:
             "an adapter has been merged"
         )
 
-    def _require_tokenizer(self, rows: int) -> None:
-        if self.tokens == rows or (rows == self.base_rows and self.is_padded):
+    def _require_tokenizer(self, rows: int, tokens: int) -> None:
+        if tokens == rows or (rows == self.base_rows and self.is_padded):
             return
-        if self.tokens < rows and self.mismatch == "keep_base_rows":
+        if tokens < rows and self.mismatch == "keep_base_rows":
+            return
+        if self.may_pad:
+            self._require_room(rows, tokens)
             return
         raise self._error(
             "tokenizer and embeddings do not belong together",
             expected=f"{rows} tokens, one for each row",
-            found=f"{self.tokens} tokens",
-            remedy=self._tokenizer_remedy(rows) + (_NEW_TOKENS if self.tokens > rows else ""),
+            found=f"{tokens} tokens",
+            remedy=self._tokenizer_remedy(rows, tokens) + (_NEW_TOKENS if tokens > rows else ""),
         )
 
-    def _tokenizer_remedy(self, rows: int) -> str:
+    def _require_room(self, rows: int, tokens: int) -> None:
+        """Rows may be more than tokens, but new rows want new tokens, and every token a row."""
+        own = self.base_tokens
+        if rows == self.base_rows and (tokens == own or (own or 0) <= tokens <= rows):
+            return
+        if rows != self.base_rows and (own or 0) < tokens <= rows:
+            return
+        raise self._error(
+            "tokenizer and embeddings do not belong together",
+            expected=f"{(own or 0) + (rows > self.base_rows)} to {rows} tokens",
+            found=f"{tokens} tokens",
+            remedy=_OWN_TOKENIZER,
+        )
+
+    def _tokenizer_remedy(self, rows: int, tokens: int) -> str:
         if said := mixup(self.known_tokenizer, rows):
             return said
-        if rows == self.tokens + 1:
+        if rows == tokens + 1:
             return (
                 "the tokenizer lacks one token, as a Chinese-LLaMA tokenizer does beside a "
                 "Chinese-Alpaca adapter ([PAD]): give the adapter's own with --tokenizer"
             )
-        if rows == self.tokens - 1:
+        if rows == tokens - 1:
             return (
                 "the tokenizer has one token more, as a Chinese-Alpaca tokenizer ([PAD]) does "
                 "beside a Chinese-LLaMA adapter: give the adapter's own with --tokenizer"
             )
-        return (
-            "give the tokenizer that the last adapter was trained with, with --tokenizer DIR or "
-            "by putting its tokenizer.model into the adapter's folder"
-        )
+        return _OWN_TOKENIZER
 
     def _error(self, sentence: str, *, expected: str, found: str, remedy: str) -> VocabularyError:
         return VocabularyError(

@@ -92,6 +92,11 @@ class TokenizerFolder:
         """How many embedding rows the tokenizer needs: pieces and added tokens."""
         return self.n_pieces + len(self.added_tokens)
 
+    @property
+    def vocabulary(self) -> bytes:
+        """The file that holds the vocabulary, by which the tokenizer is known."""
+        return self.contents[MODEL_NAME]
+
 
 def read_tokenizer(path: Path) -> TokenizerFolder:
     """Read a folder with a ``tokenizer.model``, or such a file alone, without anything beside it.

@@ -150,7 +150,8 @@ def _digest(adapter: Adapter) -> Iterator[str]:
 
 
 def _fit(adapter: Adapter, base: Path) -> Iterator[str]:
-    from ..deltas.apply import VOCABULARY_TENSORS, apply_adapters
+    from ..deltas.apply import apply_adapters
+    from ..layouts.decoder import VOCABULARY_TENSORS
     from ..layouts.folder import open_checkpoint
 
     merged = apply_adapters(open_checkpoint(base), [adapter], None)

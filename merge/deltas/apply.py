@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..errors import AdapterError, LayoutError
 from ..layouts.conv1d import stores_transposed
-from ..layouts.llama import EMBED_TOKENS, LM_HEAD
+from ..layouts.decoder import HEAD_OF, VOCABULARY_TENSORS, embeddings
 from ..lazy import Checkpoint, LazyTensor, continued, first_rows
 from .patches import AddedVector, ColumnMagnitude, LowRank, Merged, Patch, ReplacedRows
 from .peft import Adapter, same_content
-
-VOCABULARY_TENSORS = (EMBED_TOKENS, LM_HEAD)
 
 
 @dataclass(frozen=True)
@@ -67,12 +65,11 @@ def apply_adapters(
     for an adapter that is merged already.
     """
     starts = dict(base.tensors)
-    tied = bool(base.config.get("tie_word_embeddings"))
-    if tied:
-        _require_equal_sides(starts)
-    if tied and LM_HEAD not in starts:
-        starts[LM_HEAD] = starts[EMBED_TOKENS]
-    adapters = [_fitted(adapter, base.config, tied) for adapter in adapters]
+    sides = _tied_sides(base)
+    if sides is not None:
+        _require_equal_sides(starts, sides)
+        starts.setdefault(sides.head, starts[sides.embeddings])
+    adapters = [_fitted(adapter, base.config, sides) for adapter in adapters]
     for adapter in adapters:
         _require_fits(adapter, starts)
         _require_not_merged_yet(adapter, base)
@@ -84,13 +81,26 @@ def apply_adapters(
             making.merge(number, adapter)
         merged[name] = making.result(dtype or start.dtype, round_each_stage)
         steps[name] = tuple(making.steps)
-    if tied and _stays_tied(merged, adapters):
-        del merged[LM_HEAD], steps[LM_HEAD]
+    if sides is not None and _stays_tied(merged, adapters, sides):
+        del merged[sides.head], steps[sides.head]
         return MergedModel(merged, steps, tied=True)
     return MergedModel(merged, steps, tied=False)
 
 
-def _fitted(adapter: Adapter, config: Mapping[str, Any], tied: bool) -> Adapter:
+class _Sides(NamedTuple):
+    """The names of tied embeddings and of the LM head that they serve as."""
+
+    embeddings: str
+    head: str
+
+
+def _tied_sides(base: Checkpoint) -> _Sides | None:
+    name = embeddings(base.tensors)
+    tied = name is not None and base.config.get("tie_word_embeddings")
+    return _Sides(name, HEAD_OF[name]) if name is not None and tied else None
+
+
+def _fitted(adapter: Adapter, config: Mapping[str, Any], sides: _Sides | None) -> Adapter:
     """The adapter as this base needs it: turned where the base keeps matrices transposed, and
     with trained token rows on both sides of tied embeddings.
     """
@@ -100,32 +110,33 @@ def _fitted(adapter: Adapter, config: Mapping[str, Any], tied: bool) -> Adapter:
         else stage
         for name, stage in adapter.added.items()
     }
-    if tied and LM_HEAD not in added and LM_HEAD not in adapter.replaced:
-        rows = tuple(p for p in added.get(EMBED_TOKENS, ()) if isinstance(p, ReplacedRows))
+    if sides is not None and sides.head not in added and sides.head not in adapter.replaced:
+        rows = tuple(p for p in added.get(sides.embeddings, ()) if isinstance(p, ReplacedRows))
         if rows:
-            added[LM_HEAD] = rows
+            added[sides.head] = rows
     return replace(adapter, added=added)
 
 
-def _require_equal_sides(tensors: Mapping[str, LazyTensor]) -> None:
+def _require_equal_sides(tensors: Mapping[str, LazyTensor], sides: _Sides) -> None:
     """A tied model may hold its embeddings twice, but not two different versions of them."""
-    if LM_HEAD in tensors and not same_content(tensors[EMBED_TOKENS], tensors[LM_HEAD]):
+    head = tensors.get(sides.head)
+    if head is not None and not same_content(tensors[sides.embeddings], head):
         raise LayoutError(
             "the base model's config.json ties the LM head to the embeddings, but they differ",
-            tensor=tensors[LM_HEAD].origin,
-            expected=f"the same values as {EMBED_TOKENS}",
+            tensor=head.origin,
+            expected=f"the same values as {sides.embeddings}",
             remedy='write "tie_word_embeddings": false into config.json if the LM head is meant '
             "(an earlier merge may have forgotten it), else remove the tensor",
         )
 
 
-def _stays_tied(merged: Mapping[str, Merged], adapters: Sequence[Adapter]) -> bool:
+def _stays_tied(merged: Mapping[str, Merged], adapters: Sequence[Adapter], sides: _Sides) -> bool:
     """Whether both sides end up the same, so that one tensor still serves as both."""
-    touching = [a for a in adapters if {*a.added, *a.replaced} & set(VOCABULARY_TENSORS)]
-    sides = {name for a in touching for name in (*a.added, *a.replaced)} & set(VOCABULARY_TENSORS)
-    if sides == {EMBED_TOKENS} and all(a.config.ensure_weight_tying for a in touching):
+    touching = [a for a in adapters if {*a.added, *a.replaced} & {*sides}]
+    touched = {name for a in touching for name in (*a.added, *a.replaced)} & {*sides}
+    if touched == {sides.embeddings} and all(a.config.ensure_weight_tying for a in touching):
         return True
-    one, other = merged[EMBED_TOKENS], merged[LM_HEAD]
+    one, other = merged[sides.embeddings], merged[sides.head]
     return (
         len(one.stages) == len(other.stages)
         and all(map(_same_stage, one.stages, other.stages))
@@ -320,7 +331,7 @@ def _require_not_merged_yet(adapter: Adapter, base: Checkpoint) -> None:
         raise AdapterError(
             "the base model holds this adapter already; merging it again would add it twice",
             file=adapter.weights,
-            tensor=EMBED_TOKENS,
+            tensor=next(name for name in VOCABULARY_TENSORS if name in adapter.trained),
             expected="a base whose embeddings differ from the adapter's",
             found=f"the same {pairs[0][1].rows} rows in both",
             remedy="give the original base model, not the merged one",

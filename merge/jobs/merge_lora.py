@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizer_tools.huggingface import MODEL_NAME
+from tokenizer_tools.copied import CopiedTokenizer, require_understood
 from tokenizer_tools.known import recognise_bytes
 
-from ..documents import ModelConfig, find_config
+from ..documents import ModelConfig, find_config, require_llama
 from ..errors import UsageError
 from ..layouts.folder import is_meta
 from ..outputs import require_free
@@ -141,8 +141,11 @@ class MergeReport(Report):
 
 def _prepare(sources: Sources, settings: MergeSettings, offload: Offload) -> MergeJob:
     """Open everything, check it against each other, and plan the output."""
+    any_decoder = sources.delta is None
     if not is_meta(sources.model):
-        find_config(sources)
+        described = find_config(sources, any_decoder=any_decoder)
+        if settings.output_type == "pth":
+            require_llama(described, sources.tokenizer, "Meta's layout")
 
     from ..deltas.apply import apply_adapters
     from ..deltas.dense import open_model, with_delta
@@ -152,10 +155,13 @@ def _prepare(sources: Sources, settings: MergeSettings, offload: Offload) -> Mer
     from ..lazy import dtype_named
     from ..plan import Model, plan_output
 
-    plain = digested_checkpoint(open_checkpoint(sources.base, offload, settings.context_length))
+    context_length = settings.context_length
+    plain = digested_checkpoint(
+        open_checkpoint(sources.base, offload, context_length, any_decoder=any_decoder)
+    )
     delta = digested_checkpoint(open_model(sources.delta, offload)) if sources.delta else None
     base = with_delta(plain, delta) if delta else plain
-    config = find_config(sources, base)
+    config = find_config(sources, base, any_decoder)
     weights = settings.weights(len(sources.adapters))
     adapters = tuple(
         open_adapter(folder, offload, weight)
@@ -186,13 +192,13 @@ def _with_new_rows(
     """Grow the vocabulary to the tokenizer where it has more tokens and that was asked for."""
     from ..deltas.new_rows import grow_to_tokenizer
 
-    tokenizer, own = sources.tokenizer, sources.base_tokenizer
-    if settings.new_token_init is None or tokenizer.n_tokens <= rows:
+    tokens, own, init = sources.tokenizer.n_tokens, sources.base_tokenizer, settings.new_token_init
+    if init is None or tokens is None or tokens <= rows:
         return tensors, rows
-    if own is not None and own.n_tokens == rows:
-        require_extension(own, tokenizer)
+    tokenizer = require_understood(sources.tokenizer, "--new_token_init")
     total = tokenizer.n_tokens
-    init = settings.new_token_init
+    if own is not None and own.n_tokens == rows:
+        require_extension(require_understood(own, "--new_token_init"), tokenizer)
     return grow_to_tokenizer(tensors, tokenizer, total, rows, init, config.config), total
 
 
@@ -213,7 +219,7 @@ def _require_different(adapters: Sequence[Adapter]) -> None:
 def _require_known_order(sources: Sources, base: Checkpoint, adapters: Sequence[Adapter]) -> None:
     from .. import known
     from ..deltas.apply import vocabulary_rows
-    from ..layouts.llama import EMBED_TOKENS
+    from ..layouts.decoder import embedding_rows
 
     given = [
         known.Given(
@@ -224,33 +230,37 @@ def _require_known_order(sources: Sources, base: Checkpoint, adapters: Sequence[
         )
         for source, a in zip(sources.lora_models, adapters, strict=True)
     ]
-    known.require_known_order(base.tensors[EMBED_TOKENS].rows, given)
+    known.require_known_order(embedding_rows(base.tensors), given)
 
 
 def _vocabulary(
     sources: Sources, base: Checkpoint, adapters: Sequence[Adapter], mismatch: str
 ) -> Vocabulary:
     from ..deltas.apply import low_rank_rows
-    from ..layouts.llama import EMBED_TOKENS, LM_HEAD
+    from ..layouts.decoder import HEAD_OF, embedding_rows, embeddings
 
     def rows(adapter: Adapter, name: str) -> int | None:
         return adapter.replaced[name].rows if name in adapter.replaced else None
 
+    name = embeddings(base.tensors)
+    assert name is not None, "a base is opened only with embeddings"
+    tokenizer = sources.tokenizer
     return Vocabulary(
-        base.tensors[EMBED_TOKENS].rows,
+        embedding_rows(base.tensors),
         tuple(
             AdapterRows(
                 adapter.name,
-                rows(adapter, EMBED_TOKENS),
-                rows(adapter, LM_HEAD),
+                rows(adapter, name),
+                rows(adapter, HEAD_OF[name]),
                 adapter.config.ensure_weight_tying,
                 low_rank_rows(adapter),
             )
             for adapter in adapters
         ),
-        sources.tokenizer.n_tokens,
-        sources.tokenizer.path,
+        tokenizer.n_tokens,
+        tokenizer.path,
         sources.base_tokenizer.n_tokens if sources.base_tokenizer else None,
-        recognise_bytes(sources.tokenizer.contents[MODEL_NAME]),
+        recognise_bytes(tokenizer.vocabulary),
         mismatch,
+        isinstance(tokenizer, CopiedTokenizer),
     )

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizer_tools.huggingface import read_tokenizer
+from tokenizer_tools.copied import require_understood
+from tokenizer_tools.huggingface import TokenizerFolder, read_tokenizer
 
 from ..documents import find_config
 from ..layouts.folder import is_meta
@@ -84,6 +85,7 @@ class ResizeJob:
     """A resize that has been checked and planned from headers."""
 
     sources: Sources
+    tokenizer: TokenizerFolder
     settings: OutputSettings
     base: Checkpoint
     plan: Plan
@@ -98,20 +100,19 @@ class ResizeJob:
 
         inputs = {"base_model": checkpoint_entry(self.sources.base_model, self.base)}
         how = {"dtype": self.settings.dtype, "init": self.init, "seed": self.seed}
-        return manifest(self.plan, written, inputs, self.sources.tokenizer, how, {})
+        return manifest(self.plan, written, inputs, self.tokenizer, how, {})
 
     def inputs(self) -> tuple[str, ...]:
         """Lines about what was read."""
-        tokenizer = self.sources.tokenizer
         return (
             f"base       {self.sources.base} ({self.base_rows} rows)",
-            f"tokenizer  {tokenizer.path} ({tokenizer.n_tokens} tokens)",
+            f"tokenizer  {self.tokenizer.path} ({self.tokenizer.n_tokens} tokens)",
         )
 
     def changes(self) -> tuple[str, ...]:
         """Lines about what became of it."""
         grown = f"rows       {self.base_rows} -> {self.rows}, new ones from {self.init}"
-        padding = self.rows - self.sources.tokenizer.n_tokens
+        padding = self.rows - self.tokenizer.n_tokens
         return (grown + (f", {padding} of padding" if padding else ""),)
 
     def notes(self) -> tuple[str, ...]:
@@ -141,13 +142,12 @@ def _prepare(
     base = digested_checkpoint(open_checkpoint(sources.base, offload))
     config = find_config(sources, base)
     base_rows = base.tensors[EMBED_TOKENS].rows
-    tokens = sources.tokenizer.n_tokens
+    tokenizer = require_understood(sources.tokenizer, "growing the vocabulary")
+    tokens = tokenizer.n_tokens
     rows = _rows(tokens, base_rows, pad_to_multiple_of)
     own = sources.base_tokenizer
-    known = min(base_rows, own.n_tokens if own is not None else tokens)
-    tensors = grow_to_tokenizer(
-        base.tensors, sources.tokenizer, rows, known, init, config.config, seed
-    )
+    known = min(base_rows, own.n_tokens or tokens if own is not None else tokens)
+    tensors = grow_to_tokenizer(base.tensors, tokenizer, rows, known, init, config.config, seed)
     dtype = dtype_named(settings.dtype)
     tied = bool(base.config.get("tie_word_embeddings"))
     cast = {
@@ -156,7 +156,7 @@ def _prepare(
         if not (tied and name == LM_HEAD)
     }
     plan = plan_output(Model(cast, tied, rows, config, sources.tokenizer), settings)
-    return ResizeJob(sources, settings, base, plan, init, seed, base_rows, rows)
+    return ResizeJob(sources, tokenizer, settings, base, plan, init, seed, base_rows, rows)
 
 
 def _rows(tokens: int, base_rows: int, pad_to_multiple_of: int | None) -> int:

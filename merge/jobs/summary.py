@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from tokenizer_tools.huggingface import TokenizerFolder
+
 if TYPE_CHECKING:
     from ..deltas.peft import Adapter
     from .merge_lora import MergeJob
@@ -15,18 +17,20 @@ EXACT_IDS = (
     "splits some lines differently, silently"
 )
 
+COPIED = "the tokenizer's files are copied as they are"
+
 
 def inputs(job: MergeJob) -> Iterator[str]:
     """Where base, adapters and tokenizer are, with the sizes that matter."""
-    from ..layouts.llama import EMBED_TOKENS
+    from ..layouts.decoder import embedding_rows
 
-    yield f"base       {job.sources.base} ({job.plain.tensors[EMBED_TOKENS].rows} rows)"
+    yield f"base       {job.sources.base} ({embedding_rows(job.plain.tensors)} rows)"
     if job.delta is not None:
         yield f"delta      {job.sources.delta} ({job.vocabulary.base_rows} rows)"
     for number, adapter in enumerate(job.adapters, start=1):
         yield f"adapter {number}  {adapter.folder} ({_scalings(adapter)})"
     tokenizer = job.sources.tokenizer
-    yield f"tokenizer  {tokenizer.path} ({tokenizer.n_tokens} tokens)"
+    yield f"tokenizer  {tokenizer.path} ({tokenizer.n_tokens or 'unknown'} tokens)"
 
 
 def _scalings(adapter: Adapter) -> str:
@@ -62,11 +66,13 @@ def notes(job: MergeJob) -> Iterator[str]:
     yield from job.config.notes
     if job.settings.output_type == "huggingface" and job.config.config is job.base.config:
         yield from job.base.notes
+    understood = isinstance(job.sources.tokenizer, TokenizerFolder)
     if job.settings.output_type == "huggingface":
-        yield EXACT_IDS
-    if job.vocabulary.tokens > (rows := job.vocabulary.checked_rows(new_tokens=True)):
+        yield EXACT_IDS if understood else COPIED
+    tokens, rows = job.vocabulary.tokens or 0, job.vocabulary.checked_rows(new_tokens=True)
+    if understood and tokens > rows:
         yield (
-            f"{job.vocabulary.tokens - rows} tokens have no row in any adapter: theirs begin as "
+            f"{tokens - rows} tokens have no row in any adapter: theirs begin as "
             f"{job.settings.new_token_init}, so the model has to be trained on"
         )
     if job.vocabulary.is_padded and job.settings.output_type == "pth":

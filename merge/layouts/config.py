@@ -23,6 +23,12 @@ LLAMA_MODEL_TYPES = ("llama",)
 EXTENDED_MODEL_TYPES = (*LLAMA_MODEL_TYPES, "llava")
 
 
+def is_llama(config: Mapping[str, Any]) -> bool:
+    """Whether a ``config.json`` is of a LLaMA tensor for tensor, which has no biases."""
+    biases = config.get("attention_bias") or config.get("mlp_bias")
+    return config.get("model_type") in LLAMA_MODEL_TYPES and not biases
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Read the ``config.json`` of a base model. Raises ``LayoutError`` when there is none."""
     path = folder / CONFIG_NAME
@@ -151,6 +157,16 @@ def merged_config(
         "torch_dtype": dtype,
         "vocab_size": vocab_size,
     }
+
+
+def merged_decoder_config(
+    config: Mapping[str, Any], vocab_size: int, dtype: str, tied: bool
+) -> dict[str, Any]:
+    """The ``config.json`` of a merged model that is no LLaMA: its owner's, in its own spelling."""
+    dropped = {"dtype", "_name_or_path", "quantization_config"}
+    merged = {key: value for key, value in config.items() if key not in dropped}
+    changed = {"tie_word_embeddings": tied, "torch_dtype": dtype, "vocab_size": vocab_size}
+    return merged | changed
 
 
 def with_token_ids(

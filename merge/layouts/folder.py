@@ -50,12 +50,14 @@ def open_checkpoint(
     offload: Offload | None = None,
     context_length: int | None = None,
     with_extra: bool = False,
+    any_decoder: bool = False,
 ) -> Checkpoint:
     """Open a model in any layout, under Hugging Face's names and order.
 
     ``folder`` may be a ``.gguf`` file too. ``context_length`` is for Meta's layout, which does not
     say it. With ``with_extra`` a Hugging Face folder may hold more than a LLaMA does; that is kept
-    apart. Raises ``LayoutError`` and
+    apart. With ``any_decoder`` it may hold a model that is no LLaMA, which keeps its own names and
+    order. Raises ``LayoutError`` and
     ``FormatError`` for what is no whole model, ``UsageError`` for a ``context_length`` that the
     folder's own ``config.json`` would contradict.
     """
@@ -76,4 +78,4 @@ def open_checkpoint(
         )
     from . import huggingface
 
-    return huggingface.open_base(folder, offload, with_extra)
+    return huggingface.open_base(folder, offload, with_extra, any_decoder)

@@ -7,24 +7,25 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from ..errors import LayoutError
 from ..formats import open_container
 from ..json_text import json_bytes, read_json
-from ..lazy import Checkpoint, LazyTensor, dtype_name
+from ..lazy import Checkpoint, LazyTensor
 from ..sizes import parse_size
 from ..staging import Offload
-from . import llama
+from . import decoder, llama
 from .config import (
     CONFIG_NAME,
     EXTENDED_MODEL_TYPES,
     LLAMA_MODEL_TYPES,
     LlamaShape,
+    is_llama,
     read_config,
 )
 from .pour import Piece, Poured
+from .quantised import is_quantised, require_whole
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 # What transformers calls the weights, by the container's ending.
@@ -35,24 +36,25 @@ _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<s
 _NO_WEIGHTS = re.compile(
     r"(training_args|optimizer|scheduler|scaler|rng_state|adapter_model|trainer)"
 )
-# The helper tensors of GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors.
-_QUANTISED = re.compile(
-    r"\.(qweight|qzeros|scales|g_idx|SCB|absmax|quant_(state|map)|nested_\w+"
-    r"|weight_(format|scale\w*|packed|shape|zero_point)|(input|output|k|v)_scale)\b"
-)
-# What a weight may be in; every other dtype is a quantisation.
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def open_base(folder: Path, offload: Offload | None = None, with_extra: bool = False) -> Checkpoint:
+def open_base(
+    folder: Path,
+    offload: Offload | None = None,
+    with_extra: bool = False,
+    any_decoder: bool = False,
+) -> Checkpoint:
     """Open a folder as transformers saves it; every tensor of the model is there, or it is refused.
 
     Weights are found by the index when there is one, else by listing. safetensors are taken before
     ``.bin``, as transformers does. Rotary buffers of old conversions are dropped. Tensors that a
-    LLaMA does not have are refused, or with ``with_extra`` kept apart. Raises ``LayoutError`` and
+    LLaMA does not have are refused, or with ``with_extra`` kept apart. With ``any_decoder`` a model
+    that is no LLaMA is opened too, as ``decoder.py`` says. Raises ``LayoutError`` and
     ``FormatError``.
     """
     config = read_config(folder)
+    if any_decoder and not is_llama(config):
+        return _open_decoder(folder, config, offload)
     known = EXTENDED_MODEL_TYPES if with_extra else LLAMA_MODEL_TYPES
     shape = LlamaShape.from_config(config, folder / CONFIG_NAME, known)
     files = weight_files(folder)
@@ -64,6 +66,16 @@ def open_base(folder: Path, offload: Offload | None = None, with_extra: bool = F
     return Checkpoint(tensors, config, tuple(files), dropped, extra=extra)
 
 
+def _open_decoder(folder: Path, config: dict[str, Any], offload: Offload | None) -> Checkpoint:
+    decoder.require_decoder(config, folder / CONFIG_NAME)
+    files = weight_files(folder)
+    tensors = collect(files, offload)
+    dropped = tuple(name for name, tensor in tensors.items() if decoder.is_buffer(name, tensor))
+    kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
+    config = decoder.checked_config(folder, config, kept)
+    return Checkpoint(kept, config, tuple(files), dropped)
+
+
 def _taken_out(tensors: dict[str, LazyTensor], shape: LlamaShape) -> dict[str, LazyTensor]:
     """Remove and return what the table does not have; a quantisation's helpers stay, as mistakes.
 
@@ -72,7 +84,7 @@ def _taken_out(tensors: dict[str, LazyTensor], shape: LlamaShape) -> dict[str, L
     known = {entry.hf for entry in llama.entries(shape)}
     layers = "model.layers."
     extra = [n for n in tensors if n not in known and not n.startswith(layers)]
-    return {name: tensors.pop(name) for name in extra if not _QUANTISED.search(name)}
+    return {name: tensors.pop(name) for name in extra if not is_quantised(name)}
 
 
 def weight_files(folder: Path) -> dict[Path, tuple[str, ...] | None]:
@@ -189,6 +201,7 @@ def _in_order(
     expected = {entry.hf: entry for entry in llama.entries(shape)}
     for name in tensors:
         if name not in expected:
+            require_whole(folder, name, tensors[name])
             raise _unexpected(folder, name, tensors[name])
     if shape.tie_word_embeddings and llama.LM_HEAD not in tensors:
         del expected[llama.LM_HEAD]
@@ -210,15 +223,6 @@ def _in_order(
 
 
 def _unexpected(folder: Path, name: str, tensor: LazyTensor) -> LayoutError:
-    if _QUANTISED.search(name):
-        return LayoutError(
-            "the base model is quantised; a LoRA can be merged only into full weights",
-            file=folder,
-            tensor=tensor.origin,
-            expected="one float16, bfloat16 or float32 tensor for each weight",
-            found=name.rsplit(".", 1)[-1],
-            remedy="take the original float16 or bfloat16 model as the base",
-        )
     return LayoutError(
         "the base model holds a tensor that a LLaMA does not have",
         file=folder,
@@ -230,15 +234,7 @@ def _unexpected(folder: Path, name: str, tensor: LazyTensor) -> LayoutError:
 
 
 def _check_tensor(folder: Path, name: str, tensor: LazyTensor, wanted: tuple[int, ...]) -> None:
-    if tensor.dtype not in FLOATS:
-        raise LayoutError(
-            "the base model is quantised; a LoRA can be merged only into full weights",
-            file=folder,
-            tensor=tensor.origin,
-            expected="float16, bfloat16 or float32",
-            found=dtype_name(tensor.dtype),
-            remedy="take the original float16 or bfloat16 model as the base",
-        )
+    require_whole(folder, name, tensor)
     if tensor.shape != wanted:
         raise LayoutError(
             "a tensor of the base model has another shape than config.json says",

@@ -14,9 +14,9 @@ from ..lazy import LazyTensor, dtype_name
 from ..staging import Offload
 from . import llama
 from .config import LlamaShape
-from .huggingface import FLOATS
 from .joined import join
 from .params import PARAMS_NAME
+from .quantised import FLOATS
 from .rotary import in_halves
 
 

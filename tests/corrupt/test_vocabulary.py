@@ -169,7 +169,7 @@ def test_fast_tokenizer_alone_is_named_as_what_cannot_replace_it(inputs: Inputs)
     for folder in (inputs.base, inputs.llama, inputs.alpaca):
         (folder / "tokenizer.model").unlink()
     (inputs.base / "tokenizer.json").write_text("{}", encoding="utf-8")
-    assert "tokenizer.json" in inputs.refused(FormatError).facts["found"]
+    assert "tokenizer.json" in inputs.refused(UsageError).facts["found"]
 
 
 @pytest.mark.parametrize(

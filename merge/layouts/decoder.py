@@ -1,0 +1,130 @@
+"""Decoders that are no LLaMA: what their tensors tell without a table of them.
+
+They keep their own names and order, in and out. What is known of each is where its vocabulary is;
+every other tensor matters only by the name that an adapter calls it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import LayoutError
+from ..lazy import LazyTensor
+from .config import CONFIG_NAME
+from .llama import EMBED_TOKENS, LM_HEAD
+from .quantised import require_whole
+
+# Embeddings of the decoders in use, each with the LM head that goes with it.
+HEAD_OF = {
+    EMBED_TOKENS: LM_HEAD,  # Qwen2, Mistral, Gemma, Phi, Baichuan and most others
+    "transformer.wte.weight": LM_HEAD,  # GPT-2, the first Qwen
+    "transformer.word_embeddings.weight": LM_HEAD,  # BLOOM, Falcon
+    "model.decoder.embed_tokens.weight": LM_HEAD,  # OPT
+    "gpt_neox.embed_in.weight": "embed_out.weight",
+    "model.tok_embeddings.weight": "output.weight",  # InternLM2
+    "transformer.embedding.word_embeddings.weight": "transformer.output_layer.weight",  # ChatGLM
+}
+VOCABULARY_TENSORS = tuple(dict.fromkeys((*HEAD_OF, *HEAD_OF.values())))
+
+# Causal masks and rotary frequencies that old checkpoints hold: every reader makes them anew.
+_BUFFERS = re.compile(r".*(rotary_emb\.inv_freq|\.attn\.masked_bias|\.attention\.masked_bias)$")
+_MASKS = re.compile(r".*\.(attn|attention)\.bias$")
+_LAYER = re.compile(r"(?:model|transformer|gpt_neox|model\.decoder)\.(?:layers|h|blocks)\.(\d+)\.")
+
+
+def embeddings(names: Container[str]) -> str | None:
+    """The name of a model's embeddings among the names of its tensors, None if unknown."""
+    return next((name for name in HEAD_OF if name in names), None)
+
+
+def embedding_rows(tensors: Mapping[str, LazyTensor]) -> int:
+    """Rows of the embeddings of a model that has been opened."""
+    name = embeddings(tensors)
+    assert name is not None, "a checkpoint is opened only with embeddings"
+    return tensors[name].rows
+
+
+def is_buffer(name: str, tensor: LazyTensor) -> bool:
+    """Whether a tensor is no weight: a mask of four dimensions, or rotary frequencies."""
+    mask = _MASKS.fullmatch(name) is not None and len(tensor.shape) > 1
+    return mask or _BUFFERS.fullmatch(name) is not None
+
+
+def checked_config(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]
+) -> dict[str, Any]:
+    """The configuration of a decoder, with ``tie_word_embeddings`` said in any case.
+
+    Where ``config.json`` does not say it, a model without an LM head of its own is tied. Raises
+    ``LayoutError`` for what is no decoder, for quantised weights, unknown embeddings, and layers
+    that are missing.
+    """
+    require_decoder(config, folder / CONFIG_NAME)
+    for weight, tensor in tensors.items():
+        require_whole(folder, weight, tensor)
+    name = embeddings(tensors)
+    if name is None:
+        raise LayoutError(
+            "this model's embeddings have a name that is not known here",
+            file=folder,
+            expected="one of " + ", ".join(HEAD_OF),
+            found=", ".join(list(tensors)[:4]) + ", ...",
+            remedy="save the model once with transformers' save_pretrained, under whose names "
+            "adapters are trained; if those are its names, merge with PEFT's merge_and_unload",
+        )
+    _require_every_layer(folder, config, tensors)
+    head = tensors.get(HEAD_OF[name])
+    tied = bool(config.get("tie_word_embeddings", head is None))
+    if head is None and not tied:
+        raise LayoutError(
+            "the base model's weights are incomplete",
+            file=folder,
+            tensor=HEAD_OF[name],
+            expected='an LM head, since config.json says "tie_word_embeddings": false',
+            remedy="a weight file is missing, or config.json is another model's",
+        )
+    if head is not None and head.shape != tensors[name].shape:
+        raise LayoutError(
+            "the base model's LM head and embeddings have different shapes",
+            file=folder,
+            tensor=head.origin,
+            expected=f"{tensors[name].shape}, as {name}",
+            found=head.shape,
+            remedy="take config.json and all weights from one place",
+        )
+    return {**config, "tie_word_embeddings": tied}
+
+
+def require_decoder(config: Mapping[str, Any], source: object) -> None:
+    """Raise ``LayoutError`` unless a ``config.json`` (at ``source``) describes a decoder."""
+    kind = config.get("model_type")
+    if isinstance(kind, str) and not config.get("is_encoder_decoder"):
+        return
+    raise LayoutError(
+        "config.json does not describe a model that adapters can be merged into",
+        file=source,
+        expected='"model_type" of a decoder, such as "llama", "qwen2" or "mistral"',
+        found=f"{kind!r}, an encoder with a decoder" if kind else repr(kind),
+        remedy="take config.json from the place where the weights are from",
+    )
+
+
+def _require_every_layer(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]
+) -> None:
+    """Without a table, a missing shard shows in the numbers of the layers."""
+    count = config.get("num_hidden_layers") or config.get("n_layer") or config.get("num_layers")
+    found = {int(match[1]) for match in map(_LAYER.match, tensors) if match}
+    if not found or not isinstance(count, int):
+        return
+    if missing := sorted(set(range(count)) - found):
+        raise LayoutError(
+            "the base model's weights are incomplete",
+            file=folder,
+            expected=f"{count} layers, as config.json describes the model",
+            found=f"nothing of {len(missing)} of them: {', '.join(map(str, missing[:8]))}",
+            remedy="a weight file is missing, or config.json is another model's",
+        )
