@@ -64,7 +64,7 @@ def tensor_entries(tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, Any
         name: {
             "dtype": dtype_name(tensor.dtype),
             "shape": list(tensor.shape),
-            "blake3": read[name],
+            "xxh3_128": read[name],
         }
         for name, tensor in tensors.items()
     }

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import BinaryIO
+from typing import Protocol
 
 import torch
 
@@ -30,6 +30,13 @@ class TensorInfo:
         return self.elements * self.dtype.itemsize
 
 
+class Sink(Protocol):
+    """Takes bytes one after the other."""
+
+    def write(self, data: memoryview, /) -> object:
+        """Append ``data``."""
+
+
 class ContainerWriter(ABC):
     """Writes the given tensors into a stream, in their order, as their bytes come.
 
@@ -39,13 +46,13 @@ class ContainerWriter(ABC):
 
     def __init__(self, tensors: Sequence[TensorInfo]) -> None:
         self.tensors = tuple(tensors)
-        self._sinks: Iterator[BinaryIO] | None = None
-        self._sink: BinaryIO | None = None
+        self._sinks: Iterator[Sink] | None = None
+        self._sink: Sink | None = None
         self._current = -1
         self._left = 0
 
     @abstractmethod
-    def _tensor_sinks(self) -> Iterator[BinaryIO]:
+    def _tensor_sinks(self) -> Iterator[Sink]:
         """Yield, tensor by tensor, what its bytes are to be written to."""
 
     @abstractmethod

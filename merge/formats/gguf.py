@@ -17,7 +17,7 @@ import torch
 
 from ..errors import FormatError
 from ..lazy import LazyTensor, RowReader, block_rows, scratch
-from .container import ContainerWriter, TensorInfo
+from .container import ContainerWriter, Sink, TensorInfo
 from .file_tensor import FileTensor, contiguous_strides
 from .files import InputFile
 
@@ -245,7 +245,7 @@ class GgufWriter(ContainerWriter):
         super().__init__(tensors)
         self._stream = stream
 
-    def _tensor_sinks(self) -> Iterator[BinaryIO]:
+    def _tensor_sinks(self) -> Iterator[Sink]:
         for tensor in self.tensors:
             yield self._stream
             self._stream.write(bytes(-tensor.nbytes % ALIGNMENT))

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import FormatError
 from ..lazy import LazyTensor
-from .container import ContainerWriter, TensorInfo
+from .container import ContainerWriter, Sink, TensorInfo
 from .file_tensor import FileTensor, contiguous_strides
 from .files import InputFile
 
@@ -89,7 +89,7 @@ class SafetensorsWriter(ContainerWriter):
         header = _header(tensors)
         stream.write(_HEADER_LENGTH.pack(len(header)) + header)
 
-    def _tensor_sinks(self) -> Iterator[BinaryIO]:
+    def _tensor_sinks(self) -> Iterator[Sink]:
         for _ in self.tensors:
             yield self._stream
 

@@ -27,10 +27,11 @@ import torch
 from ..errors import FormatError
 from ..lazy import LazyTensor
 from ..staging import Offload
-from .container import ContainerWriter, TensorInfo
+from .container import ContainerWriter, Sink, TensorInfo
 from .file_tensor import contiguous_strides
 from .files import InputFile
 from .torch_pickle import Location, lazy_tensors, load_pickle
+from .zip_stream import ZipStream
 
 MAGIC = b"PK\x03\x04"
 # What torch.save names the folder inside the archive when it is given no file name.
@@ -50,7 +51,6 @@ _STORAGE_TYPES = {
     torch.bool: torch.BoolStorage,
 }
 _LOCAL_HEADER = struct.Struct("<26xHH")
-_PADDING_FIELD = struct.Struct("<2sH")
 # What zipfile raises for damage anywhere, encryption, or an unknown kind of compression.
 _UNREADABLE = (
     zipfile.BadZipFile,
@@ -197,72 +197,24 @@ class TorchZipWriter(ContainerWriter):
 
     def __init__(self, stream: BinaryIO, tensors: Sequence[TensorInfo]) -> None:
         super().__init__(tensors)
-        self._archive = _Archive(_OneWay(stream), "w", zipfile.ZIP_STORED)
+        self._archive = ZipStream(stream)
         self._write_record("data.pkl", _pickle(tensors))
         self._write_record("byteorder", b"little")
 
-    def _tensor_sinks(self) -> Iterator[BinaryIO]:
+    def _tensor_sinks(self) -> Iterator[Sink]:
         for key, tensor in enumerate(self.tensors):
-            with self._record(f"data/{key}", tensor.nbytes) as sink:
-                yield sink
+            self._archive.begin(f"{_ARCHIVE}/data/{key}", tensor.nbytes, _ALIGNMENT)
+            yield self._archive
+            self._archive.end()
 
     def _finish(self) -> None:
         self._write_record("version", b"3\n")
-        self._archive.close()
+        self._archive.finish()
 
     def _write_record(self, name: str, data: bytes) -> None:
-        with self._record(name, len(data)) as sink:
-            sink.write(data)
-
-    def _record(self, name: str, nbytes: int) -> BinaryIO:
-        """Open a record whose data begins on a 64-byte boundary, as in torch's own files."""
-        info = zipfile.ZipInfo(f"{_ARCHIVE}/{name}", (1980, 1, 1, 0, 0, 0))
-        info.create_system = 3  # the same bytes on every platform
-        large = nbytes * 1.05 > zipfile.ZIP64_LIMIT  # zipfile's own rule for its 20 extra bytes
-        header = 30 + len(info.filename) + (20 if large else 0) + _PADDING_FIELD.size
-        padding = -(self._tell() + header) % _ALIGNMENT
-        info.extra = _PADDING_FIELD.pack(b"FB", padding) + b"Z" * padding
-        return self._archive.open(info, "w", force_zip64=large)  # type: ignore[return-value]
-
-    def _tell(self) -> int:
-        stream = self._archive.fp
-        assert stream is not None
-        return stream.tell()
-
-
-class _Archive(zipfile.ZipFile):
-    """An archive that is left as it is when a run fails, instead of being ended on collection."""
-
-    def __del__(self) -> None:
-        """Nothing: the stream is closed by then, and zipfile would complain about that."""
-
-
-class _OneWay(io.RawIOBase):
-    """Lets zipfile write forwards only, so that it puts sizes and CRC-32 behind the data.
-
-    What comes after the stream was closed, from a record that was open when a run failed, is lost.
-    """
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._position = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return False
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        raise io.UnsupportedOperation("seek")
-
-    def write(self, data) -> int:  # type: ignore[no-untyped-def]
-        count = len(data) if self._stream.closed else self._stream.write(data)
-        self._position += count
-        return count
+        self._archive.begin(f"{_ARCHIVE}/{name}", len(data), _ALIGNMENT)
+        self._archive.write(data)
+        self._archive.end()
 
 
 class _Storage:

@@ -77,7 +77,7 @@ def test_command_line_manifest_and_summary_name_the_delta(tmp_path: Path) -> Non
     manifest = json.loads((tmp_path / "out/merge_manifest.json").read_text(encoding="utf-8"))
     for role in ("base_model", "delta_model"):
         tensors = manifest["inputs"][role]["tensors"]
-        assert all(tensor["blake3"] for tensor in tensors.values()), role
+        assert all(tensor["xxh3_128"] for tensor in tensors.values()), role
 
 
 def test_delta_of_another_model_or_place(tmp_path: Path) -> None:
