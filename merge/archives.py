@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import shutil
+import re
+import stat
 import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
 from .errors import FormatError
-from .staging import Offload
+from .staging import Offload, require_space
+from .zip_files import Records, is_zip, open_zip, pieces
 
 _CONFIG_NAME = "adapter_config.json"
+_ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
 
 
 def zipped_folder(path: Path) -> str | None:
     """The folder inside a zip archive that holds ``adapter_config.json``; None if none does.
 
-    torch's own files are zip archives too, without that file.
+    torch's own files are zip archives too, without that file. Raises ``FormatError`` for a damaged
+    archive, and for one with names or links that lead out of it.
     """
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return None
-    with zipfile.ZipFile(path) as archive:
-        names = [PurePosixPath(name) for name in archive.namelist()]
-    folders = sorted({str(name.parent) for name in names if name.name == _CONFIG_NAME})
+    with open_zip(path) as (_, records):
+        names = [PurePosixPath(name) for name in records]
+        folders = sorted({str(name.parent) for name in names if name.name == _CONFIG_NAME})
+        if folders:
+            _require_inside(path, records)
     if len(folders) > 1:
         raise FormatError(
             "the archive holds several adapters",
@@ -34,26 +40,38 @@ def zipped_folder(path: Path) -> str | None:
     return folders[0] if folders else None
 
 
+def _require_inside(path: Path, records: Records) -> None:
+    """No name may lead out of the folder into which somebody unpacks the archive."""
+    for name, info in records.items():
+        is_link = stat.S_ISLNK(info.external_attr >> 16)
+        if is_link or _ABSOLUTE.match(name) or {"..", "."} & set(re.split(r"[/\\]", name)):
+            raise FormatError(
+                "the archive holds a link or a name that leads out of it",
+                file=path,
+                expected="plain files",
+                found=f"{'a link' if is_link else 'a file'} {name}",
+                remedy="do not unpack it with other tools either; get the adapter from elsewhere",
+            )
+
+
 def unpack(path: Path, inside: str, offload: Offload) -> Path:
     """Unpack the files of one folder of an archive, and return the new folder.
 
-    Raises ``FormatError`` for a damaged archive. Only plain files directly in that folder are
-    taken, so no name can lead elsewhere.
+    Raises ``FormatError`` for a damaged archive, ``OutputError`` where the disk has no room. Only
+    plain files directly in that folder are taken, so no name can lead elsewhere.
     """
     folder = Path(tempfile.mkdtemp(dir=offload.folder())) / path.stem
     folder.mkdir()
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                name = PurePosixPath(info.filename)
-                if str(name.parent) == inside and not info.is_dir():
-                    with archive.open(info) as source, (folder / name.name).open("wb") as sink:
-                        shutil.copyfileobj(source, sink, 1 << 20)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
-        raise FormatError(
-            "the archive cannot be unpacked",
-            file=path,
-            found=error,
-            remedy="fetch it again; an encrypted one must be unpacked by hand",
-        ) from None
+    with open_zip(path) as (archive, records):
+        _require_inside(path, records)
+        wanted = [info for name, info in records.items() if _is_in(name, inside, info)]
+        require_space(folder, sum(info.file_size for info in wanted))
+        for info in wanted:
+            with (folder / PurePosixPath(info.filename).name).open("xb") as sink:
+                for piece in pieces(path, archive, info):
+                    sink.write(piece)
     return folder
+
+
+def _is_in(name: str, inside: str, info: zipfile.ZipInfo) -> bool:
+    return str(PurePosixPath(name).parent) == inside and not info.is_dir()

@@ -6,6 +6,9 @@ program is an ``AssertionError`` instead.
 
 from __future__ import annotations
 
+# Longer than any path that a system allows.
+_LONGEST = 5000
+
 
 class MergeError(Exception):
     """A mistake in the input, told with everything needed to mend it.
@@ -25,10 +28,10 @@ class MergeError(Exception):
         remedy: str | None = None,
         sizes: str | None = None,
     ) -> None:
-        super().__init__(sentence)
-        self.sentence = sentence
+        self.sentence = _shown(sentence)
+        super().__init__(self.sentence)
         self.facts: dict[str, str] = {
-            label: str(value)
+            label: _shown(str(value), lines=label in ("remedy", "sizes"))
             for label, value in {
                 "file": file,
                 "tensor": tensor,
@@ -46,6 +49,19 @@ class MergeError(Exception):
             indented = value.replace("\n", "\n" + " " * 12)
             lines.append(f"  {label + ':':<10}{indented}")
         return "\n".join(lines)
+
+
+def _shown(text: str, lines: bool = False) -> str:
+    """Text that may be from a hostile file, fit for a terminal: one line unless ``lines``.
+
+    Control characters, line ends and marks of direction are spelled out, and what is very long is
+    cut in its middle.
+    """
+    kept = ("\n",) if lines else ()
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() or c in kept else ascii(c)[1:-1] for c in text)
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
 class UsageError(MergeError):

@@ -3,18 +3,51 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import FormatError
 
+# The largest known, an index of a mixture of experts, has 6 MB.
+_MOST_BYTES = 32 << 20
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises ``FormatError`` when the file holds anything else."""
+    return parse_json(read_small(path, _MOST_BYTES), path)
+
+
+def read_small(path: Path, most: int) -> bytes:
+    """Read a file whole. Raises ``FormatError`` when it has more than ``most`` bytes."""
+    with path.open("rb") as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise FormatError(
+            "the file is far larger than a file of its name is",
+            file=path,
+            expected=f"at most {most:,} bytes",
+            found=f"{path.stat().st_size:,} bytes",
+            remedy="another file stands there under this name: fetch the right one",
+        )
+    return content
+
+
+def parse_json(content: bytes, path: Path) -> dict[str, Any]:
+    """Parse a JSON object; ``path`` is where it is from, for errors.
+
+    Raises ``FormatError`` when it is anything else, and for what JSON leaves open and readers take
+    in different ways: names that stand twice, and numbers beyond float64 or none (NaN).
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        value = json.loads(
+            content.decode("utf-8-sig"),
+            object_pairs_hook=_object,
+            parse_constant=_no_number,
+            parse_float=_number,
+        )
+    except (ValueError, RecursionError) as error:  # also of encodings and of endless numbers
         raise FormatError(
             "the file is no JSON", file=path, found=error, remedy="fetch or mend the file"
         ) from None
@@ -27,6 +60,23 @@ def read_json(path: Path) -> dict[str, Any]:
             remedy="fetch or mend the file",
         )
     return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in made if names.count(n) > 1)!r} stands there twice")
+    return made
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merge.errors import FormatError
+from merge.json_text import parse_json, read_small
 
 from .special_tokens import (
     ADDED_TOKENS_NAME,
@@ -44,6 +45,9 @@ __all__ = [
     "documents",
     "read_tokenizer",
 ]
+
+# A vocabulary of 256,000 pieces has 5 MB.
+_MOST_BYTES = 64 << 20
 
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
 
@@ -159,7 +163,7 @@ def documents(folder: TokenizerFolder) -> dict[str, bytes]:
 
 def _contents(path: Path) -> dict[str, bytes]:
     if path.is_file():
-        return {MODEL_NAME: path.read_bytes()}
+        return {MODEL_NAME: read_small(path, _MOST_BYTES)}
     if not (path / MODEL_NAME).is_file():
         raise FormatError(
             f"The folder holds no {MODEL_NAME}, which is the tokenizer itself.",
@@ -171,7 +175,8 @@ def _contents(path: Path) -> dict[str, bytes]:
             "or name a folder that has it with --tokenizer",
         )
     names = (MODEL_NAME, CONFIG_NAME, SPECIAL_TOKENS_NAME, ADDED_TOKENS_NAME, CHAT_TEMPLATE_NAME)
-    return {name: (path / name).read_bytes() for name in names if (path / name).is_file()}
+    present = [name for name in names if (path / name).is_file()]
+    return {name: read_small(path / name, _MOST_BYTES) for name in present}
 
 
 def _load(content: bytes, file: Path) -> SentencePieceProcessor:
@@ -210,21 +215,7 @@ def _json(contents: dict[str, bytes], folder: Path, name: str) -> dict[str, Any]
     """Parse a JSON object; a file that is not there is an empty one."""
     if name not in contents:
         return {}
-    text = _text(contents, folder, name)
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise FormatError(
-            "The file is not JSON.", file=folder / name, found=str(error), remedy="fetch it again"
-        ) from error
-    if not isinstance(value, dict):
-        raise FormatError(
-            "The file does not hold a JSON object.",
-            file=folder / name,
-            expected='{"name": value, ...}',
-            found=type(value).__name__,
-        )
-    return value
+    return parse_json(contents[name], folder / name)
 
 
 def _normalised_special_map(folder: TokenizerFolder) -> dict[str, Any]:

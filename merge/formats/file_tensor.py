@@ -11,6 +11,8 @@ from ..errors import FormatError
 from ..lazy import LazyTensor, RowReader
 from .files import InputFile, tensor_bytes
 
+_ADDRESSABLE = 1 << 62
+
 
 @dataclass(frozen=True)
 class FileTensor(LazyTensor):
@@ -68,10 +70,12 @@ class FileTensor(LazyTensor):
 
     def check_inside(self, offset: int, nbytes: int) -> None:
         """Raise ``FormatError`` unless the tensor lies within the given part of its file."""
+        if any(n < 0 for n in (*self.strides, *self.shape)):
+            raise self._outside("a shape or stride below zero")
+        if prod(filter(None, self.shape)) * self.dtype.itemsize >= _ADDRESSABLE:
+            raise self._outside("a shape of more elements than a computer can count")
         if 0 in self.shape:
             return
-        if any(stride < 0 for stride in self.strides) or any(n < 0 for n in self.shape):
-            raise self._outside("a shape or stride below zero")
         last = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         end = self.offset + (last + 1) * self.dtype.itemsize
         if self.offset < offset or end > offset + nbytes:

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import FormatError
+from ..json_text import parse_json
 from ..lazy import LazyTensor
 from .container import ContainerWriter, Sink, TensorInfo
 from .file_tensor import FileTensor, contiguous_strides
@@ -22,6 +23,8 @@ from .files import InputFile
 
 _HEADER_LENGTH = struct.Struct("<Q")
 _ALIGNMENT = 8
+# The library takes 100 MB. A LLaMA 65B has 100 KB; a mixture of experts a few MB.
+_MOST_BYTES = 16 << 20
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -44,6 +47,16 @@ def read(file: InputFile) -> dict[str, LazyTensor]:
 
     Raises ``FormatError`` for a file that the safetensors library refuses and for unknown dtypes.
     """
+    head = file.read(0, min(file.size, _HEADER_LENGTH.size))
+    length = int.from_bytes(head, "little")
+    if length > _MOST_BYTES:
+        raise FormatError(
+            "this is no safetensors file",
+            file=file.path,
+            expected=f"a header of at most {_MOST_BYTES:,} bytes",
+            found=f"{length:,} bytes, by {head!r}, in a file of {file.size:,} bytes",
+            remedy="another file under this name, or a damaged one: fetch the file again",
+        )
     try:
         with safe_open(str(file.path), framework="np"):  # torch would map the file to write
             pass
@@ -54,8 +67,7 @@ def read(file: InputFile) -> dict[str, LazyTensor]:
             found=f"{file.size:,} bytes ({error})",
             remedy="an unfinished download or copy: fetch the file again",
         ) from None
-    (length,) = _HEADER_LENGTH.unpack(file.read(0, _HEADER_LENGTH.size))
-    header = json.loads(file.read(_HEADER_LENGTH.size, length))
+    header = parse_json(file.read(_HEADER_LENGTH.size, length), file.path)
     header.pop("__metadata__", None)
     start = _HEADER_LENGTH.size + length
     return {name: _lazy(file, name, entry, start) for name, entry in header.items()}

@@ -15,11 +15,11 @@ from typing import BinaryIO, cast
 from ..errors import FormatError
 from ..lazy import LazyTensor
 from .files import InputFile
+from .pickle_machine import MAGIC_NUMBER
 from .torch_pickle import Location, Pickled, lazy_tensors, load_pickle
 
-_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 # The first pickle of such a file: the magic number in protocol 2.
-MAGIC = b"\x80\x02\x8a\n" + _MAGIC_NUMBER.to_bytes(10, "little")
+MAGIC = b"\x80\x02\x8a\n" + MAGIC_NUMBER.to_bytes(10, "little")
 _COUNT = struct.Struct("<q")
 
 
@@ -36,10 +36,11 @@ def read(file: InputFile) -> dict[str, LazyTensor]:
 
 
 def _places(
-    file: InputFile, pickled: Pickled, keys: list[str], stream: io.BufferedReader
+    file: InputFile, pickled: Pickled, keys: object, stream: io.BufferedReader
 ) -> dict[str, Location]:
     """Walk over the storages behind the pickles and note where each lies."""
-    if not isinstance(keys, list) or not set(pickled.nbytes) <= set(map(str, keys)):
+    named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not isinstance(keys, list) or not named or set(pickled.storages) != set(keys):
         raise FormatError(
             "the list of storages does not fit the tensors",
             file=file.path,
@@ -47,17 +48,17 @@ def _places(
         )
     places: dict[str, Location] = {}
     offset = stream.tell()
-    for key in map(str, keys):
+    for key in keys:
         (elements,) = _COUNT.unpack(file.read(offset, _COUNT.size))
         offset += _COUNT.size
-        nbytes = pickled.nbytes.get(key, 0)
-        itemsize = pickled.itemsizes.get(key, 1)
-        if elements * itemsize != nbytes:
+        storage = pickled.storages[key]
+        nbytes, found = storage.nbytes, elements * storage.dtype.itemsize
+        if found != nbytes:
             raise FormatError(
                 "a storage has another size than its tensors say",
                 file=file.path,
                 expected=f"{nbytes:,} bytes",
-                found=f"{elements * itemsize:,} bytes",
+                found=f"{found:,} bytes",
                 remedy="the file is damaged: fetch or copy it again",
             )
         places[key] = Location(file, offset, nbytes)

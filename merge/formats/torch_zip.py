@@ -1,7 +1,7 @@
 """``.bin`` and ``.pth``: the zip archives that ``torch.save`` has written since torch 1.6.
 
 An archive holds ``NAME/data.pkl``, a pickle in which storages are persistent ids, and each storage
-uncompressed as ``NAME/data/KEY``. torch's own weights-only unpickler reads the pickle, so nothing
+uncompressed as ``NAME/data/KEY``. The pickle is read by ``pickle_machine.py``, so nothing
 in a file can run code; the storages stay where they are and are read by position.
 
 The writer produces the same structure as one sequential stream. CRC-32 and sizes follow the data
@@ -16,20 +16,22 @@ import pickle
 import struct
 import tempfile
 import zipfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from isal import isal_zlib
 
 from ..errors import FormatError
 from ..lazy import LazyTensor
-from ..staging import Offload
+from ..staging import Offload, require_space
+from ..zip_files import Records, damaged_record, is_in_place, open_zip, pieces
 from .container import ContainerWriter, Sink, TensorInfo
 from .file_tensor import contiguous_strides
 from .files import InputFile
+from .pickle_machine import MOST_BYTES
 from .torch_pickle import Location, lazy_tensors, load_pickle
 from .zip_stream import ZipStream
 
@@ -50,18 +52,7 @@ _STORAGE_TYPES = {
     torch.uint8: torch.ByteStorage,
     torch.bool: torch.BoolStorage,
 }
-_LOCAL_HEADER = struct.Struct("<26xHH")
-# What zipfile raises for damage anywhere, encryption, or an unknown kind of compression.
-_UNREADABLE = (
-    zipfile.BadZipFile,
-    ArithmeticError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
 def read(file: InputFile, offload: Offload | None = None) -> dict[str, LazyTensor]:
@@ -70,13 +61,10 @@ def read(file: InputFile, offload: Offload | None = None) -> dict[str, LazyTenso
     A storage that is compressed cannot be read in place; it is unpacked into ``offload`` when one
     is given, else refused. Raises ``FormatError`` for what is no whole archive of tensors.
     """
-    with _open_archive(file.path) as archive:
-        records = {info.filename: info for info in archive.infolist()}
-        if any(info.header_offset < 0 for info in records.values()):
-            raise _cut_off(file.path, "a record would begin before the file does")
+    with open_zip(file.path) as (archive, records):
         root = _root(file, records)
         _require_little_endian(file, archive, records, root)
-        pickled = load_pickle(file, io.BytesIO(_checked_read(file, archive, f"{root}/data.pkl")))
+        pickled = load_pickle(file, io.BytesIO(_small(file, archive, records[f"{root}/data.pkl"])))
 
         def locate(key: str) -> Location:
             name = f"{root}/data/{key}"
@@ -92,24 +80,7 @@ def read(file: InputFile, offload: Offload | None = None) -> dict[str, LazyTenso
         return lazy_tensors(file, pickled, locate)
 
 
-def _open_archive(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except _UNREADABLE as error:
-        raise _cut_off(path, error) from None
-
-
-def _cut_off(path: Path, reason: object) -> FormatError:
-    return FormatError(
-        "the file begins as a torch checkpoint but its end is missing or damaged",
-        file=path,
-        expected="a whole zip archive",
-        found=f"{path.stat().st_size:,} bytes ({reason})",
-        remedy="an unfinished download or copy: fetch the file again",
-    )
-
-
-def _root(file: InputFile, records: dict[str, zipfile.ZipInfo]) -> str:
+def _root(file: InputFile, records: Records) -> str:
     """Name of the folder in the archive that holds the one ``data.pkl``."""
     roots = [name.removesuffix("/data.pkl") for name in records if name.endswith("/data.pkl")]
     if len(roots) != 1:
@@ -124,41 +95,48 @@ def _root(file: InputFile, records: dict[str, zipfile.ZipInfo]) -> str:
 
 
 def _require_little_endian(
-    file: InputFile, archive: zipfile.ZipFile, records: dict[str, zipfile.ZipInfo], root: str
+    file: InputFile, archive: zipfile.ZipFile, records: Records, root: str
 ) -> None:
-    name = f"{root}/byteorder"
-    order = _checked_read(file, archive, name) if name in records else b"little"
+    info = records.get(f"{root}/byteorder")
+    order = _small(file, archive, info) if info else b"little"
     if order != b"little":
         raise FormatError(
             "the checkpoint was written on a big-endian machine",
             file=file.path,
             expected="little-endian data",
-            found=order.decode("ascii", "replace"),
+            found=order[:20].decode("ascii", "replace"),
             remedy="load and save it once with torch on an ordinary machine",
         )
 
 
-def _checked_read(file: InputFile, archive: zipfile.ZipFile, name: str) -> bytes:
-    try:
-        return archive.read(name)
-    except _UNREADABLE as error:
-        raise FormatError(
-            "a part of the archive cannot be read",
-            file=file.path,
-            found=f"{name}: {error}",
-            remedy="the file is damaged: fetch or copy it again",
-        ) from None
+def _small(file: InputFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A record as a whole. torch writes 0 for checksums when it is told to leave them out."""
+    if info.file_size > MOST_BYTES:
+        raise damaged_record(
+            file.path, info, f"{info.file_size:,} bytes, more than a state dict needs"
+        )
+    if not is_in_place(info):
+        return b"".join(pieces(file.path, archive, info))
+    data = file.read(_start(file, info), info.file_size)
+    if info.CRC and isal_zlib.crc32(data) != info.CRC:
+        raise damaged_record(file.path, info, "its checksum (CRC-32) is another one")
+    return data
+
+
+def _start(file: InputFile, info: zipfile.ZipInfo) -> int:
+    """Where the data of a record begins: behind a header of its own."""
+    header = file.read(info.header_offset, _LOCAL_HEADER.size)
+    magic, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+    if magic != MAGIC:
+        raise damaged_record(file.path, info, "no record begins where the directory says")
+    return info.header_offset + _LOCAL_HEADER.size + int(name_length) + int(extra_length)
 
 
 def _locate(
     file: InputFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo, offload: Offload | None
 ) -> Location:
-    if info.compress_type == zipfile.ZIP_STORED:
-        name_length, extra_length = _LOCAL_HEADER.unpack(
-            file.read(info.header_offset, _LOCAL_HEADER.size)
-        )
-        start = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
-        return Location(file, start, info.file_size)
+    if is_in_place(info):
+        return Location(file, _start(file, info), info.file_size)
     if offload is None:
         raise FormatError(
             "the archive is compressed, so its tensors cannot be read where they are",
@@ -172,19 +150,12 @@ def _unpack(
     file: InputFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo, offload: Offload
 ) -> InputFile:
     """Unpack one compressed storage and return the file that holds it."""
+    require_space(offload.folder(), info.file_size)
     # Two adapters have files of one name, so the name here must be a new one.
     handle, name = tempfile.mkstemp(".storage", f"{file.path.name}.", offload.folder())
-    try:
-        with os.fdopen(handle, "wb") as sink, archive.open(info) as source:
-            while chunk := source.read(1 << 20):
-                sink.write(chunk)
-    except _UNREADABLE as error:
-        raise FormatError(
-            "a compressed part of the archive is damaged",
-            file=file.path,
-            found=f"{info.filename}: {error}",
-            remedy="fetch or copy the file again",
-        ) from None
+    with os.fdopen(handle, "wb") as sink:
+        for piece in pieces(file.path, archive, info):
+            sink.write(piece)
     return InputFile(Path(name))
 
 
