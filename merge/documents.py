@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizer_tools.copied import CopiedTokenizer, Tokenizer, require_understood
-from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder
+from tokenizer_tools.huggingface import CHAT_TEMPLATE_NAME, MODEL_NAME, TokenizerFolder
 from tokenizer_tools.huggingface import documents as tokenizer_documents
 
 from .errors import LayoutError
@@ -144,6 +144,35 @@ def _notes(path: Path, config: Mapping[str, Any]) -> list[str]:
         f"{path} names modelling code of its own (auto_map), which is not taken along: "
         "the model loads with transformers' LLaMA"
     ]
+
+
+# As llama.cpp and the authors of Chinese-Alpaca put instructions; "system" replaces the first line.
+_ALPACA = """\
+{{ bos_token }}
+{%- if messages[0]['role'] == 'system' %}
+    {{- messages[0]['content'] + '\\n\\n' }}
+{%- else %}
+    {{- 'Below is an instruction that describes a task. ' }}
+    {{- 'Write a response that appropriately completes the request.\\n\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message['role'] == 'user' %}
+        {{- '### Instruction:\\n\\n' + message['content'] + '\\n\\n' }}
+    {%- elif message['role'] == 'assistant' %}
+        {{- '### Response:\\n\\n' + message['content'] + eos_token + '\\n\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '### Response:\\n\\n' }}
+{%- endif %}
+"""
+_CHAT_TEMPLATES = {"alpaca": _ALPACA}
+
+
+def with_chat_template(tokenizer: TokenizerFolder, name: str) -> TokenizerFolder:
+    """The tokenizer with one of the templates that are known here, in place of its own."""
+    template = _CHAT_TEMPLATES[name].encode("utf-8")
+    return replace(tokenizer, contents={**tokenizer.contents, CHAT_TEMPLATE_NAME: template})
 
 
 def huggingface_documents(

@@ -117,6 +117,7 @@ class _Files:
 
     def _opened(self, file: str) -> ContainerWriter:
         stream = self._staged.create(file, self._io, self._buffer_bytes)
+        cast(BinaryIO, stream).write(self._plan.headers.get(file, b""))
         suffix = file[file.rindex(".") :]
         writer = WRITERS[suffix](cast(BinaryIO, stream), self._plan.files[file])
         self._writers[file], self._streams[file] = writer, stream

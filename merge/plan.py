@@ -6,15 +6,22 @@ A plan is a value, made from headers alone. It can be printed, tested, and hande
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from tokenizer_tools.copied import Tokenizer
+from tokenizer_tools.copied import Tokenizer, require_understood
 
 from .digests import digested
-from .documents import ModelConfig, huggingface_documents, meta_documents, require_llama
+from .documents import (
+    ModelConfig,
+    huggingface_documents,
+    meta_documents,
+    require_llama,
+    with_chat_template,
+)
 from .formats.container import TensorInfo
 from .layouts import huggingface, meta
+from .layouts.config import require_plain_llama
 from .layouts.decoder import embeddings
 from .layouts.llama import EMBED_TOKENS, LM_HEAD
 from .layouts.pour import Poured, files
@@ -30,12 +37,15 @@ class Plan:
     """Tensors to compute and the files to pour them into, beside small files given as bytes.
 
     ``tensors`` are those of the model under their Hugging Face names, each of which makes its
-    digest as it is poured.
+    digest as it is poured. ``headers`` stand in weight files before what their container writes;
+    ``notes`` are lines for people.
     """
 
     poured: tuple[Poured, ...]
     documents: Mapping[str, bytes]
     tensors: Mapping[str, LazyTensor]
+    headers: Mapping[str, bytes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def files(self) -> dict[str, list[TensorInfo]]:
@@ -50,7 +60,7 @@ class Plan:
     @property
     def disk_bytes(self) -> int:
         """Room that the output needs at most."""
-        documents = sum(map(len, self.documents.values()))
+        documents = sum(map(len, (*self.documents.values(), *self.headers.values())))
         return self.tensor_bytes + documents + _ALLOWANCE * (1 + len(self.files))
 
 
@@ -59,6 +69,7 @@ class Model:
     """A whole model, ready to be poured: tensors by Hugging Face name, and what goes with them.
 
     ``rows`` are those of the embeddings; ``tied`` says that there is no LM head of its own.
+    ``sources`` are the names of the models that went in.
     """
 
     tensors: Mapping[str, LazyTensor]
@@ -66,6 +77,7 @@ class Model:
     rows: int
     config: ModelConfig
     tokenizer: Tokenizer
+    sources: tuple[str, ...] = ()
 
 
 def plan_output(model: Model, settings: OutputSettings) -> Plan:
@@ -73,6 +85,12 @@ def plan_output(model: Model, settings: OutputSettings) -> Plan:
 
     Raises ``UsageError`` and ``LayoutError`` for what the layout cannot hold.
     """
+    if settings.chat_template:
+        understood = require_understood(model.tokenizer, "--chat_template")
+        named = with_chat_template(understood, settings.chat_template)
+        model = replace(model, tokenizer=named)
+    if settings.output_type == "gguf":
+        return _plan_gguf(model, settings)
     result = digested(model.tensors)
     if settings.output_type == "pth":
         shape, _ = require_llama(model.config, model.tokenizer, "Meta's layout")
@@ -87,3 +105,26 @@ def plan_output(model: Model, settings: OutputSettings) -> Plan:
         **huggingface.index_document(poured, settings.suffix),
     }
     return Plan(tuple(poured), documents, result)
+
+
+def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
+    from .layouts import gguf_metadata, gguf_output
+
+    shape, tokenizer = require_llama(model.config, model.tokenizer, "GGUF")
+    gguf_metadata.require_a_row_for_each_token(model.rows, tokenizer)
+    require_plain_llama(model.config.config, model.config.path)
+    outtype = gguf_output.chosen_outtype(model.tensors, settings.outtype)
+    dtype = dtype_name(model.tensors[EMBED_TOKENS].dtype)
+    parts = (model.config, model.tokenizer, model.rows, dtype, model.tied)
+    description = gguf_metadata.Description(
+        model.config.config,
+        shape,
+        model.rows,
+        tokenizer,
+        huggingface_documents(*parts),
+        settings.model_name,
+        model.sources,
+    )
+    result = digested(gguf_output.stored(model.tensors, outtype))
+    made = gguf_output.pour(result, description, outtype, settings.split_bytes)
+    return Plan(made.poured, {}, result, made.headers, made.notes)

@@ -6,18 +6,25 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 from .errors import UsageError
 from .sizes import parse_size
 
 IoMode = Literal["auto", "direct", "buffered"]
-OutputType = Literal["pth", "huggingface"]
+OutputType = Literal["pth", "huggingface", "gguf"]
 Rounding = Literal["once", "per_adapter"]
 
 IO_MODES: tuple[IoMode, ...] = ("auto", "direct", "buffered")
 NEW_TOKEN_INITS = ("subtokens", "mean", "zeros", "normal")
+OUTPUT_TYPES = ("pth", "huggingface", "gguf")
 DTYPES = ("auto", "float16", "bfloat16", "float32")
+OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
+CHAT_TEMPLATES = ("alpaca",)
+# What a sum is rounded to when only the type in a GGUF file is said.
+_DTYPE_FOR = {"f32": "float32", "bf16": "bfloat16", "q8_0": "float32"}
 VOCAB_MISMATCHES = ("error", "keep_base_rows", "truncate")
 DEFAULT_MEMORY = "64MB"
 LARGEST_MEMORY = "256MB"
@@ -28,28 +35,64 @@ class OutputSettings:
     """How a model is poured, and what that may cost.
 
     ``num_shards`` is for ``pth``, ``max_shard_size`` and ``safe_serialization`` for
-    ``huggingface``. ``max_memory`` is the budget for buffers, in bytes or as text ("64MB"). ``io``
+    ``huggingface``, ``outtype`` and ``split_max_size`` for ``gguf``, in llama.cpp's words.
+    ``dtype`` is what the model is rounded to; left empty, it is float16, or what ``outtype`` needs.
+    ``chat_template`` names one that is to be the model's, ``model_name`` is what GGUF calls it.
+    ``max_memory`` is the budget for buffers, in bytes or as text ("64MB"). ``io``
     says whether the page cache is used; see ``direct_io.py``.
     Raises ``UsageError`` for values that mean nothing.
     """
 
     output_type: OutputType = "pth"
-    dtype: str = "float16"
+    dtype: str = ""
     max_shard_size: str = "10GB"
     safe_serialization: bool = False
     num_shards: int | None = None
+    outtype: str = "auto"
+    split_max_size: str | None = None
+    chat_template: str | None = None
+    model_name: str = "model"
     max_memory: int | str = DEFAULT_MEMORY
     num_workers: int | None = None
     io: IoMode = "auto"
 
     def __post_init__(self) -> None:
-        require_one_of("output_type", self.output_type, ("pth", "huggingface"))
+        require_one_of("output_type", self.output_type, OUTPUT_TYPES)
+        require_one_of("outtype", self.outtype, OUTTYPES)
+        if not self.dtype:
+            object.__setattr__(self, "dtype", _DTYPE_FOR.get(self.outtype, "float16"))
         require_one_of("dtype", self.dtype, DTYPES)
         require_one_of("io", self.io, IO_MODES)
         require_positive("max_shard_size", _size("max_shard_size", self.max_shard_size))
+        self._require_fitting_options()
         require_positive("max_memory", self.memory)
         require_positive("num_shards", self.num_shards)
         require_positive("num_workers", self.num_workers)
+
+    def _require_fitting_options(self) -> None:
+        """Options of another output type, and a package that is not there, are told at once."""
+        if self.chat_template is not None:
+            require_one_of("chat_template", self.chat_template, CHAT_TEMPLATES)
+            if self.output_type == "pth":
+                raise UsageError(
+                    "--chat_template has no place in Meta's layout",
+                    remedy="use --output_type gguf or huggingface",
+                )
+        if self.split_max_size is not None:
+            require_positive("split_max_size", _size("split_max_size", self.split_max_size))
+        if self.output_type == "gguf":
+            require_gguf()
+        elif self.outtype != "auto" or self.split_max_size is not None:
+            raise UsageError(
+                "--outtype and --split_max_size are for GGUF",
+                found=f"--output_type {self.output_type}",
+                remedy="use --output_type gguf, or --dtype and --max_shard_size",
+            )
+
+    @property
+    def split_bytes(self) -> int:
+        """Largest GGUF file, in bytes; 0 for one file however large."""
+        return _size("split_max_size", self.split_max_size) if self.split_max_size else 0
 
     @property
     def memory(self) -> int:
@@ -64,8 +107,8 @@ class OutputSettings:
     @property
     def suffix(self) -> str:
         """Ending of the weight files."""
-        if self.output_type == "pth":
-            return ".pth"
+        if self.output_type != "huggingface":
+            return f".{self.output_type}"
         return ".safetensors" if self.safe_serialization else ".bin"
 
 
@@ -109,6 +152,20 @@ class MergeSettings(OutputSettings):
                 found=self.lora_weights,
             )
         return weights
+
+
+def require_gguf() -> None:
+    """Raise ``UsageError`` unless llama.cpp's ``gguf`` package is installed."""
+    if find_spec("gguf") is None:
+        raise UsageError(
+            "writing GGUF needs llama.cpp's package gguf, which is not installed",
+            remedy="pip install 'chinese-llama-merge[gguf]'",
+        )
+
+
+def model_name(output_dir: str | Path) -> str:
+    """What a model is called that goes to this folder: the folder's own name."""
+    return Path(output_dir).expanduser().resolve().name or "model"
 
 
 def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:

@@ -110,9 +110,9 @@ def add_output_options(
         group.add_argument(
             "--output_type",
             default=output_type,
-            choices=("pth", "huggingface", "hf"),
-            help="pth: Meta's consolidated.*.pth, for llama.cpp; huggingface (hf): .bin or "
-            "safetensors shards, for transformers (default: %(default)s)",
+            choices=("pth", "huggingface", "hf", "gguf"),
+            help="pth: Meta's consolidated.*.pth; huggingface (hf): .bin or safetensors shards, "
+            "for transformers; gguf: for llama.cpp (default: %(default)s)",
         )
         group.add_argument(
             "--num_shards",
@@ -120,11 +120,13 @@ def add_output_options(
             metavar="N",
             help="number of .pth files (default: as many as Meta uses for this size)",
         )
+        _add_gguf_options(group)
+    unless = "; for GGUF what --outtype needs" if dtype != "auto" else ""
     group.add_argument(
         "--dtype",
-        default=dtype,
+        default="" if unless else dtype,
         choices=("auto", "float16", "bfloat16", "float32"),
-        help="of the result; auto keeps what is there (default: %(default)s)",
+        help=f"of the result; auto keeps what is there (default: {dtype}{unless})",
     )
     group.add_argument(
         "--max_shard_size",
@@ -140,6 +142,26 @@ def add_output_options(
         "--dry_run", action="store_true", help="check everything, say what would be done, stop"
     )
     return group
+
+
+def _add_gguf_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--outtype",
+        default="auto",
+        choices=("auto", "f32", "f16", "bf16", "q8_0"),
+        help="of the matrices in a GGUF file; auto: bf16 for a model in bfloat16, else f16 "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--split_max_size",
+        metavar="SIZE",
+        help="largest GGUF file, such as 4GB (default: one file however large)",
+    )
+    group.add_argument(
+        "--chat_template",
+        choices=("alpaca",),
+        help="how a GGUF or Hugging Face model is to be talked to (default: as its tokenizer says)",
+    )
 
 
 def add_resource_options(parser: argparse.ArgumentParser) -> None:
@@ -181,6 +203,9 @@ def job_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "output_type": "huggingface" if kind == "hf" else kind,
         "num_shards": getattr(args, "num_shards", None),
+        "outtype": getattr(args, "outtype", "auto"),
+        "split_max_size": getattr(args, "split_max_size", None),
+        "chat_template": getattr(args, "chat_template", None),
         "dtype": args.dtype,
         "max_shard_size": args.max_shard_size,
         "safe_serialization": args.safe_serialization,

@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..layouts.config import read_config
 from ..layouts.folder import is_meta
 from ..outputs import require_free
-from ..settings import OutputSettings, require_positive
+from ..settings import OutputSettings, model_name, require_positive
 from ..sources import resolve, resolve_tokenizer, tokenizer_home
 from ..staging import Offload
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
@@ -68,6 +68,9 @@ class DeltaOptions:
         require_positive("context_length", self.context_length)
 
 
+_NOT_GGUF = "use --output_type huggingface; apply_delta can write the result as GGUF"
+
+
 def _run(
     role: str,
     base_model: str | Path,
@@ -79,7 +82,10 @@ def _run(
     started = time.monotonic()
     own = {key: options.pop(key) for key in vars(DeltaOptions()) if key in options}
     chosen = DeltaOptions(**own)
-    settings = OutputSettings(**{"output_type": "huggingface"} | options)
+    defaults = {"output_type": "huggingface", "model_name": model_name(output_dir)}
+    settings = OutputSettings(**defaults | options)
+    if role == "target_model" and settings.output_type == "gguf":
+        raise UsageError("a delta is no model that llama.cpp could run", remedy=_NOT_GGUF)
     output = Path(output_dir).expanduser()
     parent = Path(chosen.offload_dir).expanduser() if chosen.offload_dir else None
     with Offload(parent, output, settings.io) as offload:
@@ -147,7 +153,8 @@ def _prepare(
     config = find_model_config(other_folder, other, base_folder)
     rows = models[role].rows
     notes = (*config.notes, *require_enough_rows(rows, tokenizer), *_notes(settings, base, other))
-    plan = _plan(result, rows, config, tokenizer, settings)
+    named = tuple(name for name, _ in names.values())
+    plan = _plan(result, rows, config, tokenizer, named, settings)
     how = {"dtype": settings.dtype}
     changes = _changes(role, result)
     return PlannedJob(plan, models, tokenizer, how, changes, notes, lambda: _losses(role, result))
@@ -158,18 +165,20 @@ def _plan(
     rows: int,
     config: ModelConfig,
     tokenizer: TokenizerFolder,
+    sources: tuple[str, ...],
     settings: OutputSettings,
 ) -> Plan:
     from ..plan import Model, plan_output
 
-    if result.extra and settings.output_type == "pth":
+    if result.extra and settings.output_type != "huggingface":
         raise UsageError(
-            "Meta's layout has no place for tensors that a LLaMA does not have",
+            f"--output_type {settings.output_type} has no place for tensors that a LLaMA does not "
+            "have",
             found=", ".join(list(result.extra)[:8]),
             remedy="use --output_type huggingface",
         )
     tensors = {**result.tensors, **result.extra}
-    return plan_output(Model(tensors, result.tied, rows, config, tokenizer), settings)
+    return plan_output(Model(tensors, result.tied, rows, config, tokenizer, sources), settings)
 
 
 def _changes(role: str, result: DenseResult) -> tuple[str, ...]:
@@ -183,7 +192,7 @@ def _changes(role: str, result: DenseResult) -> tuple[str, ...]:
 def _notes(settings: OutputSettings, base: Checkpoint, other: Checkpoint) -> tuple[str, ...]:
     dropped = len(base.dropped) + len(other.dropped)
     left = f"left out {dropped} rotary buffers, which every reader makes"
-    assumed = other.notes if settings.output_type == "huggingface" else ()
+    assumed = other.notes if settings.output_type != "pth" else ()
     return (*assumed, *((left,) if dropped else ()))
 
 

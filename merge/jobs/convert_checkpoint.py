@@ -14,7 +14,7 @@ from ..layouts.config import read_config
 from ..layouts.folder import is_meta
 from ..layouts.params import PARAMS_NAME
 from ..outputs import require_free
-from ..settings import OutputSettings, require_positive
+from ..settings import OutputSettings, model_name, require_positive
 from ..sources import resolve, resolve_tokenizer, tokenizer_home
 from ..staging import Offload
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
@@ -43,7 +43,8 @@ def convert_checkpoint(
     ``MergeError`` for every mistake in the input; the output folder is then as it was.
     """
     started = time.monotonic()
-    chosen = OutputSettings(**{"output_type": "huggingface", "dtype": "auto"} | settings)
+    defaults = {"output_type": "huggingface", "dtype": "auto", "model_name": model_name(output_dir)}
+    chosen = OutputSettings(**defaults | settings)
     require_positive("context_length", context_length)
     output = Path(output_dir).expanduser()
     parent = Path(offload_dir).expanduser() if offload_dir else None
@@ -77,9 +78,10 @@ def _prepare(
     model = Input(source, folder, checkpoint)
     padding = require_enough_rows(model.rows, tokenizer)
     poured = apply_adapters(checkpoint, (), dtype_named(settings.dtype))
-    plan = plan_output(Model(poured.tensors, poured.tied, model.rows, config, tokenizer), settings)
+    parts = (poured.tensors, poured.tied, model.rows, config, tokenizer, (source,))
+    plan = plan_output(Model(*parts), settings)
     notes = [*config.notes, *padding]
-    if settings.output_type == "huggingface":
+    if settings.output_type != "pth":
         notes += checkpoint.notes
     if checkpoint.dropped:
         notes.append(f"left out {len(checkpoint.dropped)} rotary buffers, which every reader makes")

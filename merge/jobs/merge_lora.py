@@ -18,7 +18,7 @@ from ..documents import ModelConfig, find_config, require_llama
 from ..errors import UsageError
 from ..layouts.folder import is_meta
 from ..outputs import require_free
-from ..settings import MergeSettings
+from ..settings import MergeSettings, model_name
 from ..sources import Sources, find_sources
 from ..staging import Offload, require_space
 from ..vocabulary import AdapterRows, Vocabulary, require_extension
@@ -58,7 +58,7 @@ def merge_lora(
     Raises ``MergeError`` for every mistake in the input; the output folder is then as it was.
     """
     started = time.monotonic()
-    chosen = MergeSettings(**settings)
+    chosen = MergeSettings(**{"model_name": model_name(output_dir)} | settings)
     output = Path(output_dir).expanduser()
     loras = [lora_model] if isinstance(lora_model, (str, Path)) else lora_model
     parent = Path(offload_dir).expanduser() if offload_dir else None
@@ -176,7 +176,8 @@ def _prepare(sources: Sources, settings: MergeSettings, offload: Offload) -> Mer
     dtype = dtype_named(settings.dtype)
     merged = apply_adapters(base, adapters, dtype, per_adapter, settings.vocab_mismatch)
     tensors, rows = _with_new_rows(merged.tensors, rows, sources, settings, config)
-    model = Model(tensors, merged.tied, rows, config, sources.tokenizer)
+    named = (sources.base_model, *filter(None, [sources.delta_model]), *sources.lora_models)
+    model = Model(tensors, merged.tied, rows, config, sources.tokenizer, named)
     plan = plan_output(model, settings)
     parts = (vocabulary, base, adapters, merged, plan, plain, delta)
     return MergeJob(sources, settings, config, *parts)

@@ -14,7 +14,13 @@ from tokenizer_tools.huggingface import TokenizerFolder, read_tokenizer
 from ..documents import find_config
 from ..layouts.folder import is_meta
 from ..outputs import require_free
-from ..settings import NEW_TOKEN_INITS, OutputSettings, require_one_of, require_positive
+from ..settings import (
+    NEW_TOKEN_INITS,
+    OutputSettings,
+    model_name,
+    require_one_of,
+    require_positive,
+)
 from ..sources import Sources, resolve, resolve_tokenizer, tokenizer_home
 from ..staging import Offload, require_space
 from ..vocabulary import require_extension
@@ -47,7 +53,8 @@ def resize_vocabulary(
     the old rows would stand for other tokens.
     """
     started = time.monotonic()
-    chosen = OutputSettings(**{"output_type": "huggingface", "dtype": "auto"} | settings)
+    defaults = {"output_type": "huggingface", "dtype": "auto", "model_name": model_name(output_dir)}
+    chosen = OutputSettings(**defaults | settings)
     require_one_of("init", init, NEW_TOKEN_INITS)
     require_positive("pad_to_multiple_of", pad_to_multiple_of)
     output = Path(output_dir).expanduser()
@@ -155,7 +162,8 @@ def _prepare(
         for name, tensor in tensors.items()
         if not (tied and name == LM_HEAD)
     }
-    plan = plan_output(Model(cast, tied, rows, config, sources.tokenizer), settings)
+    model = Model(cast, tied, rows, config, sources.tokenizer, (sources.base_model,))
+    plan = plan_output(model, settings)
     return ResizeJob(sources, tokenizer, settings, base, plan, init, seed, base_rows, rows)
 
 

@@ -64,7 +64,7 @@ def changes(job: MergeJob) -> Iterator[str]:
 def notes(job: MergeJob) -> Iterator[str]:
     """What the reader should know before using the result."""
     yield from job.config.notes
-    if job.settings.output_type == "huggingface" and job.config.config is job.base.config:
+    if job.settings.output_type != "pth" and job.config.config is job.base.config:
         yield from job.base.notes
     understood = isinstance(job.sources.tokenizer, TokenizerFolder)
     if job.settings.output_type == "huggingface":

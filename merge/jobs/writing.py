@@ -76,7 +76,7 @@ class Report:
     def summary(self) -> str:
         """Tell it in a few lines."""
         lines = [*self.inputs, *self.changes, *self._output()]
-        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"note: {note}" for note in (*self.notes, *self.plan.notes)]
         return "\n".join(
             ["Planned:" if self.dry_run else "Done:", *(f"  {line}" for line in lines)]
         )

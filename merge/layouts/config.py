@@ -49,6 +49,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     )
 
 
+def require_plain_llama(config: Mapping[str, Any], source: object) -> None:
+    """Raise ``LayoutError`` for a model that has more beside a LLaMA, which GGUF cannot hold."""
+    if config.get("model_type") not in LLAMA_MODEL_TYPES:
+        raise LayoutError(
+            "this model has more in it than a GGUF file of a LLaMA can hold",
+            file=source,
+            expected=f'"model_type": {" or ".join(map(repr, LLAMA_MODEL_TYPES))}',
+            found=repr(config.get("model_type")),
+            remedy="write --output_type huggingface, and use llama.cpp's own converters",
+        )
+
+
 @dataclass(frozen=True)
 class LlamaShape:
     """The numbers that fix every tensor's shape in a LLaMA, in the terms of ``config.json``."""
@@ -150,6 +162,8 @@ def merged_config(
     """
     moved = {"rope_parameters", "dtype", "auto_map", "_name_or_path", "quantization_config"}
     merged = {key: value for key, value in config.items() if key not in moved}
+    if merged.get("model_type") in LLAMA_MODEL_TYPES and not merged.get("architectures"):
+        merged["architectures"] = ["LlamaForCausalLM"]  # llama.cpp's converter goes by it
     return merged | {
         "rope_theta": rope_theta(config),
         "rope_scaling": rope_scaling(config),

@@ -23,7 +23,7 @@ from .rotary import in_halves
 ARCHITECTURE = "llama"
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 # Rotary factors that llama.cpp keeps as a tensor; Hugging Face's models say them in config.json.
-_ROTARY_FACTORS = "rope_freqs.weight"
+ROTARY_FACTORS = "rope_freqs.weight"
 
 
 def gguf_files(path: Path) -> tuple[Path, ...]:
@@ -74,7 +74,7 @@ def open_gguf(path: Path, io: IoMode = "auto") -> Checkpoint:
     metadata, stored = _together(files, io)
     config = _config(metadata, stored, files[0])
     shape = LlamaShape.from_config(config, files[0])
-    dropped = (_ROTARY_FACTORS,) if stored.pop(_ROTARY_FACTORS, None) is not None else ()
+    dropped = (ROTARY_FACTORS,) if stored.pop(ROTARY_FACTORS, None) is not None else ()
     tensors = _in_order(stored, shape, files[0])
     return Checkpoint(tensors, config, files, dropped)
 

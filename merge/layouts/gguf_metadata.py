@@ -1,0 +1,229 @@
+"""The metadata of a GGUF file, as llama.cpp's ``convert_hf_to_gguf.py`` writes them.
+
+What the ``gguf`` package can read itself (names, sampling, special tokens, the chat template) it
+reads from the documents that a Hugging Face folder of the same model would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from tokenizer_tools.huggingface import (
+    ADDED_TOKENS_NAME,
+    MODEL_NAME,
+    TokenizerFolder,
+)
+from tokenizer_tools.huggingface import CONFIG_NAME as TOKENIZER_CONFIG_NAME
+
+from ..errors import LayoutError, VocabularyError
+from ..json_text import read_json
+from .config import LlamaShape, rope_scaling, rope_theta
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter, Metadata, SpecialVocab
+
+# Scores of tokens that are no pieces of the SentencePiece model.
+_ADDED_SCORE = -1000.0
+# Added tokens that are taken for control tokens though nothing marks them so.
+_LOOK_SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is said of a model beside its tensors.
+
+    ``documents`` are those of a Hugging Face folder. ``name`` is what the model is called, and
+    ``sources`` are the names of the models that it was made from.
+    """
+
+    config: Mapping[str, Any]
+    shape: LlamaShape
+    rows: int
+    tokenizer: TokenizerFolder
+    documents: Mapping[str, bytes]
+    name: str
+    sources: Sequence[str]
+
+    def add_to(self, writer: GGUFWriter, file_type: str) -> None:
+        """Add every key, in the order in which llama.cpp's converter does."""
+        from gguf import GGML_QUANT_VERSION, GGUFType, LlamaFileType
+
+        with TemporaryDirectory() as parent:
+            folder = Path(parent) / (Path(self.name).name or "model")
+            folder.mkdir()
+            for name, data in self.documents.items():
+                (folder / name).write_bytes(data)
+            writer.add_type(GGUFType.MODEL)
+            self._general(writer, folder).set_gguf_meta_model(writer)
+            self._hyperparameters(writer)
+            writer.add_file_type(LlamaFileType[file_type])
+            writer.add_vocab_size(self.rows)
+            writer.add_rope_dimension_count(self.shape.head_dim)
+            writer.add_quantization_version(GGML_QUANT_VERSION)
+            self._vocabulary(writer, folder)
+
+    def _general(self, writer: GGUFWriter, folder: Path) -> Metadata:
+        from gguf import Metadata, size_label
+
+        counts = writer.get_total_parameter_count()
+        metadata = Metadata.load(None, folder, None, counts[0])
+        metadata.name = metadata.name or folder.name
+        metadata.size_label = metadata.size_label or size_label(*counts)
+        metadata.base_models = metadata.base_models or [_source(name) for name in self.sources]
+        # Current llama.cpp reads these two also under transformers' names.
+        generation = Metadata.load_generation_config(folder)
+        if metadata.sampling_temp is None:
+            metadata.sampling_temp = generation.get("temperature")
+        if metadata.sampling_penalty_repeat is None:
+            metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
+        return metadata
+
+    def _hyperparameters(self, writer: GGUFWriter) -> None:
+        config, shape = self.config, self.shape
+        writer.add_block_count(shape.num_hidden_layers)
+        writer.add_context_length(config["max_position_embeddings"])
+        writer.add_embedding_length(shape.hidden_size)
+        writer.add_feed_forward_length(shape.intermediate_size)
+        writer.add_head_count(shape.num_attention_heads)
+        writer.add_head_count_kv(shape.num_key_value_heads)
+        self._scaling(writer, rope_scaling(config) or {})
+        writer.add_rope_freq_base(rope_theta(config))
+        writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", 1e-6))
+        writer.add_key_length(shape.head_dim)
+        writer.add_value_length(shape.head_dim)
+
+    def _scaling(self, writer: GGUFWriter, scaling: Mapping[str, Any]) -> None:
+        from gguf import RopeScalingType
+
+        kind = scaling.get("type")
+        if kind not in ("linear", "yarn"):
+            return
+        if not isinstance(scaling.get("factor"), (int, float)):
+            raise LayoutError(
+                "the configuration scales rotary positions without saying by how much",
+                expected='"rope_scaling": {"factor": a number}',
+                found=repr(dict(scaling)),
+                remedy="take config.json from the place where the weights are from",
+            )
+        writer.add_rope_scaling_type(RopeScalingType(kind))
+        writer.add_rope_scaling_factor(scaling["factor"])
+        if kind == "linear":
+            return
+        length = scaling.get("original_max_position_embeddings")
+        writer.add_rope_scaling_orig_ctx_len(length or self.config["max_position_embeddings"])
+        for names, add in (
+            (("extrapolation_factor",), writer.add_rope_scaling_yarn_ext_factor),
+            (("attention_factor", "attn_factor"), writer.add_rope_scaling_yarn_attn_factor),
+            (("beta_fast",), writer.add_rope_scaling_yarn_beta_fast),
+            (("beta_slow",), writer.add_rope_scaling_yarn_beta_slow),
+        ):
+            values = [scaling[name] for name in names if scaling.get(name) is not None]
+            if values:
+                add(values[0])
+
+    def _vocabulary(self, writer: GGUFWriter, folder: Path) -> None:
+        from gguf import SpecialVocab
+
+        config = read_json(folder / TOKENIZER_CONFIG_NAME)
+        if config.get("add_prefix_space") is not None:
+            writer.add_add_space_prefix(config["add_prefix_space"])
+        tokens = _tokens(self.tokenizer, folder, config)
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_list([token.text.encode("utf-8") for token in tokens])
+        writer.add_token_scores([token.score for token in tokens])
+        writer.add_token_types([token.kind for token in tokens])
+        special = SpecialVocab(folder, n_vocab=len(tokens))
+        self._complete(special)
+        special.add_to_gguf(writer, quiet=True)
+
+    def _complete(self, special: SpecialVocab) -> None:
+        """Add what only the tokenizer says: the unknown token, an end that config.json lists."""
+        for kind in ("bos", "eos", "unk", "pad"):
+            token = getattr(self.tokenizer, f"{kind}_token")
+            if token is not None:
+                special.special_token_ids.setdefault(kind, token.id)
+
+
+@dataclass(frozen=True)
+class _Token:
+    text: str
+    score: float
+    kind: int
+
+
+def _tokens(tokenizer: TokenizerFolder, folder: Path, config: Mapping[str, Any]) -> list[_Token]:
+    """Every token by id: the pieces of the SentencePiece model, then the added ones."""
+    from gguf import TokenType
+
+    tokens = list(_pieces(tokenizer.contents[MODEL_NAME]))
+    added = read_json(folder / ADDED_TOKENS_NAME) if (folder / ADDED_TOKENS_NAME).is_file() else {}
+    tokens += [_Token("", _ADDED_SCORE, TokenType.UNUSED)] * len(tokenizer.added_tokens)
+    for text, id_ in added.items():
+        tokens[id_] = _Token(text, _ADDED_SCORE, TokenType.USER_DEFINED)
+    for id_, entry in config.get("added_tokens_decoder", {}).items():
+        text = entry["content"]
+        is_control = entry.get("special") or _looks_special(text)
+        kind = TokenType.CONTROL if is_control else TokenType.USER_DEFINED
+        # llama.cpp looks for user-defined tokens in the text as it is typed.
+        text = text if is_control else text.replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
+        tokens[int(id_)] = _Token(text, _ADDED_SCORE, kind)
+    return tokens
+
+
+def _pieces(model: bytes) -> Iterator[_Token]:
+    from gguf import TokenType
+    from sentencepiece import SentencePieceProcessor
+
+    pieces = SentencePieceProcessor(model_proto=model)
+    kinds = (
+        (pieces.IsUnknown, TokenType.UNKNOWN),
+        (pieces.IsControl, TokenType.CONTROL),
+        (pieces.IsUnused, TokenType.UNUSED),
+        (pieces.IsByte, TokenType.BYTE),
+    )
+    for id_ in range(pieces.get_piece_size()):
+        kind = next((kind for is_of, kind in kinds if is_of(id_)), TokenType.NORMAL)
+        yield _Token(pieces.id_to_piece(id_), pieces.get_score(id_), kind)
+
+
+def _looks_special(text: str) -> bool:
+    """Whether llama.cpp's converter takes a token for a control token by its looks."""
+    framed = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
+    return text in _LOOK_SPECIAL or any(
+        text.startswith(first) and text.endswith(last) for first, last in framed
+    )
+
+
+def _source(name: str) -> dict[str, str]:
+    """A model that went in, as ``general.base_model.*`` has it: local folders by their name."""
+    from gguf import Metadata
+
+    title: Callable[[str], str] = Metadata.id_to_title
+    path = Path(name).expanduser()
+    if path.exists():
+        return {"name": title(path.resolve().name)}
+    organisation, _, model = name.rpartition("/")
+    entry = {"name": title(model)}
+    if organisation:
+        entry["organization"] = title(organisation)
+        entry["repo_url"] = f"https://huggingface.co/{name}"
+    return entry
+
+
+def require_a_row_for_each_token(rows: int, tokenizer: TokenizerFolder) -> None:
+    """llama.cpp loads no model whose tokens and rows differ. Raises ``VocabularyError``."""
+    if rows != tokenizer.n_tokens:
+        raise VocabularyError(
+            "a GGUF file must have a token for each row of the embeddings",
+            file=tokenizer.path,
+            expected=f"{rows} tokens, one for each row",
+            found=f"{tokenizer.n_tokens} tokens",
+            remedy="give the tokenizer that the model was trained with, with --tokenizer; for rows "
+            "that are padding, write --output_type huggingface and let llama.cpp's converter name "
+            "them",
+        )
