@@ -26,6 +26,8 @@ from .config import LlamaShape, rope_scaling, rope_theta
 if TYPE_CHECKING:
     from gguf import GGUFWriter, Metadata, SpecialVocab
 
+# What transformers takes a LLaMA's context to be that does not say it.
+_CONTEXT_LENGTH = 2048
 # Scores of tokens that are no pieces of the SentencePiece model.
 _ADDED_SCORE = -1000.0
 # Added tokens that are taken for control tokens though nothing marks them so.
@@ -82,10 +84,14 @@ class Description:
             metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
         return metadata
 
+    @property
+    def _context_length(self) -> int:
+        return int(self.config.get("max_position_embeddings") or _CONTEXT_LENGTH)
+
     def _hyperparameters(self, writer: GGUFWriter) -> None:
         config, shape = self.config, self.shape
         writer.add_block_count(shape.num_hidden_layers)
-        writer.add_context_length(config["max_position_embeddings"])
+        writer.add_context_length(self._context_length)
         writer.add_embedding_length(shape.hidden_size)
         writer.add_feed_forward_length(shape.intermediate_size)
         writer.add_head_count(shape.num_attention_heads)
@@ -114,7 +120,7 @@ class Description:
         if kind == "linear":
             return
         length = scaling.get("original_max_position_embeddings")
-        writer.add_rope_scaling_orig_ctx_len(length or self.config["max_position_embeddings"])
+        writer.add_rope_scaling_orig_ctx_len(length or self._context_length)
         for names, add in (
             (("extrapolation_factor",), writer.add_rope_scaling_yarn_ext_factor),
             (("attention_factor", "attn_factor"), writer.add_rope_scaling_yarn_attn_factor),

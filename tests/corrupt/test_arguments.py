@@ -31,7 +31,7 @@ from tests.support import tree
         ("num_shards", 0),
         ("dtype", "int8"),
         ("dtype", "fp16"),
-        ("output_type", "gguf"),
+        ("output_type", "ggml"),
         ("rounding", "twice"),
     ],
 )
