@@ -2,7 +2,8 @@
 # make check   ruff, mypy and the fast tests
 # make test    ruff, mypy and every test
 # make llama_cpp  llama.cpp for tests and demo, compiled once; make test does it by itself
-# make bench   a merge of a 1.1B-shaped model against cp, in time and memory
+# make bench   a merge of a 1.1B-shaped model against copies and other tools, in time and memory
+# make bench-all   everything in docs/performance.md; needs 40 GB of disk and an hour
 #
 # Each sets up what it needs in .venv, from pyproject.toml, in the versions of constraints.txt.
 
@@ -26,7 +27,7 @@ export PYTHONUTF8 := 1
 # Without its bytecode kept, importing torch takes 2 s and 50 MiB more in every process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test lint llama_cpp bench clean
+.PHONY: demo check test lint llama_cpp bench bench-all clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/run.py
@@ -45,8 +46,16 @@ lint: $(VENV)/.test
 
 llama_cpp: $(LLAMA_CPP)/.done
 
-bench: $(VENV)/.test
-	$(BIN)/python benchmarks/merge.py --shape 1b --verify
+BENCH ?= --shape 1b --output_type huggingface --runs 3 --peers peft mergekit --verify
+EXPERIMENTS ?= all
+WORK_DIR ?= benchmark-output
+
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/merge.py --work_dir $(WORK_DIR) $(BENCH)
+
+bench-all: $(VENV)/.bench
+	$(BIN)/python benchmarks/suite.py --work_dir $(WORK_DIR) $(EXPERIMENTS)
+	$(BIN)/python benchmarks/report.py --write docs/performance.md
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or later is needed")'
@@ -60,6 +69,10 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
 	$(INSTALL) --editable '.[test]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.made pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[bench]'
 	touch $@
 
 $(ORACLE)/.done: $(VENV)/.made tests/oracles/requirements-transformers-4.46.txt

@@ -1,4 +1,4 @@
-"""What a process costs: time, processor, peak memory, bytes to and from the disk.
+"""What a command costs: time, processor, peak memory, bytes to and from the disk.
 
 The measuring process has to stay small: on Linux a child's peak memory starts from that of the
 process that forked it. So torch is never imported here.
@@ -15,13 +15,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-BLOCK = 8 << 20
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage: bytes on macOS, KiB on Linux
+from benchmarks import process
+from benchmarks.cache import BLOCK
+
+DIRECT_COPY = Path(__file__).with_name("direct_copy.py")
+# A user's shell has neither. Without bytecode, importing torch takes 2 s more each time.
+NOT_A_USERS = ("PYTHONDONTWRITEBYTECODE", "OMP_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Usage:
-    """One process. Seconds and bytes; ``None`` where the system does not tell."""
+    """One command with all its children. Seconds and bytes; ``None``: the system does not tell."""
 
     exit_code: int
     wall: float
@@ -43,40 +47,18 @@ def measure(command: Sequence[str], log: Path, output: Path) -> Usage:
     ``read`` and ``written`` are bytes moved between disk and memory on behalf of the process, by
     ``/proc/PID/io``; pages that were in the cache already do not count.
     """
+    environment = {key: text for key, text in os.environ.items() if key not in NOT_A_USERS}
     with log.open("wb") as messages:
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=messages, stderr=subprocess.STDOUT)
-        code, cpu, peak, traffic = _wait(process)
+        started = subprocess.Popen(
+            command, stdout=messages, stderr=subprocess.STDOUT, env=environment
+        )
+        code, cpu, peak, traffic = process.wait(started)
         wall = time.perf_counter() - start
     start = time.perf_counter()
     sync_folder(output)
     sync = time.perf_counter() - start
     return Usage(code, wall, sync, cpu, peak, *traffic)
-
-
-def _wait(
-    process: subprocess.Popen[bytes],
-) -> tuple[int, float | None, int | None, tuple[int | None, int | None]]:
-    """(exit code, processor seconds, peak resident bytes, (read, written)) of a child."""
-    if not hasattr(os, "wait4"):
-        return process.wait(), None, None, (None, None)
-    traffic: tuple[int | None, int | None] = (None, None)
-    if sys.platform == "linux":
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # gone, but not yet forgotten
-        traffic = _traffic(process.pid)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    cpu = usage.ru_utime + usage.ru_stime
-    return process.returncode, cpu, usage.ru_maxrss * RSS_UNIT, traffic
-
-
-def _traffic(pid: int) -> tuple[int | None, int | None]:
-    try:
-        lines = Path(f"/proc/{pid}/io").read_text(encoding="ascii").splitlines()
-    except OSError:  # a kernel without task accounting
-        return None, None
-    counted = {key: int(value) for key, value in (line.split(": ") for line in lines)}
-    return counted["read_bytes"], counted["write_bytes"] - counted["cancelled_write_bytes"]
 
 
 def copy_command(sources: Sequence[Path], target: Path) -> list[str]:
@@ -87,6 +69,11 @@ def copy_command(sources: Sequence[Path], target: Path) -> list[str]:
         return [sys.executable, "-c", code, *names]
     told = subprocess.run(["cp", "--help"], capture_output=True, check=False).stdout
     return ["cp", *(["--reflink=never"] if b"--reflink" in told else []), *names]
+
+
+def direct_copy_command(sources: Sequence[Path], target: Path) -> list[str]:
+    """The copy past the page cache."""
+    return [sys.executable, "-S", str(DIRECT_COPY), *map(str, (*sources, target))]
 
 
 def copy_head(source: Path, target: Path, size: int) -> None:
@@ -113,32 +100,3 @@ def sync_folder(folder: Path) -> None:
     for path in files_below([folder]):
         with path.open("r+b") as file:
             os.fsync(file.fileno())
-
-
-def drop_from_cache(files: Iterable[Path]) -> None:
-    """Ask the system to forget the pages of clean files. Linux only."""
-    for path in files:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def read_into_cache(files: Iterable[Path]) -> None:
-    """Read everything once."""
-    buffer = memoryview(bytearray(BLOCK))
-    for path in files:
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
-
-
-def cached_share(files: Sequence[Path]) -> float | None:
-    """Share of the bytes of ``files`` that lie in the page cache, by util-linux' ``fincore``."""
-    if shutil.which("fincore") is None:
-        return None
-    command = ["fincore", "--bytes", "--noheadings", "--output", "RES", *map(str, files)]
-    told = subprocess.run(command, capture_output=True, text=True, check=False)
-    if told.returncode:
-        return None
-    resident = sum(int(line) for line in told.stdout.split())
-    return resident / max(1, sum(path.stat().st_size for path in files))

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
 from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,45 +18,53 @@ from typing import TYPE_CHECKING, Any
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.shapes import CHINESE_ALPACA_ROWS, LINEAR, SHAPES, Shape
+from benchmarks.kinds import DTYPES, STEMS, AdapterKind, BaseKind
+from benchmarks.shapes import CHINESE_ALPACA_ROWS, LINEAR, SHAPES, Shape, Shapes
 from benchmarks.tokenizers import write_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-STEMS = {"bin": ("pytorch_model", "bin"), "safetensors": ("model", "safetensors")}
 SHARD_BYTES = 2 << 30  # a shard is held in memory while it is written
+SPARSE_SHARD_BYTES = 10**10  # as transformers cut models when the LLaMAs came out
+SAFETENSORS_DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 STD = 0.02
 STAMP = "benchmark_model.json"
 FILL_ROWS = 1024
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def make_base(
     folder: Path,
     shape: Shape,
-    container: str = "bin",
+    kind: BaseKind | None = None,
     shards: int | None = None,
     seed: int = 0,
 ) -> Path:
-    """Write a base model in Hugging Face layout, fp16; nothing is done when it is there already.
+    """Write a base model in Hugging Face layout; nothing is done when it is there already.
 
-    ``shards`` defaults to what keeps a shard under 2 GiB, and to two at least.
+    ``shards`` defaults to what keeps a shard under 2 GiB (sparse: 10 GB), and to two at least.
     """
-    count = shards or max(2, ceil(shape.nbytes() / SHARD_BYTES))
-    stamp = {"shape": dataclasses.asdict(shape), "container": container, "shards": count}
+    kind = kind or BaseKind()
+    container = kind.container
+    limit = SPARSE_SHARD_BYTES if kind.sparse else SHARD_BYTES
+    count = shards or max(2, ceil(shape.nbytes() / limit))
+    stamp = {"shape": dataclasses.asdict(shape), "shards": count} | kind.stamp()
     if not _stamped(folder, stamp | {"seed": seed}):
         stem, end = STEMS[container]
         groups = split(shape.tensors(), count)
         names = [f"{stem}-{i:05d}-of-{count:05d}.{end}" for i in range(1, count + 1)]
         names = names if count > 1 else [f"{stem}.{end}"]
         for name, group in zip(names, groups, strict=True):
-            save(folder / name, {key: values(key, size, seed) for key, size in group.items()})
+            if kind.sparse:
+                save_sparse(folder / name, group, kind.dtype)
+                continue
+            tensors = {key: values(key, size, seed, kind.dtype) for key, size in group.items()}
+            save(folder / name, tensors)
         weight_map = {key: n for n, group in zip(names, groups, strict=True) for key in group}
         index = {"metadata": {"total_size": shape.nbytes()}, "weight_map": weight_map}
         if count > 1:
             _write_json(folder / f"{stem}.{end}.index.json", index)
-        _write_json(folder / "config.json", config(shape))
+        _write_json(folder / "config.json", config(shape, kind.dtype))
         _write_json(folder / "generation_config.json", GENERATION_CONFIG)
         _write_json(folder / STAMP, stamp | {"seed": seed})
     write_tokenizer(folder, shape.vocab_size)
@@ -65,40 +72,35 @@ def make_base(
 
 
 def make_adapter(
-    folder: Path,
-    shape: Shape,
-    rank: int = 8,
-    alpha: int = 32,
-    rows: int = CHINESE_ALPACA_ROWS,
-    container: str = "bin",
-    seed: int = 1,
+    folder: Path, shape: Shape, kind: AdapterKind | None = None, seed: int = 1
 ) -> Path:
-    """Write a LoRA on all seven linear kinds with whole ``embed_tokens`` and ``lm_head``, fp16.
-
-    Key layout and configuration are those of PEFT 0.2, as the published Chinese adapters have them.
-    """
-    stamp = {"shape": dataclasses.asdict(shape), "rank": rank, "alpha": alpha, "rows": rows}
-    stamp |= {"container": container, "seed": seed}
+    """Write an adapter in the key layout of PEFT 0.2, as the published Chinese ones have it."""
+    kind = kind or AdapterKind()
+    stamp = {"shape": dataclasses.asdict(shape), **kind.stamp(), "seed": seed}
     if not _stamped(folder, stamp):
-        tensors = shape.adapter_tensors(rank, rows)
+        tensors = kind.tensors(shape).items()
         save(
-            folder / f"adapter_model.{container}",
-            {key: values(key, size, seed) for key, size in tensors.items()},
+            folder / f"adapter_model.{kind.container}",
+            {key: values(key, size, seed, kind.dtype) for key, size in tensors},
         )
-        _write_json(folder / "adapter_config.json", adapter_config(rank, alpha))
+        _write_json(folder / "adapter_config.json", kind.config())
         _write_json(folder / STAMP, stamp)
-    write_tokenizer(folder, rows)
+    if kind.embeddings:
+        write_tokenizer(folder, kind.rows)
     return folder
 
 
-def values(name: str, size: tuple[int, ...], seed: int) -> Tensor:
-    """Normal random fp16 values (std 0.02; norms around 1) that depend on seed and name alone."""
+def values(name: str, size: tuple[int, ...], seed: int, dtype: str = "float16") -> Tensor:
+    """Normal random values that depend on seed and name alone.
+
+    Their deviation is 0.02; norms and DoRA's magnitudes lie around 1.
+    """
     import torch
 
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-    mean = 1.0 if name.endswith("norm.weight") else 0.0
-    tensor = torch.empty(size, dtype=torch.float16)
+    mean = 1.0 if name.endswith(("norm.weight", "lora_magnitude_vector")) else 0.0
+    tensor = torch.empty(size, dtype=getattr(torch, dtype))
     for start in range(0, len(tensor), FILL_ROWS):
         block = tensor[start : start + FILL_ROWS]
         block.copy_(torch.empty(block.shape).normal_(mean, STD, generator=generator))
@@ -132,10 +134,33 @@ def save(path: Path, tensors: dict[str, Tensor]) -> None:
         torch.save(tensors, path)
 
 
+def save_sparse(path: Path, tensors: Shapes, dtype: str) -> None:
+    """The same file with a hole in place of every tensor, read as zeros; it takes no room."""
+    import torch
+
+    unfilled = {
+        name: torch.empty(size, dtype=getattr(torch, dtype)) for name, size in tensors.items()
+    }
+    if path.suffix != ".safetensors":
+        with torch.serialization.skip_data():
+            torch.save(unfilled, path)
+        return
+    entries: dict[str, Any] = {}
+    end = 0
+    for name, tensor in unfilled.items():
+        start, end = end, end + tensor.nbytes
+        entry = {"dtype": SAFETENSORS_DTYPES[dtype], "shape": list(tensor.shape)}
+        entries[name] = entry | {"data_offsets": [start, end]}
+    header = json.dumps(entries).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(file.tell() + end)
+
+
 GENERATION_CONFIG = {"_from_model_config": True, "bos_token_id": 1, "eos_token_id": 2}
 
 
-def config(shape: Shape) -> dict[str, Any]:
+def config(shape: Shape, dtype: str = "float16") -> dict[str, Any]:
     """``config.json`` as transformers 4.28 wrote it for LLaMA, with the head count of Llama 2."""
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -146,29 +171,10 @@ def config(shape: Shape) -> dict[str, Any]:
         "model_type": "llama",
         "pad_token_id": 0,
         "tie_word_embeddings": False,
-        "torch_dtype": "float16",
+        "torch_dtype": dtype,
         "transformers_version": "4.28.1",
         "use_cache": True,
         **dataclasses.asdict(shape),
-    }
-
-
-def adapter_config(rank: int, alpha: int) -> dict[str, Any]:
-    """``adapter_config.json`` with the fields of PEFT 0.2."""
-    return {
-        "base_model_name_or_path": "hf_weights/llama",
-        "bias": "none",
-        "enable_lora": None,
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "lora_alpha": alpha,
-        "lora_dropout": 0.1,
-        "merge_weights": False,
-        "modules_to_save": ["embed_tokens", "lm_head"],
-        "peft_type": "LORA",
-        "r": rank,
-        "target_modules": list(LINEAR),
-        "task_type": "CAUSAL_LM",
     }
 
 
@@ -202,21 +208,31 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--num_layers", type=int, help="keep only this many layers of the shape")
     parser.add_argument("--container", choices=STEMS, default="bin")
-    parser.add_argument("--shards", type=int)
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--alpha", type=int, default=32)
-    parser.add_argument("--rows", type=int, default=CHINESE_ALPACA_ROWS)
+    parser.add_argument("--dtype", choices=DTYPES, default="float16")
     parser.add_argument("--seed", type=int)
+    base = parser.add_argument_group("base")
+    base.add_argument("--shards", type=int)
+    base.add_argument("--sparse", action="store_true", help="holes in place of values")
+    adapter = parser.add_argument_group("adapter")
+    adapter.add_argument("--rank", type=int, default=8)
+    adapter.add_argument("--alpha", type=int, default=32)
+    adapter.add_argument("--rows", type=int, default=CHINESE_ALPACA_ROWS)
+    adapter.add_argument("--targets", nargs="+", choices=LINEAR, default=list(LINEAR))
+    adapter.add_argument("--no_embeddings", dest="embeddings", action="store_false")
+    adapter.add_argument("--dora", action="store_true")
     args = parser.parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch is imported only if there is work
     shape = SHAPES[args.shape]
     if args.num_layers:
         shape = dataclasses.replace(shape, num_hidden_layers=args.num_layers)
     if args.kind == "base":
-        make_base(args.folder, shape, args.container, args.shards, args.seed or 0)
+        base_kind = BaseKind(args.container, args.dtype, args.sparse)
+        make_base(args.folder, shape, base_kind, args.shards, args.seed or 0)
     else:
+        given = {**vars(args), "targets": tuple(args.targets)}
+        fields = {field.name: given[field.name] for field in dataclasses.fields(AdapterKind)}
         seed = 1 if args.seed is None else args.seed
-        make_adapter(args.folder, shape, args.rank, args.alpha, args.rows, args.container, seed)
+        make_adapter(args.folder, shape, AdapterKind(**fields), seed)
     return 0
 
 

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 PEFT_PREFIX = "base_model.model."
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
-LORA_ENDS = (".lora_A.weight", ".lora_B.weight")
-NOT_COVERED = ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out")
+LORA_ENDS = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector")
+NOT_COVERED = ("rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA with the same rank for every layer, as ``make_adapter`` and PEFT 0.2 write it."""
+    """A LoRA or DoRA with the same rank for every layer, as ``make_adapter`` writes it."""
 
     weights: Weights
     scaling: float
@@ -51,6 +51,11 @@ class Adapter:
         stem = name.removesuffix(".weight")
         a, b = f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
         return (self.weights[a](), self.weights[b]()) if a in self.weights else None
+
+    def magnitude(self, name: str) -> Tensor | None:
+        """Length that DoRA gives to each row of ``name``, if it is one."""
+        key = f"{name.removesuffix('.weight')}.lora_magnitude_vector"
+        return self.weights[key]() if key in self.weights else None
 
 
 @dataclass(frozen=True)
@@ -93,21 +98,39 @@ class Reference:
     def merged(self, name: str) -> Merged:
         """What ``name`` is made of: the last whole tensor, and what is added to it afterwards."""
         start = self.base[name if name in self.base else EMBEDDING]()
-        deltas: list[tuple[Tensor, Tensor, float]] = []
+        deltas: list[Delta] = []
         for adapter in self.adapters:
             if (whole := adapter.replacement(name)) is not None:
                 start, deltas = whole, []
             if (factors := adapter.factors(name)) is not None:
-                deltas.append((*factors, adapter.scaling))
+                deltas.append(Delta(*factors, adapter.scaling, adapter.magnitude(name)))
         return Merged(start, tuple(deltas))
 
 
 @dataclass(frozen=True)
+class Delta:
+    """``W + scaling * B @ A``; DoRA then gives each row of that sum its magnitude as length."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+    magnitude: Tensor | None = None
+
+    def added(self, block: Tensor, start: int, stop: int) -> Tensor:
+        """``block``, float64 rows of W, with this added."""
+        summed = block.addmm(self.b[start:stop].double(), self.a.double(), alpha=self.scaling)
+        if self.magnitude is None:
+            return summed
+        lengths = summed.square().sum(dim=1, keepdim=True).sqrt()
+        return summed * (self.magnitude[start:stop, None].double() / lengths)
+
+
+@dataclass(frozen=True)
 class Merged:
-    """``start + sum(scaling * B @ A)``."""
+    """A tensor, and what is added to it in turn."""
 
     start: Tensor
-    deltas: tuple[tuple[Tensor, Tensor, float], ...]
+    deltas: tuple[Delta, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -120,8 +143,8 @@ class Merged:
         if not self.deltas and block.dtype == dtype:
             return block
         block = block.double()
-        for a, b, scaling in self.deltas:
-            block = block.addmm(b[start:stop].double(), a.double(), alpha=scaling)
+        for delta in self.deltas:
+            block = delta.added(block, start, stop)
         return round_once(block, dtype)
 
 

@@ -1,86 +1,102 @@
-"""The measured steps as a table for people and as JSON."""
+"""The tables of a document, from the file of results.
+
+A document marks the place of each with ``<!-- begin NAME -->`` and ``<!-- end NAME -->``; the words
+around them are written by hand.
+"""
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import argparse
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
-from typing import Any
 
-from benchmarks.measure import Usage
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-MIB = 1 << 20
-Runs = Mapping[str, Sequence[Usage]]
-COLUMNS: dict[str, Callable[[Usage], float | None]] = {
-    "total s": lambda usage: usage.total,
-    "command s": lambda usage: usage.wall,
-    "cpu s": lambda usage: usage.cpu,
-    "peak MiB": lambda usage: _mib(usage.peak_rss),
-    "read MiB": lambda usage: _mib(usage.read),
-    "written MiB": lambda usage: _mib(usage.written),
-}
+from benchmarks import chart, goals, machine, results, scaling, tables
+from benchmarks.cases import GROUPS
+from benchmarks.figures import Record
+
+Records = dict[str, Record]
+PLACE = re.compile(r"<!-- begin (\w+) -->\n.*?<!-- end \1 -->", re.DOTALL)
 
 
-def _mib(size: int | None) -> float | None:
-    return None if size is None else size / MIB
-
-
-def ratios(runs: Runs, step: str, floor: str) -> list[float]:
-    """Each total of ``step`` over the mean of the ``floor`` before and the one after it."""
-    floors = [usage.total for usage in runs[floor]]
-    return [
-        usage.total * 2 / (before + after)
-        for usage, before, after in zip(runs[step], floors, floors[1:], strict=False)
-    ]
-
-
-def spread(values: Sequence[float | None]) -> str:
-    """``min / median / max``, or a dash for what the system does not tell."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    digits = 0 if min(known) >= 100 else 2
-    return " / ".join(f"{value:.{digits}f}" for value in (min(known), median(known), max(known)))
-
-
-def table(runs: Runs) -> str:
-    """One row for each step, min / median / max in every cell."""
-    rows = [["", *COLUMNS]]
-    for step, usages in runs.items():
-        rows.append([step, *(spread([get(usage) for usage in usages]) for get in COLUMNS.values())])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were taken on, and at which commit."""
+def blocks(records: Records) -> dict[str, str]:
+    """Markdown by the name of its place."""
     return {
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "processor": _processor(),
-        "cpus": os.cpu_count(),
-        "commit": _git("rev-parse", "HEAD"),
-        "changed": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "machine": _machine(records),
+        "goals": tables.markdown(goals.table(records)),
+        "experiments": _experiments(records),
+        "sizes": tables.markdown(scaling.sizes(records)),
+        "ranks": tables.markdown(scaling.ranks(records)),
+        "shards": tables.markdown(scaling.shards(records)),
+        "needs": _needs(records),
     }
 
 
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+def _machine(records: Records) -> str:
+    """Machines and commits, with the experiments when there is more than one."""
+    seen: dict[str, list[str]] = {}
+    for name, record in records.items():
+        host = record["machine"]
+        changed = ", with changes that are in no commit" if host["changed"] else ""
+        key = f"{machine.in_words(host)}; commit {host['commit']}{changed}"
+        seen.setdefault(key, []).append(name)
+    if len(seen) == 1:
+        return f"Measured on {next(iter(seen))}."
+    return "\n".join(f"- {', '.join(names)}: {key}" for key, names in seen.items())
 
 
-def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    try:
-        told = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return told.stdout.strip() if told.returncode == 0 else None
+def _needs(records: Records) -> str:
+    rate = scaling.own_rate(records)
+    if rate is None:
+        return "Not measured."
+    told = f"The merge itself at {rate / scaling.GB:.2f} GB of output a second, as measured here:"
+    return f"{told}\n\n{tables.markdown(scaling.needs(records))}"
+
+
+def _experiments(records: Records) -> str:
+    """Every record in the order of the suite."""
+    order = [name for name in GROUPS["all"] if name in records]
+    return "\n\n".join(_experiment(records[name]) for name in order) or "None yet."
+
+
+def _experiment(record: Record) -> str:
+    lines = [f"### {record['case']}", ""]
+    lines += [f"`{record['command']}` on {record['date']}, commit {record['machine']['commit']}."]
+    lines += ["", *(f"- {line}" for line in tables.described(record)), ""]
+    return "\n".join([*lines, tables.markdown(tables.rows(record))])
+
+
+def filled(document: str, records: Records) -> str:
+    """The document with every marked place filled. Raises ``KeyError`` for an unknown name."""
+    made = blocks(records)
+
+    def fill(found: re.Match[str]) -> str:
+        name = found[1]
+        return f"<!-- begin {name} -->\n{made[name]}\n<!-- end {name} -->"
+
+    return PLACE.sub(fill, document)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fill a document and draw its chart beside it, or print the goals."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=results.RESULTS)
+    parser.add_argument("--write", type=Path, metavar="DOCUMENT")
+    args = parser.parse_args(argv)
+    records = results.read(args.results)
+    if args.write is None:
+        print(tables.text(goals.table(records)))
+        return 0
+    text = args.write.read_text(encoding="utf-8")
+    args.write.write_text(filled(text, records), encoding="utf-8")
+    if records:
+        chart.draw(records, args.write.with_suffix(".png"))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

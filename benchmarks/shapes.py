@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by name
 ATTENTION = {
     "q_proj": "self_attn.q_proj",
     "k_proj": "self_attn.k_proj",
@@ -61,7 +63,9 @@ class Shape:
         shapes["lm_head.weight"] = vocabulary
         return shapes
 
-    def adapter_tensors(self, rank: int, rows: int) -> dict[str, tuple[int, ...]]:
+    def adapter_tensors(
+        self, rank: int, rows: int, dora: bool = False
+    ) -> dict[str, tuple[int, ...]]:
         """The same for a LoRA on every linear layer with whole embeddings, as PEFT 0.2 names it."""
         prefix = "base_model.model"
         shapes: dict[str, tuple[int, ...]] = {
@@ -73,6 +77,8 @@ class Shape:
                 linear = f"{prefix}.model.layers.{layer}.{module}"
                 shapes[f"{linear}.lora_A.weight"] = (rank, in_features)
                 shapes[f"{linear}.lora_B.weight"] = (out_features, rank)
+                if dora:
+                    shapes[f"{linear}.lora_magnitude_vector"] = (out_features,)
         shapes[f"{prefix}.lm_head.weight"] = (rows, self.hidden_size)
         return shapes
 
@@ -85,7 +91,10 @@ SHAPES: dict[str, Shape] = {
     "tiny": Shape(64, 2, 8, 8, 176),
     "tiny_gqa": Shape(64, 2, 8, 4, 176),
     "1b": Shape(2048, 22, 32, 32, 5632),
+    "3b": Shape(3200, 26, 32, 32, 8640),
     "7b": Shape(4096, 32, 32, 32, 11008),
     "13b": Shape(5120, 40, 40, 40, 13824),
+    "33b": Shape(6656, 60, 52, 52, 17920),
+    "65b": Shape(8192, 80, 64, 64, 22016),
     "70b": Shape(8192, 80, 64, 8, 28672, rms_norm_eps=1e-5, max_position_embeddings=4096),
 }

@@ -11,6 +11,7 @@ import pytest
 import torch
 from sentencepiece import SentencePieceProcessor
 
+from benchmarks.kinds import AdapterKind, BaseKind
 from benchmarks.models import make_adapter, make_base
 from benchmarks.shapes import SHAPES, Shape
 from benchmarks.tokenizers import REAL_DATA, write_tokenizer
@@ -31,8 +32,10 @@ def test_shapes_have_the_published_number_of_parameters(name: str, billions: flo
 def test_the_same_bytes_on_every_run(tmp_path: Path, container: str) -> None:
     digests = []
     for run in ("first", "second"):
-        base = make_base(tmp_path / run / "base", SHAPE, container)
-        adapter = make_adapter(tmp_path / run / "adapter", SHAPE, rows=351, container=container)
+        base = make_base(tmp_path / run / "base", SHAPE, BaseKind(container))
+        adapter = make_adapter(
+            tmp_path / run / "adapter", SHAPE, AdapterKind(rows=351, container=container)
+        )
         files = sorted([*base.iterdir(), *adapter.iterdir()])
         digests.append([hashlib.sha256(file.read_bytes()).digest() for file in files])
     assert digests[0] == digests[1]
@@ -87,8 +90,8 @@ def test_merge_and_unload_of_peft_passes(tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = make_base(tmp_path / "base", SHAPE, "safetensors")
-    adapter = make_adapter(tmp_path / "adapter", SHAPE, rows=351)
+    base = make_base(tmp_path / "base", SHAPE, BaseKind("safetensors"))
+    adapter = make_adapter(tmp_path / "adapter", SHAPE, AdapterKind(rows=351))
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float16)
     model.resize_token_embeddings(351, mean_resizing=False)
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.kinds import AdapterKind
 from benchmarks.models import make_adapter, make_base
 from benchmarks.reference import round_once
 from benchmarks.shapes import Shape
@@ -44,8 +45,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("adapters")
     return [
-        make_adapter(folder / "llama", SHAPE, 8, 32, STAGES[0], seed=1),
-        make_adapter(folder / "alpaca", SHAPE, 4, 24, STAGES[1], "safetensors", seed=2),
+        make_adapter(folder / "llama", SHAPE, AdapterKind(8, 32, STAGES[0]), seed=1),
+        make_adapter(
+            folder / "alpaca", SHAPE, AdapterKind(4, 24, STAGES[1], "safetensors"), seed=2
+        ),
     ]
 
 
