@@ -12,25 +12,30 @@ if TYPE_CHECKING:
     from .jobs.apply_delta import apply_delta, make_delta
     from .jobs.convert_checkpoint import convert_checkpoint
     from .jobs.merge_lora import MergeReport, merge_lora
+    from .jobs.verify_merge import Verification, verify_merge
 
 __version__ = "0.1.0"
 __all__ = [
     "MergeError",
     "MergeReport",
+    "Verification",
     "__version__",
     "apply_delta",
     "convert_checkpoint",
     "make_delta",
     "merge_lora",
+    "verify_merge",
 ]
 
 _HOME = {
     "MergeError": "errors",
     "MergeReport": "jobs.merge_lora",
+    "Verification": "jobs.verify_merge",
     "apply_delta": "jobs.apply_delta",
     "convert_checkpoint": "jobs.convert_checkpoint",
     "make_delta": "jobs.apply_delta",
     "merge_lora": "jobs.merge_lora",
+    "verify_merge": "jobs.verify_merge",
 }
 
 

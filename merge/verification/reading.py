@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
@@ -78,3 +79,27 @@ def _fill(
     if count:
         read(start, start + count, rows)
     return rows
+
+
+@dataclass(frozen=True)
+class RowRange(LazyTensor):
+    """The rows of ``base`` from ``first`` on, as many as ``shape`` says."""
+
+    base: LazyTensor
+    first: int
+
+    def reader(self) -> RowReader:
+        read, first = self.base.reader(), self.first
+
+        def fill(start: int, stop: int, out: torch.Tensor) -> None:
+            read(first + start, first + stop, out)
+
+        return fill
+
+
+def row_range(tensor: LazyTensor, first: int, last: int) -> LazyTensor:
+    """Rows ``first`` to ``last``; the tensor itself where these are all."""
+    if (first, last) == (0, tensor.rows):
+        return tensor
+    shape = (last - first, *tensor.shape[1:])
+    return RowRange(shape, tensor.dtype, tensor.origin, tensor, first)

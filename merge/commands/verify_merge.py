@@ -1,0 +1,116 @@
+"""``verify_merge``: a result on disk, its files, its tensors, and the arithmetic."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .common import (
+    DIFFERENT,
+    DONE,
+    add_context_length_option,
+    add_output_volume_options,
+    command_parser,
+    run,
+)
+
+if TYPE_CHECKING:
+    from ..jobs.verify_merge import Verification
+
+_DESCRIPTION = """\
+Check a merged model on disk. Files are held against the manifest by size and SHA-256, tensors by
+their content digests; every element against base and adapters, by other code than the merge's; the
+tokenizer against the rows. Inputs that are not named are those of the manifest.
+"""
+_EPILOG = """\
+examples:
+  %(prog)s --output_dir chinese-alpaca-plus-7b
+  %(prog)s --output_dir merged-elsewhere \\
+      --base_model llama-7b-hf --lora_model chinese-alpaca-lora-7b
+
+exit codes: 0 right, 1 something is wrong (each fault is told), 2 wrong input, 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Verify one result."""
+    return run(_parser(), _verify, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser(_DESCRIPTION, _EPILOG)
+    group = parser.add_argument_group("what is checked")
+    add = group.add_argument
+    add("--output_dir", required=True, metavar="DIR", help="the result: output folder of a merge")
+    add("--base_model", metavar="DIR_OR_HUB_ID", help="the base that was merged")
+    add(
+        "--lora_model",
+        nargs="+",
+        action="extend",
+        metavar="DIR_OR_HUB_ID",
+        help="the adapters, in the order in which they were merged",
+    )
+    add("--lora_weights", nargs="+", metavar="W", help="their factors, as in the merge")
+    add("--delta_model", metavar="DIR_OR_HUB_ID", help="a dense delta that was added")
+    add(
+        "--rounding",
+        choices=("once", "per_adapter"),
+        help="as in the merge (default: as the manifest says, else once)",
+    )
+    add(
+        "--files_only",
+        action="store_true",
+        help="leave the inputs aside: files, content digests and tokenizer only",
+    )
+    add_context_length_option(group)
+    resources = parser.add_argument_group("processors and disk")
+    resources.add_argument(
+        "--num_workers", type=int, metavar="N", help="threads that compute (default: up to 2)"
+    )
+    resources.add_argument(
+        "--offload_dir", metavar="DIR", help="where inputs are unpacked, and downloads go"
+    )
+    add_output_volume_options(parser)
+    return parser
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from ..jobs.verify_merge import verify_merge
+    from .progress import progress_bar
+
+    with progress_bar(args.quiet, "checking") as on_progress:
+        found = verify_merge(
+            args.output_dir,
+            base_model=args.base_model,
+            lora_model=args.lora_model,
+            lora_weights=" ".join(args.lora_weights) if args.lora_weights else None,
+            delta_model=args.delta_model,
+            rounding=args.rounding,
+            files_only=args.files_only,
+            context_length=args.context_length,
+            num_workers=args.num_workers,
+            offload_dir=args.offload_dir,
+            on_progress=on_progress,
+        )
+    return tell(found, quiet=args.quiet, verbose=args.verbose)
+
+
+_LISTED = 12
+
+
+def tell(found: Verification, *, quiet: bool, verbose: bool) -> int:
+    """Print what was found, and return the exit code."""
+    for fault in found.faults if verbose else found.faults[:_LISTED]:
+        print(f"WRONG: {fault}", file=sys.stderr)
+    if not verbose and len(found.faults) > _LISTED:
+        more = len(found.faults) - _LISTED
+        print(f"... and {more} more faults (--verbose lists them)", file=sys.stderr)
+    if not quiet:
+        print(found.summary())
+    return DIFFERENT if found.faults else DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""Check a result on disk against its manifest and against the inputs that it was made of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizer_tools.huggingface import MODEL_NAME
+
+from ..errors import MergeError, UsageError
+from ..outputs import MANIFEST_NAME
+from ..settings import MergeSettings, require_positive
+from ..sizes import peak_memory, size_text
+from ..sources import resolve, split_list, tokenizer_home
+from ..staging import Offload
+from .writing import OnProgress
+
+if TYPE_CHECKING:
+    from ..lazy import Checkpoint
+    from ..verification.recipes import Inputs
+    from ..verification.verify import Findings
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a check found: ``faults`` is empty where everything is right.
+
+    ``checked`` and ``unchecked`` are lines for people.
+    """
+
+    output_dir: Path
+    faults: tuple[MergeError, ...]
+    checked: tuple[str, ...]
+    unchecked: tuple[str, ...]
+    seconds: float
+
+    def summary(self) -> str:
+        """Tell it in a few lines, without the faults."""
+        peak = peak_memory()
+        memory = f", peak memory {size_text(peak)}" if peak else ""
+        lines = [f"result     {self.output_dir}", *self.checked]
+        lines += [f"not checked: {line}" for line in self.unchecked]
+        lines += [f"took       {self.seconds:.1f} s{memory}"]
+        head = f"WRONG: {len(self.faults)} faults" if self.faults else "Right:"
+        return "\n".join([head, *(f"  {line}" for line in lines)])
+
+
+def verify_merge(
+    output_dir: str | Path,
+    *,
+    base_model: str | Path | None = None,
+    lora_model: str | Path | Sequence[str | Path] | None = None,
+    lora_weights: str | Sequence[float] | None = None,
+    delta_model: str | Path | None = None,
+    rounding: str | None = None,
+    files_only: bool = False,
+    context_length: int | None = None,
+    num_workers: int | None = None,
+    offload_dir: str | Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> Verification:
+    """Read a result and say whether files, tensors, arithmetic and vocabulary are right.
+
+    Inputs that are not named are those of the manifest; a result of another program, without one,
+    is checked against the inputs that are named. ``files_only`` leaves the inputs aside: files and
+    tensors are then held against the manifest, and the tokenizer against the rows.
+
+    Raises ``MergeError`` for inputs that are missing or broken; what is wrong with the result
+    itself is in the ``faults`` of what is returned.
+    """
+    started = time.monotonic()
+    folder = Path(output_dir).expanduser()
+    require_positive("num_workers", num_workers)
+    workers = MergeSettings(num_workers=num_workers).workers
+    manifest = _manifest(folder, is_needed=files_only or base_model is None)
+    named = _Named(base_model, lora_model, lora_weights, delta_model, rounding, context_length)
+    parent = Path(offload_dir).expanduser() if offload_dir else None
+    with Offload(parent, folder, "buffered") as offload:
+        inputs = None if files_only else _inputs(named, manifest or {}, offload)
+        found = _check(folder, manifest, inputs, workers, offload, on_progress)
+    seconds = time.monotonic() - started
+    lines = tuple(found.checked), tuple(found.unchecked)
+    return Verification(folder, tuple(found.faults), *lines, seconds)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """The inputs as the user names them."""
+
+    base: str | Path | None
+    loras: str | Path | Sequence[str | Path] | None
+    weights: str | Sequence[float] | None
+    delta: str | Path | None
+    rounding: str | None
+    context_length: int | None
+
+
+def _manifest(folder: Path, is_needed: bool) -> dict[str, Any] | None:
+    from ..verification.manifest import read_manifest
+
+    if not folder.is_dir():
+        raise UsageError(
+            "the result does not exist", file=folder, remedy="give the --output_dir of a merge"
+        )
+    return read_manifest(folder) if is_needed or (folder / MANIFEST_NAME).is_file() else None
+
+
+def _check(
+    folder: Path,
+    manifest: Mapping[str, Any] | None,
+    inputs: tuple[Inputs, list[Path]] | None,
+    workers: int,
+    offload: Offload,
+    on_progress: OnProgress | None,
+) -> Findings:
+    """Open the result and check it; one that cannot be opened is a fault, and its files say why."""
+    from ..layouts.folder import open_checkpoint
+    from ..verification.checksums import stream_sha256
+    from ..verification.manifest import check_files
+    from ..verification.verify import Findings, check_result
+    from ..verification.vocabulary import check_vocabulary
+
+    made, parents = inputs if inputs is not None else (None, [])
+    try:
+        result = open_checkpoint(folder, offload, with_extra=True)
+        found = check_result(folder, result, manifest, made, workers, on_progress)
+    except MergeError as error:
+        files = check_files(folder, manifest, stream_sha256) if manifest is not None else ()
+        return Findings(faults=[*files, error])
+    padded = "init" in (manifest or {})
+    base = (made.dense or made.base) if made is not None else None
+    found.faults += check_vocabulary(folder, result, base, parents, padded)
+    found.checked.append(f"vocabulary {_rows(result)} rows and the tokenizer")
+    return found
+
+
+def _rows(result: Checkpoint) -> int:
+    from ..layouts.llama import EMBED_TOKENS
+
+    return result.tensors[EMBED_TOKENS].rows
+
+
+def _inputs(
+    named: _Named, manifest: Mapping[str, Any], offload: Offload
+) -> tuple[Inputs, list[Path]]:
+    """The inputs, named or the manifest's, and the tokenizers whose ids the rows follow."""
+    from ..layouts.folder import open_checkpoint
+    from ..layouts.llama import EMBED_TOKENS
+    from ..verification.adapters import read_adapter
+    from ..verification.recipes import Inputs
+
+    said = manifest.get("inputs", {})
+    base_source = named.base or _source(said, "base_model") or _source(said, "model")
+    if base_source is None:
+        raise UsageError(
+            "the manifest does not say what the result was made of",
+            remedy="name the base with --base_model, or check --files_only",
+        )
+    base_folder = _resolved(base_source, "base model", offload)
+    base = open_checkpoint(base_folder, offload, named.context_length, with_extra=True)
+    target = None if named.delta or named.base else _source(said, "target_model")
+    dense_source = named.delta or target or _source(said, "delta_model")
+    dense = None
+    if dense_source is not None:
+        dense_folder = _resolved(dense_source, "delta", offload)
+        dense = open_checkpoint(dense_folder, offload, with_extra=True)
+    adapters = tuple(
+        read_adapter(_resolved(source, "adapter", offload), weight, offload)
+        for source, weight in _adapters(named, said)
+    )
+    rounding = named.rounding or manifest.get("rounding", "once")
+    inputs = Inputs(base, dense, -1 if target else 1, adapters, rounding == "per_adapter")
+    giving = [adapter.folder for adapter in adapters if EMBED_TOKENS in adapter.whole]
+    home = tokenizer_home(base_folder)
+    last = giving[-1] if giving else home
+    return inputs, [last] if last is not None and (last / MODEL_NAME).is_file() else []
+
+
+def _source(said: Mapping[str, Any], role: str) -> str | None:
+    entry = said.get(role)
+    return str(entry["source"]) if entry else None
+
+
+def _adapters(named: _Named, said: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Each adapter's source and weight: as named, else as in the manifest."""
+    entries = said.get("adapters", []) if named.base is None or named.loras is None else []
+    merged = [(str(entry["source"]), float(entry.get("weight", 1.0))) for entry in entries]
+    if named.loras is None:
+        names = [] if named.base is not None and not merged else [source for source, _ in merged]
+    else:
+        given = [named.loras] if isinstance(named.loras, (str, Path)) else named.loras
+        names = split_list([str(name) for name in given])
+    if named.weights is None and len(merged) == len(names):
+        return [(name, weight) for name, (_, weight) in zip(names, merged, strict=True)]
+    weights = MergeSettings(lora_weights=named.weights).weights(len(names))
+    return list(zip(names, weights, strict=True))
+
+
+def _resolved(source: str | Path, role: str, offload: Offload) -> Path:
+    """The folder of an input. Raises ``UsageError`` that says how to name it, or to do without."""
+    try:
+        return resolve(str(source), role, offload)
+    except UsageError as error:
+        option = {"base model": "--base_model", "adapter": "--lora_model"}.get(
+            role, "--delta_model"
+        )
+        raise UsageError(
+            f"{error.sentence}, so the arithmetic cannot be checked",
+            file=source,
+            remedy=f"say where it is now with {option}, or check only what needs no inputs with "
+            "--files_only",
+        ) from None

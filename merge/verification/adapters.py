@@ -1,0 +1,160 @@
+"""What a PEFT adapter does to each tensor, read a second time and by other code than the merge's.
+
+From PEFT's documented checkpoint format alone: names of keys, ``adapter_config.json``, and which
+factor is which. Nothing here comes from ``merge.deltas``, so a mistake there is not repeated here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import AdapterError
+from ..formats import open_container
+from ..json_text import read_json
+from ..lazy import LazyTensor
+from ..staging import Offload
+
+CONFIG_NAME = "adapter_config.json"
+_WEIGHTS = (
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+_WRAPPED = re.compile(r"\b_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
+_KEY = re.compile(
+    r"(?P<module>.+?)\.(?:token_adapter\.)?(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B"
+    r"|lora_magnitude_vector|modules_to_save|original_module|base_layer|trainable_tokens_delta"
+    r"|trainable_tokens_original)(?:\.(?P<rest>.+))?"
+)
+_UNUSED = ("original_module", "trainable_tokens_original")
+_PARAMETERS = ("weight", "bias")
+
+
+@dataclass(frozen=True)
+class Product:
+    """``scaling * B A``, or its transpose for embeddings, whose A is (r, rows) and B (dim, r)."""
+
+    a: LazyTensor
+    b: LazyTensor
+    scaling: float
+    is_embedding: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Rows of the tensor that this is added to."""
+        return self.a.shape[1] if self.is_embedding else self.b.shape[0]
+
+
+@dataclass
+class AdapterContents:
+    """An adapter's parts by the name of the tensor that they change."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    products: dict[str, Product] = field(default_factory=dict)
+    magnitudes: dict[str, LazyTensor] = field(default_factory=dict)
+    whole: dict[str, LazyTensor] = field(default_factory=dict)
+    rows: dict[str, tuple[tuple[int, ...], LazyTensor]] = field(default_factory=dict)
+    vectors: dict[str, tuple[LazyTensor, float]] = field(default_factory=dict)
+
+    @property
+    def ties(self) -> bool:
+        """Whether the adapter asks that tied embeddings stay tied."""
+        return bool(self.config.get("ensure_weight_tying"))
+
+    def touches(self, name: str) -> bool:
+        """Whether the adapter changes the tensor."""
+        return any(name in part for part in (self.products, self.whole, self.rows, self.vectors))
+
+
+def read_adapter(folder: Path, weight: float, offload: Offload | None = None) -> AdapterContents:
+    """Sort an adapter's tensors by what they do. ``weight`` is the user's factor on what is added.
+
+    Raises ``AdapterError`` for a folder that holds no adapter.
+    """
+    path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if path is None or not (folder / CONFIG_NAME).is_file():
+        raise AdapterError(
+            "the folder holds no adapter to check against",
+            file=folder,
+            expected=f"{CONFIG_NAME} and {_WEIGHTS[0]} or {_WEIGHTS[1]}",
+            remedy="give the adapter that was merged",
+        )
+    contents = AdapterContents(folder, read_json(folder / CONFIG_NAME))
+    parts = _parts(open_container(path, offload))
+    for kind in ("base_layer", "whole", "modules_to_save"):  # the trained copy wins
+        contents.whole |= parts.get(kind, {})
+    _add_products(contents, parts, weight)
+    for module, tensor in parts.get("lora_magnitude_vector", {}).items():
+        contents.magnitudes[f"{module}.weight"] = tensor
+    for module, tensor in parts.get("trainable_tokens_delta", {}).items():
+        indices = _token_indices(contents.config.get("trainable_token_indices"), module)
+        contents.rows[f"{module}.weight"] = (indices, tensor)
+    return contents
+
+
+def _parts(tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, LazyTensor]]:
+    """Tensors by part and by module, whole tensors by their own name."""
+    names = {_WRAPPED.sub("", key).removeprefix("base_model.model."): key for key in tensors}
+    matches = {name: _KEY.fullmatch(name) for name in names}
+    adapters = {"default"}
+    for match in matches.values():
+        if match and match["part"] == "lora_A" and (match["rest"] or "").count(".") == 1:
+            adapters.add(match["rest"].partition(".")[0])
+    parts: dict[str, dict[str, LazyTensor]] = {}
+    for name, key in names.items():
+        match, tensor = matches[name], tensors[key]
+        if match is None:
+            parts.setdefault("whole", {})[name] = tensor
+            continue
+        part, rest = match["part"], match["rest"] or ""
+        first, _, tail = rest.partition(".")
+        rest = tail if first in adapters else rest
+        if part in _UNUSED:
+            continue
+        if part in ("modules_to_save", "base_layer"):
+            parts.setdefault(part, {})[f"{match['module']}.{rest}"] = tensor
+        elif part == "lora_B" and rest == "bias":
+            parts.setdefault("lora_bias", {})[match["module"]] = tensor
+        else:
+            parts.setdefault(part, {})[match["module"]] = tensor
+    return parts
+
+
+def _add_products(
+    contents: AdapterContents, parts: Mapping[str, Mapping[str, LazyTensor]], weight: float
+) -> None:
+    config = contents.config
+    for letter_a, letter_b, embedding in (
+        ("lora_A", "lora_B", False),
+        ("lora_embedding_A", "lora_embedding_B", True),
+    ):
+        for module, a in parts.get(letter_a, {}).items():
+            scaling = weight * _scaling(config, module, a.shape[0])
+            b = parts[letter_b][module]
+            contents.products[f"{module}.weight"] = Product(a, b, scaling, embedding)
+            if not embedding and module in parts.get("lora_bias", {}):
+                contents.vectors[f"{module}.bias"] = (parts["lora_bias"][module], scaling)
+
+
+def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """``alpha / r``, or ``alpha / sqrt(r)`` with rsLoRA; alpha by the first pattern that fits."""
+    alpha = config.get("lora_alpha")
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = value
+            break
+    alpha = 8 if alpha is None else alpha  # PEFT's default
+    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _token_indices(given: Any, module: str) -> tuple[int, ...]:
+    if isinstance(given, dict):
+        named = (v for name, v in given.items() if module == name or module.endswith(f".{name}"))
+        given = next(named, next(iter(given.values()), ()))
+    return tuple(given or ())

@@ -1,0 +1,244 @@
+"""The numbers of a result against its recipe, and its content digests, in one reading.
+
+Each matrix is checked in two ways on the same blocks. Every element must lie within its own
+tolerance of a float64 reference. And random vectors of signs are multiplied with both sides, where
+the reference goes the short way, ``W x + scaling * B (A x)``: the product ``B A`` is never made
+there, so this does not share the first check's mistakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+import torch
+from blake3 import blake3
+
+from ..formats.files import tensor_bytes
+from ..lazy import LazyTensor
+from .reading import Rows, row_range, side_by_side
+from .recipes import Recipe, Segment
+from .reference import SIGMAS, Change, Expected, Round, Step
+from .ulps import bits
+
+# Random vectors of the probe. Each misses a wrong row with its own chance.
+VECTORS = 4
+# A piece of the arithmetic: its float64 copies stay in a core's cache.
+_PIECE_ELEMENTS = 1 << 17
+
+
+@dataclass
+class TensorResult:
+    """What was found out about one tensor.
+
+    ``wrong`` counts elements outside their tolerance, ``first`` tells of one: its place, what it
+    must be, by how much it may be off, what it is. ``wrong_rows`` counts rows whose probe is off.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    elements: int = 0
+    wrong: int = 0
+    wrong_rows: int = 0
+    first: tuple[tuple[int, ...], float, float, float] | None = None
+    unchecked: list[str] = field(default_factory=list)
+    digest: str = ""
+    base_digest: str | None = None
+    _added: float = 0.0
+    _squares: float = 0.0
+
+    @property
+    def is_right(self) -> bool:
+        """Whether nothing contradicts."""
+        return not self.wrong and not self.wrong_rows
+
+    @property
+    def share_added(self) -> float | None:
+        """How much was added, as a multiple of what the adapters add; None where they add none."""
+        return self._added / self._squares if self._squares else None
+
+    def take(self, piece: PieceResult) -> None:
+        """Count what a piece gave."""
+        self.elements += piece.elements
+        self.wrong += piece.wrong
+        self.wrong_rows += piece.wrong_rows
+        self.first = self.first or piece.first
+        self._added += piece.added
+        self._squares += piece.squares
+
+
+@dataclass(frozen=True)
+class PieceResult:
+    """The counts of some rows."""
+
+    elements: int
+    wrong: int = 0
+    wrong_rows: int = 0
+    first: tuple[tuple[int, ...], float, float, float] | None = None
+    added: float = 0.0
+    squares: float = 0.0
+
+
+def signs(name: str, columns: int, vectors: int = VECTORS) -> torch.Tensor:
+    """The probe of a tensor: (columns, vectors) of -1 and 1 in float64, the same in every run."""
+    seed = int.from_bytes(sha256(name.encode()).digest()[:7], "little")
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 2, (columns, vectors), generator=generator).mul_(2).sub_(1).double()
+
+
+def check_tensor(
+    name: str,
+    found: LazyTensor,
+    recipe: Recipe | None,
+    base: LazyTensor | None,
+    pool: ThreadPoolExecutor,
+    on_bytes: Callable[[int], object],
+) -> TensorResult:
+    """Read a tensor once, with its inputs beside it, and hold each row against the recipe.
+
+    ``base`` gets a digest where all of it is read. Without a recipe only the digest is made.
+    """
+    result = TensorResult(name, found.shape)
+    hashing = blake3()
+    for segment, why in _segments(found, recipe):
+        tensors = [row_range(found, segment.first, segment.last)]
+        if why is not None:
+            result.unchecked.append(f"rows {segment.first} to {segment.last}: {why}")
+        else:
+            tensors += [_rows_of(tensor, segment) for tensor in _streams(segment)]
+        is_base = why is None and segment.start is base and base is not None
+        base_hashing = blake3() if is_base and tensors[1] is base else None
+        check = _Check(name, segment, found.dtype, _columns(found)) if why is None else None
+        for first, _, rows in side_by_side(tensors):
+            jobs: list[Future[PieceResult]] = []
+            if check is not None:
+                jobs = [
+                    pool.submit(check.piece, first + begin, piece) for begin, piece in _pieces(rows)
+                ]
+            digests = [pool.submit(hashing.update, tensor_bytes(rows[0]))]
+            if base_hashing is not None:
+                digests.append(pool.submit(base_hashing.update, tensor_bytes(rows[1])))
+            for job in jobs:
+                result.take(job.result())
+            for digest in digests:
+                digest.result()
+            on_bytes(sum(part.nbytes for part in rows))
+        if base_hashing is not None:
+            result.base_digest = base_hashing.hexdigest()
+    result.digest = hashing.hexdigest()
+    return result
+
+
+def _segments(found: LazyTensor, recipe: Recipe | None) -> Iterator[tuple[Segment, str | None]]:
+    """Every row of the tensor, in order: its segment, and why it cannot be checked, if so."""
+    if recipe is None or recipe.uncovered is not None:
+        why = "not asked for" if recipe is None else recipe.uncovered
+        yield Segment(0, found.rows, None), why
+        return
+    yield from ((segment, None) for segment in recipe.segments)
+    if recipe.rows < found.rows:
+        why = "new tokens, which no input has"
+        yield Segment(recipe.rows, found.rows, None), why
+
+
+def _streams(segment: Segment) -> list[LazyTensor]:
+    start = [segment.start] if segment.start is not None else []
+    return [*start, *(tensor for step in segment.steps for tensor in step.streams)]
+
+
+def _rows_of(tensor: LazyTensor, segment: Segment) -> LazyTensor:
+    """The rows of a segment; a dense tensor that is shorter gives what it has."""
+    return row_range(tensor.unordered(), segment.first, min(segment.last, tensor.rows))
+
+
+def _columns(tensor: LazyTensor) -> int:
+    return tensor.row_bytes // tensor.dtype.itemsize
+
+
+def _pieces(rows: Rows) -> Iterator[tuple[int, Rows]]:
+    step = max(1, _PIECE_ELEMENTS // max(1, rows[0][:1].numel()))
+    for begin in range(0, len(rows[0]), step):
+        yield begin, tuple(part[begin : begin + step] for part in rows)
+
+
+class _Check:
+    """The comparison of a segment's rows, with the factors of its steps at hand."""
+
+    def __init__(self, name: str, segment: Segment, dtype: torch.dtype, columns: int) -> None:
+        self._segment = segment
+        self._dtype = dtype
+        self._columns = columns
+        self._signs = signs(name, columns)
+        self._steps: list[tuple[Step, Change]] = [
+            (step, step.opened(self._signs)) for step in segment.steps
+        ]
+
+    def piece(self, first: int, rows: Rows) -> PieceResult:
+        """Check rows that begin at ``first`` of the segment."""
+        found, given = rows[0], list(rows[1:])
+        start = given.pop(0) if self._segment.start is not None else torch.zeros_like(found)
+        if not self._steps and start.dtype != torch.float64:
+            return self._equal(first, found, start.to(self._dtype))
+        return self._close(first, found, start, given)
+
+    def _equal(self, first: int, found: torch.Tensor, wanted: torch.Tensor) -> PieceResult:
+        """What is only carried over must have the same bits."""
+        same = bits(found) == bits(wanted)
+        if bool(same.all()):
+            return PieceResult(found.numel())
+        wrong = (~same).flatten(1) if found.dim() > 1 else (~same).unsqueeze(1)
+        flat = found.reshape(len(found), -1).double(), wanted.reshape(len(found), -1).double()
+        none = torch.zeros_like(flat[0])
+        place = self._place(first, wrong, flat[1], none, flat[0])
+        return PieceResult(found.numel(), int(wrong.sum()), int(wrong.any(dim=1).sum()), place)
+
+    def _close(
+        self, first: int, found: torch.Tensor, start: torch.Tensor, given: Sequence[torch.Tensor]
+    ) -> PieceResult:
+        values = start.double().reshape(len(found), -1)
+        actual = found.double().reshape(len(found), -1)
+        probe = values @ self._signs
+        piece = Expected(values, torch.zeros_like(values), probe, torch.zeros_like(probe))
+        if start.dtype == torch.float64:
+            piece.tolerance.add_(values.abs(), alpha=2.0**-24)
+        streams = iter(given)
+        for step, change in self._steps:
+            along = [next(streams).reshape(len(found), -1) for _ in step.streams]
+            change(piece, self._segment.first + first, along)
+        last = Round(self._dtype).opened(self._signs)
+        last(piece, 0, ())
+        wrong = ~((actual - piece.values).abs() <= piece.tolerance)
+        seen = actual @ self._signs
+        off = ~((seen - piece.probe).abs() <= self._allowed(piece).unsqueeze(1))
+        return PieceResult(
+            found.numel(),
+            int(wrong.sum()),
+            int(off.any(dim=1).sum()),
+            self._place(first, wrong, piece.values, piece.tolerance, actual),
+            float(((seen - piece.probe + piece.added) * piece.added).sum()),
+            float(piece.added.square().sum()),
+        )
+
+    def _allowed(self, piece: Expected) -> torch.Tensor:
+        """How far a row's probe may be off: its rounding errors, and those of float64 sums."""
+        sums = piece.values.norm(dim=1) * (self._columns * 2.0**-52)
+        allowed: torch.Tensor = piece.tolerance.norm(dim=1).mul_(SIGMAS).add_(sums)
+        return allowed
+
+    def _place(
+        self,
+        first: int,
+        wrong: torch.Tensor,
+        wanted: torch.Tensor,
+        tolerance: torch.Tensor,
+        actual: torch.Tensor,
+    ) -> tuple[tuple[int, ...], float, float, float] | None:
+        where = wrong.nonzero()
+        if not len(where):
+            return None
+        row, column = map(int, where[0])
+        values = (float(side[row, column]) for side in (wanted, tolerance, actual))
+        index = (self._segment.first + first + row, column)
+        return (index if self._columns > 1 else index[:1]), *values  # type: ignore[return-value]

@@ -1,0 +1,190 @@
+"""What a tensor of the result must be, in float64, and how far it may be off by rounding.
+
+The contract that the merge states: sums in float32, one rounding to the output dtype at the end
+(``per_adapter``: one after each adapter; a dense delta is rounded before the adapters). Each step
+below computes exactly what it adds and by how much a float32 sum may miss it, so the tolerance of
+an element follows from its own numbers and is not a constant that somebody chose.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..lazy import LazyTensor
+from .adapters import Product
+
+# Half a unit in the last place of a float32 in [1, 2).
+U = 2.0**-24
+# An inner product of the probe misses the sum of its errors by more than this many times their
+# root of squares in one of 10^17 cases: Hoeffding's bound for random signs, 2 exp(-81 / 2).
+SIGMAS = 9.0
+
+
+@dataclass
+class Expected:
+    """A piece of rows: ``values``, ``tolerance`` of each, and the probe of both sides.
+
+    ``probe`` is what ``values @ signs`` must be, made without ``values``; ``added`` is the part of
+    it that low-rank products gave.
+    """
+
+    values: torch.Tensor
+    tolerance: torch.Tensor
+    probe: torch.Tensor
+    added: torch.Tensor
+
+
+# Changes a piece; given the row of the tensor where it begins, and the rows of its streams.
+Change = Callable[[Expected, int, Sequence[torch.Tensor]], object]
+
+
+class Step(ABC):
+    """Something that is done to a tensor."""
+
+    streams: tuple[LazyTensor, ...] = ()
+    """Tensors of the same rows that are read along."""
+
+    @abstractmethod
+    def opened(self, signs: torch.Tensor) -> Change:
+        """Read what must be at hand; ``signs`` (columns, vectors) are the probe's."""
+
+
+@dataclass(frozen=True)
+class AddProduct(Step):
+    """``W += scaling * B A`` on the rows that the product has."""
+
+    product: Product
+
+    def opened(self, signs: torch.Tensor) -> Change:
+        product, scaling = self.product, self.product.scaling
+        if product.is_embedding:
+            left = product.a.read().t()
+            right = product.b.read().double().t().contiguous()
+        else:
+            right = product.a.read().double()
+        reach, seen = right.norm(dim=0), right @ signs
+        rank, total = right.shape[0], product.rows
+
+        def change(piece: Expected, first: int, _: Sequence[torch.Tensor]) -> None:
+            last = min(first + len(piece.values), total)
+            if last <= first:
+                return
+            rows = left[first:last] if product.is_embedding else product.b.read(first, last)
+            factor = rows.double()
+            values, tolerance = piece.values[: last - first], piece.tolerance[: last - first]
+            values.addmm_(factor, right, alpha=scaling)
+            bound = factor.norm(dim=1) * ((rank + 3) * U * abs(scaling))
+            tolerance.addr_(bound, reach).add_(values.abs(), alpha=(3 + rank // 128) * U)
+            probe = (factor @ seen).mul_(scaling)
+            piece.probe[: last - first] += probe
+            piece.added[: last - first] += probe
+
+        return change
+
+
+@dataclass(frozen=True)
+class AddDense(Step):
+    """``W += sign * D``."""
+
+    dense: LazyTensor
+    sign: int
+
+    @property
+    def streams(self) -> tuple[LazyTensor, ...]:  # type: ignore[override]
+        return (self.dense,)
+
+    def opened(self, signs: torch.Tensor) -> Change:
+        def change(piece: Expected, _: int, streams: Sequence[torch.Tensor]) -> None:
+            rows = streams[0].double()
+            piece.values.add_(rows, alpha=self.sign)
+            piece.tolerance.add_(piece.values.abs(), alpha=2 * U)
+            piece.probe.add_(rows @ signs, alpha=self.sign)
+
+        return change
+
+
+@dataclass(frozen=True)
+class AddVector(Step):
+    """``bias += scaling * vector``."""
+
+    vector: LazyTensor
+    scaling: float
+
+    def opened(self, signs: torch.Tensor) -> Change:
+        def change(piece: Expected, first: int, _: Sequence[torch.Tensor]) -> None:
+            rows = self.vector.read(first, first + len(piece.values)).double().unsqueeze(1)
+            rows *= self.scaling
+            piece.values += rows
+            piece.tolerance.add_(piece.values.abs() + rows.abs(), alpha=3 * U)
+            piece.probe += rows @ signs
+
+        return change
+
+
+@dataclass(frozen=True)
+class ScaleRows(Step):
+    """DoRA: each row is scaled to the norm of ``magnitude``."""
+
+    magnitude: LazyTensor
+
+    def opened(self, signs: torch.Tensor) -> Change:
+        def change(piece: Expected, first: int, _: Sequence[torch.Tensor]) -> None:
+            count, columns = piece.values.shape
+            norms = piece.values.norm(dim=1)
+            factors = self.magnitude.read(first, first + count).double() / norms
+            relative = piece.tolerance.norm(dim=1) / norms + (columns / 8 + 20) * U
+            piece.values *= factors.unsqueeze(1)
+            piece.tolerance *= factors.abs().unsqueeze(1)
+            piece.tolerance += piece.values.abs() * relative.unsqueeze(1)
+            piece.probe *= factors.unsqueeze(1)
+            piece.added *= factors.unsqueeze(1)
+
+        return change
+
+
+@dataclass(frozen=True)
+class ReplaceRows(Step):
+    """Trained tokens: rows ``indices`` become ``rows``."""
+
+    indices: tuple[int, ...]
+    rows: LazyTensor
+
+    def opened(self, signs: torch.Tensor) -> Change:
+        def change(piece: Expected, first: int, _: Sequence[torch.Tensor]) -> None:
+            for number, index in enumerate(self.indices):
+                if first <= index < first + len(piece.values):
+                    row = self.rows.read(number, number + 1)[0].double()
+                    piece.values[index - first] = row
+                    piece.tolerance[index - first] = 0
+                    piece.probe[index - first] = row @ signs
+                    piece.added[index - first] = 0
+
+        return change
+
+
+@dataclass(frozen=True)
+class Round(Step):
+    """A rounding to ``dtype`` before the last one, which belongs to the comparison."""
+
+    dtype: torch.dtype
+
+    def opened(self, signs: torch.Tensor) -> Change:
+        def change(piece: Expected, _: int, __: Sequence[torch.Tensor]) -> None:
+            piece.tolerance += half_ulp(piece.values.abs() + piece.tolerance, self.dtype)
+
+        return change
+
+
+def half_ulp(magnitudes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """By how much rounding to ``dtype`` may move numbers of these (float64) magnitudes.
+
+    >>> half_ulp(torch.tensor([1.0, 1.9, 2.0]).double(), torch.float16) * 2**11
+    tensor([1., 1., 2.], dtype=torch.float64)
+    """
+    info = torch.finfo(dtype)
+    exponents = magnitudes.view(torch.int64) & 0x7FF0_0000_0000_0000
+    return exponents.view(torch.float64).clamp_(min=info.tiny).mul_(info.eps / 2)

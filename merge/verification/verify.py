@@ -1,0 +1,214 @@
+"""Everything that can be said of a result on disk: files, tensors, arithmetic, vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import MergeError, VerificationError
+from ..lazy import Checkpoint, LazyTensor, dtype_name
+from .checksums import stream_sha256
+from .manifest import check_files
+from .mathematics import TensorResult, check_tensor
+from .reading import one_torch_thread
+from .recipes import Inputs, Recipe, recipes
+
+OnProgress = Callable[[int, int], object]
+_MERGE_AGAIN = "merge again; if it comes back, report it with the manifest"
+
+
+@dataclass
+class Findings:
+    """What is wrong (``faults``), what was checked, and what could not be."""
+
+    faults: list[MergeError] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+
+
+def check_result(
+    folder: Path,
+    result: Checkpoint,
+    manifest: Mapping[str, Any] | None,
+    inputs: Inputs | None,
+    workers: int,
+    on_progress: OnProgress | None = None,
+) -> Findings:
+    """Read a result once, with its inputs beside it, and hold it against both.
+
+    Files are hashed beside the tensors, in the same order, so the disk is asked once as long as
+    the page cache holds what lies between the two. Without ``inputs`` only digests are checked.
+    """
+    found = Findings()
+    entries = manifest["tensors"] if manifest is not None else {}
+    found.faults += _names(result, entries, folder) if manifest is not None else []
+    made, missing = recipes(inputs, _all(result)) if inputs is not None else ({}, [])
+    found.faults += [_lacking(folder, name) for name in missing]
+    progress = _Progress(on_progress, _total(result, made))
+    with ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(workers) as pool, one_torch_thread():
+        files = hashing.submit(_files, folder, manifest)
+        for name, tensor in _all(result).items():
+            base = inputs.base.tensors.get(name) if inputs is not None else None
+            checked = check_tensor(name, tensor, made.get(name), base, pool, progress.add)
+            found.faults += _digests(checked, tensor, entries, folder)
+            found.faults += _base_digest(checked, manifest)
+            found.faults += _numbers(checked, tensor)
+            if inputs is not None:
+                found.unchecked += [f"{name}: {why}" for why in checked.unchecked]
+        found.faults[:0] = files.result()
+    found.checked += _told(result, manifest, inputs, found)
+    return found
+
+
+def _all(result: Checkpoint) -> dict[str, LazyTensor]:
+    return {**result.tensors, **result.extra}
+
+
+def _files(folder: Path, manifest: Mapping[str, Any] | None) -> list[VerificationError]:
+    return [] if manifest is None else list(check_files(folder, manifest, stream_sha256))
+
+
+def _total(result: Checkpoint, made: Mapping[str, Recipe]) -> int:
+    """Bytes that will be read: of the result, and of what its rows are made of."""
+    total = 0
+    for name, tensor in _all(result).items():
+        total += tensor.nbytes
+        recipe = made.get(name)
+        if recipe is None or recipe.uncovered is not None:
+            continue
+        for segment in recipe.segments:
+            streams = [segment.start] if segment.start is not None else []
+            streams += [stream for step in segment.steps for stream in step.streams]
+            total += sum((segment.last - segment.first) * s.row_bytes for s in streams)
+    return total
+
+
+class _Progress:
+    def __init__(self, on_progress: OnProgress | None, total: int) -> None:
+        self._tell, self._total, self._done = on_progress, total, 0
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._tell is not None and self._total:
+            self._tell(min(self._done, self._total), self._total)
+
+
+def _names(
+    result: Checkpoint, entries: Mapping[str, Any], folder: Path
+) -> Iterator[VerificationError]:
+    for name in entries:
+        if name not in _all(result):
+            yield _lacking(folder, name)
+    for name in _all(result):
+        # Meta's layout spells out an LM head that the model shares with its embeddings.
+        if name not in entries and name != "lm_head.weight":
+            yield VerificationError(
+                "the result holds a tensor that the merge did not write", file=folder, tensor=name
+            )
+
+
+def _lacking(folder: Path, name: str) -> VerificationError:
+    return VerificationError(
+        "the result lacks a tensor", file=folder, tensor=name, remedy=_MERGE_AGAIN
+    )
+
+
+def _digests(
+    checked: TensorResult, tensor: LazyTensor, entries: Mapping[str, Any], folder: Path
+) -> Iterator[VerificationError]:
+    """A tensor's dtype, shape and content must be those that the merge wrote."""
+    entry = entries.get(checked.name)
+    if entry is None:
+        return
+    said = entry.get("dtype"), tuple(entry.get("shape", ()))
+    if said != (dtype_name(tensor.dtype), tensor.shape):
+        yield VerificationError(
+            "a tensor has another dtype or shape than the merge gave it",
+            tensor=tensor.origin,
+            expected=f"{said[0]} {said[1]}",
+            found=f"{dtype_name(tensor.dtype)} {tensor.shape}",
+            remedy=_MERGE_AGAIN,
+        )
+    elif entry.get("blake3") not in (None, checked.digest):
+        twin = [n for n, e in entries.items() if e.get("blake3") == checked.digest]
+        yield VerificationError(
+            "a tensor has other content than the merge wrote",
+            tensor=tensor.origin,
+            expected=f"BLAKE3 {entry['blake3']}",
+            found=f"BLAKE3 {checked.digest}" + (f", which is that of {twin[0]}" if twin else ""),
+            remedy="copy the folder again from where it was right, or merge again",
+        )
+
+
+def _base_digest(
+    checked: TensorResult, manifest: Mapping[str, Any] | None
+) -> Iterator[VerificationError]:
+    """The base that is read now must be the one that was merged."""
+    given = (manifest or {}).get("inputs", {})
+    tensors = (given.get("base_model") or given.get("model") or {}).get("tensors", {})
+    merged = tensors.get(checked.name, {}).get("blake3")
+    if merged is not None and checked.base_digest not in (None, merged):
+        yield VerificationError(
+            "the base is not the one that was merged: a tensor of it has other content",
+            tensor=checked.name,
+            expected=f"BLAKE3 {merged}",
+            found=f"BLAKE3 {checked.base_digest}",
+            remedy="give the base that was merged with --base_model",
+        )
+
+
+def _numbers(checked: TensorResult, tensor: LazyTensor) -> Iterator[VerificationError]:
+    if checked.is_right:
+        return
+    where, found = "", f"{checked.wrong_rows} rows whose random sums are off"
+    if checked.first is not None:
+        index, wanted, tolerance, actual = checked.first
+        where = f"{wanted:.9g} at {list(index)}, give or take {tolerance:.2g}"
+        found = (
+            f"{actual:.9g}; {checked.wrong:,} of {checked.elements:,} elements are off, and the "
+            f"random sums of {checked.wrong_rows:,} rows"
+        )
+    yield VerificationError(
+        "a tensor is not what its inputs make of it",
+        tensor=tensor.origin,
+        expected=where or "sums within rounding",
+        found=found + _scaling(checked),
+        remedy=_likely(checked),
+    )
+
+
+def _scaling(checked: TensorResult) -> str:
+    share = checked.share_added
+    return "" if share is None else f"\nwhat was added is {share:.3g} times what the adapters add"
+
+
+def _likely(checked: TensorResult) -> str:
+    share = checked.share_added
+    if share is not None and abs(share) < 0.02:
+        return "it looks as if the adapter had not been merged: check --lora_model, merge again"
+    if share is not None and checked.wrong_rows > 1 and abs(share - round(share, 1)) < 0.02:
+        return "if the whole model is off by this factor, check --lora_weights and lora_alpha"
+    if checked.name.endswith(("q_proj.weight", "k_proj.weight")) and checked.wrong_rows > 1:
+        return "rows of q and k in another layout's rotary order would look so; merge again"
+    return "check that base, adapters and weights are those of the merge; then merge again"
+
+
+def _told(
+    result: Checkpoint,
+    manifest: Mapping[str, Any] | None,
+    inputs: Inputs | None,
+    found: Findings,
+) -> Iterator[str]:
+    count = len(_all(result))
+    if manifest is not None:
+        yield f"files      {len(manifest['files'])} by size and SHA-256"
+        yield f"content    {count} tensors by their digests"
+    if inputs is not None:
+        partly = len({line.partition(":")[0] for line in found.unchecked})
+        yield (
+            f"arithmetic {count - partly} tensors, each element and 4 random sums of each row"
+            + (f"; {partly} not or in part" if partly else "")
+        )

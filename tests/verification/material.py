@@ -1,0 +1,61 @@
+"""Merges to verify, and ways to spoil them that another program would not notice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from blake3 import blake3
+from safetensors.torch import load_file, save_file
+
+Tensors = dict[str, torch.Tensor]
+
+
+def load(path: Path) -> Tensors:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    tensors: Tensors = torch.load(path, weights_only=True)
+    return tensors
+
+
+def save(path: Path, tensors: Tensors) -> None:
+    if path.suffix == ".safetensors":
+        save_file(tensors, path, metadata={"format": "pt"})
+    else:
+        torch.save(tensors, path)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix in (".bin", ".pth", ".safetensors"))
+
+
+def spoil(folder: Path, change: Callable[[Tensors], object]) -> None:
+    """Rewrite the one weight file of a folder with changed tensors."""
+    (path,) = weight_files(folder)
+    tensors = load(path)
+    change(tensors)
+    save(path, tensors)
+
+
+def manifest(folder: Path) -> Any:
+    return json.loads((folder / "merge_manifest.json").read_text(encoding="utf-8"))
+
+
+def vouch(folder: Path, contents: bool = True) -> None:
+    """Make the manifest agree with what is in the folder, as a merge that went wrong would.
+
+    With ``contents`` the digests of the tensors too; only for Hugging Face's layout.
+    """
+    said = manifest(folder)
+    for name, entry in said["files"].items():
+        data = (folder / name).read_bytes()
+        entry |= {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+    for path in weight_files(folder) if contents else ():
+        for name, tensor in load(path).items():
+            raw = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+            said["tensors"][name]["blake3"] = blake3(raw).hexdigest()
+    (folder / "merge_manifest.json").write_text(json.dumps(said), encoding="utf-8")
