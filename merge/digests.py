@@ -1,18 +1,15 @@
-"""Digests: of a tensor's content, whatever container holds it, and of whole files.
+"""Content digests: of a tensor, whatever container holds it.
 
-A tensor's is XXH3 (128 bits) of its bytes in Hugging Face's order of rows, before a layout turns or
-splits them: the same for every container and sharding of a model. It finds every accident at a
-tenth of the cost of SHA-256, and is no safeguard against malice. That is a file's digest: SHA-256,
-which is what ``sha256sum`` and the Hub show.
+XXH3 (128 bits) of its bytes in Hugging Face's order of rows, before a layout turns or splits them:
+the same for every container and sharding of a model. It finds every accident at a tenth of the cost
+of SHA-256, and is no safeguard against malice; that is what the files' own digests are for
+(``checksums.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from hashlib import sha256
-from pathlib import Path
 from threading import Condition
 
 import torch
@@ -117,18 +114,3 @@ def content_digests(tensors: Mapping[str, LazyTensor]) -> dict[str, str | None]:
         name: tensor.digest.hexdigest(tensor.rows) if isinstance(tensor, Digested) else None
         for name, tensor in tensors.items()
     }
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, read in pieces, and only once while it stays as it is."""
-    status = path.stat()
-    return _digest(path, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _digest(path: Path, _size: int, _changed: int) -> str:
-    digest = sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_PIECE_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -10,7 +10,8 @@ from typing import Any
 from tokenizer_tools.copied import Tokenizer
 
 from . import __version__
-from .digests import content_digests, file_digest
+from .checksums import file_digest
+from .digests import content_digests
 from .engine import WrittenFile
 from .lazy import Checkpoint, LazyTensor, dtype_name
 from .plan import Plan

@@ -136,7 +136,7 @@ def _last(name: str) -> str:
 
 
 def _digest(adapter: Adapter) -> Iterator[str]:
-    from ..digests import file_digest
+    from ..checksums import file_digest
     from ..known import BEFORE, known_adapter
 
     digest = file_digest(adapter.weights)

@@ -17,6 +17,7 @@ from ..json_text import read_json
 from .kinds import KNOWN_FIELDS, changes_arithmetic, refusal
 
 CONFIG_NAME = "adapter_config.json"
+WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 _OF_THIS_RUN = "take adapter_config.json from the run that trained the adapter"
 
 

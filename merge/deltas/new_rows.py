@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from sentencepiece import SentencePieceProcessor
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder
 
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
 from ..lazy import LazyTensor, RowReader, block_rows
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 # Standard deviation where config.json names none: transformers' own default.
 _INITIALIZER_RANGE = 0.02
@@ -130,6 +131,9 @@ def old_pieces(tokenizer: TokenizerFolder, known: int) -> tuple[tuple[int, ...],
 
     The old vocabulary is the new one without its later pieces, so ids mean the same in both.
     """
+    from sentencepiece import SentencePieceProcessor
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
     model = ModelProto.FromString(tokenizer.contents[MODEL_NAME])
     texts = [piece.piece for piece in model.pieces][known:]
     texts += [token for token, id_ in tokenizer.added_tokens.items() if id_ >= known]

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import torch
 
-from ..digests import file_digest
+from ..checksums import file_digest
 from ..errors import AdapterError
 from ..formats import open_container
 from ..lazy import LazyTensor, block_rows, dtype_name
 from ..staging import Offload
-from .adapter_config import AdapterConfig, read_adapter_config
+from .adapter_config import WEIGHT_NAMES, AdapterConfig, read_adapter_config
 from .keys import Claims, claim
 from .patches import AddedVector, LowRank, Patch, ReplacedRows, RowMagnitude
 
-WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 # What a Trainer's checkpoint calls the same; taken when adapter_config.json lies beside it.
 _RAW_NAMES = ("model.safetensors", "pytorch_model.bin")
 # Halves that must come together.

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from tokenizer_tools.copied import CopiedTokenizer, require_understood
 from tokenizer_tools.known import recognise_bytes
 
+from ..checksums import begin_digests
+from ..deltas.adapter_config import WEIGHT_NAMES
 from ..documents import ModelConfig, find_config, require_llama
 from ..errors import UsageError
 from ..layouts.folder import is_meta
@@ -71,6 +73,7 @@ def merge_lora(
             str(delta_model) if delta_model else None,
         )
         replaced = require_free(output, sources.folders, overwrite)
+        begin_digests(folder / name for folder in sources.adapters for name in WEIGHT_NAMES)
         job = _prepare(sources, chosen, offload)
         require_space(output, job.plan.disk_bytes)
         if not dry_run:

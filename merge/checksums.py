@@ -1,0 +1,49 @@
+"""SHA-256 of whole files, which is what ``sha256sum`` and the Hub show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+
+_PIECE_BYTES = 1 << 20
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, read in pieces, and only once while it stays as it is."""
+    return _begun(path).result()
+
+
+def begin_digests(paths: Iterable[Path]) -> None:
+    """Let digests be made that will be asked for, while the caller goes on.
+
+    What is not there is passed over.
+    """
+    for path in paths:
+        if path.is_file():
+            _begun(path)
+
+
+def _begun(path: Path) -> Future[str]:
+    status = path.stat()
+    return _digest(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, _size: int, _changed: int) -> Future[str]:
+    return _pool().submit(_read_digest, path)
+
+
+@lru_cache(maxsize=1)
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1)
+
+
+def _read_digest(path: Path) -> str:
+    digest = sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_PIECE_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
