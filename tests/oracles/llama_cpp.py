@@ -1,0 +1,67 @@
+"""llama.cpp's own software for tests: its converters as scripts, and what they wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+CONVERTERS = "CHINESE_LLAMA_MERGE_LLAMA_CPP"
+LEGACY, HUGGINGFACE = "convert_legacy_llama", "convert_hf_to_gguf"
+_DRIVER = Path(__file__).with_name("llama_cpp_converters.py")
+
+
+class Conversion(NamedTuple):
+    """What a converter made of a folder: why it stopped, or None, and what it warned of."""
+
+    outfile: Path
+    error: str | None
+    warnings: list[str]
+
+
+def converters() -> Path:
+    """The folder of llama.cpp's converters, or skip."""
+    folder = Path(os.environ.get(CONVERTERS, ".oracles/llama.cpp"))
+    if not (folder / "convert_hf_to_gguf.py").is_file():
+        pytest.skip("llama.cpp's converters are not there: make llama_cpp fetches them")
+    return folder.resolve()
+
+
+def convert(jobs: Sequence[Sequence[object]]) -> list[Conversion]:
+    """Run ``(converter, folder, outfile, *options)`` one after the other, in one process."""
+    done = subprocess.run(
+        [sys.executable, str(_DRIVER), str(converters())],
+        input=json.dumps([[str(word) for word in job] for job in jobs]),
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads(done.stdout.splitlines()[-1])
+    return [
+        Conversion(Path(str(job[2])), result["error"], result["warnings"])
+        for job, result in zip(jobs, results, strict=True)
+    ]
+
+
+def gguf_contents(path: Path) -> dict[str, Any]:
+    """What makes a model in a GGUF file: metadata that is not a name, texts of tokens, tensors."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    left_out = ("GGUF.", "general.", "tokenizer.ggml.scores", "tokenizer.ggml.token_type")
+    contents = {name: value for name, value in fields.items() if not name.startswith(left_out)}
+    for tensor in reader.tensors:
+        digest = hashlib.sha256(tensor.data.tobytes()).hexdigest()
+        contents[f"tensor {tensor.name}"] = (tensor.tensor_type.name, tuple(tensor.shape), digest)
+    return contents

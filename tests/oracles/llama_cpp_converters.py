@@ -1,0 +1,47 @@
+"""Runs llama.cpp's converters on many folders in one process; started by tests with jobs on stdin.
+
+Arguments: the folder of the converters. Standard input: a JSON list of
+``[converter, folder, outfile, *options]``. Standard output, last line: a JSON list of
+``{"error": text or null, "warnings": [text]}``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+from pathlib import Path
+
+
+class _Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def main() -> None:
+    converters = Path(sys.argv[1])
+    sys.path[1:1] = [str(converters), str(converters / "examples")]
+    kept = _Kept()
+    logging.getLogger().addHandler(kept)
+    results = []
+    for name, folder, outfile, *options in json.load(sys.stdin):
+        kept.lines = []
+        module = importlib.import_module(name)
+        sys.argv = [name, folder, "--outfile", outfile, *options]
+        error = None
+        try:
+            module.main()
+        except (Exception, SystemExit) as raised:  # noqa: BLE001 - whatever it stops with
+            error = f"{type(raised).__name__}: {raised}"
+        results.append({"error": error, "warnings": kept.lines})
+    print()
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
