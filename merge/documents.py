@@ -22,6 +22,7 @@ from .layouts.config import (
     merged_config,
     merged_decoder_config,
     read_config,
+    require_decoder,
     with_token_ids,
 )
 from .layouts.folder import config_path
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from .lazy import Checkpoint
 
 GENERATION_CONFIG_NAME = "generation_config.json"
+# What the layouts are called that hold no other model than a LLaMA.
+LLAMA_ONLY = {"pth": "Meta's layout", "gguf": "GGUF"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ def find_config(
     config = base_config if path == base_path else read_json(path)
     generation = _generation_config(*sources.adapters[::-1], sources.model, sources.base)
     if any_decoder and not is_llama(base_config):
+        require_decoder(base_config, base_path)
         _require_same(config, path, base_config, base_path, _SIZES)
         config = {**config, "tie_word_embeddings": base_config.get("tie_word_embeddings")}
         code, notes = _code(config, path.parent, sources.model)
@@ -232,7 +236,7 @@ def meta_documents(found: ModelConfig, tokenizer: Tokenizer, vocab_size: int) ->
     """``params.json`` and ``tokenizer.model``; nothing of Hugging Face's, which would mislead
     llama.cpp's converter. Raises ``LayoutError`` for what ``params.json`` cannot say.
     """
-    shape, understood = require_llama(found, tokenizer, "Meta's layout")
+    shape, understood = require_llama(found, tokenizer, LLAMA_ONLY["pth"])
     return {
         PARAMS_NAME: json_bytes(params_json(found.config, shape, vocab_size, found.path)),
         MODEL_NAME: understood.vocabulary,

@@ -13,6 +13,7 @@ from tokenizer_tools.copied import Tokenizer, require_understood
 
 from .digests import digested
 from .documents import (
+    LLAMA_ONLY,
     ModelConfig,
     huggingface_documents,
     meta_documents,
@@ -93,7 +94,7 @@ def plan_output(model: Model, settings: OutputSettings) -> Plan:
         return _plan_gguf(model, settings)
     result = digested(model.tensors)
     if settings.output_type == "pth":
-        shape, _ = require_llama(model.config, model.tokenizer, "Meta's layout")
+        shape, _ = require_llama(model.config, model.tokenizer, LLAMA_ONLY["pth"])
         whole = {LM_HEAD: result[EMBED_TOKENS], **result}
         poured = meta.pour(whole, shape, settings.num_shards)
         documents = meta_documents(model.config, model.tokenizer, model.rows)
@@ -110,7 +111,7 @@ def plan_output(model: Model, settings: OutputSettings) -> Plan:
 def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
     from .layouts import gguf_metadata, gguf_output
 
-    shape, tokenizer = require_llama(model.config, model.tokenizer, "GGUF")
+    shape, tokenizer = require_llama(model.config, model.tokenizer, LLAMA_ONLY["gguf"])
     gguf_metadata.require_a_row_for_each_token(model.rows, tokenizer)
     require_plain_llama(model.config.config, model.config.path)
     outtype = gguf_output.chosen_outtype(model.tensors, settings.outtype)

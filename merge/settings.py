@@ -19,7 +19,7 @@ Rounding = Literal["once", "per_adapter"]
 
 IO_MODES: tuple[IoMode, ...] = ("auto", "direct", "buffered")
 NEW_TOKEN_INITS = ("subtokens", "mean", "zeros", "normal")
-OUTPUT_TYPES = ("pth", "huggingface", "gguf")
+OUTPUT_TYPES: tuple[OutputType, ...] = ("pth", "huggingface", "gguf")
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 CHAT_TEMPLATES = ("alpaca",)

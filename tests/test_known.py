@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,16 @@ import pytest
 from merge import merge_lora
 from merge.errors import UsageError
 from merge.known import BEFORE, Given, known_adapter, known_files, require_known_order
-from tests.support import adapter_tensors, save_adapter, save_base
+from tests.support import (
+    MERGE,
+    ROOT,
+    adapter_tensors,
+    base_tensors,
+    run_merge,
+    save_adapter,
+    save_base,
+)
+from tests.tiny import write_tokenizer
 
 
 def facts(real_data: Path, name: str) -> list[dict[str, str]]:
@@ -73,15 +85,46 @@ def test_second_generation_wants_llama_2_itself(rows: int) -> None:
             require_known_order(rows, [alpaca])
 
 
-def test_merge_refuses_an_unpublished_order_unless_it_is_allowed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A tiny adapter stands in for a published one: no digest of those can be made here."""
-    base = save_base(tmp_path / "base")
+@pytest.mark.slow
+def test_published_adapter_is_known_by_its_digest_alone(tmp_path: Path) -> None:
+    """No digest of a published adapter can be made here, so a copy of the program is told that a
+    tiny one is published.
+    """
+    base, output = save_base(tmp_path / "base"), tmp_path / "out"
     adapter = save_adapter(tmp_path / "lora", adapter_tensors())
-    monkeypatch.setattr("merge.known.known_adapter", lambda _: "Chinese-Alpaca-Plus-7B")
-    with pytest.raises(UsageError, match="on top of Chinese-LLaMA-Plus-7B") as caught:
-        merge_lora(base, adapter, tmp_path / "out")
-    assert str(adapter) in caught.value.facts["expected"]
+    program = tmp_path / "program"
+    for part in ("merge", "tokenizer_tools", "scripts"):
+        shutil.copytree(ROOT / part, program / part, ignore=shutil.ignore_patterns("__pycache__"))
+    digest = hashlib.sha256((adapter / "adapter_model.bin").read_bytes()).hexdigest()
+    published = (ROOT / "SHA256.md").read_text(encoding="utf-8")
+    row = re.search(r"\| Chinese-Alpaca-Plus-7B \| \d+ \| `(\w{64})` \|", published)
+    assert row is not None
+    (program / "SHA256.md").write_text(published.replace(row[1], digest), encoding="utf-8")
+    words = ("--base_model", base, "--lora_model", adapter, "--output_dir", output)
+    script = program / "scripts" / MERGE.name
+    done = run_merge(*words, script=script)
+    assert done.returncode == 2
+    assert "Chinese-Alpaca-Plus-7B was trained on top of Chinese-LLaMA-Plus-7B" in done.stderr
+    assert f"--lora_model Chinese-LLaMA-Plus-7B,{adapter}" in done.stderr
+    assert "--allow_unknown_combination" in done.stderr
+    inspected = run_merge(
+        adapter, "--base_model", base, script=program / "scripts" / "inspect_adapter.py"
+    )
+    assert inspected.returncode == 1
+    assert "published  Chinese-Alpaca-Plus-7B, after Chinese-LLaMA-Plus-7B" in inspected.stdout
+    assert "was trained on top of Chinese-LLaMA-Plus-7B" in inspected.stdout
+
+
+def test_merge_refuses_an_unpublished_order_unless_it_is_allowed(tmp_path: Path) -> None:
+    """The second generation is known by its rows and by the base that its configuration names."""
+    base = save_base(tmp_path / "base", base_tensors(55296))
+    named = {"base_model_name_or_path": "/data/Llama-2-7b-hf"}
+    tokens = tmp_path / "tokenizer"
+    tokens.mkdir()
+    write_tokenizer(tokens, 55296)
+    adapter = save_adapter(tmp_path / "lora", adapter_tensors(55296), **named)
+    with pytest.raises(UsageError, match="Llama-2 itself") as caught:
+        merge_lora(base, adapter, tmp_path / "out", tokenizer=tokens)
     assert "--allow_unknown_combination" in caught.value.facts["remedy"]
-    merge_lora(base, adapter, tmp_path / "out", allow_unknown_combination=True)
+    allowed = {"tokenizer": tokens, "allow_unknown_combination": True}
+    merge_lora(base, adapter, tmp_path / "out", **allowed)

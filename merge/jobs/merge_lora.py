@@ -16,7 +16,7 @@ from tokenizer_tools.known import recognise_bytes
 
 from ..checksums import begin_digests
 from ..deltas.adapter_config import WEIGHT_NAMES
-from ..documents import ModelConfig, find_config, require_llama
+from ..documents import LLAMA_ONLY, ModelConfig, find_config, require_llama
 from ..errors import UsageError
 from ..layouts.folder import is_meta
 from ..outputs import require_free
@@ -74,7 +74,7 @@ def merge_lora(
         )
         replaced = require_free(output, sources.folders, overwrite)
         begin_digests(folder / name for folder in sources.adapters for name in WEIGHT_NAMES)
-        job = _prepare(sources, chosen, offload)
+        job = plan_merge(sources, chosen, offload)
         require_space(output, job.plan.disk_bytes)
         if not dry_run:
             write(job.plan, output, chosen, replaced, job.manifest, on_progress)
@@ -142,13 +142,13 @@ class MergeReport(Report):
     job: MergeJob
 
 
-def _prepare(sources: Sources, settings: MergeSettings, offload: Offload) -> MergeJob:
+def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> MergeJob:
     """Open everything, check it against each other, and plan the output."""
     any_decoder = sources.delta is None
     if not is_meta(sources.model):
         described = find_config(sources, any_decoder=any_decoder)
-        if settings.output_type == "pth":
-            require_llama(described, sources.tokenizer, "Meta's layout")
+        if layout := LLAMA_ONLY.get(settings.output_type):
+            require_llama(described, sources.tokenizer, layout)
 
     from ..deltas.apply import apply_adapters
     from ..deltas.dense import open_model, with_delta

@@ -29,6 +29,20 @@ def is_llama(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in LLAMA_MODEL_TYPES and not biases
 
 
+def require_decoder(config: Mapping[str, Any], source: object) -> None:
+    """Raise ``LayoutError`` unless a ``config.json`` (at ``source``) describes a decoder."""
+    kind = config.get("model_type")
+    if isinstance(kind, str) and not config.get("is_encoder_decoder"):
+        return
+    raise LayoutError(
+        "config.json does not describe a model that adapters can be merged into",
+        file=source,
+        expected='"model_type" of a decoder, such as "llama", "qwen2" or "mistral"',
+        found=f"{kind!r}, an encoder with a decoder" if kind else repr(kind),
+        remedy="take config.json from the place where the weights are from",
+    )
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Read the ``config.json`` of a base model. Raises ``LayoutError`` when there is none."""
     path = folder / CONFIG_NAME

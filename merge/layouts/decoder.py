@@ -13,7 +13,6 @@ from typing import Any
 
 from ..errors import LayoutError
 from ..lazy import LazyTensor
-from .config import CONFIG_NAME
 from .llama import EMBED_TOKENS, LM_HEAD
 from .quantised import require_whole
 
@@ -59,10 +58,9 @@ def checked_config(
     """The configuration of a decoder, with ``tie_word_embeddings`` said in any case.
 
     Where ``config.json`` does not say it, a model without an LM head of its own is tied. Raises
-    ``LayoutError`` for what is no decoder, for quantised weights, unknown embeddings, and layers
+    ``LayoutError`` for quantised weights, unknown embeddings, and layers
     that are missing.
     """
-    require_decoder(config, folder / CONFIG_NAME)
     for weight, tensor in tensors.items():
         require_whole(folder, weight, tensor)
     name = embeddings(tensors)
@@ -96,20 +94,6 @@ def checked_config(
             remedy="take config.json and all weights from one place",
         )
     return {**config, "tie_word_embeddings": tied}
-
-
-def require_decoder(config: Mapping[str, Any], source: object) -> None:
-    """Raise ``LayoutError`` unless a ``config.json`` (at ``source``) describes a decoder."""
-    kind = config.get("model_type")
-    if isinstance(kind, str) and not config.get("is_encoder_decoder"):
-        return
-    raise LayoutError(
-        "config.json does not describe a model that adapters can be merged into",
-        file=source,
-        expected='"model_type" of a decoder, such as "llama", "qwen2" or "mistral"',
-        found=f"{kind!r}, an encoder with a decoder" if kind else repr(kind),
-        remedy="take config.json from the place where the weights are from",
-    )
 
 
 def _require_every_layer(

@@ -23,6 +23,7 @@ from .config import (
     LlamaShape,
     is_llama,
     read_config,
+    require_decoder,
 )
 from .pour import Piece, Poured
 from .quantised import is_quantised, require_whole
@@ -67,7 +68,7 @@ def open_base(
 
 
 def _open_decoder(folder: Path, config: dict[str, Any], offload: Offload | None) -> Checkpoint:
-    decoder.require_decoder(config, folder / CONFIG_NAME)
+    require_decoder(config, folder / CONFIG_NAME)
     files = weight_files(folder)
     tensors = collect(files, offload)
     dropped = tuple(name for name, tensor in tensors.items() if decoder.is_buffer(name, tensor))

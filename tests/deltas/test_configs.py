@@ -37,7 +37,7 @@ def test_every_published_configuration_is_read(real_data: Path, tmp_path: Path) 
 def test_inspection_explains_every_published_configuration(
     real_data: Path, tmp_path: Path, kind: str
 ) -> None:
-    from merge.commands.inspect_adapter import report
+    from merge.jobs.inspect_adapter import report
 
     for path in sorted((real_data / "adapter_configs").glob("*.json")):
         fields = json.loads(path.read_text(encoding="utf-8"))

@@ -1,48 +1,210 @@
-"""``inspect_adapter`` as a command."""
+"""``inspect_adapter``, and that it says of each pair what the merge says."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from merge.commands.inspect_adapter import main
+from merge.commands.merge_lora import main as merge_to_pth
+from merge.commands.merge_lora import main_to_hf
+from merge.jobs.inspect_adapter import compact
 from tests.support import (
+    ALPACA_ROWS,
+    BASE_ROWS,
+    LAYERS,
     LLAMA_ROWS,
+    PREFIX,
+    RANK,
     ROOT,
     adapter_tensors,
+    base_tensors,
+    random_tensor,
     run_merge,
     save_adapter,
     save_base,
 )
 
 SCRIPT = ROOT / "scripts" / "inspect_adapter.py"
+Said = Callable[..., tuple[int, str]]
 
 
-def test_what_an_adapter_is_and_whether_it_fits(tmp_path: Path) -> None:
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    """Run the command in this process: its exit code and its words."""
+
+    def inspect(*words: object) -> tuple[int, str]:
+        code = main([str(word) for word in words])
+        told = capsys.readouterr()
+        return code, told.out + told.err
+
+    return inspect
+
+
+@pytest.mark.slow
+def test_the_script_itself(tmp_path: Path) -> None:
+    adapter = save_adapter(tmp_path / "lora", adapter_tensors())
+    done = run_merge(adapter, script=SCRIPT)
+    assert done.returncode == 0, done.stderr
+    assert "LORA, PEFT 0.2" in done.stdout
+
+
+def test_what_an_adapter_is_and_whether_it_fits(tmp_path: Path, said: Said) -> None:
     base = save_base(tmp_path / "base")
     adapter = save_adapter(tmp_path / "lora", adapter_tensors(LLAMA_ROWS), pieces=LLAMA_ROWS)
-    done = run_merge(adapter, "--base_model", base, script=SCRIPT)
-    assert done.returncode == 0, done.stderr
+    code, told = said(adapter, "--base_model", base)
+    assert code == 0
     for words in (
         "LORA, PEFT 0.2",
         "q_proj: rank 2 x 2, in 2 tensors",
         f"vocabulary {LLAMA_ROWS} rows",
         "float16",
         "not known by this digest",
-        "grows      lm_head.weight: 40 to 56 rows",
+        f"grown from {BASE_ROWS} to {LLAMA_ROWS} rows",
+        f"fits       {base}, written as pth or huggingface or gguf",
+        f"tokenizer  {adapter}",
     ):
-        assert words in done.stdout
+        assert words in told
 
 
 @pytest.mark.parametrize("fields", [{"peft_type": "ADALORA"}, {"use_dora": True}])
-def test_refusal_is_foretold(tmp_path: Path, fields: dict[str, object]) -> None:
+def test_refusal_is_foretold(tmp_path: Path, said: Said, fields: dict[str, object]) -> None:
     adapter = save_adapter(tmp_path / "lora", adapter_tensors(), **fields)
-    done = run_merge(adapter, script=SCRIPT)
-    assert done.returncode == 1
-    assert "refused" in done.stdout
+    code, told = said(adapter)
+    assert code == 1
+    assert "refused" in told
 
 
-def test_folder_without_an_adapter(tmp_path: Path) -> None:
-    done = run_merge(tmp_path, script=SCRIPT)
-    assert done.returncode == 2
-    assert "no adapter configuration" in done.stderr
+def test_folder_without_an_adapter(tmp_path: Path, said: Said) -> None:
+    code, told = said(tmp_path)
+    assert code == 2
+    assert "no adapter configuration" in told
+
+
+def test_every_module_of_its_own_rank_is_told(tmp_path: Path, said: Said) -> None:
+    tensors = {}
+    for layer, rank in enumerate([2, 2, 4, 4, 2, 4, 2]):
+        module = f"{PREFIX}model.layers.{layer}.self_attn.q_proj"
+        tensors[f"{module}.lora_A.weight"] = random_tensor(rank, 16)
+        tensors[f"{module}.lora_B.weight"] = random_tensor(16, rank)
+    pattern = {r"layers\.(2|3|5)\.self_attn\.q_proj": 4}
+    adapter = save_adapter(tmp_path / "lora", tensors, rank_pattern=pattern)
+    _, told = said(adapter, "--no_digest")
+    assert "q_proj: rank 2 x 2, in 4 tensors" in told
+    assert "model.layers.{2-3,5}.self_attn.q_proj: rank 4 x 1" in told
+    _, told = said(adapter, "--no_digest", "--verbose")
+    for layer, words in enumerate(["2 x 2", "2 x 2", "4 x 1", "4 x 1", "2 x 2", "4 x 1", "2 x 2"]):
+        assert f"adds       model.layers.{layer}.self_attn.q_proj: rank {words}" in told
+
+
+def test_names_are_told_together_only_when_they_differ_by_their_layer() -> None:
+    assert compact(["layers.3.a", "layers.3.b", "lm_head"]) == [
+        "layers.3.a",
+        "layers.3.b",
+        "lm_head",
+    ]
+
+
+def quantised() -> dict[str, torch.Tensor]:
+    name = "model.layers.0.self_attn.q_proj.qweight"
+    return base_tensors() | {name: torch.zeros(4, 4, dtype=torch.int32)}
+
+
+def merged_already() -> dict[str, torch.Tensor]:
+    given = adapter_tensors(LLAMA_ROWS)
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    return base_tensors(LLAMA_ROWS) | {name: given[PREFIX + name] for name in names}
+
+
+def without_lora_b() -> dict[str, torch.Tensor]:
+    return {
+        name: t
+        for name, t in adapter_tensors().items()
+        if "layers.0.self_attn.q_proj.lora_B" not in name
+    }
+
+
+def of_layer(number: int) -> dict[str, torch.Tensor]:
+    module = f"{PREFIX}model.layers.{number}.self_attn.q_proj"
+    return {
+        f"{module}.lora_A.weight": random_tensor(RANK, 16),
+        f"{module}.lora_B.weight": random_tensor(16, RANK),
+    }
+
+
+SCALED = {"rope_scaling": {"type": "linear", "factor": 4.0}}
+GROWN = {"tensors": base_tensors(LLAMA_ROWS), "pieces": LLAMA_ROWS}
+WHOLE = adapter_tensors(LLAMA_ROWS)
+SECOND = {"base_model_name_or_path": "/Llama-2-7b-hf"}
+# What the base is made of, and the adapter.
+PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "fits": ({}, {}),
+    "fits and grows": ({}, {"tensors": WHOLE, "pieces": LLAMA_ROWS}),
+    "no tokenizer for the new rows": ({}, {"tensors": WHOLE}),
+    "a tokenizer of one more": ({}, {"tensors": WHOLE, "pieces": ALPACA_ROWS}),
+    "a tokenizer with nothing to it": ({}, {"pieces": LLAMA_ROWS}),
+    "the vocabulary would shrink": (GROWN, {"tensors": adapter_tensors(BASE_ROWS)}),
+    "no lm_head for new rows": (
+        {},
+        {
+            "tensors": {n: t for n, t in WHOLE.items() if "lm_head" not in n},
+            "pieces": LLAMA_ROWS,
+        },
+    ),
+    "merged already": (
+        GROWN | {"tensors": merged_already()},
+        {"tensors": WHOLE, "pieces": LLAMA_ROWS},
+    ),
+    "another size": ({}, {"tensors": adapter_tensors(hidden=32)}),
+    "a layer too many": ({}, {"tensors": of_layer(LAYERS)}),
+    "half an adapter": ({}, {"tensors": without_lora_b()}),
+    "of a modified base": ({}, {"init_lora_weights": "pissa"}),
+    "no LoRA": ({}, {"peft_type": "IA3"}),
+    "a rank of its own": ({}, {"r": 3}),
+    "quantised base": ({"tensors": quantised()}, {}),
+    "a base without tokenizer": ({"pieces": None}, {}),
+    "a base of other numbers": ({"hidden_size": 32}, {}),
+    "a base that is no LLaMA": ({"model_type": "mistral"}, {}),
+    "a base that is no model": ({"model_type": None}, {}),
+    "positions that params.json cannot say": (SCALED, {}),
+    "second generation on a merged base": (
+        {"tensors": base_tensors(55296)},
+        {"tensors": adapter_tensors(55296)} | SECOND,
+    ),
+}
+
+
+@pytest.mark.parametrize(("base_made", "adapter_made"), PAIRS.values(), ids=PAIRS)
+def test_inspection_and_merge_agree(
+    tmp_path: Path,
+    said: Said,
+    capsys: pytest.CaptureFixture[str],
+    base_made: dict[str, Any],
+    adapter_made: dict[str, Any],
+) -> None:
+    base = save_base(tmp_path / "base", **base_made)
+    adapter = save_adapter(tmp_path / "lora", **adapter_made)
+    code, told = said(adapter, "--base_model", base)
+    words = ["--base_model", str(base), "--lora_model", str(adapter), "--dry_run"]
+    words += ["--output_dir", str(tmp_path / "out"), "--quiet"]
+    merges = {
+        "pth": merge_to_pth(words),
+        "huggingface": main_to_hf(words),
+        "gguf": main_to_hf([*words, "--output_type", "gguf"]),
+    }
+    refusals = capsys.readouterr().err
+    possible = [layout for layout, merged in merges.items() if merged == 0]
+    assert code == (0 if possible else 1)
+    if possible:
+        assert f"fits       {base}, written as {' or '.join(possible)}\n" in told
+        for line in refusals.splitlines():
+            if line.startswith("error: "):
+                assert line.removeprefix("error: ") in told
+    else:
+        assert "fits" not in told
+        last = refusals[refusals.rindex("error: ") + 7 :]
+        assert f"refused    {last}" in told

@@ -1,0 +1,176 @@
+"""What an adapter is, and what a merge would do with it: the lines of a report, from headers."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..checksums import begin_digests
+from ..deltas.adapter_config import WEIGHT_NAMES, read_fields
+from ..errors import MergeError
+from ..settings import OUTPUT_TYPES, MergeSettings
+from ..sources import find_sources
+from ..staging import Offload
+from . import summary
+
+if TYPE_CHECKING:
+    from ..deltas.peft import Adapter
+    from .merge_lora import MergeJob
+
+_OTHERS = {
+    "RowMagnitude": "DoRA, norms of rows",
+    "ColumnMagnitude": "DoRA, norms of columns",
+    "ReplacedRows": "trained tokens",
+    "AddedVector": "bias of lora_B",
+}
+
+
+def report(
+    folder: Path,
+    base_model: Path | None = None,
+    *,
+    digest: bool = True,
+    every_module: bool = False,
+) -> Iterator[str]:
+    """The lines of a report. Raises ``MergeError`` where a merge would be refused.
+
+    With ``base_model`` that is every check of a merge with its default options, as planned for each
+    layout. Without ``digest`` the weights are not read, so published adapters are not recognised
+    and their order is not checked.
+    """
+    with Offload(None, Path.cwd()) as offload:
+        fields = read_fields(folder)
+        if digest:
+            begin_digests(folder / name for name in WEIGHT_NAMES)
+        yield f"adapter    {folder}"
+        yield f"kind       {fields.get('peft_type', 'LORA')}, PEFT {_release(fields)}"
+        yield f"base       {fields.get('base_model_name_or_path') or 'not recorded'}"
+
+        from ..deltas.peft import open_adapter
+
+        opened = open_adapter(folder, offload)
+        yield from _modules(opened, every_module)
+        yield from _contents(opened)
+        if digest:
+            yield from _digest(opened)
+        if base_model is not None:
+            yield from _fit(str(folder), str(base_model), digest, offload)
+
+
+def _release(fields: Mapping[str, object]) -> str:
+    if version := fields.get("peft_version"):
+        return str(version)
+    for since, field in (
+        ("0.14 or later", "exclude_modules"),
+        ("0.9 or later", "use_dora"),
+        ("0.6 or later", "rank_pattern"),
+        ("0.3 to 0.5", "init_lora_weights"),
+    ):
+        if field in fields:
+            return since
+    return "0.2" if "enable_lora" in fields else "0.2 or later"
+
+
+def _modules(adapter: Adapter, every_module: bool) -> Iterator[str]:
+    """Rank and scaling: those of most modules of a name together, the others one by one."""
+    groups: dict[str, dict[tuple[int, float], list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name, patch in adapter.low_rank.items():
+        module = name.removesuffix(".weight")
+        groups[module.rpartition(".")[2]][patch.rank, patch.scaling].append(module)
+    for last, by_factors in sorted(groups.items()):
+        most = max(by_factors.values(), key=len)
+        for (rank, scaling), modules in sorted(by_factors.items()):
+            told = f"rank {rank} x {scaling:g}"
+            if every_module:
+                yield from (f"adds       {module}: {told}" for module in modules)
+            elif modules is most:
+                yield f"adds       {last}: {told}, in {len(modules)} tensors"
+            else:
+                for names in compact(modules):
+                    yield f"adds       {names}: {told}"
+
+
+def compact(modules: Iterable[str]) -> list[str]:
+    """Names that differ in the number of their layer alone, written as one.
+
+    >>> compact(["layers.0.mlp.up_proj", "layers.1.mlp.up_proj", "layers.4.mlp.up_proj", "lm_head"])
+    ['layers.{0-1,4}.mlp.up_proj', 'lm_head']
+    """
+    layers: dict[tuple[str, str], list[int]] = defaultdict(list)
+    single = []
+    for module in modules:
+        if match := re.search(r"\.(\d+)\.", module):
+            layers[module[: match.start(1)], module[match.end(1) :]].append(int(match[1]))
+        else:
+            single.append(module)
+    return [f"{head}{_ranges(numbers)}{tail}" for (head, tail), numbers in layers.items()] + single
+
+
+def _ranges(numbers: list[int]) -> str:
+    ranges = []
+    for _, run in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
+        members = [number for _, number in run]
+        ranges.append(f"{members[0]}-{members[-1]}" if len(members) > 1 else str(members[0]))
+    text = ",".join(ranges)
+    return text if len(numbers) == 1 else f"{{{text}}}"
+
+
+def _contents(adapter: Adapter) -> Iterator[str]:
+    from ..deltas.apply import vocabulary_rows
+    from ..lazy import dtype_name
+
+    others = Counter(type(patch).__name__ for stage in adapter.added.values() for patch in stage)
+    for patch_name, words in _OTHERS.items():
+        if others[patch_name]:
+            yield f"adds       {words}: {others[patch_name]} tensors"
+    for name, tensor in adapter.replaced.items():
+        trained = "" if name in adapter.trained else " (the base's own copy, or a resized one)"
+        yield f"replaces   {name}: {tuple(tensor.shape)}{trained}"
+    dtypes = {patch.a.dtype for patch in adapter.low_rank.values()}
+    dtypes |= {tensor.dtype for tensor in adapter.replaced.values()}
+    yield f"dtypes     {', '.join(sorted(map(dtype_name, dtypes))) or 'none'}"
+    yield f"vocabulary {vocabulary_rows(adapter) or 'no'} rows"
+    for ignored in adapter.ignored:
+        yield f"left aside {ignored}"
+    if adapter.config.unknown:
+        yield f"unknown    {', '.join(adapter.config.unknown)} (harmless by their names)"
+
+
+def _digest(adapter: Adapter) -> Iterator[str]:
+    from ..known import BEFORE, known_adapter
+
+    yield f"sha256     {adapter.digest} ({adapter.weights.name})"
+    name = known_adapter(adapter.digest)
+    if name is None:
+        yield "published  not known by this digest"
+        return
+    below = BEFORE.get(name)
+    yield f"published  {name}, " + (f"after {below}" if below else "straight onto its base")
+
+
+def _fit(adapter: str, base_model: str, digest: bool, offload: Offload) -> Iterator[str]:
+    """Plan a merge for each layout; what none of them can hold is refused."""
+    from .merge_lora import plan_merge
+
+    sources = find_sources(base_model, [adapter], None, offload)
+    jobs: dict[str, MergeJob] = {}
+    refused: dict[str, MergeError] = {}
+    for layout in OUTPUT_TYPES:
+        try:
+            settings = MergeSettings(layout, allow_unknown_combination=not digest)
+            jobs[layout] = plan_merge(sources, settings, offload)
+        except MergeError as error:
+            refused[layout] = error
+    if not jobs:
+        raise refused["huggingface"]
+    job = jobs.get("huggingface", next(iter(jobs.values())))
+    yield f"fits       {base_model}, written as {' or '.join(jobs)}"
+    yield from (f"not as     {layout}: {error.sentence}" for layout, error in refused.items())
+    yield f"tokenizer  {job.sources.tokenizer.path}"
+    yield from (line.replace("adapter 1:", "would have") for line in summary.changes(job))
+    if not digest:
+        yield "order      of published adapters not checked, because no digest was made"
