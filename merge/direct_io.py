@@ -26,7 +26,7 @@ from .settings import IoMode
 _PAGE = 4096
 # What one read carries: large enough for the disk.
 # One page more than a span of rows, because tensors begin anywhere in a page.
-READ_BYTES = (8 << 20) + _PAGE
+READ_BYTES = (4 << 20) + _PAGE
 # Smaller reads gain nothing: the page cache reads ahead for them.
 SMALLEST_READ = 256 << 10
 # Places at which a file is asked for in the page cache.

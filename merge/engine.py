@@ -25,7 +25,7 @@ from .plan import Plan
 from .settings import IoMode
 from .staging import StagedFolder
 
-_SPAN_BYTES = 8 << 20
+_SPAN_BYTES = 4 << 20
 # What goes to the disk at a time, over all files that are open at once.
 _WRITE_BYTES = 8 << 20
 _LEAST_WRITE = 1 << 20
