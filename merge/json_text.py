@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from .errors import FormatError
 
 # The largest known, an index of a mixture of experts, has 6 MB.
 _MOST_BYTES = 32 << 20
+_MOST_DEPTH = 100
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -47,6 +49,7 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
             parse_constant=_no_number,
             parse_float=_number,
         )
+        _require_shallow(value)
     except (ValueError, RecursionError) as error:  # also of encodings and of endless numbers
         raise FormatError(
             "the file is no JSON", file=path, found=error, remedy="fetch or mend the file"
@@ -62,11 +65,26 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
     return value
 
 
+def _require_shallow(value: object) -> None:
+    """What is nested deeper than any document would end a later walk over it."""
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(_MOST_DEPTH):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, (dict, list))
+        ]
+        if not level:
+            return
+    raise ValueError(f"nested more than {_MOST_DEPTH} deep")
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(n for n in made if names.count(n) > 1)!r} stands there twice")
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{twice!r} stands there twice")
     return made
 
 

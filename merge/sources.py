@@ -13,7 +13,7 @@ from tokenizer_tools.huggingface import MODEL_NAME, read_tokenizer
 
 from .archives import unpack, zipped_folder
 from .deltas.adapter_config import read_adapter_config
-from .errors import UsageError
+from .errors import FormatError, UsageError
 from .json_text import read_json
 from .layouts.config import CONFIG_NAME, is_llama
 from .layouts.folder import is_meta
@@ -45,6 +45,7 @@ def resolve(source: str, role: str, offload: Offload | None = None) -> Path:
     """
     path = Path(source).expanduser()
     if path.is_dir():
+        require_links_inside(path)
         return path
     if role == "adapter" and offload is not None and path.is_file():
         inside = zipped_folder(path)
@@ -65,6 +66,34 @@ def resolve(source: str, role: str, offload: Offload | None = None) -> Path:
             remedy=_nearby(path),
         )
     return _download(source, role, offload)
+
+
+def require_links_inside(folder: Path) -> None:
+    """The links of a snapshot in the Hub's cache lead to that repository's blobs, nowhere else.
+
+    Raises ``FormatError`` for one that would bring a file of somebody else's into the result.
+    Links in other folders are their owner's.
+    """
+    repository = folder.absolute().parent.parent
+    if folder.absolute().parent.name != "snapshots" or not repository.name.startswith("models--"):
+        return
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not _leads_into(path, repository):
+            raise FormatError(
+                "a link in the snapshot leads out of its repository",
+                file=path,
+                expected=f"a file in {repository / 'blobs'}",
+                found=path.readlink(),
+                remedy="remove the snapshot and download the repository again; if you made the "
+                "link, put the file itself there",
+            )
+
+
+def _leads_into(link: Path, folder: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        return False
 
 
 def _nearby(path: Path) -> str:

@@ -10,6 +10,7 @@ import io
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -108,9 +109,8 @@ def is_in_place(info: zipfile.ZipInfo) -> bool:
 def _checked_records(path: Path, infos: list[zipfile.ZipInfo]) -> Records:
     records = {info.filename: info for info in infos}
     if len(records) != len(infos):
-        seen: set[str] = set()
-        double = next(i.filename for i in infos if i.filename in seen or seen.add(i.filename))  # type: ignore[func-returns-value]
-        raise _contradicts_itself(path, f"two records named {double}")
+        names = Counter(info.filename for info in infos)
+        raise _contradicts_itself(path, f"{names.most_common(1)[0][0]} stands there twice")
     _require_places(path, infos)
     expanded = sum(info.file_size for info in infos if not is_in_place(info))
     size = path.stat().st_size

@@ -27,7 +27,7 @@ from .torch_names import (
 
 # A LLaMA 65B needs 150 KB and 40,000 instructions.
 MOST_BYTES = 16 << 20
-MOST_INSTRUCTIONS = 1_000_000
+MOST_INSTRUCTIONS = 400_000
 _MOST_BITS = 64
 # Begins files from before torch 1.6, and has 80 bits.
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C

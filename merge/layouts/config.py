@@ -21,6 +21,9 @@ DEFAULT_ROPE_THETA = 10000.0
 LLAMA_MODEL_TYPES = ("llama",)
 # A LLaMA with more beside it.
 EXTENDED_MODEL_TYPES = (*LLAMA_MODEL_TYPES, "llava")
+# Beyond every model, and small enough to make a list of its tensors.
+_LARGEST = 1 << 40
+_MOST = {"num_hidden_layers": 10_000, "n_layers": 10_000}
 
 
 def is_llama(config: Mapping[str, Any]) -> bool:
@@ -106,17 +109,18 @@ class LlamaShape:
                 found=repr(config.get("model_type")),
                 remedy="only LLaMA 1, LLaMA 2 and models of their architecture can be merged here",
             )
+        _require_rotary(config, source)
         hidden = required_number(config, "hidden_size", source)
         heads = required_number(config, "num_attention_heads", source)
-        kv_heads = config.get("num_key_value_heads") or heads
-        head_dim = config.get("head_dim") or hidden // heads
+        derived = {"num_key_value_heads": heads, "head_dim": hidden // heads}
+        given = derived | {key: config[key] for key in derived if config.get(key)}
         return cls(
             hidden_size=hidden,
             intermediate_size=required_number(config, "intermediate_size", source),
             num_hidden_layers=required_number(config, "num_hidden_layers", source),
             num_attention_heads=heads,
-            num_key_value_heads=int(kv_heads),
-            head_dim=int(head_dim),
+            num_key_value_heads=required_number(given, "num_key_value_heads", source),
+            head_dim=required_number(given, "head_dim", source),
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         )
 
@@ -138,17 +142,47 @@ class LlamaShape:
 
 
 def required_number(config: Mapping[str, Any], key: str, source: object) -> int:
-    """A positive integer of a configuration. Raises ``LayoutError`` when it is none."""
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+    """A positive integer of a configuration, of a size that a model can have.
+
+    Raises ``LayoutError`` when it is none.
+    """
+    value, most = config.get(key), _MOST.get(key, _LARGEST)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
         raise LayoutError(
             "the configuration lacks a number that the model cannot do without",
             file=source,
-            expected=f'"{key}": a positive integer',
+            expected=f'"{key}": a positive integer, at most {most:,}',
             found=repr(value),
             remedy="take this file from the place where the weights are from",
         )
     return value
+
+
+def _require_rotary(config: Mapping[str, Any], source: object) -> None:
+    """Raise ``LayoutError`` unless what is said of rotary positions can be read."""
+    for key in ("rope_scaling", "rope_parameters"):
+        nested = config.get(key)
+        if nested and not isinstance(nested, Mapping):
+            raise _not_rotary(key, "an object or null", nested, source)
+    nested = config.get("rope_parameters") or {}
+    for theta in (config.get("rope_theta"), nested.get("rope_theta")):
+        if theta and not is_positive(theta):
+            raise _not_rotary("rope_theta", "a positive number", theta, source)
+
+
+def _not_rotary(key: str, expected: str, found: object, source: object) -> LayoutError:
+    return LayoutError(
+        "the configuration says nothing sensible of the rotary positions",
+        file=source,
+        expected=f'"{key}": {expected}',
+        found=repr(found),
+        remedy="take this file from the place where the weights are from",
+    )
+
+
+def is_positive(value: object) -> bool:
+    """Whether a value of a configuration is a positive number that float32 can hold."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 3e38
 
 
 def rope_theta(config: Mapping[str, Any]) -> float:
@@ -213,6 +247,6 @@ def with_token_ids(
         if wanted is not None and given != wanted and not listed:
             mended[key] = wanted
     pad = config.get("pad_token_id")
-    if pad is None or not 0 <= pad < vocab_size:
+    if not isinstance(pad, int) or not 0 <= pad < vocab_size:
         mended["pad_token_id"] = ids.get("pad_token_id")
     return mended

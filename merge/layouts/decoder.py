@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import LayoutError
 from ..lazy import LazyTensor
+from .config import CONFIG_NAME, required_number
 from .llama import EMBED_TOKENS, LM_HEAD
 from .quantised import require_whole
 
@@ -102,8 +103,9 @@ def _require_every_layer(
     """Without a table, a missing shard shows in the numbers of the layers."""
     count = config.get("num_hidden_layers") or config.get("n_layer") or config.get("num_layers")
     found = {int(match[1]) for match in map(_LAYER.match, tensors) if match}
-    if not found or not isinstance(count, int):
+    if not found or count is None:
         return
+    count = required_number({"num_hidden_layers": count}, "num_hidden_layers", folder / CONFIG_NAME)
     if missing := sorted(set(range(count)) - found):
         raise LayoutError(
             "the base model's weights are incomplete",

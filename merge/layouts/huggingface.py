@@ -32,6 +32,8 @@ GENERATION_CONFIG_NAME = "generation_config.json"
 # What transformers calls the weights, by the container's ending.
 STEMS = {".bin": "pytorch_model", ".safetensors": "model"}
 
+# No separator, drive or "..": nothing that leads out of the folder.
+_PLAIN_NAME = re.compile(r"[^/\\:\0.][^/\\:\0]*")
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 # What training scripts leave beside the weights under the same endings.
 _NO_WEIGHTS = re.compile(
@@ -126,14 +128,22 @@ def _indexed(folder: Path, index: Path) -> dict[Path, tuple[str, ...] | None]:
             expected='"weight_map": {name: file}',
             remedy="fetch the index again, or remove it: the folder is then read as it is",
         )
-    names: dict[Path, tuple[str, ...]] = {}
+    names: dict[Path, list[str]] = {}
     for name, file in weight_map.items():
-        path = folder / str(file)
-        names[path] = (*names.get(path, ()), name)
+        if not isinstance(file, str) or not _PLAIN_NAME.fullmatch(file):
+            raise LayoutError(
+                "the index names a file that cannot be in the folder",
+                file=index,
+                tensor=name,
+                expected="the name of a file beside the index",
+                found=repr(file),
+                remedy="an index of weights never needs that: get the model from elsewhere",
+            )
+        names.setdefault(folder / file, []).append(name)
     missing = sorted(path.name for path in names if not path.is_file())
     if missing:
         _refuse_missing(folder, missing, len(names))
-    return dict(names)
+    return {path: tuple(here) for path, here in names.items()}
 
 
 def _require_all_numbers(folder: Path, files: Iterable[Path]) -> None:

@@ -23,7 +23,7 @@ _LEFTOVERS = re.compile(r"(model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|r
 
 
 # Meta's weight files, one for each GPU that the model was meant for.
-META_SHARD = re.compile(r"consolidated\.(?P<number>\d+)\.pth")
+META_SHARD = re.compile(r"consolidated\.(?P<number>\d{2,3})\.pth")
 
 
 @dataclass(frozen=True)

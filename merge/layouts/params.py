@@ -13,7 +13,14 @@ from typing import Any
 
 from ..errors import LayoutError
 from ..json_text import read_json
-from .config import DEFAULT_ROPE_THETA, LlamaShape, required_number, rope_scaling, rope_theta
+from .config import (
+    DEFAULT_ROPE_THETA,
+    LlamaShape,
+    is_positive,
+    required_number,
+    rope_scaling,
+    rope_theta,
+)
 
 PARAMS_NAME = "params.json"
 # transformers' defaults for what params.json does not speak of, as every converted LLaMA has them.
@@ -58,6 +65,15 @@ def shape_from_params(
 
     Raises ``LayoutError`` for numbers that are missing or cannot be together.
     """
+    theta, eps = params.get("rope_theta"), params.get("norm_eps")
+    if (theta and not is_positive(theta)) or (eps is not None and not is_positive(eps)):
+        raise LayoutError(
+            "params.json has a number that is none",
+            file=source,
+            expected='"rope_theta" and "norm_eps": positive numbers',
+            found=f"{theta!r} and {eps!r}",
+            remedy=f"fetch {PARAMS_NAME} from the place where the weights are from",
+        )
     dim, heads = required_number(params, "dim", source), required_number(params, "n_heads", source)
     kv_heads = heads
     if params.get("n_kv_heads") is not None:
@@ -86,17 +102,22 @@ def _require_same_feed_forward(
     if params.get("multiple_of") is None:
         return
     multiple_of = required_number(params, "multiple_of", source)
-    stated = feed_forward_size(dim, multiple_of, params.get("ffn_dim_multiplier"))
+    multiplier = params.get("ffn_dim_multiplier")
+    stated = feed_forward_size(dim, multiple_of, multiplier) if _is_factor(multiplier) else None
     if stated != intermediate_size:
         raise LayoutError(
             "params.json and the weights contradict each other",
             file=source,
             tensor="layers.0.feed_forward.w1.weight",
-            expected=f"{stated} rows, by dim, multiple_of and ffn_dim_multiplier",
+            expected=f"{stated or 'other'} rows, by dim, multiple_of and ffn_dim_multiplier",
             found=f"{intermediate_size} rows in all shards together",
             remedy=f"{PARAMS_NAME} is another model's, or a shard is missing: take all files from "
             "one place",
         )
+
+
+def _is_factor(value: object) -> bool:
+    return value is None or (is_positive(value) and value < 1000)  # type: ignore[operator]
 
 
 def config_from_params(
