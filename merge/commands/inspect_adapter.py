@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import MergeError
+from ..settings import OUTPUT_TYPES
 from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
 
 _DESCRIPTION = """\
@@ -35,6 +36,11 @@ def _parser() -> argparse.ArgumentParser:
         help="say whether it fits this base, and what would change",
     )
     parser.add_argument(
+        "--output_type",
+        choices=OUTPUT_TYPES,
+        help="of the merge that is checked (default: pth and huggingface)",
+    )
+    parser.add_argument(
         "--no_digest",
         action="store_true",
         help="do not read the weights at all: published adapters are not recognised then",
@@ -45,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _inspect(args: argparse.Namespace) -> int:
     from ..deltas.adapter_config import read_fields
-    from ..jobs.inspect_adapter import report
+    from ..jobs.inspect_adapter import QUICK_LAYOUTS, report
     from ..sources import resolve
     from ..staging import Offload
 
@@ -53,7 +59,13 @@ def _inspect(args: argparse.Namespace) -> int:
         folder = resolve(args.adapter, "adapter", offload)
         base = resolve(args.base_model, "base model", offload) if args.base_model else None
         read_fields(folder)
-        lines = report(folder, base, digest=not args.no_digest, every_module=args.verbose)
+        lines = report(
+            folder,
+            base,
+            digest=not args.no_digest,
+            every_module=args.verbose,
+            layouts=(args.output_type,) if args.output_type else QUICK_LAYOUTS,
+        )
         try:
             for line in lines:
                 if not args.quiet:

@@ -12,7 +12,8 @@ from ..formats import open_container
 from ..json_text import read_json
 from ..layouts import llama
 from ..layouts.config import CONFIG_NAME, LlamaShape, rope_scaling
-from ..layouts.huggingface import FLOATS, weight_files
+from ..layouts.huggingface import weight_files
+from ..layouts.quantised import FLOATS
 from ..lazy import LazyTensor, dtype_name
 from .archive import is_zip, open_archive, tensors_in
 from .findings import Report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..checksums import begin_digests
 from ..deltas.adapter_config import WEIGHT_NAMES, read_fields
 from ..errors import MergeError
-from ..settings import OUTPUT_TYPES, MergeSettings
+from ..settings import MergeSettings, OutputType
 from ..sources import find_sources
 from ..staging import Offload
 from . import summary
@@ -20,6 +20,9 @@ from . import summary
 if TYPE_CHECKING:
     from ..deltas.peft import Adapter
     from .merge_lora import MergeJob
+
+# Planned unless another is asked for; a GGUF file's plan holds its whole vocabulary.
+QUICK_LAYOUTS: tuple[OutputType, ...] = ("pth", "huggingface")
 
 _OTHERS = {
     "RowMagnitude": "DoRA, norms of rows",
@@ -35,12 +38,13 @@ def report(
     *,
     digest: bool = True,
     every_module: bool = False,
+    layouts: Sequence[OutputType] = QUICK_LAYOUTS,
 ) -> Iterator[str]:
     """The lines of a report. Raises ``MergeError`` where a merge would be refused.
 
     With ``base_model`` that is every check of a merge with its default options, as planned for each
-    layout. Without ``digest`` the weights are not read, so published adapters are not recognised
-    and their order is not checked.
+    of ``layouts``; it is refused when none of them can hold the result. Without ``digest`` the
+    weights are not read, so published adapters are not recognised and their order is not checked.
     """
     with Offload(None, Path.cwd()) as offload:
         fields = read_fields(folder)
@@ -58,7 +62,7 @@ def report(
         if digest:
             yield from _digest(opened)
         if base_model is not None:
-            yield from _fit(str(folder), str(base_model), digest, offload)
+            yield from _fit(str(folder), str(base_model), digest, layouts, offload)
 
 
 def _release(fields: Mapping[str, object]) -> str:
@@ -152,22 +156,24 @@ def _digest(adapter: Adapter) -> Iterator[str]:
     yield f"published  {name}, " + (f"after {below}" if below else "straight onto its base")
 
 
-def _fit(adapter: str, base_model: str, digest: bool, offload: Offload) -> Iterator[str]:
-    """Plan a merge for each layout; what none of them can hold is refused."""
+def _fit(
+    adapter: str, base_model: str, digest: bool, layouts: Sequence[OutputType], offload: Offload
+) -> Iterator[str]:
+    """Plan a merge for each layout."""
     from .merge_lora import plan_merge
 
     sources = find_sources(base_model, [adapter], None, offload)
     jobs: dict[str, MergeJob] = {}
     refused: dict[str, MergeError] = {}
-    for layout in OUTPUT_TYPES:
+    for layout in layouts:
         try:
             settings = MergeSettings(layout, allow_unknown_combination=not digest)
             jobs[layout] = plan_merge(sources, settings, offload)
         except MergeError as error:
             refused[layout] = error
     if not jobs:
-        raise refused["huggingface"]
-    job = jobs.get("huggingface", next(iter(jobs.values())))
+        raise list(refused.values())[-1]
+    job = list(jobs.values())[-1]
     yield f"fits       {base_model}, written as {' or '.join(jobs)}"
     yield from (f"not as     {layout}: {error.sentence}" for layout, error in refused.items())
     yield f"tokenizer  {job.sources.tokenizer.path}"
