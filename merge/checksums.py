@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from hashlib import sha256
@@ -33,7 +33,7 @@ def _begun(path: Path) -> Future[str]:
 
 @lru_cache(maxsize=64)
 def _digest(path: Path, _size: int, _changed: int) -> Future[str]:
-    return _pool().submit(_read_digest, path)
+    return _pool().submit(read_digest, path)
 
 
 @lru_cache(maxsize=1)
@@ -41,9 +41,12 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1)
 
 
-def _read_digest(path: Path) -> str:
-    digest = sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_PIECE_BYTES):
-            digest.update(chunk)
+def read_digest(path: Path, on_bytes: Callable[[int], object] | None = None) -> str:
+    """Read a file for its SHA-256; ``on_bytes`` is called with the size of each piece."""
+    digest, buffer = sha256(), bytearray(_PIECE_BYTES)
+    with path.open("rb", buffering=0) as stream:
+        while count := stream.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+            if on_bytes is not None:
+                on_bytes(count)
     return digest.hexdigest()

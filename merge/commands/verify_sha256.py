@@ -12,7 +12,7 @@ from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, 
 
 if TYPE_CHECKING:
     from ..errors import MergeError
-    from ..verification.checksums import Checked
+    from ..verification.published import Checked
 
 _DESCRIPTION = """\
 Say what files are known as by their published SHA-256 (SHA256.md), which parts of their models are
@@ -53,17 +53,17 @@ def _verify(args: argparse.Namespace) -> int:
     from ..errors import UsageError
     from ..known import CHECKSUMS, known_files
     from ..outputs import MANIFEST_NAME
-    from ..verification import checksums
+    from ..verification import published
 
     if not known_files():
         raise UsageError("the published checksums are not installed", file=CHECKSUMS)
     if args.expect is not None:
-        checksums.require_known_model(args.expect)
-    files = list(dict.fromkeys(file for path in args.paths for file in checksums.files_of(path)))
+        published.require_known_model(args.expect)
+    files = list(dict.fromkeys(file for path in args.paths for file in published.files_of(path)))
     merged = [path for path in args.paths if (path / MANIFEST_NAME).is_file()]
     checked, faults = _read(files, merged, args.quiet)
     if args.expect is not None:
-        faults += checksums.mismatches(checked, args.expect)
+        faults += published.mismatches(checked, args.expect)
     if not args.quiet:
         _tell(checked, faults)
     for fault in faults:
@@ -79,7 +79,7 @@ def _read(
     files: Sequence[Path], merged: Sequence[Path], quiet: bool
 ) -> tuple[list[Checked], list[MergeError]]:
     """Read every file once, with progress, and hold those of merged models against manifests."""
-    from ..verification import checksums, manifest
+    from ..verification import manifest, published
     from .progress import progress_bar
 
     manifests = {folder: manifest.read_manifest(folder) for folder in merged}
@@ -89,7 +89,7 @@ def _read(
     with progress_bar(quiet, "reading") as show:
         on_bytes = _counted(show, sum(path.stat().st_size for path in everything))
         for path in everything:
-            digests[path] = checksums.check(path, on_bytes)
+            digests[path] = published.check(path, on_bytes)
     faults: list[MergeError] = []
     for folder, content in manifests.items():
         found = list(manifest.check_files(folder, content, lambda path: digests[path].sha256))
@@ -111,7 +111,7 @@ def _counted(show: Callable[[int, int], object], total: int) -> Callable[[int], 
 
 
 def _tell(checked: Sequence[Checked], faults: Sequence[MergeError]) -> None:
-    from ..verification.checksums import missing_parts
+    from ..verification.published import missing_parts
 
     for file in checked:
         print(f"{file.sha256}  {file.path}\n    {file.told()}")

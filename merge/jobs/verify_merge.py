@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizer_tools.huggingface import MODEL_NAME
 
+from ..checksums import read_digest
 from ..errors import MergeError, UsageError
 from ..outputs import MANIFEST_NAME
 from ..settings import MergeSettings, require_positive
@@ -118,7 +119,6 @@ def _check(
 ) -> Findings:
     """Open the result and check it; one that cannot be opened is a fault, and its files say why."""
     from ..layouts.folder import open_checkpoint
-    from ..verification.checksums import stream_sha256
     from ..verification.manifest import check_files
     from ..verification.verify import Findings, check_result
     from ..verification.vocabulary import check_vocabulary
@@ -128,7 +128,7 @@ def _check(
         result = open_checkpoint(folder, offload, with_extra=True)
         found = check_result(folder, result, manifest, made, workers, on_progress)
     except MergeError as error:
-        files = check_files(folder, manifest, stream_sha256) if manifest is not None else ()
+        files = check_files(folder, manifest, read_digest) if manifest is not None else ()
         return Findings(faults=[*files, error])
     padded = "init" in (manifest or {})
     base = (made.dense or made.base) if made is not None else None

@@ -55,6 +55,7 @@ class AdapterContents:
     """An adapter's parts by the name of the tensor that they change."""
 
     folder: Path
+    weights: Path
     config: Mapping[str, Any]
     products: dict[str, Product] = field(default_factory=dict)
     magnitudes: dict[str, LazyTensor] = field(default_factory=dict)
@@ -85,7 +86,7 @@ def read_adapter(folder: Path, weight: float, offload: Offload | None = None) ->
             expected=f"{CONFIG_NAME} and {_WEIGHTS[0]} or {_WEIGHTS[1]}",
             remedy="give the adapter that was merged",
         )
-    contents = AdapterContents(folder, read_json(folder / CONFIG_NAME))
+    contents = AdapterContents(folder, path, read_json(folder / CONFIG_NAME))
     parts = _parts(open_container(path, offload))
     for kind in ("base_layer", "whole", "modules_to_save"):  # the trained copy wins
         contents.whole |= parts.get(kind, {})

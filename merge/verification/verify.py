@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..checksums import file_digest, read_digest
 from ..errors import MergeError, VerificationError
 from ..lazy import Checkpoint, LazyTensor, dtype_name
-from .checksums import stream_sha256
 from .manifest import check_files
 from .mathematics import TensorResult, check_tensor
 from .reading import one_torch_thread
@@ -47,6 +47,7 @@ def check_result(
     found.faults += _names(result, entries, folder) if manifest is not None else []
     made, missing = recipes(inputs, _all(result)) if inputs is not None else ({}, [])
     found.faults += [_lacking(folder, name) for name in missing]
+    others: list[TensorResult] = []
     progress = _Progress(on_progress, _total(result, made))
     with ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(workers) as pool, one_torch_thread():
         files = hashing.submit(_files, folder, manifest)
@@ -54,11 +55,13 @@ def check_result(
             base = inputs.base.tensors.get(name) if inputs is not None else None
             checked = check_tensor(name, tensor, made.get(name), base, pool, progress.add)
             found.faults += _digests(checked, tensor, entries, folder)
-            found.faults += _base_digest(checked, manifest)
-            found.faults += _numbers(checked, tensor)
+            if _has_other_base(checked, manifest):
+                others.append(checked)
+            else:
+                found.faults += _numbers(checked, tensor)
             if inputs is not None:
                 found.unchecked += [f"{name}: {why}" for why in checked.unchecked]
-        found.faults[:0] = files.result()
+        found.faults[:0] = [*files.result(), *_other_inputs(others, manifest, inputs)]
     found.checked += _told(result, manifest, inputs, found)
     return found
 
@@ -68,7 +71,7 @@ def _all(result: Checkpoint) -> dict[str, LazyTensor]:
 
 
 def _files(folder: Path, manifest: Mapping[str, Any] | None) -> list[VerificationError]:
-    return [] if manifest is None else list(check_files(folder, manifest, stream_sha256))
+    return [] if manifest is None else list(check_files(folder, manifest, read_digest))
 
 
 def _total(result: Checkpoint, made: Mapping[str, Recipe]) -> int:
@@ -132,32 +135,54 @@ def _digests(
             found=f"{dtype_name(tensor.dtype)} {tensor.shape}",
             remedy=_MERGE_AGAIN,
         )
-    elif entry.get("blake3") not in (None, checked.digest):
-        twin = [n for n, e in entries.items() if e.get("blake3") == checked.digest]
+    elif entry.get("xxh3_128") not in (None, checked.digest):
+        twin = [n for n, e in entries.items() if e.get("xxh3_128") == checked.digest]
         yield VerificationError(
             "a tensor has other content than the merge wrote",
             tensor=tensor.origin,
-            expected=f"BLAKE3 {entry['blake3']}",
-            found=f"BLAKE3 {checked.digest}" + (f", which is that of {twin[0]}" if twin else ""),
+            expected=f"XXH3 {entry['xxh3_128']}",
+            found=f"XXH3 {checked.digest}" + (f", which is that of {twin[0]}" if twin else ""),
             remedy="copy the folder again from where it was right, or merge again",
         )
 
 
-def _base_digest(
-    checked: TensorResult, manifest: Mapping[str, Any] | None
-) -> Iterator[VerificationError]:
-    """The base that is read now must be the one that was merged."""
+def _has_other_base(checked: TensorResult, manifest: Mapping[str, Any] | None) -> bool:
+    merged = _merged_base(manifest).get(checked.name, {}).get("xxh3_128")
+    return merged is not None and checked.base_digest not in (None, merged)
+
+
+def _merged_base(manifest: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What the manifest says of the base's tensors."""
     given = (manifest or {}).get("inputs", {})
-    tensors = (given.get("base_model") or given.get("model") or {}).get("tensors", {})
-    merged = tensors.get(checked.name, {}).get("blake3")
-    if merged is not None and checked.base_digest not in (None, merged):
+    tensors: Mapping[str, Any] = (given.get("base_model") or given.get("model") or {}).get(
+        "tensors", {}
+    )
+    return tensors
+
+
+def _other_inputs(
+    others: list[TensorResult], manifest: Mapping[str, Any] | None, inputs: Inputs | None
+) -> Iterator[VerificationError]:
+    """Inputs that are read now must be those that were merged."""
+    if others:
         yield VerificationError(
-            "the base is not the one that was merged: a tensor of it has other content",
-            tensor=checked.name,
-            expected=f"BLAKE3 {merged}",
-            found=f"BLAKE3 {checked.base_digest}",
+            "the base is not the one that was merged: its tensors have other content",
+            tensor=others[0].name,
+            expected=f"XXH3 {_merged_base(manifest)[others[0].name]['xxh3_128']}",
+            found=f"XXH3 {others[0].base_digest}; {len(others)} tensors differ",
             remedy="give the base that was merged with --base_model",
         )
+    merged = (manifest or {}).get("inputs", {}).get("adapters", [])
+    for adapter, entry in zip(inputs.adapters if inputs else (), merged, strict=False):
+        digests = [file.get("sha256") for file in entry.get("files", ())]
+        if digests and (digest := file_digest(adapter.weights)) not in digests:
+            yield VerificationError(
+                "an adapter is not the one that was merged",
+                file=adapter.weights,
+                expected=f"SHA-256 {digests[-1]}",
+                found=f"SHA-256 {digest}",
+                remedy="give the adapters that were merged, in their order, with --lora_model",
+            )
 
 
 def _numbers(checked: TensorResult, tensor: LazyTensor) -> Iterator[VerificationError]:
@@ -182,18 +207,19 @@ def _numbers(checked: TensorResult, tensor: LazyTensor) -> Iterator[Verification
 
 def _scaling(checked: TensorResult) -> str:
     share = checked.share_added
-    return "" if share is None else f"\nwhat was added is {share:.3g} times what the adapters add"
+    return "" if share is None else f"; what was added is {share:.3g} times what the adapters add"
 
 
 def _likely(checked: TensorResult) -> str:
     share = checked.share_added
     if share is not None and abs(share) < 0.02:
         return "it looks as if the adapter had not been merged: check --lora_model, merge again"
-    if share is not None and checked.wrong_rows > 1 and abs(share - round(share, 1)) < 0.02:
-        return "if the whole model is off by this factor, check --lora_weights and lora_alpha"
     if checked.name.endswith(("q_proj.weight", "k_proj.weight")) and checked.wrong_rows > 1:
         return "rows of q and k in another layout's rotary order would look so; merge again"
-    return "check that base, adapters and weights are those of the merge; then merge again"
+    return (
+        "check that base, adapters and --lora_weights are those of the merge (lora_alpha and r are "
+        "in adapter_config.json); then merge again"
+    )
 
 
 def _told(

@@ -6,9 +6,9 @@ import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
+from ..checksums import read_digest
 from ..errors import UsageError, VerificationError
 from ..known import KnownFile, known_files, known_sets, tokenizer_of
 from ..outputs import MANIFEST_NAME
@@ -16,7 +16,6 @@ from ..outputs import MANIFEST_NAME
 _WEIGHTS = (".pth", ".bin", ".safetensors")
 _TOKENIZER = ".model"
 _LFS_POINTER = b"version https://git-lfs"
-_CHUNK = 1 << 22
 
 OnBytes = Callable[[int], object]
 
@@ -66,21 +65,9 @@ def _is_checked(path: Path) -> bool:
     return path.suffix in (*_WEIGHTS, _TOKENIZER)
 
 
-def stream_sha256(path: Path, on_bytes: OnBytes | None = None) -> str:
-    """SHA-256 of a file, read in pieces; ``on_bytes`` is called with the size of each."""
-    digest, buffer = sha256(), bytearray(_CHUNK)
-    view = memoryview(buffer)
-    with path.open("rb", buffering=0) as stream:
-        while count := stream.readinto(buffer):
-            digest.update(view[:count])
-            if on_bytes is not None:
-                on_bytes(count)
-    return digest.hexdigest()
-
-
 def check(path: Path, on_bytes: OnBytes | None = None) -> Checked:
     """Read a file and look it up."""
-    digest = stream_sha256(path, on_bytes)
+    digest = read_digest(path, on_bytes)
     return Checked(path, digest, known_files().get(digest), _is_pointer(path))
 
 

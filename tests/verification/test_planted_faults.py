@@ -1,0 +1,372 @@
+"""Faults planted into a finished merge: each must be found, also where the manifest vouches for it.
+
+A manifest is written by the program that merged, so it cannot tell of wrong arithmetic: ``vouched``
+faults are in the digests too, and only base and adapters contradict them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from merge import merge_lora, verify_merge
+from merge.commands.verify_merge import main
+from merge.errors import MergeError, UsageError
+from tests.tiny import make_adapter, make_base, write_tokenizer
+from tests.verification.material import Tensors, flip_in_place, manifest, spoil, vouch, weight_files
+
+LAYER = "model.layers.1."
+KINDS = (
+    "model.embed_tokens.weight",
+    f"{LAYER}self_attn.q_proj.weight",
+    f"{LAYER}self_attn.k_proj.weight",
+    f"{LAYER}self_attn.v_proj.weight",
+    f"{LAYER}self_attn.o_proj.weight",
+    f"{LAYER}mlp.gate_proj.weight",
+    f"{LAYER}mlp.up_proj.weight",
+    f"{LAYER}mlp.down_proj.weight",
+    f"{LAYER}input_layernorm.weight",
+    f"{LAYER}post_attention_layernorm.weight",
+    "model.norm.weight",
+    "lm_head.weight",
+)
+Q, OTHER_Q = KINDS[1], KINDS[1].replace("layers.1", "layers.0")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("base"), num_key_value_heads=4)
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("adapter"), base, rows=151)
+
+
+@pytest.fixture(scope="module")
+def second(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_adapter(tmp_path_factory.mktemp("second"), base, modules_to_save=None, seed=9)
+
+
+@pytest.fixture(scope="module")
+def merged(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("merged") / "out"
+    merge_lora(base, adapter, folder, output_type="huggingface")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def merged_pth(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("merged") / "out"
+    merge_lora(base, adapter, folder, output_type="pth")
+    return folder
+
+
+def copied(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to))
+
+
+def faults(folder: Path, **named: Any) -> list[MergeError]:
+    return list(verify_merge(folder, **named).faults)
+
+
+def tensors_in(found: list[MergeError], sentence: str) -> list[str]:
+    return [fault.facts["tensor"] for fault in found if sentence in fault.sentence]
+
+
+CONTENT, NUMBERS = "other content than the merge wrote", "not what its inputs make of it"
+
+
+def flip(name: str, bit: int) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        flat = tensors[name].view(torch.int16).view(-1)
+        at = len(flat) // 2
+        flat[at] = int(flat[at]) ^ (1 << bit if bit < 15 else -0x8000)
+
+    return change
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_one_flipped_bit_after_the_merge_is_found_by_its_digests(
+    tmp_path: Path, merged: Path, name: str
+) -> None:
+    out = copied(merged, tmp_path / "out")
+    flip_in_place(weight_files(out)[0], name, 0)
+    found = faults(out, files_only=True)
+    assert [fault for fault in found if "other bytes" in fault.sentence]
+    (origin,) = tensors_in(found, CONTENT)
+    assert name in origin
+
+
+@pytest.mark.parametrize("bit", [0, 5, 10, 14, 15])
+@pytest.mark.parametrize("name", KINDS)
+def test_one_flipped_bit_during_the_merge_is_found_by_the_arithmetic(
+    tmp_path: Path, merged: Path, name: str, bit: int
+) -> None:
+    out = copied(merged, tmp_path / "out")
+    spoil(out, flip(name, bit))
+    vouch(out)
+    found = faults(out)
+    assert len(found) == 1, "the manifest agrees, and only this tensor is wrong"
+    (origin,) = tensors_in(found, NUMBERS)
+    assert name in origin
+    assert "1 of" in found[0].facts["found"]
+
+
+@pytest.mark.parametrize("vouched", [False, True])
+def test_two_swapped_layers_are_both_named(tmp_path: Path, merged: Path, vouched: bool) -> None:
+    out = copied(merged, tmp_path / "out")
+
+    def swap(tensors: Tensors) -> None:
+        tensors[Q], tensors[OTHER_Q] = tensors[OTHER_Q], tensors[Q]
+
+    spoil(out, swap)
+    if vouched:
+        vouch(out)
+    found = faults(out)
+    for name in (Q, OTHER_Q):
+        assert any(name in origin for origin in tensors_in(found, NUMBERS))
+    if not vouched:
+        told = "\n".join(
+            fault.facts["found"] for fault in found if fault.sentence.endswith(CONTENT)
+        )
+        assert f"which is that of {Q}" in told
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_missing_adapter_is_found(
+    tmp_path: Path, base: Path, adapter: Path, second: Path, missing: int
+) -> None:
+    both = [adapter, second]
+    kept = both[1 - missing]
+    tokenizer = adapter if missing else None
+    merge_lora(base, kept, tmp_path / "out", output_type="huggingface", tokenizer=tokenizer)
+    found = faults(tmp_path / "out", base_model=base, lora_model=both)
+    assert any(Q in origin for origin in tensors_in(found, NUMBERS))
+
+
+def test_no_adapter_at_all_is_told_as_such(tmp_path: Path, base: Path, second: Path) -> None:
+    none = tmp_path / "out"
+    merge_lora(base, second, none, output_type="huggingface", lora_weights="0")
+    found = faults(none, base_model=base, lora_model=second, lora_weights="1")
+    assert len(tensors_in(found, NUMBERS)) == 14
+    assert {fault.facts["remedy"].partition(":")[0] for fault in found} == {
+        "it looks as if the adapter had not been merged"
+    }
+
+
+@pytest.mark.parametrize("factor", ["2", "0.5", "1.01"])
+def test_scaling_that_is_off_is_found_and_measured(
+    tmp_path: Path, base: Path, adapter: Path, factor: str
+) -> None:
+    merge_lora(base, adapter, tmp_path / "out", output_type="huggingface", lora_weights=factor)
+    found = faults(tmp_path / "out", lora_weights="1")
+    assert len(tensors_in(found, NUMBERS)) == 14
+    for fault in found:
+        assert f"what was added is {float(factor):.3g} times" in fault.facts["found"]
+
+
+@pytest.mark.parametrize("name", ["wq", "wk"])
+def test_q_and_k_without_their_order_are_found(
+    tmp_path: Path, merged: Path, merged_pth: Path, name: str
+) -> None:
+    out = copied(merged_pth, tmp_path / "out")
+    (path,) = weight_files(merged)
+    hugging_face = torch.load(path, weights_only=True)
+    letter = name[-1]
+
+    def change(tensors: Tensors) -> None:
+        tensors[f"layers.1.attention.{name}.weight"] = hugging_face[
+            f"{LAYER}self_attn.{letter}_proj.weight"
+        ]
+
+    spoil(out, change)
+    vouch(out, contents=False)
+    found = faults(out)
+    assert len(tensors_in(found, NUMBERS)) == 1
+    assert "rotary order" in found[-1].facts["remedy"]
+
+
+def test_a_truncated_shard_is_found(tmp_path: Path, base: Path, adapter: Path) -> None:
+    out = tmp_path / "out"
+    merge_lora(base, adapter, out, output_type="huggingface", max_shard_size="50KB")
+    cut = weight_files(out)[2]
+    whole = cut.stat().st_size
+    with cut.open("r+b") as stream:
+        stream.truncate(whole - 1000)
+    found = faults(out)
+    assert found[0].sentence == "a file is cut off"
+    assert found[0].facts == {
+        "file": str(cut),
+        "expected": f"{whole:,} bytes",
+        "found": f"{whole - 1000:,} bytes",
+        "remedy": found[0].facts["remedy"],
+    }
+
+
+@pytest.mark.parametrize("vouched", [False, True])
+def test_an_index_that_names_the_wrong_file_is_found(
+    tmp_path: Path, base: Path, adapter: Path, vouched: bool
+) -> None:
+    out = tmp_path / "out"
+    merge_lora(base, adapter, out, output_type="huggingface", max_shard_size="50KB")
+    index = out / "pytorch_model.bin.index.json"
+    said = json.loads(index.read_text(encoding="utf-8"))
+    files = sorted(set(said["weight_map"].values()))
+    right = said["weight_map"][Q]
+    said["weight_map"][Q] = next(file for file in files if file != right)
+    index.write_text(json.dumps(said), encoding="utf-8")
+    if vouched:
+        vouch(out, contents=False)
+    found = faults(out)
+    assert any("the index names a tensor that its file does not hold" in str(f) for f in found)
+    assert any(f.facts.get("tensor") == Q for f in found)
+
+
+@pytest.mark.parametrize("pieces", [150, 152])
+@pytest.mark.parametrize("layout", ["merged", "merged_pth"])
+def test_a_tokenizer_that_is_off_by_one_piece_is_found(
+    tmp_path: Path, layout: str, pieces: int, request: pytest.FixtureRequest
+) -> None:
+    out = copied(request.getfixturevalue(layout), tmp_path / "out")
+    write_tokenizer(out, pieces)
+    vouch(out, contents=False)
+    (found,) = faults(out)
+    assert found.sentence == "tokenizer and rows do not belong together"
+    assert found.facts["expected"].startswith("151 tokens")
+    assert found.facts["found"].startswith(f"{pieces} tokens")
+
+
+def test_a_tokenizer_in_another_order_is_found(tmp_path: Path, merged: Path) -> None:
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+    out = copied(merged, tmp_path / "out")
+    model = ModelProto.FromString((out / "tokenizer.model").read_bytes())
+    model.pieces[120].piece, model.pieces[121].piece = (
+        model.pieces[121].piece,
+        model.pieces[120].piece,
+    )
+    (out / "tokenizer.model").write_bytes(model.SerializeToString())
+    vouch(out, contents=False)
+    (found,) = faults(out)
+    assert "another piece" in found.sentence
+    assert "as token 120" in found.facts["expected"]
+
+
+def test_special_ids_of_another_tokenizer_are_found(tmp_path: Path, merged: Path) -> None:
+    out = copied(merged, tmp_path / "out")
+    path = out / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"eos_token_id": 0}), encoding="utf-8")
+    vouch(out)
+    (found,) = faults(out)
+    assert found.facts["found"] == "eos_token_id 0"
+
+
+def test_a_replaced_row_that_is_the_base_s_is_found(
+    tmp_path: Path, merged: Path, base: Path
+) -> None:
+    out = copied(merged, tmp_path / "out")
+    name = "lm_head.weight"
+    row = {k: v for p in weight_files(base) for k, v in torch.load(p, weights_only=True).items()}
+
+    def change(tensors: Tensors) -> None:
+        tensors[name][100] = row[name][100]
+
+    spoil(out, change)
+    vouch(out)
+    (found,) = faults(out)
+    assert "at [100, 0]" in found.facts["expected"]
+
+
+def test_rounding_toward_zero_is_not_rounding(tmp_path: Path, merged: Path) -> None:
+    """Half of all elements one unit off, which no norm or sum would notice."""
+    out = copied(merged, tmp_path / "out")
+
+    def change(tensors: Tensors) -> None:
+        bits = tensors[Q].view(torch.int16)
+        bits[:, ::2] -= 1
+
+    spoil(out, change)
+    vouch(out)
+    (found,) = faults(out)
+    assert Q in found.facts["tensor"]
+
+
+def test_a_nan_is_found(tmp_path: Path, merged: Path) -> None:
+    out = copied(merged, tmp_path / "out")
+
+    def change(tensors: Tensors) -> None:
+        tensors[Q][3, 4] = float("nan")
+
+    spoil(out, change)
+    vouch(out)
+    (found,) = faults(out)
+    assert "at [3, 4]" in found.facts["expected"]
+    assert found.facts["found"].startswith("nan")
+
+
+def test_files_that_are_missing_or_too_many_are_found(tmp_path: Path, merged: Path) -> None:
+    out = copied(merged, tmp_path / "out")
+    (out / "generation_config.json").unlink()
+    shutil.copy(weight_files(out)[0], out / "consolidated.00.pth")
+    found = faults(out, files_only=True)
+    assert [Path(fault.facts["file"]).name for fault in found] == [
+        "generation_config.json",
+        "consolidated.00.pth",
+    ]
+
+
+def test_another_base_is_told_from_a_wrong_merge(tmp_path: Path, merged: Path) -> None:
+    other = make_base(tmp_path / "base", num_key_value_heads=4, seed=1)
+    found = faults(merged, base_model=other)
+    assert "the base is not the one that was merged" in found[0].sentence
+    assert not tensors_in(found, NUMBERS)
+
+
+def test_another_adapter_is_told(tmp_path: Path, merged: Path, base: Path) -> None:
+    other = make_adapter(tmp_path / "other", base, rows=151, seed=2)
+    found = faults(merged, lora_model=other)
+    assert "an adapter is not the one that was merged" in found[0].sentence
+    assert found[0].facts["file"].startswith(str(other))
+
+
+def test_the_command_tells_each_fault_and_ends_with_1(
+    tmp_path: Path, merged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--output_dir", str(merged)]) == 0
+    assert capsys.readouterr().out.startswith("Right:")
+    out = copied(merged, tmp_path / "out")
+    flip_in_place(weight_files(out)[0], Q, 3)
+    assert main(["--output_dir", str(out)]) == 1
+    told = capsys.readouterr()
+    assert told.out.startswith("WRONG: 3 faults")
+    assert told.err.count("WRONG: ") == 3
+    assert "expected: " in told.err
+
+
+def test_inputs_that_are_gone_are_asked_for(tmp_path: Path, merged: Path) -> None:
+    out = copied(merged, tmp_path / "out")
+    said = manifest(out)
+    said["inputs"]["base_model"]["source"] = str(tmp_path / "gone")
+    (out / "merge_manifest.json").write_text(json.dumps(said), encoding="utf-8")
+    with pytest.raises(UsageError, match="cannot be checked") as caught:
+        verify_merge(out)
+    assert "--files_only" in caught.value.facts["remedy"]
+    assert not verify_merge(out, files_only=True).faults
+
+
+def test_a_folder_without_a_manifest_needs_to_be_told_of_what_it_was_made(
+    tmp_path: Path, merged: Path, base: Path, adapter: Path
+) -> None:
+    out = copied(merged, tmp_path / "out")
+    (out / "merge_manifest.json").unlink()
+    with pytest.raises(MergeError, match="no manifest"):
+        verify_merge(out)
+    assert not verify_merge(out, base_model=base, lora_model=adapter).faults
