@@ -16,12 +16,17 @@ import mmap
 import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from .settings import IoMode
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Sha256
 
 _PAGE = 4096
 # What one read carries: large enough for the disk.
@@ -130,24 +135,55 @@ def is_cached(handle: int, size: int) -> bool:
         raise
 
 
+@dataclass(frozen=True)
+class Begun:
+    """The beginning of a file that is there already: its length, and SHA-256 of that so far."""
+
+    nbytes: int
+    sha256: Sha256
+
+
 class OutputStream(io.RawIOBase):
-    """A new file written once, front to back, and SHA-256 of it.
+    """A file written once, front to back, and SHA-256 of it.
 
     Two aligned buffers take turns: one is filled while the other is on its way to the disk and
     through the digest. Past the page cache (``direct``) the last, partial page is written whole and
     cut off afterwards.
+
+    ``digests`` are SHA-256 of the file up to the places that were marked, by place; they come when
+    the bytes are on their way. ``begun`` is what to go on from, in its own file.
     """
 
-    def __init__(self, handle: int, buffer_bytes: int, direct: bool) -> None:
+    def __init__(
+        self, handle: int, buffer_bytes: int, direct: bool, begun: Begun | None = None
+    ) -> None:
         self._handle = handle
         self._size = buffer_bytes
         self._direct = direct
         self._buffers = [aligned_buffer(buffer_bytes) for _ in range(2)]
         self._filled = 0
         self._length = 0
-        self._sha256 = sha256()
+        self._sha256 = begun.sha256.copy() if begun else sha256()
         self._pool = ThreadPoolExecutor(2)
         self._pending: tuple[Future[None], ...] = ()
+        self._digested = 0
+        self._marks: list[int] = []
+        self.digests: dict[int, str] = {}
+        if begun is not None:
+            self._go_on(begun)
+
+    def _go_on(self, begun: Begun) -> None:
+        """Cut the file to what is to stay; a last, partial page is to be written again."""
+        os.ftruncate(self._handle, begun.nbytes)
+        self._length = begun.nbytes
+        self._digested = begun.nbytes
+        os.lseek(self._handle, begun.nbytes, os.SEEK_SET)
+
+    def put_back(self, tail: bytes) -> None:
+        """Take the last bytes of the file once more: direct writes begin on a page."""
+        self._length -= len(tail)
+        os.lseek(self._handle, self._length, os.SEEK_SET)
+        self._fill(memoryview(tail))
 
     def writable(self) -> bool:
         """Always."""
@@ -164,6 +200,11 @@ class OutputStream(io.RawIOBase):
     def hexdigest(self) -> str:
         """SHA-256 of the file, once it was flushed."""
         return self._sha256.hexdigest()
+
+    def mark(self) -> int:
+        """Ask for the digest of the file up to here; return this place."""
+        self._marks.append(self._length)
+        return self._length
 
     def write(self, data) -> int:  # type: ignore[no-untyped-def]
         """Take bytes; they reach the disk when a buffer is full, or with ``flush``."""
@@ -190,13 +231,21 @@ class OutputStream(io.RawIOBase):
         """Hand the filled buffer over, when the one before it has arrived."""
         self._wait()
         view = memoryview(self._buffers[0].numpy())  # type: ignore[arg-type]
+        fresh = view[self._filled - (self._length - self._digested) : self._filled]
         whole = -(-self._filled // _PAGE) * _PAGE if self._direct else self._filled
         self._pending = (
-            self._pool.submit(self._sha256.update, view[: self._filled]),
+            self._pool.submit(self._digest, fresh, self._digested, self._marks),
             self._pool.submit(self._write_out, view[:whole]),
         )
-        self._filled = 0
+        self._filled, self._digested, self._marks = 0, self._length, []
         self._buffers.reverse()
+
+    def _digest(self, data: memoryview, start: int, marks: list[int]) -> None:
+        for mark in marks:
+            self._sha256.update(data[: mark - start])
+            data, start = data[mark - start :], mark
+            self.digests[mark] = self._sha256.hexdigest()
+        self._sha256.update(data)
 
     def _write_out(self, view: memoryview) -> None:
         while view:
@@ -214,6 +263,8 @@ class OutputStream(io.RawIOBase):
         if self._filled:
             self._send()
         self._wait()
+        self._digest(memoryview(b""), self._length, self._marks)
+        self._marks = []
         if self._direct:
             os.ftruncate(self._handle, self._length)
 
@@ -227,14 +278,20 @@ class OutputStream(io.RawIOBase):
                 os.close(self._handle)
 
 
-def create(path: Path, mode: IoMode, buffer_bytes: int) -> OutputStream:
-    """Create a file for one sequential stream, past the page cache if ``mode`` and system allow.
+def create(path: Path, mode: IoMode, buffer_bytes: int, begun: Begun | None = None) -> OutputStream:
+    """Open a file for one sequential stream, past the page cache if ``mode`` and system allow.
 
-    It goes out ``buffer_bytes`` at a time, a multiple of a page, from two buffers.
+    It goes out ``buffer_bytes`` at a time, a multiple of a page, from two buffers. The file is a
+    new one, or goes on from what was ``begun``.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    flags = os.O_WRONLY | (os.O_CREAT | os.O_TRUNC if begun is None else 0)
     handle = open_direct(path, flags) if mode != "buffered" else -1
     if handle >= 0:
-        return OutputStream(handle, buffer_bytes, direct=True)
+        stream = OutputStream(handle, buffer_bytes, direct=True, begun=begun)
+        if begun is not None:
+            with path.open("rb") as there:
+                there.seek(begun.nbytes // _PAGE * _PAGE)
+                stream.put_back(there.read())
+        return stream
     flags |= getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-    return OutputStream(os.open(path, flags, 0o666), buffer_bytes, direct=False)
+    return OutputStream(os.open(path, flags, 0o666), buffer_bytes, direct=False, begun=begun)

@@ -9,6 +9,7 @@ from pathlib import Path
 from tokenizer_tools.huggingface import CLASS_FILE_NAME
 
 from .errors import OutputError
+from .journal import JOURNAL_NAME, partial_path, read_record
 from .json_text import read_json
 from .lock import require_unlocked
 
@@ -32,12 +33,15 @@ _MODEL_FILES = (
 )
 
 
-def require_free(folder: Path, inputs: Iterable[Path], overwrite: bool) -> list[Path]:
+def require_free(
+    folder: Path, inputs: Iterable[Path], overwrite: bool, resume: bool = False
+) -> list[Path]:
     """Check that a model may be written to ``folder``; return the files it will replace.
 
-    Those are the files of an earlier result, as its manifest lists them. Raises ``OutputError`` for
-    a folder that is read from or that another run writes to, for model files without ``overwrite``,
-    and with it for model files that no manifest claims.
+    Those are the files of an earlier result, as its manifest lists them, or of an interrupted run.
+    Raises ``OutputError`` for a folder that is read from or that another run writes to, for what an
+    interrupted run left unless with ``resume`` or ``overwrite``, for model files without
+    ``overwrite``, and with it for model files that no manifest claims.
     """
     _require_writable(folder)
     if not folder.exists():
@@ -50,9 +54,20 @@ def require_free(folder: Path, inputs: Iterable[Path], overwrite: bool) -> list[
                 remedy="choose another --output_dir",
             )
     require_unlocked(folder)
+    left = leftovers(folder)
+    if left and not (overwrite or resume):
+        raise OutputError(
+            "an earlier run was interrupted here, and what it wrote is still there",
+            file=folder,
+            found=_listed(left),
+            remedy="go on with the same command and --resume, or begin anew with --overwrite, "
+            "which removes these files",
+        )
     found = {path for pattern in _MODEL_FILES for path in folder.glob(pattern)}
     present = sorted(path for path in found if path.is_file())
-    if present and not overwrite:
+    interrupted = _files_of_interrupted_run(folder)
+    may_replace = overwrite or (resume and interrupted.issuperset(path.name for path in present))
+    if present and not may_replace:
         raise OutputError(
             "the output folder holds a model already",
             file=folder,
@@ -60,7 +75,7 @@ def require_free(folder: Path, inputs: Iterable[Path], overwrite: bool) -> list[
             found=_listed(present),
             remedy="choose another --output_dir, or replace an earlier result with --overwrite",
         )
-    ours = _files_of_earlier_run(folder)
+    ours = _files_of_earlier_run(folder) | interrupted
     if foreign := [path for path in present if path.name not in ours]:
         raise OutputError(
             "the output folder holds model files that no earlier merge wrote",
@@ -69,6 +84,22 @@ def require_free(folder: Path, inputs: Iterable[Path], overwrite: bool) -> list[
             remedy="choose another --output_dir, or move these files away",
         )
     return present
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What an interrupted run left in ``folder``: its journal, and files without a name yet."""
+    names = [partial_path(folder, pattern).name for pattern in _MODEL_FILES]
+    return sorted(
+        path
+        for path in {path for name in (JOURNAL_NAME, *names) for path in folder.glob(name)}
+        if path.is_file()
+    )
+
+
+def _files_of_interrupted_run(folder: Path) -> set[str]:
+    """Those that it was about to replace, and those that it has put in place."""
+    record = read_record(folder)
+    return {*record.replaces, *record.committed} if record else set()
 
 
 def _require_writable(folder: Path) -> None:

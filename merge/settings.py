@@ -39,7 +39,8 @@ class OutputSettings:
     ``dtype`` is what the model is rounded to; left empty, it is float16, or what ``outtype`` needs.
     ``chat_template`` names one that is to be the model's, ``model_name`` is what GGUF calls it.
     ``max_memory`` is the budget for buffers, in bytes or as text ("64MB"). ``io``
-    says whether the page cache is used; see ``direct_io.py``.
+    says whether the page cache is used; see ``direct_io.py``. ``resume`` goes on with a run that
+    was interrupted, from what it has left in the output folder.
     Raises ``UsageError`` for values that mean nothing.
     """
 
@@ -55,6 +56,7 @@ class OutputSettings:
     max_memory: int | str = DEFAULT_MEMORY
     num_workers: int | None = None
     io: IoMode = "auto"
+    resume: bool = False
 
     def __post_init__(self) -> None:
         require_one_of("output_type", self.output_type, OUTPUT_TYPES)

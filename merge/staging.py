@@ -9,20 +9,26 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from .errors import OutputError
+from .journal import Journal, partial_path
 from .lock import FolderLock
+from .outputs import leftovers
 from .settings import IoMode
 from .sizes import size_text
 
 if TYPE_CHECKING:
-    from .direct_io import OutputStream
+    from .direct_io import Begun, OutputStream
 
 # No room, beyond the user's quota, or larger than this file system's files may be.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_GO_ON = "the same command with --resume goes on from there (--overwrite begins anew)"
+# What private folders of unpacked inputs are called, before a few random letters.
+_OFFLOAD = ".offload-"
 
 
 class StagedFolder:
@@ -30,7 +36,11 @@ class StagedFolder:
 
     Files are written as ``.NAME.partial`` beside their final name. Leaving the ``with`` block
     without an error makes them durable and moves them into place, in the order in which they were
-    opened; leaving it with one removes them, and the folder too if it was made here.
+    opened, so that the last one tells that all are there.
+
+    Leaving it with an error removes them, and the folder too if it was made here. With a
+    ``journal`` they stay when the run may be gone on with: after an interruption, or an error of
+    the system rather than of the inputs. The error then says so.
 
     ``obsolete`` are files of an earlier run that are removed once the new ones are in place. Raises
     ``OutputError`` while another process writes to the folder.
@@ -38,9 +48,12 @@ class StagedFolder:
 
     def __init__(self, folder: Path, obsolete: Iterable[Path] = ()) -> None:
         self.folder = folder
+        self.journal: Journal | None = None
         self._obsolete = tuple(obsolete)
-        self._files: dict[str, BinaryIO] = {}
+        self._files: dict[str, BinaryIO | None] = {}
+        self._digests: dict[str, str] = {}
         self._held = ExitStack()
+        self._is_complete = False
 
     def __enter__(self) -> StagedFolder:
         with ExitStack() as stack:
@@ -50,33 +63,39 @@ class StagedFolder:
         return self
 
     def create(
-        self, name: str, io: IoMode = "buffered", buffer_bytes: int = 1 << 20
+        self,
+        name: str,
+        io: IoMode = "buffered",
+        buffer_bytes: int = 1 << 20,
+        begun: Begun | None = None,
     ) -> OutputStream:
         """Open a large file for one sequential stream of bytes; see ``direct_io.create``."""
         from .direct_io import create
 
-        stream = create(self._partial(name), io, buffer_bytes)
-        self._opened(name, cast(BinaryIO, stream))
+        stream = create(partial_path(self.folder, name), io, buffer_bytes, begun)
+        self._files[name] = cast(BinaryIO, stream)
         return stream
 
-    def finish(self, name: str) -> None:
-        """Make a file durable and close it; it gets its name with all others."""
-        handle = self._files[name]
-        if not handle.closed:
-            handle.flush()
-            os.fsync(handle.fileno())
-            handle.close()
+    def finish(self, name: str, digest: str | None = None) -> None:
+        """Make a file durable and close it; it gets its name with all others.
 
-    def _opened(self, name: str, handle: BinaryIO) -> BinaryIO:
-        self._files[name] = handle
-        return handle
+        ``digest`` is SHA-256 of a file that an earlier run has finished.
+        """
+        stream = self._files.setdefault(name, None)
+        if stream is not None and not stream.closed:
+            stream.flush()
+            os.fsync(stream.fileno())
+            stream.close()
+        if digest is not None:
+            self._digests[name] = digest
+        elif (hexdigest := getattr(stream, "hexdigest", None)) is not None:
+            self._digests[name] = hexdigest()
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file."""
-        self._opened(name, self._partial(name).open("wb")).write(data)
-
-    def _partial(self, name: str) -> Path:
-        return self.folder / f".{name}.partial"
+        self._digests[name] = sha256(data).hexdigest()
+        stream = self._files[name] = partial_path(self.folder, name).open("wb")
+        stream.write(data)
 
     def __exit__(
         self,
@@ -86,37 +105,88 @@ class StagedFolder:
     ) -> None:
         with self._held:
             if error is not None:
-                self._discard(error)
+                self._end(error)
                 return
             try:
                 self._commit()
             except BaseException as failure:
-                self._discard(failure)
+                self._end(failure)
                 raise
 
     def _commit(self) -> None:
+        """Move everything into place. From the journal's last line on this can be done again."""
         for name in self._files:
             self.finish(name)
-        for name in self._files:
-            self._partial(name).replace(self.folder / name)
+        if self.journal is not None:
+            self.journal.commit(self._digests)
+            _sync_folder(self.folder)
+            self._withdraw_earlier(list(self._files)[-1])
+        for name, stream in self._files.items():
+            partial = partial_path(self.folder, name)
+            if stream is not None or partial.exists():
+                partial.replace(self.folder / name)
         for path in self._obsolete:
             if path.name not in self._files:
                 path.unlink(missing_ok=True)
         _sync_folder(self.folder)
+        self._is_complete = True
+        if self.journal is not None:
+            self.journal.remove()
 
-    def _discard(self, reason: BaseException) -> None:
-        """Remove what was written. Raises ``OutputError`` when a full disk is the reason."""
-        for name, handle in self._files.items():
-            with contextlib.suppress(OSError):  # what a full disk did not take is still buffered
-                handle.close()
-            self._partial(name).unlink(missing_ok=True)
-        if isinstance(reason, OSError) and reason.errno in _FULL:
-            raise OutputError(
-                "the disk took no more while the result was written",
-                file=self.folder,
-                found=reason.strerror,
-                remedy="make room or choose another --output_dir; what was written is removed",
-            ) from None
+    def _withdraw_earlier(self, last: str) -> None:
+        """Files of two results are about to stand side by side: that must not look complete."""
+        if partial_path(self.folder, last).exists():
+            (self.folder / last).unlink(missing_ok=True)
+
+    def _end(self, reason: BaseException) -> None:
+        """Keep or remove what was written. Raises ``OutputError`` in place of a system's error."""
+        if self._is_complete:
+            reason.args = ("the result is complete",)
+            return
+        may_go_on = isinstance(reason, (KeyboardInterrupt, MemoryError, OSError))
+        for stream in self._files.values():
+            if stream is not None:
+                with contextlib.suppress(OSError):  # what a full disk did not take is buffered
+                    stream.close()
+        kept = self.journal is not None and self._keep(self.journal, may_go_on)
+        if not kept:
+            self._discard()
+        if isinstance(reason, KeyboardInterrupt) and kept:
+            reason.args = (f"what was written is kept; {_GO_ON}",)
+        if isinstance(reason, OSError) and (kept or reason.errno in _FULL):
+            raise _told(reason, self.folder, kept) from reason
+
+    def _keep(self, journal: Journal, may_go_on: bool) -> bool:
+        """Write the journal's last lines; return whether there is anything to go on from."""
+        with contextlib.suppress(OSError):
+            journal.settle()
+        with contextlib.suppress(OSError):
+            journal.close()
+        return may_go_on and journal.is_useful
+
+    def _discard(self) -> None:
+        with contextlib.suppress(OSError):  # permission may be what was lost
+            for name in self._files:
+                partial_path(self.folder, name).unlink(missing_ok=True)
+            if self.journal is not None:
+                self.journal.remove()
+
+
+def _told(reason: OSError, folder: Path, kept: bool) -> OutputError:
+    if reason.errno in _FULL:
+        other = "make room or choose another --output_dir; what was written is removed"
+        return OutputError(
+            "the disk took no more while the result was written",
+            file=folder,
+            found=reason.strerror,
+            remedy=f"make room; what was written is kept, and {_GO_ON}" if kept else other,
+        )
+    return OutputError(
+        "reading or writing failed on the way",
+        file=reason.filename or folder,
+        found=reason.strerror or reason,
+        remedy=f"mend that; what was written is kept, and {_GO_ON}",
+    )
 
 
 def _sync_folder(folder: Path) -> None:
@@ -132,7 +202,7 @@ def _sync_folder(folder: Path) -> None:
 
 def require_space(folder: Path, needed: int) -> None:
     """Raise ``OutputError`` unless the disk that will hold ``folder`` has ``needed`` bytes free."""
-    free = shutil.disk_usage(_present(folder)).free
+    free = shutil.disk_usage(_present(folder)).free + _left_behind(folder)
     if free < needed:
         raise OutputError(
             "not enough room on the disk for the result",
@@ -141,6 +211,11 @@ def require_space(folder: Path, needed: int) -> None:
             found=f"{size_text(free)} free",
             remedy="make room or choose another --output_dir",
         )
+
+
+def _left_behind(folder: Path) -> int:
+    """Bytes of an interrupted run's files, which this one goes on with or removes."""
+    return sum(path.stat().st_size for path in leftovers(folder))
 
 
 def _present(folder: Path) -> Path:
@@ -172,7 +247,7 @@ class Offload:
         if not self._made:
             parent = self._given or _present(self._fallback)
             self._made = _make(parent)
-            self._made.append(Path(tempfile.mkdtemp(prefix=".offload-", dir=parent)))
+            self._made.append(Path(tempfile.mkdtemp(prefix=_OFFLOAD, dir=parent)))
         return self._made[-1]
 
     @property
@@ -184,6 +259,11 @@ class Offload:
         if self._made:
             shutil.rmtree(self._made.pop(), ignore_errors=True)
             _remove_empty(self._made)
+
+
+def is_offloaded(path: Path) -> bool:
+    """Whether a file is one that was unpacked or fetched for a single run."""
+    return any(part.startswith(_OFFLOAD) for part in path.parts)
 
 
 def _make(folder: Path) -> list[Path]:

@@ -139,6 +139,9 @@ def add_output_options(
     )
     group.add_argument("--overwrite", action="store_true", help="replace an earlier result there")
     group.add_argument(
+        "--resume", action="store_true", help="go on with a run that was interrupted there"
+    )
+    group.add_argument(
         "--dry_run", action="store_true", help="check everything, say what would be done, stop"
     )
     return group
@@ -210,6 +213,7 @@ def job_options(args: argparse.Namespace) -> dict[str, Any]:
         "max_shard_size": args.max_shard_size,
         "safe_serialization": args.safe_serialization,
         "overwrite": args.overwrite,
+        "resume": args.resume,
         "dry_run": args.dry_run,
         "max_memory": args.max_memory,
         "num_workers": args.num_workers,

@@ -61,12 +61,34 @@ class ContainerWriter(ABC):
 
     def write(self, data: memoryview) -> None:
         """Append ``data`` to the tensor whose turn it is."""
-        if self._left == 0:
-            self._next_tensor()
+        self._advance()
         assert len(data) <= self._left, "data crosses from one tensor into the next"
         assert self._sink is not None
         self._sink.write(data)
         self._left -= len(data)
+        self._advance()
+
+    @property
+    def finished(self) -> tuple[int, ...]:
+        """What ``skip`` must be told, a number for each tensor that has been written whole.
+
+        The last tensor of all is not among them until ``close``.
+        """
+        return (0,) * self._current
+
+    def skip(self, finished: Sequence[int]) -> None:
+        """Pass over the first tensors, whose data is in the stream already.
+
+        All else of the container up to there is written once more.
+        """
+        for number in finished:
+            self._begin_next()
+            self._pass_over(number)
+        self._advance()
+
+    def _pass_over(self, number: int) -> None:
+        """Take the current tensor as written; ``number`` is what ``finished`` said of it."""
+        self._left = 0
 
     @property
     def is_complete(self) -> bool:
@@ -81,7 +103,12 @@ class ContainerWriter(ABC):
             assert next(self._sinks, None) is None
         self._finish()
 
-    def _next_tensor(self) -> None:
+    def _advance(self) -> None:
+        """Begin the next tensor as soon as one is whole, so that all that belongs to it is out."""
+        while self._left == 0 and self._current < len(self.tensors) - 1:
+            self._begin_next()
+
+    def _begin_next(self) -> None:
         if self._sinks is None:
             self._sinks = self._tensor_sinks()
         self._sink = next(self._sinks)

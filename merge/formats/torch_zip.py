@@ -39,6 +39,8 @@ MAGIC = b"PK\x03\x04"
 # What torch.save names the folder inside the archive when it is given no file name.
 _ARCHIVE = "archive"
 _ALIGNMENT = 64
+# data.pkl and byteorder
+_RECORDS_BEFORE = 2
 # The classes by which a pickle names a storage's dtype; torch keeps them for this alone.
 _STORAGE_TYPES = {
     torch.float64: torch.DoubleStorage,
@@ -177,6 +179,14 @@ class TorchZipWriter(ContainerWriter):
             self._archive.begin(f"{_ARCHIVE}/data/{key}", tensor.nbytes, _ALIGNMENT)
             yield self._archive
             self._archive.end()
+
+    @property
+    def finished(self) -> tuple[int, ...]:
+        return self._archive.crcs[_RECORDS_BEFORE : _RECORDS_BEFORE + self._current]
+
+    def _pass_over(self, number: int) -> None:
+        self._archive.pass_over(self._left, number)
+        super()._pass_over(number)
 
     def _finish(self) -> None:
         self._write_record("version", b"3\n")

@@ -63,6 +63,17 @@ class ZipStream:
         info.file_size += len(data)
         self._put(data)
 
+    def pass_over(self, nbytes: int, crc: int) -> None:
+        """Take a record's data as written, by an earlier run."""
+        info = self._records[-1]
+        info.CRC, info.file_size = crc, nbytes
+        self._position += nbytes
+
+    @property
+    def crcs(self) -> tuple[int, ...]:
+        """CRC-32 of each record, the one that was begun last included."""
+        return tuple(info.CRC for info in self._records)
+
     def end(self) -> None:
         """Write what follows a record's data."""
         info = self._records[-1]

@@ -96,7 +96,9 @@ def _run(
             if not is_meta(folder):
                 read_config(folder)
         tokenizer = _tokenizer(chosen, other, base, offload)
-        replaced = require_free(output, (base, other, tokenizer.path), chosen.overwrite)
+        replaced = require_free(
+            output, (base, other, tokenizer.path), chosen.overwrite, settings.resume
+        )
         names = {"base_model": (str(base_model), base), role: (str(other_model), other)}
         job = _prepare(names, role, tokenizer, settings, chosen, offload)
         return carry_out(

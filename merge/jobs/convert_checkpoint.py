@@ -54,7 +54,7 @@ def convert_checkpoint(
         if not is_meta(folder):
             read_config(folder)
         found = read_tokenizer(own or folder)
-        replaced = require_free(output, (folder, found.path), overwrite)
+        replaced = require_free(output, (folder, found.path), overwrite, chosen.resume)
         job = _prepare(str(model), folder, found, chosen, context_length, offload)
         return carry_out(job, output, chosen, replaced, started, dry_run, on_progress)
 

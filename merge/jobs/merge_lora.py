@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from tokenizer_tools.copied import CopiedTokenizer, require_understood
 from tokenizer_tools.known import recognise_bytes
 
-from ..checksums import begin_digests
+from ..checksums import begin_digests, file_digest
 from ..deltas.adapter_config import WEIGHT_NAMES
 from ..documents import LLAMA_ONLY, ModelConfig, find_config, require_llama
 from ..errors import UsageError
+from ..identity import Reads
 from ..layouts.folder import is_meta
 from ..outputs import require_free
 from ..settings import MergeSettings, model_name
@@ -72,12 +73,11 @@ def merge_lora(
             offload,
             str(delta_model) if delta_model else None,
         )
-        replaced = require_free(output, sources.folders, overwrite)
+        replaced = require_free(output, sources.folders, overwrite, chosen.resume)
         begin_digests(folder / name for folder in sources.adapters for name in WEIGHT_NAMES)
         job = plan_merge(sources, chosen, offload)
         require_space(output, job.plan.disk_bytes)
-        if not dry_run:
-            write(job.plan, output, chosen, replaced, job.manifest, on_progress)
+        resumed = () if dry_run else write(job, output, chosen, replaced, on_progress)
         return MergeReport(
             output,
             job.plan,
@@ -85,7 +85,7 @@ def merge_lora(
             dry_run,
             tuple(summary.inputs(job)),
             tuple(summary.changes(job)),
-            tuple(summary.notes(job)),
+            (*resumed, *summary.notes(job)),
             job,
         )
 
@@ -108,6 +108,14 @@ class MergeJob:
     plan: Plan
     plain: Checkpoint
     delta: Checkpoint | None
+
+    def reads(self) -> Reads:
+        """What it reads."""
+        models = {"base_model": self.plain}
+        if self.delta is not None:
+            models["delta_model"] = self.delta
+        configs = {a.config.path: file_digest(a.config.path) for a in self.adapters}
+        return Reads(models, configs | {a.weights: a.digest for a in self.adapters})
 
     def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this merge."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizer_tools.huggingface import TokenizerFolder
 
+from ..identity import Reads
 from ..settings import OutputSettings
 from ..staging import require_space
 from ..vocabulary import Vocabulary
@@ -64,6 +65,11 @@ class PlannedJob:
         }
         return manifest(self.plan, written, inputs, self.tokenizer, self.how, {})
 
+    def reads(self) -> Reads:
+        """What it reads."""
+        models = {role: model.checkpoint for role, model in self.models.items()}
+        return Reads(models, how=self.how)
+
     def inputs(self) -> tuple[str, ...]:
         """Lines about what was read."""
         models = (
@@ -84,10 +90,9 @@ def carry_out(
 ) -> Report:
     """Write what was planned, unless ``dry_run``, and report. ``started`` is a monotonic time."""
     require_space(output, job.plan.disk_bytes)
-    if not dry_run:
-        write(job.plan, output, settings, replaced, job.manifest, on_progress)
+    resumed = () if dry_run else write(job, output, settings, replaced, on_progress)
     seconds = time.monotonic() - started
-    notes = job.notes if dry_run else (*job.notes, *job.found_out())
+    notes = job.notes if dry_run else (*resumed, *job.notes, *job.found_out())
     return Report(output, job.plan, seconds, dry_run, job.inputs(), job.changes, notes)
 
 

@@ -12,6 +12,7 @@ from tokenizer_tools.copied import require_understood
 from tokenizer_tools.huggingface import TokenizerFolder, read_tokenizer
 
 from ..documents import find_config
+from ..identity import Reads
 from ..layouts.folder import is_meta
 from ..outputs import require_free
 from ..settings import (
@@ -61,11 +62,10 @@ def resize_vocabulary(
     parent = Path(offload_dir).expanduser() if offload_dir else None
     with Offload(parent, output, chosen.io) as offload:
         sources = _find_sources(str(base_model), str(tokenizer), offload)
-        replaced = require_free(output, sources.folders, overwrite)
+        replaced = require_free(output, sources.folders, overwrite, chosen.resume)
         job = _prepare(sources, chosen, init, pad_to_multiple_of, seed, offload)
         require_space(output, job.plan.disk_bytes)
-        if not dry_run:
-            write(job.plan, output, chosen, replaced, job.manifest, on_progress)
+        resumed = () if dry_run else write(job, output, chosen, replaced, on_progress)
         return Report(
             output,
             job.plan,
@@ -73,7 +73,7 @@ def resize_vocabulary(
             dry_run,
             job.inputs(),
             job.changes(),
-            job.notes(),
+            (*resumed, *job.notes()),
         )
 
 
@@ -100,6 +100,10 @@ class ResizeJob:
     seed: int
     base_rows: int
     rows: int
+
+    def reads(self) -> Reads:
+        """What it reads."""
+        return Reads({"base_model": self.base}, how={"init": self.init, "seed": self.seed})
 
     def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this resize."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from ..identity import Reads, identity, require_same
+from ..journal import Journal, Past, read_record, verified
 from ..json_text import json_bytes
-from ..outputs import MANIFEST_NAME
+from ..outputs import MANIFEST_NAME, leftovers
 from ..settings import OutputSettings
 from ..sizes import peak_memory, size_text
 from ..staging import StagedFolder
@@ -18,24 +20,37 @@ if TYPE_CHECKING:
     from ..plan import Plan
 
 OnProgress = Callable[[int, int], object]
-Manifest = Callable[[Mapping[str, "WrittenFile"]], dict[str, Any]]
+
+
+class Job(Protocol):
+    """A job that has been checked and planned from headers."""
+
+    @property
+    def plan(self) -> Plan:
+        """What it writes."""
+
+    def reads(self) -> Reads:
+        """What it reads."""
+
+    def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
+        """What the manifest says, when the weight files have become what ``written`` tells."""
 
 
 def write(
-    plan: Plan,
+    job: Job,
     output: Path,
     settings: OutputSettings,
     replaced: Sequence[Path],
-    manifest: Manifest,
     on_progress: OnProgress | None,
-) -> None:
+) -> tuple[str, ...]:
     """Write weights first and the manifest last: the folder is complete when that is there.
 
-    ``replaced`` are the files of an earlier result that go when the new ones are in place.
-    ``manifest`` is called at the end, with what the weight files have become.
+    ``replaced`` are the files of an earlier result that go when the new ones are in place. Returns
+    what is to be told of an earlier run that was interrupted, where ``settings`` say to resume it.
     """
     from .. import engine
 
+    plan, reads = job.plan, job.reads()
     total, written = plan.tensor_bytes, 0
 
     def progress(count: int) -> None:
@@ -45,6 +60,12 @@ def write(
             on_progress(written, total)
 
     with StagedFolder(output, obsolete=replaced) as staged:
+        past = _take_up(staged, identity(plan, settings, reads), replaced, settings.resume)
+        if past.committed:
+            for name, digest in past.committed.items():
+                staged.finish(name, digest)
+            return ("an earlier run had written everything; its files were given their names",)
+        assert staged.journal is not None
         written_files = engine.run(
             plan,
             staged,
@@ -52,10 +73,43 @@ def write(
             max_memory=settings.memory,
             io=settings.io,
             progress=progress,
+            journal=staged.journal,
+            past=past,
+            named=reads.tensors(plan),
         )
         for name, data in plan.documents.items():
             staged.write(name, data)
-        staged.write(MANIFEST_NAME, json_bytes(manifest(written_files)))
+        staged.write(MANIFEST_NAME, json_bytes(job.manifest(written_files)))
+    return _told(past, plan) if settings.resume else ()
+
+
+def _take_up(
+    staged: StagedFolder, this: Mapping[str, Any], replaced: Sequence[Path], resume: bool
+) -> Past:
+    """What is right of an interrupted run, if it is to be gone on with; else its files are removed.
+
+    Raises ``OutputError`` when that run was another one.
+    """
+    record = read_record(staged.folder) if resume else None
+    past = Past()
+    if record is not None and record.is_useful:
+        require_same(staged.folder, record.identity, this)
+        past = verified(staged.folder, record)
+    journal = Journal(staged.folder, this, [path.name for path in replaced])
+    if past:
+        journal.go_on(past)
+    else:
+        for path in leftovers(staged.folder):
+            path.unlink()
+        journal.begin()
+    staged.journal = journal
+    return past
+
+
+def _told(past: Past, plan: Plan) -> tuple[str, ...]:
+    if not past:
+        return ("an interrupted run had left nothing to go on from: everything was made anew",)
+    return (f"went on after {past.done} of {len(plan.poured)} tensors of the interrupted run",)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -181,41 +183,56 @@ def large(inputs: Inputs) -> list[object]:
     return words(inputs, save_adapter(inputs.folder / "only-q", lora))
 
 
+def resume(inputs: Inputs, large: list[object], output_type: str) -> None:
+    """Go on with an interrupted run, and compare with one that was not."""
+    told = run_merge(*large, "--output_type", output_type, "--resume")
+    assert told.returncode == 0, told.stderr
+    assert "  note: went on after " in told.stdout
+    whole = inputs.folder / "whole"
+    inputs.merge(inputs.folder / "only-q", output_dir=whole, output_type=output_type)
+    names = {path.name for path in whole.iterdir()}
+    assert {path.name for path in inputs.out.iterdir()} == names
+    assert filecmp.cmpfiles(whole, inputs.out, names, shallow=False)[0] == sorted(names)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGINT to one process")
 @pytest.mark.parametrize("output_type", ["pth", "huggingface"])
-def test_interrupted_run_leaves_nothing(
+def test_interrupted_run_is_told_how_to_go_on_and_does(
     inputs: Inputs, large: list[object], output_type: str
 ) -> None:
-    before = tree(inputs.folder)
+    options = ("--output_type", output_type)
     with subprocess.Popen(
-        command(*large, "--output_type", output_type),
+        command(*large, *options),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         encoding="utf-8",
         env=quick_environment(),
     ) as process:
         assert process.stderr is not None
-        assert process.stderr.readline().startswith("writing: ")
-        assert [path.name[0] for path in inputs.out.iterdir()] == ["."]  # none under its name yet
+        for tenth in (1, 2, 3, 4):
+            assert process.stderr.readline().startswith(f"writing: {tenth}0 %")
+        assert {path.name[0] for path in inputs.out.iterdir()} == {"."}  # no final name yet
         process.send_signal(signal.SIGINT)
+        started = time.monotonic()
         out, told = process.communicate(timeout=60)
+        assert time.monotonic() - started < 2
     assert (process.returncode, out) == (130, "")
-    assert told.splitlines()[-1] == "interrupted: nothing was written under a final name"
+    assert told.splitlines()[-1].startswith("interrupted: what was written is kept")
+    assert "--resume" in told
     assert "Traceback" not in told
-    assert tree(inputs.folder) == before
+    resume(inputs, large, output_type)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
-def test_disk_that_fills_up_on_the_way_is_told_and_left_clean(
+def test_disk_that_fills_up_on_the_way_is_told_and_can_be_gone_on_with(
     inputs: Inputs, large: list[object]
 ) -> None:
     """A limit on the size of files stands in for a full disk: writing fails in the same place."""
-    before = tree(inputs.folder)
     limited = (
         "import resource, runpy, sys; sys.argv = sys.argv[1:];"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (50 << 20, 50 << 20));"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (150 << 20, 150 << 20));"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     python, script, *arguments = command(*large)
@@ -229,5 +246,7 @@ def test_disk_that_fills_up_on_the_way_is_told_and_left_clean(
     assert (told.returncode, told.stdout) == (2, "")
     assert "error: the disk took no more while the result was written" in told.stderr
     assert f"file:     {inputs.out}" in told.stderr
+    assert "--resume" in told.stderr
     assert "Traceback" not in told.stderr
-    assert tree(inputs.folder) == before
+    assert {path.name[0] for path in inputs.out.iterdir()} == {"."}
+    resume(inputs, large, "pth")

@@ -1,0 +1,120 @@
+"""What a run is: enough of it to tell whether an interrupted one may be gone on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .errors import OutputError
+from .settings import OutputSettings
+from .staging import is_offloaded
+
+if TYPE_CHECKING:
+    from .lazy import Checkpoint, LazyTensor
+    from .plan import Plan
+
+# Settings that change no byte of the result.
+_COSTS = ("max_memory", "num_workers", "io", "resume")
+_REMEDY = "give the same inputs and options to go on, or begin anew: --overwrite for --resume"
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a job reads: ``models`` by role, small files of adapters with their SHA-256.
+
+    ``how`` is what shapes the result beside its settings.
+    """
+
+    models: Mapping[str, Checkpoint]
+    adapters: Mapping[Path, str] = field(default_factory=dict)
+    how: Mapping[str, Any] = field(default_factory=dict)
+
+    def tensors(self, plan: Plan) -> dict[str, LazyTensor]:
+        """Every tensor whose content digest the manifest tells, by a name of its own."""
+        named = {
+            f"{role}: {name}": tensor
+            for role, model in self.models.items()
+            for name, tensor in model.tensors.items()
+        }
+        return named | {f"result: {name}": tensor for name, tensor in plan.tensors.items()}
+
+
+def identity(plan: Plan, settings: OutputSettings, reads: Reads) -> dict[str, Any]:
+    """What the result's bytes depend on, as JSON holds it."""
+    chosen = {name: value for name, value in asdict(settings).items() if name not in _COSTS}
+    inputs = list(_inputs(reads))
+    value = {
+        "version": __version__,
+        "inputs": dict(inputs),
+        "order": inputs,
+        "settings": {**reads.how, **chosen},
+        "result": sha256(json.dumps(list(_result(plan))).encode()).hexdigest(),
+    }
+    return json.loads(json.dumps(value))  # type: ignore[no-any-return]
+
+
+def _inputs(reads: Reads) -> Iterator[tuple[str, dict[str, str | int]]]:
+    """Large files by size and time of their last change, small ones by digest."""
+    for path, digest in reads.adapters.items():
+        yield path.name if is_offloaded(path) else str(path.resolve()), {"sha256": digest}
+    for model in reads.models.values():
+        for path in model.files:
+            status = path.stat()
+            if is_offloaded(path):  # fetched or unpacked for this run alone
+                yield path.name, {"bytes": status.st_size}
+            else:
+                place = str(path.resolve())
+                yield place, {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _result(plan: Plan) -> Iterator[list[object]]:
+    """Every tensor with its pieces, in the order of writing, and every document."""
+    for item in plan.poured:
+        pieces = [[*vars(piece).values()] for piece in item.pieces]
+        tensor = item.tensor
+        yield [item.name, list(tensor.shape), str(tensor.dtype), tensor.origin, pieces]
+    for name, data in {**plan.documents, **plan.headers}.items():
+        yield [name, sha256(data).hexdigest()]
+
+
+def require_same(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ``OutputError`` saying in what a run differs from the one that was interrupted."""
+    if then == now:
+        return
+    if then["version"] != now["version"]:
+        sentence = "the interrupted run was one of another version of this program"
+        raise _different(sentence, folder, then["version"], now["version"])
+    for name, value in then["inputs"].items():
+        if name not in now["inputs"]:
+            raise _different("the interrupted run had another input", folder, name, "not given")
+        if value != now["inputs"][name]:
+            sentence = "an input has changed since the run was interrupted"
+            raise _different(sentence, name, _words(value), _words(now["inputs"][name]))
+    if extra := [name for name in now["inputs"] if name not in then["inputs"]]:
+        raise _different("the interrupted run did not have this input", extra[0], None, None)
+    for name in {**then["settings"], **now["settings"]}:
+        before, after = then["settings"].get(name), now["settings"].get(name)
+        if before != after:
+            sentence = f"the interrupted run had another --{name}"
+            raise _different(sentence, folder, before, after)
+    raise _different("the interrupted run was to write another model", folder, None, None)
+
+
+def _different(sentence: str, file: object, then: object, now: object) -> OutputError:
+    return OutputError(sentence, file=file, expected=then, found=now, remedy=_REMEDY)
+
+
+def _words(entry: Mapping[str, Any]) -> str:
+    if "sha256" in entry:
+        return f"SHA-256 {entry['sha256']}"
+    size = f"{entry['bytes']:,} bytes"
+    if "mtime_ns" not in entry:
+        return size
+    changed = datetime.fromtimestamp(entry["mtime_ns"] / 1e9).isoformat(" ", "microseconds")
+    return f"{size}, last changed {changed}"

@@ -1,0 +1,298 @@
+"""The journal of a run: how far its files had come, so that an interrupted run can go on.
+
+Lines of JSON in the output folder: what the run is (``identity.py``), then, whenever a tensor is
+whole, how long each file was that it went into and SHA-256 of the file up to there, and at last
+what every file is to be, before they get their names. Nothing here is believed unless the files
+agree with it, so lines need not be durable, but for the last one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Sha256
+
+JOURNAL_NAME = ".merge_journal"
+_FORMAT = 1
+_PIECE_BYTES = 4 << 20
+_THREADS = 2
+
+
+def partial_path(folder: Path, name: str) -> Path:
+    """Where a file is written before it gets its name."""
+    return folder / f".{name}.partial"
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a file had come: its length, SHA-256 up to there, and what its container's writer
+    must be told of the tensors that were finished since the place before.
+    """
+
+    nbytes: int
+    sha256: str
+    finished: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line: ``done`` tensors of the plan are whole. ``digests`` are those of tensors' contents
+    that became known; the line ends at byte ``end`` of the journal.
+    """
+
+    done: int
+    files: Mapping[str, Place]
+    digests: Mapping[str, str]
+    end: int = 0
+
+
+@dataclass(frozen=True)
+class Record:
+    """A journal as it was found; ``committed`` are the files' digests if all of them were whole.
+
+    ``replaces`` names files of an earlier result that the run was allowed to replace.
+    """
+
+    identity: Mapping[str, Any]
+    replaces: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    committed: Mapping[str, str]
+
+    @property
+    def is_useful(self) -> bool:
+        """Whether there may be anything to go on from."""
+        return bool(self.entries or self.committed)
+
+
+def read_record(folder: Path) -> Record | None:
+    """The journal of an interrupted run, as far as its lines are whole; None if it is of no use."""
+    try:
+        text = (folder / JOURNAL_NAME).read_bytes()
+    except OSError:
+        return None
+    lines, end = [], 0
+    for line in text.splitlines(keepends=True):
+        end += len(line)
+        try:
+            lines.append((json.loads(line), end))
+        except ValueError:
+            break
+    try:
+        return _record(lines)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return None
+
+
+def _record(lines: Sequence[tuple[Any, int]]) -> Record | None:
+    head = lines[0][0]
+    if head["format"] != _FORMAT:
+        return None
+    entries = tuple(_entry(line, end) for line, end in lines[1:] if "done" in line)
+    committed = [dict(line["committed"]) for line, _ in lines if "committed" in line]
+    return Record(head["identity"], tuple(head["replaces"]), entries, (committed or [{}])[-1])
+
+
+def _entry(line: Mapping[str, Any], end: int) -> Entry:
+    files = {
+        name: Place(int(nbytes), str(digest), tuple(map(int, finished)))
+        for name, (nbytes, digest, finished) in line["files"].items()
+    }
+    return Entry(int(line["done"]), files, dict(line["digests"]), end)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The beginning of a file that is right: its length, SHA-256 so far, and its tensors."""
+
+    nbytes: int
+    sha256: Sha256
+    finished: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Past:
+    """What an earlier run has left that is right: ``done`` tensors of the plan, in these files.
+
+    ``committed`` are the files' digests when all were whole; they only want their names.
+    """
+
+    done: int = 0
+    files: Mapping[str, Prefix] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    committed: Mapping[str, str] = field(default_factory=dict)
+    end: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.done or self.committed)
+
+
+def verified(folder: Path, record: Record) -> Past:
+    """Hash what is there, and keep what the journal and all files agree on."""
+    if record.committed and all(
+        _is_whole(folder, name, digest) for name, digest in record.committed.items()
+    ):
+        return Past(committed=record.committed)
+    names = {name for entry in record.entries for name in entry.files}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        checks = {name: pool.submit(_hashed, folder, name, record.entries) for name in names}
+        reached = {name: check.result() for name, check in checks.items()}
+    agreed = min((len(entries) for entries in reached.values()), default=0)
+    entries = record.entries[:agreed]
+    files = {
+        name: _prefix(name, entries, hashes[: len(entries)])
+        for name, hashes in reached.items()
+        if any(name in entry.files for entry in entries)
+    }
+    digests = {name: digest for entry in entries for name, digest in entry.digests.items()}
+    return Past(entries[-1].done, files, digests, end=entries[-1].end) if entries else Past()
+
+
+def _is_whole(folder: Path, name: str, digest: str) -> bool:
+    """Whether a file is right, under its name or about to get it."""
+    path = partial_path(folder, name)
+    path = path if path.exists() else folder / name
+    try:
+        with path.open("rb", buffering=0) as stream:
+            hasher = sha256()
+            _read_on(stream, hasher, path.stat().st_size)
+            return hasher.hexdigest() == digest
+    except OSError:
+        return False
+
+
+def _hashed(folder: Path, name: str, entries: Sequence[Entry]) -> list[Sha256 | None]:
+    """SHA-256 of a file at each entry, as long as file and entries agree; None before it began."""
+    hasher, begun = sha256(), False
+    hashes: list[Sha256 | None] = []
+    try:
+        with partial_path(folder, name).open("rb", buffering=0) as stream:
+            for entry in entries:
+                if place := entry.files.get(name):
+                    whole = _read_on(stream, hasher, place.nbytes - stream.tell())
+                    if not whole or hasher.hexdigest() != place.sha256:
+                        break
+                    begun = True
+                hashes.append(hasher.copy() if begun else None)
+    except FileNotFoundError:
+        hashes += [None] * _entries_before(name, entries)
+    return hashes
+
+
+def _entries_before(name: str, entries: Sequence[Entry]) -> int:
+    return next(number for number, entry in enumerate(entries) if name in entry.files)
+
+
+def _read_on(stream: BinaryIO, hasher: Sha256, count: int) -> bool:
+    """Hash the next bytes; False when the file has fewer."""
+    buffer = memoryview(bytearray(min(_PIECE_BYTES, max(1, count))))
+    while count > 0:
+        taken = stream.readinto(buffer[:count])  # type: ignore[attr-defined]
+        if not taken:
+            return False
+        hasher.update(buffer[:taken])
+        count -= taken
+    return True
+
+
+def _prefix(name: str, entries: Sequence[Entry], hashes: Sequence[Sha256 | None]) -> Prefix:
+    places = [entry.files[name] for entry in entries if name in entry.files]
+    hasher = hashes[-1]
+    assert hasher is not None
+    return Prefix(places[-1].nbytes, hasher, tuple(n for place in places for n in place.finished))
+
+
+class Marked(Protocol):
+    """A stream that tells SHA-256 of what it was given up to a marked place, a little later."""
+
+    digests: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A place in a file that is being written; its digest is still to come."""
+
+    stream: Marked
+    nbytes: int
+    finished: tuple[int, ...]
+
+
+class Journal:
+    """What a run writes down in ``folder`` while its lock is held.
+
+    ``identity`` says what the run is; ``replaces`` names files that it may replace.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], replaces: Iterable[str]) -> None:
+        self._path = folder / JOURNAL_NAME
+        self._head = {"format": _FORMAT, "identity": identity, "replaces": list(replaces)}
+        self._stream: BinaryIO | None = None
+        self._waiting: list[tuple[int, Mapping[str, Reached | Place], Mapping[str, str]]] = []
+        self.is_useful = False
+
+    def begin(self) -> None:
+        """Begin anew."""
+        self._stream = self._path.open("wb")
+        self._write(self._head)
+
+    def go_on(self, past: Past) -> None:
+        """Write on after the last line that ``past`` goes by."""
+        self._stream = self._path.open("r+b")
+        if not past.committed:
+            self._stream.truncate(past.end)
+        self._stream.seek(0, os.SEEK_END)
+        self.is_useful = True
+
+    def add(
+        self, done: int, files: Mapping[str, Reached | Place], digests: Mapping[str, str]
+    ) -> None:
+        """Note that ``done`` tensors are whole; the line is written when all digests are there."""
+        self._waiting.append((done, files, digests))
+        self.settle()
+
+    def settle(self) -> None:
+        """Write down what is known by now, in order."""
+        while self._waiting:
+            done, files, digests = self._waiting[0]
+            places = {name: _settled(place) for name, place in files.items()}
+            if None in places.values():
+                return
+            del self._waiting[0]
+            self._write({"done": done, "files": places, "digests": digests})
+            self.is_useful = True
+
+    def commit(self, digests: Mapping[str, str]) -> None:
+        """Note, durably, that all files are whole and durable."""
+        self._write({"committed": dict(digests)})
+        assert self._stream is not None
+        os.fsync(self._stream.fileno())
+        self.is_useful = True
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        assert self._stream is not None
+        self._stream.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Close the file and leave it there."""
+        if self._stream is not None:
+            self._stream.close()
+
+    def remove(self) -> None:
+        """Close the file and remove it."""
+        self.close()
+        self._path.unlink(missing_ok=True)
+
+
+def _settled(place: Reached | Place) -> tuple[int, str, tuple[int, ...]] | None:
+    if isinstance(place, Place):
+        return place.nbytes, place.sha256, place.finished
+    digest = place.stream.digests.get(place.nbytes)
+    return None if digest is None else (place.nbytes, digest, place.finished)
