@@ -63,6 +63,11 @@ class LazyTensor(ABC):
         return Transposed(self.shape[::-1], self.dtype, f"{self.origin}, transposed", self)
 
     @property
+    def path(self) -> Path | None:
+        """The file that holds the tensor, where it is in one file as it is."""
+        return None
+
+    @property
     def rows(self) -> int:
         """Size of dimension 0; 1 for a scalar, which is read as one row."""
         return self.shape[0] if self.shape else 1

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
@@ -35,6 +35,12 @@ class Patch(ABC):
 
         ``before`` reads the whole tensor once more, for patches that depend on all of it.
         """
+
+    @property
+    def tensors(self) -> tuple[LazyTensor, ...]:
+        """What it is made of."""
+        values = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+        return tuple(value.unordered() for value in values if isinstance(value, LazyTensor))
 
     def transposed(self) -> Patch:
         """The same change of a tensor that is stored transposed."""
@@ -259,11 +265,38 @@ class Merged(LazyTensor):
             else int(bad.nonzero()[0])
         )
         value = float(block[row][bad[row]].flatten()[0])
+        for patch in (patch for stage in self.stages for patch in stage):
+            for tensor in patch.tensors:
+                if (place := _row_without_number(tensor)) is not None:
+                    raise _no_number(tensor, place)
         raise NumberError(
             "the merged value cannot be written in this dtype",
+            file=self.start.unordered().path,
             tensor=f"{self.origin}, row {first_row + row}",
             expected=f"finite values up to {largest:g} ({str(self.dtype).removeprefix('torch.')})",
             found=f"{value:g}",
-            remedy="write --dtype bfloat16 or float32; if the value is inf or nan, the base or an "
-            "adapter is damaged",
+            remedy="write --dtype bfloat16 or float32; if the value is inf or nan, this file is "
+            "damaged",
         )
+
+
+def _row_without_number(tensor: LazyTensor) -> int | None:
+    """The first row that holds an infinite value or none, read in blocks."""
+    step = block_rows(tensor.shape)
+    for start in range(0, tensor.rows, step):
+        finite = tensor.read(start, min(start + step, tensor.rows)).isfinite()
+        if not finite.all():
+            return start + int((~finite).nonzero()[0][0])
+    return None
+
+
+def _no_number(tensor: LazyTensor, row: int) -> NumberError:
+    values = tensor.read(row, row + 1).flatten()
+    return NumberError(
+        "what is added to the base holds a value that is no finite number",
+        file=tensor.path,
+        tensor=f"{tensor.origin}, row {row}",
+        expected="finite values",
+        found=f"{float(values[~values.isfinite()][0]):g}",
+        remedy="the training diverged or the file is damaged: save it or fetch it again",
+    )

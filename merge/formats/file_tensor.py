@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 import torch
 
@@ -21,6 +22,10 @@ class FileTensor(LazyTensor):
     file: InputFile
     offset: int
     strides: tuple[int, ...]
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
 
     def reader(self) -> RowReader:
         if self.is_contiguous():

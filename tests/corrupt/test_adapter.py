@@ -159,8 +159,19 @@ def test_adapter_with_a_value_that_is_no_number(inputs: Inputs, value: float) ->
     tensors[B][5, 1] = value
     save_adapter(inputs.llama, tensors)
     error = inputs.refused(NumberError, inputs.llama)
-    assert f"{Q_PROJ}.weight, row 5" in error.facts["tensor"]
-    assert "damaged" in error.facts["remedy"]
+    assert error.facts["file"] == str(inputs.llama / "adapter_model.bin")
+    assert f"{B}, row 5" in error.facts["tensor"]
+    assert error.facts["found"] == f"{value:g}"
+    assert "diverged" in error.facts["remedy"]
+
+
+def test_whole_tensor_of_an_adapter_with_a_value_that_is_no_number(inputs: Inputs) -> None:
+    tensors = adapter_tensors(LLAMA_ROWS)
+    tensors[f"{PREFIX}lm_head.weight"][9, 1] = float("nan")
+    save_adapter(inputs.llama, tensors)
+    error = inputs.refused(NumberError, inputs.llama, dtype="float32")
+    assert error.facts["file"] == str(inputs.llama / "adapter_model.bin")
+    assert "lm_head.weight, row 9" in error.facts["tensor"]
 
 
 @pytest.mark.parametrize("fields", [{"r": 8}, {"rank_pattern": {"q_proj": 4}}])
