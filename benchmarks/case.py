@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, measure, peers
+from benchmarks import machine, measure, peers, sink
 from benchmarks.job import ROOT, Job, copy_sources, make_models
 from benchmarks.rounds import Rounds, Sample, Step
 
 CP, DIRECT = "cp + sync", "O_DIRECT copy"
 ROOM = 1.02  # free space wanted, in outputs
-SINK_ROOM = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,9 @@ class Case:
 
     ``jobs`` by the name of their row; all write about as many bytes. ``floors`` are ``cp``,
     ``direct`` and names of jobs that the others are compared with. ``cold``: inputs are dropped
-    from the page cache before every run; None: nothing is done about it. ``sink``: outputs are
-    discarded while they are written. ``throwaway``: models that were made for it are deleted again.
+    from the page cache before every run; None: nothing is done about it. ``sink``: outputs go to
+    memory and are discarded while they are written. ``throwaway``: models that were made for it
+    are deleted again.
     """
 
     name: str
@@ -85,11 +85,13 @@ def _models(case: Case) -> list[Path]:
 
 
 def _require_room(case: Case) -> None:
+    """Also that outputs can be discarded, where they have to be."""
+    if case.sink and not sink.is_possible():
+        raise NoRoomError("discarding outputs needs Linux and unshare (util-linux)")
     free = shutil.disk_usage(case.job.work_dir).free
-    outputs = [job.output_bytes for job in case.jobs.values() if "--dry_run" not in job.rest]
-    wanted = max(outputs, default=0) * ROOM * (2 if case.keep_output else 1)
-    wanted = min(wanted, SINK_ROOM) if case.sink else wanted
-    if free < wanted:
+    wanted = max(job.output_bytes for job in case.jobs.values()) * ROOM
+    wanted *= 2 if case.keep_output else 1
+    if free < wanted and not case.sink:
         raise NoRoomError(f"{case.job.work_dir} has room for {free:,} bytes, not {wanted:,.0f}")
 
 

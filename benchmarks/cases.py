@@ -80,7 +80,7 @@ def _seventy(work_dir: Path, script: Path) -> list[Case]:
     }
     return [
         Case("70b", {"merge": whole}, floors=(), cold=None, runs=1, sink=True, throwaway=True),
-        Case("70b-dry-run", plan, floors=(), cold=None, runs=5, throwaway=True),
+        Case("70b-dry-run", plan, (), cold=None, runs=5, sink=True, throwaway=True),
     ]
 
 

@@ -61,7 +61,9 @@ def ratios(record: Record, step: str, floor: str, key: str = "total") -> Spread 
 
 
 def amplification(record: Record, step: str) -> Spread | None:
-    """Bytes written to the disk over bytes of output."""
+    """Bytes written to the disk over bytes of output; None when no disk took part."""
+    if record["sink"]:
+        return None
     return spread(
         [
             sample["written"] / sample["output_bytes"]

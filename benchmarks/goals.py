@@ -93,7 +93,7 @@ CACHED = {
     "1b-pth2": "1.1B → .pth, 2 shards, cached",
 }
 MEMORY = {"1b-bin": "1.1B", "7b-bin": "7B", "70b": "70B"}
-WRITTEN = ("7b-bin", *LARGE, *CACHED, "70b")
+WRITTEN = ("7b-bin", *LARGE, *CACHED)
 GOALS = (
     Goal("7B .bin → .bin, not cached / cp + sync", ("7b-bin",), 0.7, 0.45, _ratio("7b-bin", CP)),
     Goal("the same / O_DIRECT copy", ("7b-bin",), 1.6, 1.2, _ratio("7b-bin", DIRECT)),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks import process
 from benchmarks.cache import BLOCK
+from benchmarks.sink import Sink
 
 DIRECT_COPY = Path(__file__).with_name("direct_copy.py")
 # A user's shell has neither. Without bytecode, importing torch takes 2 s more each time.
@@ -41,11 +42,11 @@ class Usage:
         return self.wall + self.sync
 
 
-def measure(command: Sequence[str], log: Path, output: Path) -> Usage:
+def measure(command: Sequence[str], log: Path, output: Path, sink: Sink | None = None) -> Usage:
     """Run ``command``, its messages going to ``log``; then bring what is in ``output`` to disk.
 
     ``read`` and ``written`` are bytes moved between disk and memory on behalf of the process, by
-    ``/proc/PID/io``; pages that were in the cache already do not count.
+    ``/proc/PID/io``; pages that were in the cache already do not count, nor does a ``sink``.
     """
     environment = {key: text for key, text in os.environ.items() if key not in NOT_A_USERS}
     with log.open("wb") as messages:
@@ -53,8 +54,12 @@ def measure(command: Sequence[str], log: Path, output: Path) -> Usage:
         started = subprocess.Popen(
             command, stdout=messages, stderr=subprocess.STDOUT, env=environment
         )
+        if sink is not None:
+            sink.begin(started.pid)
         code, cpu, peak, traffic = process.wait(started)
         wall = time.perf_counter() - start
+    if sink is not None:
+        sink.stop()
     start = time.perf_counter()
     sync_folder(output)
     sync = time.perf_counter() - start

@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     output.add_argument("--safe_serialization", action="store_true")
     output.add_argument("--num_shards", type=int)
     output.add_argument("--outtype", help="of GGUF: f16, q8_0")
-    output.add_argument("--sink", action="store_true", help="discard what is written")
+    output.add_argument("--sink", action="store_true", help="write into memory and discard it")
     _add_measuring(made.add_argument_group("measuring"))
     return made
 

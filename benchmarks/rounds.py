@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import cache, measure
-from benchmarks.discard import Discard
 from benchmarks.job import ROOT, Job
 from benchmarks.measure import Usage
+from benchmarks.sink import Sink, wrapped
 
 VERIFY = ROOT / "benchmarks" / "verify.py"
 
@@ -85,13 +85,12 @@ class Rounds:
         """Run a step, leaving its output; whether it succeeded."""
         cached = self._prepare(step)
         log = self.work_dir / "command.log"
-        sink = Discard(step.output)
-        if self.sink:
-            sink.start()
-        usage = measure.measure(step.command, log, step.output)
-        if self.sink:
-            sink.stop()
+        sink = Sink(step.output) if self.sink else None
+        command = wrapped(step.command, step.output) if sink else step.command
+        usage = measure.measure(command, log, step.output, sink)
         said = log.read_text(encoding="utf-8", errors="replace").strip()
+        if sink is not None and sink.error is not None:
+            raise SystemExit(f"holes cannot be punched here: {sink.error}")
         if usage.exit_code:
             if not step.may_fail:
                 raise SystemExit(f"{step.name} ended with {usage.exit_code}:\n{said[-2000:]}")
@@ -99,9 +98,7 @@ class Rounds:
             self.failures[step.name] = f"exit code {usage.exit_code}: {lines[-1][:300]}"
             tell(f"{step.name}: {self.failures[step.name]}")
             return False
-        if sink.error is not None:
-            raise SystemExit(f"{step.output} is no place for a sink: {sink.error}")
-        size = measure.folder_bytes(step.output)
+        size = sum(sink.sizes.values()) if sink else measure.folder_bytes(step.output)
         self.samples.append(Sample(step.name, usage, cached, said[-200:], size))
         tell(f"{step.name}: {usage.total:.2f} s")
         return True
@@ -110,7 +107,7 @@ class Rounds:
         """No output, nothing waiting to be written, the cache as it was asked for."""
         self._clear()
         step.output.parent.mkdir(parents=True, exist_ok=True)
-        if not step.makes_output:
+        if self.sink or not step.makes_output:
             step.output.mkdir()
         if hasattr(os, "sync"):
             os.sync()

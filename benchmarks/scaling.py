@@ -29,7 +29,7 @@ def sizes(records: Records) -> list[list[str]]:
         table.append(
             [
                 name.removeprefix("size-").removesuffix("-bin")
-                + (" (sparse base, output discarded)" if record["sink"] else ""),
+                + (" (no disk: sparse base, output discarded)" if record["sink"] else ""),
                 f"{size:.1f}",
                 cell(total),
                 f"{total.middle / size:.2f}" if total else "-",

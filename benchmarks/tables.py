@@ -68,7 +68,7 @@ def described(record: Record) -> list[str]:
     """What was measured, for the lines above a table."""
     jobs = record["jobs"]
     lines = [f"{name}: {job['described']}" for name, job in jobs.items()]
-    sink = "; outputs discarded while they were written" if record["sink"] else ""
+    sink = "; outputs in memory, discarded at once" if record["sink"] else ""
     lines.append(f"{figures.cache_state(record)}; {record['runs']} runs, min / median / max{sink}")
     return lines
 

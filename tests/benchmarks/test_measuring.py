@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cache, discard
+from benchmarks import cache, sink
 from benchmarks.measure import direct_copy_command, measure
 
 LINUX_ONLY = pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
@@ -87,27 +87,33 @@ def test_measured_commands_see_no_setting_of_the_harness(
 
 
 @LINUX_ONLY
-def test_discarded_file_keeps_its_length_and_its_end(
+def test_sink_takes_what_the_memory_would_not_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(discard, "KEPT_BYTES", 1 << 20)
-    path = tmp_path / "out" / "data"
-    path.parent.mkdir()
-    sink = discard.Discard(path.parent)
-    sink.start()
-    with path.open("wb") as file:
-        for _ in range(8):
-            file.write(b"x" * (1 << 20))
-            file.flush()
-            os.fsync(file.fileno())
-    deadline = 100
-    while path.stat().st_blocks * 512 > 1 << 20 and sink.error is None and deadline:
-        sink.join(0.05)
-        deadline -= 1
-    sink.stop()
-    if sink.error is not None:
-        pytest.skip(f"this file system punches no holes: {sink.error}")
-    content = path.read_bytes()
-    assert len(content) == 8 << 20
-    assert content[-(1 << 20) :] == b"x" * (1 << 20)
-    assert content.count(b"x") == 1 << 20
+    monkeypatch.setattr(sink, "KEPT_BYTES", 1 << 20)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    code = (
+        "import os, shutil, sys, time\n"
+        "file = open(sys.argv[1] + '/data', 'wb')\n"
+        "for _ in range(8):\n"
+        "    file.write(b'x' * (1 << 20))\n"
+        "file.flush()\n"
+        "end = time.monotonic() + 20\n"
+        "while os.stat(file.name).st_blocks * 512 > 1 << 20 and time.monotonic() < end:\n"
+        "    time.sleep(0.05)\n"
+        "content = open(file.name, 'rb').read()\n"
+        "print(len(content), content.count(b'x'), content[-(1 << 20):].count(b'x'))\n"
+        "print(shutil.disk_usage(sys.argv[1]).free)\n"
+    )
+    command = sink.wrapped([sys.executable, "-c", code, str(folder)], folder)
+    if subprocess.run(sink.wrapped(["true"], folder), capture_output=True, check=False).returncode:
+        pytest.skip("this system lets nobody mount in a namespace of his own")
+    watching = sink.Sink(folder)
+    usage = measure(command, tmp_path / "log", folder, watching)
+    told = (tmp_path / "log").read_text(encoding="utf-8").split()
+    assert (usage.exit_code, watching.error) == (0, None)
+    assert list(map(int, told[:3])) == [8 << 20, 1 << 20, 1 << 20]
+    assert int(told[3]) > 500 << 30
+    assert [*watching.sizes.values()] == [8 << 20]
+    assert list(folder.iterdir()) == []
