@@ -56,7 +56,7 @@ class Gguf:
 class Q8Tensor(LazyTensor):
     """A Q8_0 matrix as float32; ``blocks`` are its bytes, shape (rows, columns / 32 x 34)."""
 
-    blocks: FileTensor
+    blocks: LazyTensor
 
     def reader(self) -> RowReader:
         block_rows_of = self.blocks.reader()

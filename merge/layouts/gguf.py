@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,5 +197,12 @@ def _in_order(
                 remedy="fetch the file again, or make it anew",
             )
         rotary = entry.row.rotary is not None
-        tensors[entry.hf] = in_halves(tensor, shape.head_dim) if rotary else tensor
+        tensors[entry.hf] = _in_halves(tensor, shape.head_dim) if rotary else tensor
     return tensors
+
+
+def _in_halves(tensor: LazyTensor, head_dim: int) -> LazyTensor:
+    """q or k in Hugging Face's order; of quantised ones it is the blocks that are put in order."""
+    if isinstance(tensor, container.Q8Tensor):
+        return replace(tensor, blocks=in_halves(tensor.blocks, head_dim))
+    return in_halves(tensor, head_dim)

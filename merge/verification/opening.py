@@ -10,9 +10,9 @@ from typing import Any
 from ..errors import UsageError
 from ..formats import open_container
 from ..json_text import read_json
-from ..layouts import huggingface, llama, meta
+from ..layouts import gguf, huggingface, llama, meta
 from ..layouts.config import CONFIG_NAME
-from ..layouts.folder import is_meta
+from ..layouts.folder import is_gguf, is_meta
 from ..lazy import LazyTensor, dtype_name
 from ..staging import Offload
 
@@ -40,12 +40,15 @@ class Opened:
 
 
 def open_any(path: Path, offload: Offload | None = None) -> Opened:
-    """Open a folder in Hugging Face's or Meta's layout, or a single weight file.
+    """Open a folder in any layout, or a single weight file.
 
     What config.json asks for need not be there: a comparison names what is missing. Raises
     ``UsageError`` for a path that does not exist, ``LayoutError`` and ``FormatError`` for files
     that contradict each other or are damaged.
     """
+    if path.exists() and is_gguf(path):
+        found = gguf.open_gguf(path, offload.io if offload else "auto")
+        return Opened(path, "GGUF", found.tensors, found.config)
     if path.is_file():
         return Opened(path, "one file", _weights(open_container(path, offload)), {})
     if not path.is_dir():

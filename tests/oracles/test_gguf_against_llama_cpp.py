@@ -20,7 +20,8 @@ import torch
 from merge import convert_checkpoint, merge_lora
 from merge.formats import InputFile
 from merge.formats import gguf as container
-from tests.tiny import make_adapter, make_base, write_tokenizer
+from merge.layouts.folder import open_checkpoint
+from tests.tiny import load_weights, make_adapter, make_base, write_tokenizer
 from tokenizer_tools import spm
 from tokenizer_tools.extend import extend, text_pieces
 
@@ -194,6 +195,20 @@ def test_a_file_is_the_one_that_the_converter_writes(
     assert [path.name for path in ours] == [stem + p.name.removeprefix("model") for p in theirs]
     for one, other in zip(ours, theirs, strict=True):
         require_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "name", ["f16", "f32", "grouped-heads", "tied", "other-head-size", "split"]
+)
+def test_the_converters_file_is_read_as_the_model_that_it_was_made_from(
+    pairs: dict[str, tuple[Path, Path]], name: str
+) -> None:
+    ours, theirs = pairs[name]
+    wanted = load_weights(ours.parents[1] / "models" / name)
+    found = open_checkpoint(theirs).tensors
+    assert found.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        assert torch.equal(found[key].read().float(), tensor.float()), key
 
 
 def test_the_cases_are_what_they_are_called(pairs: dict[str, tuple[Path, Path]]) -> None:

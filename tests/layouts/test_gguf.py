@@ -1,0 +1,246 @@
+"""LLaMA in GGUF: what goes in comes out, and what cannot be right is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from merge import convert_checkpoint
+from merge.errors import LayoutError, NumberError, UsageError, VocabularyError
+from merge.layouts import llama
+from merge.layouts.config import LlamaShape
+from merge.layouts.folder import open_checkpoint
+from merge.layouts.gguf import open_gguf
+from tests.support import ROOT
+from tests.tiny import load_weights, make_base, write_tokenizer
+
+gguf = pytest.importorskip("gguf", reason="needs the package gguf")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("gguf") / "base", num_key_value_heads=2)
+
+
+def _poured(base: Path, output: Path, **options: Any) -> Path:
+    convert_checkpoint(base, output, output_type="gguf", **options)
+    return output
+
+
+def test_the_tables_names_are_the_packages() -> None:
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 3)
+    shape = LlamaShape(64, 176, 3, 8, 8, 8, False)
+    for entry in llama.entries(shape):
+        assert entry.gguf == names.get_name(entry.hf, (".weight",))
+
+
+@pytest.mark.parametrize("outtype", ["f16", "f32"])
+@pytest.mark.parametrize("split", [None, "50kB"])
+def test_what_is_poured_comes_back(
+    base: Path, tmp_path: Path, outtype: str, split: str | None
+) -> None:
+    output = _poured(base, tmp_path / "out", outtype=outtype, split_max_size=split)
+    found, wanted = open_checkpoint(output), load_weights(base)
+    shape = LlamaShape.from_config(found.config, "")
+    assert list(found.tensors) == [entry.hf for entry in llama.entries(shape)]
+    for name, tensor in wanted.items():
+        read = found.tensors[name].read()
+        is_half = outtype == "f16" and tensor.dim() > 1
+        assert read.dtype == (torch.float16 if is_half else torch.float32)
+        assert torch.equal(read.float(), tensor.float()), name
+    assert (len(found.files) == 1) == (split is None)
+
+
+def test_q8_0_comes_back_within_half_a_step_of_each_block(base: Path, tmp_path: Path) -> None:
+    found = open_gguf(_poured(base, tmp_path / "out", outtype="q8_0") / "ggml-model-q8_0.gguf")
+    for name, tensor in load_weights(base).items():
+        read, wanted = found.tensors[name].read().double(), tensor.double()
+        if tensor.dim() < 2 or tensor.shape[1] % 32:
+            assert torch.equal(read, wanted), name
+            continue
+        blocks = wanted.view(tensor.shape[0], -1, 32)
+        steps = blocks.abs().amax(dim=2, keepdim=True) / 127
+        off = (read.view_as(blocks) - blocks).abs()
+        assert float((off / steps).max()) < 0.5 + 127 * 2**-11, name
+        assert float((off / steps).max()) > 0.3, name
+
+
+def test_the_configuration_is_told_by_the_metadata(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", num_key_value_heads=2, head_dim=16)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    found = open_gguf(_poured(base, tmp_path / "out")).config
+    shape = LlamaShape.from_config(config, "")
+    assert LlamaShape.from_config(found, "") == shape
+    assert found["rms_norm_eps"] == pytest.approx(1e-6)
+    assert found["max_position_embeddings"] == 64
+    assert found["vocab_size"] == 101
+
+
+def test_rows_that_q8_0_cannot_hold_are_told(base: Path, tmp_path: Path) -> None:
+    report = convert_checkpoint(base, tmp_path / "out", output_type="gguf", outtype="q8_0")
+    assert "2 tensors have rows that are no multiple of 32 long" in report.summary()
+    assert "model.layers.0.mlp.down_proj.weight" in report.summary()
+    reader = gguf.GGUFReader(tmp_path / "out" / "ggml-model-q8_0.gguf")
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert kinds["blk.0.ffn_down.weight"] == "F16"
+    assert kinds["blk.0.ffn_up.weight"] == "Q8_0"
+    assert kinds["output_norm.weight"] == "F32"
+
+
+def test_workers_and_memory_change_no_byte(base: Path, tmp_path: Path) -> None:
+    files = [
+        (
+            _poured(
+                base, tmp_path / str(n) / "out", outtype="q8_0", num_workers=n, max_memory=memory
+            )
+            / "ggml-model-q8_0.gguf"
+        ).read_bytes()
+        for n, memory in ((1, "32MB"), (3, "64MB"))
+    ]
+    assert files[0] == files[1]
+
+
+def test_tokens_and_rows_that_differ_are_refused_with_both_numbers(
+    base: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "tokenizer"
+    other.mkdir()
+    write_tokenizer(other, 99)
+    with pytest.raises(VocabularyError, match=r"101 tokens(.|\n)*99 tokens"):
+        _poured(base, tmp_path / "out", tokenizer=other)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_value_that_q8_0_cannot_hold_leaves_no_file(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", dtype=torch.float32, max_shard_size="10GB")
+    path = next(base.glob("*.bin"))
+    weights = torch.load(path, weights_only=True)
+    weights["model.layers.1.mlp.up_proj.weight"][5, 7] = 1e9
+    torch.save(weights, path)
+    with pytest.raises(NumberError, match=r"up_proj(.|\n)*1e\+09"):
+        _poured(base, tmp_path / "out", outtype="q8_0")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output_type": "huggingface", "outtype": "f16"}, "for GGUF"),
+        ({"output_type": "pth", "split_max_size": "1GB"}, "for GGUF"),
+        ({"output_type": "pth", "chat_template": "alpaca"}, "chat_template has no place"),
+        ({"output_type": "gguf", "outtype": "q4_0"}, "outtype"),
+        ({"output_type": "gguf", "split_max_size": "large"}, "split_max_size"),
+        ({"output_type": "gguf", "split_max_size": "0"}, "split_max_size"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    base: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        convert_checkpoint(base, tmp_path / "out", **options)
+
+
+def test_other_scalings_of_positions_are_refused_by_name(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    path = base / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("rope_parameters", None)
+    config["rope_scaling"] = {"type": "longrope", "factor": 2.0}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(LayoutError, match="longrope"):
+        _poured(base, tmp_path / "out")
+
+
+def _rewritten(path: Path, arch: str = "llama", leave_out: str = "", add: str = "") -> Path:
+    """A file of the package with the tensors of another, but for some."""
+    source, target = gguf.GGUFReader(path), path.with_name("rewritten.gguf")
+    writer = gguf.GGUFWriter(target, arch)
+    for key, field in source.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            sub_type = field.types[-1] if len(field.types) > 1 else None
+            writer.add_key_value(key, field.contents(), field.types[0], sub_type)
+    for tensor in source.tensors:
+        if tensor.name != leave_out:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    if add:
+        writer.add_tensor(add, source.tensors[0].data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arch": "qwen2"}, "another architecture(.|\n)*qwen2"),
+        ({"leave_out": "blk.1.ffn_up.weight"}, "lacks a tensor(.|\n)*blk.1.ffn_up.weight"),
+        ({"add": "blk.0.ffn_gate_inp.weight"}, "does not have(.|\n)*ffn_gate_inp"),
+    ],
+)
+def test_a_file_that_is_no_llama_is_refused(
+    base: Path, tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    whole = _poured(base, tmp_path / "out") / "ggml-model-f16.gguf"
+    assert open_gguf(_rewritten(whole)).tensors.keys() == open_gguf(whole).tensors.keys()
+    with pytest.raises(LayoutError, match=message):
+        open_gguf(_rewritten(whole, **changes))
+
+
+def test_a_missing_part_is_named(base: Path, tmp_path: Path) -> None:
+    output = _poured(base, tmp_path / "out", split_max_size="60kB")
+    (output / "ggml-model-f16-00002-of-00004.gguf").unlink()
+    with pytest.raises(LayoutError, match=r"1 missing: ggml-model-f16-00002-of-00004\.gguf"):
+        open_checkpoint(output)
+
+
+def test_two_models_in_one_folder_are_not_guessed_between(base: Path, tmp_path: Path) -> None:
+    output = _poured(base, tmp_path / "out")
+    (output / "other.gguf").write_bytes((output / "ggml-model-f16.gguf").read_bytes())
+    with pytest.raises(LayoutError, match="several GGUF models"):
+        open_checkpoint(output)
+    assert open_checkpoint(output / "other.gguf").tensors
+
+
+def test_the_alpaca_template_puts_instructions_as_the_model_was_trained(
+    base: Path, tmp_path: Path
+) -> None:
+    """Rendered by transformers, of whose template language llama.cpp's is a copy."""
+    from transformers import AutoTokenizer
+
+    convert_checkpoint(base, tmp_path / "hf", chat_template="alpaca")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    turns = [
+        {"role": "user", "content": "你好"},
+        {"role": "assistant", "content": "您好！"},
+        {"role": "user", "content": "再见"},
+    ]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert text == (
+        "<s>Below is an instruction that describes a task. Write a response that appropriately "
+        "completes the request.\n\n### Instruction:\n\n你好\n\n### Response:\n\n您好！</s>\n\n"
+        "### Instruction:\n\n再见\n\n### Response:\n\n"
+    )
+
+
+def test_a_missing_package_is_said_in_one_message(base: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['gguf'] = None\n"
+        "from merge.commands.convert_checkpoint import main\n"
+        f"sys.exit(main(['--input', {str(base)!r}, '--output', {str(tmp_path / 'out')!r}, "
+        "'--output_type', 'gguf']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.returncode == 2
+    assert "pip install 'chinese-llama-merge[gguf]'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
