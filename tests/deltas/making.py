@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +57,18 @@ def save_adapter(
 
 
 def load(base: Path, rows: int | None = None) -> Any:
-    """The base in float32; its values are exact there."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    """The base in float32; its values are exact there. The caller may change it."""
+    files = sorted((path.name, path.stat().st_mtime_ns) for path in base.iterdir())
+    model = copy.deepcopy(_loaded(base, tuple(files)))
     if rows is not None:
         torch.manual_seed(0)
         model.resize_token_embeddings(rows, mean_resizing=False)
     return model
+
+
+@lru_cache(maxsize=4)
+def _loaded(base: Path, _files: tuple[tuple[str, int], ...]) -> Any:
+    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
 
 
 def merge_with_peft(base: Path, adapters: Sequence[Path], rows: int | None = None) -> Tensors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,20 +108,38 @@ def test_every_kind_of_the_registry_has_a_case() -> None:
     assert CASES.keys() | biases == {kind.name for kind in HANDLED}
 
 
+Bases = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
+    """Make a base, or give the one that was made with the same changes."""
+    made: dict[str, Path] = {}
+
+    def base(**changes: Any) -> Path:
+        key = repr(changes)
+        if key not in made:
+            made[key] = make_base(tmp_path_factory.mktemp("base"), **changes)
+        return made[key]
+
+    return base
+
+
 @pytest.mark.parametrize(("base_changes", "settings"), EACH)
 def test_kind_merges_as_peft_does(
-    tmp_path: Path, base_changes: dict[str, Any], settings: dict[str, Any]
+    tmp_path: Path, bases: Bases, base_changes: dict[str, Any], settings: dict[str, Any]
 ) -> None:
-    base = make_base(tmp_path / "base", **base_changes)
+    base = bases(**base_changes)
     adapter = save_adapter(tmp_path / "lora", base, **settings)
     merge_lora(base, adapter, tmp_path / "exact", output_type="huggingface", dtype="float32")
-    merge_lora(base, adapter, tmp_path / "half", output_type="huggingface")
     if base_changes.get("tie_word_embeddings"):  # PEFT merges into both sides where one is trained
         expected = logits_with_peft(base, adapter)
         torch.testing.assert_close(logits_of(tmp_path / "exact"), expected, rtol=1e-4, atol=1e-4)
         return
     reference = merge_with_peft(base, [adapter])
-    exact, half = load_weights(tmp_path / "exact"), load_weights(tmp_path / "half")
+    exact = load_weights(tmp_path / "exact")
+    planned = merge_lora(base, adapter, tmp_path / "half", dry_run=True).job.model.tensors
+    half = {name: tensor.read() for name, tensor in planned.items()}
     assert exact.keys() == half.keys() == reference.keys()
     for name, tensor in reference.items():
         torch.testing.assert_close(exact[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
@@ -142,9 +161,9 @@ TIED = {
 
 @pytest.mark.parametrize(("settings", "stays"), TIED.values(), ids=TIED)
 def test_embeddings_stay_tied_only_while_they_are_equal(
-    tmp_path: Path, settings: dict[str, Any], stays: bool
+    tmp_path: Path, bases: Bases, settings: dict[str, Any], stays: bool
 ) -> None:
-    base = make_base(tmp_path / "base", tie_word_embeddings=True)
+    base = bases(tie_word_embeddings=True)
     adapter = save_adapter(tmp_path / "lora", base, **settings)
     merge_lora(base, adapter, tmp_path / "out", output_type="huggingface", dtype="float32")
     assert ("lm_head.weight" not in load_weights(tmp_path / "out")) == stays
@@ -174,8 +193,10 @@ GROWN = {
 
 
 @pytest.mark.parametrize("settings", GROWN.values(), ids=GROWN)
-def test_vocabulary_grown_before_training(tmp_path: Path, settings: dict[str, Any]) -> None:
-    base = make_base(tmp_path / "base")
+def test_vocabulary_grown_before_training(
+    tmp_path: Path, bases: Bases, settings: dict[str, Any]
+) -> None:
+    base = bases()
     adapter = save_adapter(tmp_path / "lora", base, rows=120, **settings)
     merge_lora(base, adapter, tmp_path / "out", output_type="huggingface", dtype="float32")
     expected = merge_with_peft(base, [adapter], rows=120)
@@ -196,9 +217,9 @@ RAW = {
 @pytest.mark.parametrize("settings", RAW.values(), ids=RAW)
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "adapter_model.bin"])
 def test_a_trainers_checkpoint_merges_as_the_saved_adapter(
-    tmp_path: Path, settings: dict[str, Any], name: str
+    tmp_path: Path, bases: Bases, settings: dict[str, Any], name: str
 ) -> None:
-    base = make_base(tmp_path / "base")
+    base = bases()
     adapter = save_adapter(tmp_path / "lora", base, **settings)
     raw = save_adapter(tmp_path / "raw", base, raw=True, **settings)
     (raw / "pytorch_model.bin").rename(raw / name)
@@ -231,9 +252,9 @@ ORDERED = {
 
 @pytest.mark.parametrize(("first", "second"), ORDERED.values(), ids=ORDERED)
 def test_what_an_adapter_does_depends_on_the_one_before(
-    tmp_path: Path, first: dict[str, Any], second: dict[str, Any]
+    tmp_path: Path, bases: Bases, first: dict[str, Any], second: dict[str, Any]
 ) -> None:
-    base = make_base(tmp_path / "base")
+    base = bases()
     adapters = [
         save_adapter(tmp_path / "first", base, **first),
         save_adapter(tmp_path / "second", base, seed=2, **second),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,21 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("refusals") / "base")
 
 
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
+    """An adapter with nothing wrong, to be spoiled in a copy."""
+    return save_adapter(tmp_path_factory.mktemp("lora"), base)
+
+
 def save(folder: Path, base: Path, kind: str, settings: dict[str, Any]) -> Path:
     model: LlamaForCausalLM = load(base)
     adapted = peft.get_peft_model(model, getattr(peft, kind)(**settings))
     adapted.save_pretrained(folder, save_embedding_layers=False)
     return folder
+
+
+def copied(adapter: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(adapter, folder))
 
 
 def refused(base: Path, adapter: Path, out: Path) -> AdapterError:
@@ -105,9 +116,9 @@ def test_kind_that_peft_made_is_refused_by_name(tmp_path: Path, base: Path, name
 
 @pytest.mark.parametrize(("name", "fields"), FIELDS.items(), ids=FIELDS)
 def test_field_is_refused_by_name(
-    tmp_path: Path, base: Path, name: str, fields: dict[str, Any]
+    tmp_path: Path, base: Path, lora: Path, name: str, fields: dict[str, Any]
 ) -> None:
-    adapter = save_adapter(tmp_path / "lora", base)
+    adapter = copied(lora, tmp_path / "lora")
     set_fields(adapter, **fields)
     error = refused(base, adapter, tmp_path / "out")
     assert name in error.sentence
@@ -125,10 +136,10 @@ BETRAYED = ["AdaLoRA", "IA³", "VeRA", "LoHa", "LoKr", "prompt tuning", "any oth
 
 @pytest.mark.parametrize("name", BETRAYED)
 def test_tensors_betray_what_the_configuration_does_not_say(
-    tmp_path: Path, base: Path, name: str
+    tmp_path: Path, base: Path, lora: Path, name: str
 ) -> None:
     adapter = save(tmp_path / "lora", base, *MADE[name])
-    plain = save_adapter(tmp_path / "plain", base)
+    plain = copied(lora, tmp_path / "plain")
     (plain / "adapter_config.json").replace(adapter / "adapter_config.json")
     error = refused(base, adapter, tmp_path / "out")
     assert error.facts["file"] == str(adapter / "adapter_model.safetensors")
@@ -139,17 +150,17 @@ def test_tensors_betray_what_the_configuration_does_not_say(
     "field", ["use_next_years_idea", "some_config", "lora_plus_plus", "extra_scaling"]
 )
 def test_unknown_field_that_sounds_like_arithmetic_is_refused(
-    tmp_path: Path, base: Path, field: str
+    tmp_path: Path, base: Path, lora: Path, field: str
 ) -> None:
-    adapter = save_adapter(tmp_path / "lora", base)
+    adapter = copied(lora, tmp_path / "lora")
     set_fields(adapter, **{field: {"a": 1}})
     assert f'"{field}"' in refused(base, adapter, tmp_path / "out").facts["found"]
     set_fields(adapter, **{field: None})
     merge_lora(base, adapter, tmp_path / "out", dry_run=True)
 
 
-def test_harmless_unknown_field_is_listed(tmp_path: Path, base: Path) -> None:
-    adapter = save_adapter(tmp_path / "lora", base)
+def test_harmless_unknown_field_is_listed(tmp_path: Path, base: Path, lora: Path) -> None:
+    adapter = copied(lora, tmp_path / "lora")
     set_fields(adapter, trained_on="a happy day")
     report = merge_lora(base, adapter, tmp_path / "out", dry_run=True)
     assert "trained_on" in report.summary()
@@ -186,8 +197,10 @@ STRAY = [
 
 @pytest.mark.parametrize("prefix", ["base_model.model.", ""], ids=["saved", "bare"])
 @pytest.mark.parametrize("key", STRAY)
-def test_no_key_is_dropped_silently(tmp_path: Path, base: Path, key: str, prefix: str) -> None:
-    adapter = save_adapter(tmp_path / "lora", base)
+def test_no_key_is_dropped_silently(
+    tmp_path: Path, base: Path, lora: Path, key: str, prefix: str
+) -> None:
+    adapter = copied(lora, tmp_path / "lora")
     tensors = load_and_remove(adapter)
     tensors[prefix + key] = torch.ones(4, 4)
     torch.save(tensors, adapter / "adapter_model.bin")
