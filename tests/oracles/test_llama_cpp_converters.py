@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from merge.commands.check_llama_cpp import main, reports_of
-from tests.oracles import llama_cpp
-from tests.oracles.llama_cpp import HUGGINGFACE, LEGACY, Conversion
+from tests.oracles import llama_cpp_oracle
 from tests.oracles.llama_cpp_folders import CASES, Case, edit, good_folders, tokenizer
+from tests.oracles.llama_cpp_oracle import HUGGINGFACE, LEGACY, Conversion, gguf_contents
 from tests.support import BASE_ROWS
 
 pytestmark = pytest.mark.slow
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Conversion]:
     """Every case's folder, as ``PLACE/model``, and what the real converter made of it."""
-    llama_cpp.converters()
+    llama_cpp_oracle.converters()
     root = tmp_path_factory.mktemp("converters")
     good = good_folders(root / "good")
     jobs = []
@@ -31,7 +31,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Conversi
         case.make(folder)
         converter = HUGGINGFACE if case.kind == "hf" else LEGACY
         jobs.append((converter, folder, folder.with_name("model.gguf"), "--outtype", "f16"))
-    return dict(zip(CASES, llama_cpp.convert(jobs), strict=True))
+    return dict(zip(CASES, llama_cpp_oracle.convert(jobs), strict=True))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -55,17 +55,14 @@ def _outcome(real: Conversion, converted: Mapping[str, Conversion], case: Case) 
         return "stops"
     good = converted["bin" if case.kind == "hf" else "one shard"]
     dropped = any(re.match(r"ignore tokens? |replacing token", line) for line in real.warnings)
-    same = llama_cpp.gguf_contents(real.outfile) == llama_cpp.gguf_contents(good.outfile)
+    same = gguf_contents(real.outfile) == gguf_contents(good.outfile)
     return "right" if same and not dropped else "silent"
 
 
 def test_our_shards_become_the_same_model_as_our_huggingface_output(
     converted: Mapping[str, Conversion],
 ) -> None:
-    models = [
-        llama_cpp.gguf_contents(converted[name].outfile)
-        for name in ("one shard", "two shards", "bin")
-    ]
+    models = [gguf_contents(converted[name].outfile) for name in ("one shard", "two shards", "bin")]
     same = ("tensor ", "tokenizer.ggml.tokens")
     tensors = [
         {name: value for name, value in model.items() if name.startswith(same)} for model in models

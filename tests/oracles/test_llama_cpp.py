@@ -1,0 +1,198 @@
+"""llama.cpp itself runs what ``--output_type gguf`` writes: ids, logits, continuations."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceProcessor
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from demo import text
+from merge import merge_lora
+from tests import tiny
+from tests.support import quick_environment
+from tokenizer_tools import extend, spm
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("llama_cpp") is None,
+        reason="llama.cpp is not installed: make llama_cpp compiles it",
+    ),
+]
+CLIENT = Path(__file__).with_name("llama_cpp_client.py")
+MIXED = Path(__file__).parents[1] / "text" / "mixed.txt"
+PROMPTS = ["如果你今天去那个村庄，还能看见那棵柳树。", "The quick brown fox 跳过了 the lazy dog"]
+LINES, MORE = 500, 32
+
+
+@dataclass(frozen=True)
+class Model:
+    """One merge in three outputs of the same float16 values."""
+
+    folder: Path
+
+    @property
+    def hf(self) -> Path:
+        return self.folder / "hf"
+
+    def gguf(self, outtype: str) -> Path:
+        (path,) = (self.folder / outtype).glob("*.gguf")
+        return path
+
+    @property
+    def tokenizer(self) -> SentencePieceProcessor:
+        return SentencePieceProcessor(model_file=str(self.hf / "tokenizer.model"))
+
+
+def _write_demo_like(base: Path, lora: Path) -> None:
+    """Tokenizers as the demo trains them."""
+    (base / spm.MODEL_NAME).write_bytes(text.train_base_tokenizer(text.read_lines("english")))
+    chinese = base.with_name("chinese_sp.model")
+    chinese.write_bytes(text.train_chinese_pieces(text.read_lines("chinese")))
+    text.extend_tokenizer(base, chinese, lora / spm.MODEL_NAME)
+
+
+def _write_published(tokenizers: Path) -> Callable[[Path, Path], None]:
+    """LLaMA's tokenizer and Chinese-Alpaca's, of 49954 pieces."""
+
+    def write(base: Path, lora: Path) -> None:
+        llama = spm.read_model(tokenizers / "llama.model")
+        chinese = extend.text_pieces(spm.read_model(tokenizers / "chinese_sp.model"))
+        spm.write_model(llama, base / spm.MODEL_NAME)
+        grown = extend.extend(llama, [*chinese, "[PAD]"]).model
+        spm.write_model(grown, lora / spm.MODEL_NAME)
+
+    return write
+
+
+def _merge(folder: Path, write_tokenizers: Callable[[Path, Path], None]) -> Model:
+    base, lora = folder / "base", folder / "lora"
+    for place in (base, lora):
+        place.mkdir(parents=True)
+    write_tokenizers(base, lora)
+    files = {place: (place / spm.MODEL_NAME).read_bytes() for place in (base, lora)}
+    rows = [len(spm.read_model(place).pieces) for place in (base, lora)]
+    _write_base(base, rows[0])
+    tiny.make_adapter(lora, base, rows=rows[1], dtype=torch.float16)
+    _make_decided(lora / "adapter_model.safetensors")
+    for place, content in files.items():  # make_adapter writes one of its own
+        (place / spm.MODEL_NAME).write_bytes(content)
+    outputs: dict[str, dict[str, Any]] = {
+        "hf": {"output_type": "huggingface"},
+        "f32": {"output_type": "gguf", "outtype": "f32"},
+        "f16": {"output_type": "gguf", "outtype": "f16"},
+    }
+    for name, settings in outputs.items():
+        merge_lora(base, lora, folder / name, dtype="float16", **settings)
+    return Model(folder)
+
+
+def _write_base(folder: Path, rows: int) -> None:
+    """Two layers of eight heads in groups of four, float16."""
+    torch.manual_seed(0)
+    config = tiny.base_config(
+        vocab_size=rows,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.15,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).half().save_pretrained(folder)
+
+
+def _make_decided(adapter: Path) -> None:
+    """Let each token be followed by the next one, far ahead of the others.
+
+    A model of random values has near ties, which the rounding of activations to float16 decides.
+    """
+    tensors = load_file(adapter)
+    (embed,) = (name for name in tensors if name.endswith("embed_tokens.weight"))
+    (head,) = (name for name in tensors if name.endswith("lm_head.weight"))
+    tensors[head] = tensors[embed].roll(1, 0)
+    tensors[embed] = tensors[embed] * 200  # against what the layers add
+    save_file(tensors, adapter, metadata={"format": "pt"})
+
+
+@pytest.fixture(scope="module", params=["as the demo's", "49954 pieces"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tmp_path_factory.mktemp("llama_cpp")
+    if request.param == "as the demo's":
+        return _merge(folder, _write_demo_like)
+    real_data: Path = request.getfixturevalue("real_data")
+    return _merge(folder, _write_published(real_data / "tokenizers"))
+
+
+def _run(model: Model, outtype: str, lines: list[str], out: Path) -> dict[str, Any]:
+    """What llama.cpp says of the GGUF file; in a process of its own, as it may end that."""
+    job = {
+        "model": str(model.gguf(outtype)),
+        "lines": lines,
+        "prompts": list(_prompts(model)),
+        "more": MORE,
+    }
+    done = subprocess.run(
+        [sys.executable, str(CLIENT), str(out)],
+        input=json.dumps(job),
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        env=quick_environment(),
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    with np.load(out / "logits.npz") as arrays:
+        return result | {"logits": [torch.from_numpy(arrays[name]) for name in arrays]}
+
+
+def _prompts(model: Model) -> Iterator[list[int]]:
+    for line in PROMPTS:
+        ids = [model.tokenizer.bos_id(), *model.tokenizer.encode(line)]
+        assert len(ids) >= 8  # a wrong rotary order does not show in the first positions
+        yield ids
+
+
+def _transformers(model: Model, prompt: list[int]) -> tuple[torch.Tensor, list[int]]:
+    """Logits after every token of the prompt in float32, and the likeliest ids that follow."""
+    loaded = AutoModelForCausalLM.from_pretrained(model.hf, dtype=torch.float32)
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        logits = loaded(input_ids=ids).logits[0]
+        for _ in range(MORE):
+            likeliest = loaded(input_ids=ids).logits[0, -1].argmax()
+            ids = torch.cat([ids, likeliest.reshape(1, 1)], 1)
+    return logits, ids[0, len(prompt) :].tolist()
+
+
+def test_f32_gives_sentencepiece_ids_and_transformers_logits(model: Model, tmp_path: Path) -> None:
+    lines = MIXED.read_text(encoding="utf-8").splitlines()[:LINES]
+    assert len(lines) == LINES
+    result = _run(model, "f32", lines, tmp_path)
+    assert result["ids"] == [model.tokenizer.encode(line) for line in lines]
+    for prompt, found, more in zip(
+        _prompts(model), result["logits"], result["continuations"], strict=True
+    ):
+        logits, expected = _transformers(model, prompt)
+        assert found.shape == logits.shape
+        difference = (found - logits).abs().max()
+        assert float(difference) < 1e-3
+        assert more == expected
+
+
+def test_f16_continues_as_transformers_does(model: Model, tmp_path: Path) -> None:
+    result = _run(model, "f16", [], tmp_path)
+    expected = [_transformers(model, prompt)[1] for prompt in _prompts(model)]
+    assert result["continuations"] == expected
