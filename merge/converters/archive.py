@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import io
 import pickletools
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..errors import FormatError
 from ..formats.files import InputFile, refuse_placeholder
+from ..formats.pickle_machine import MOST_BYTES
+from ..formats.torch_names import SavedTensor
 from ..formats.torch_pickle import load_pickle
 from ..formats.torch_zip import MAGIC
+from ..zip_files import open_zip, pieces
 
 
 @dataclass(frozen=True)
 class Archive:
-    """The pickle of a zip archive that torch wrote, unpickled without its data.
+    """The pickle of a zip archive that torch wrote, as it describes the data.
 
-    ``value`` holds tensors on the device ``meta``. ``classes`` are the names that the pickle asks
+    ``classes`` are the names that the pickle asks
     for. ``unchecked`` are records with data and the CRC-32 zero, which stands for none.
     """
 
@@ -32,7 +32,7 @@ class Archive:
     unchecked: tuple[str, ...]
 
 
-def is_zip(path: Path) -> bool:
+def begins_as_zip(path: Path) -> bool:
     """Whether a file begins as torch's files do since torch 1.6."""
     with path.open("rb") as stream:
         return stream.read(len(MAGIC)) == MAGIC
@@ -42,27 +42,24 @@ def open_archive(path: Path) -> Archive:
     """Read the pickle of an archive. Raises ``FormatError`` for damage and for what runs code."""
     file = InputFile(path)
     refuse_placeholder(file)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-            pickles = [info.filename for info in records if info.filename.endswith(".pkl")]
-            data = archive.read(pickles[0]) if len(pickles) == 1 else b""
-    except (zipfile.BadZipFile, EOFError) as error:
+    if not begins_as_zip(path):
         raise FormatError(
-            "the file is no whole zip archive, as torch writes them since 1.6",
+            "the file is no zip archive, as torch writes them since 1.6",
             file=path,
-            found=error,
-            remedy="fetch the file again; or load it with torch and save it once more",
-        ) from None
-    if not data:
-        raise FormatError(
-            "the archive does not hold exactly one pickle",
-            file=path,
-            found=", ".join(pickles) or "none",
-            remedy="save the state dict alone with torch.save",
+            remedy="load it with torch and save it once more",
         )
+    with open_zip(path) as (archive, records):
+        pickles = [info for name, info in records.items() if name.endswith(".pkl")]
+        if len(pickles) != 1 or pickles[0].file_size > MOST_BYTES:
+            raise FormatError(
+                "the archive does not hold exactly one pickle of names",
+                file=path,
+                found=", ".join(info.filename for info in pickles) or "none",
+                remedy="save the state dict alone with torch.save",
+            )
+        data = b"".join(pieces(path, archive, pickles[0]))
     value = load_pickle(file, io.BytesIO(data)).value
-    unchecked = tuple(info.filename for info in records if info.file_size and not info.CRC)
+    unchecked = tuple(i.filename for i in records.values() if i.file_size and not i.CRC)
     return Archive(path, value, _classes(data), unchecked)
 
 
@@ -75,7 +72,7 @@ def _classes(data: bytes) -> frozenset[str]:
     )
 
 
-def tensors_in(archive: Archive, wrapper: str | None = None) -> dict[str, torch.Tensor]:
+def tensors_in(archive: Archive, wrapper: str | None = None) -> dict[str, SavedTensor]:
     """The tensors by name, inside ``wrapper`` if the mapping has that key.
 
     Raises ``FormatError`` for anything else in the mapping.
@@ -84,7 +81,7 @@ def tensors_in(archive: Archive, wrapper: str | None = None) -> dict[str, torch.
     if wrapper is not None and isinstance(value, Mapping) and wrapper in value:
         value = value[wrapper]
     if isinstance(value, Mapping):
-        odd = [name for name, tensor in value.items() if not isinstance(tensor, torch.Tensor)]
+        odd = [name for name, tensor in value.items() if not isinstance(tensor, SavedTensor)]
         if not odd:
             return dict(value)
     raise FormatError(

@@ -15,7 +15,7 @@ from ..layouts.config import CONFIG_NAME, LlamaShape, rope_scaling
 from ..layouts.huggingface import weight_files
 from ..layouts.quantised import FLOATS
 from ..lazy import LazyTensor, dtype_name
-from .archive import is_zip, open_archive, tensors_in
+from .archive import begins_as_zip, open_archive, tensors_in
 from .findings import Report
 from .vocabulary import check_huggingface_tokens, check_special_ids
 
@@ -102,7 +102,7 @@ def _tensors(folder: Path, report: Report) -> dict[str, LazyTensor]:
 
 def _one_file(path: Path, report: Report) -> dict[str, LazyTensor]:
     if path.suffix == ".bin":
-        if not is_zip(path):
+        if not begins_as_zip(path):
             report.stops(
                 "the file is in torch's format from before 1.6, which cannot be mapped",
                 file=path,

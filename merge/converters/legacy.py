@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from ..formats.file_tensor import contiguous_strides
+from ..formats.torch_names import SavedTensor
 from ..layouts import llama
 from .archive import Archive, open_archive, tensors_in
 from .configuration import Configuration, read_configuration
@@ -31,7 +33,7 @@ _CLASSES = {
 _SKIPPED = re.compile(r"(layers\.\d+\.attention\.inner_attention\.)?rope\.freqs")
 _SPLIT_BY_COLUMNS = re.compile(r"tok_embeddings\..*|.*\.(attention\.wo|feed_forward\.w2)\.weight")
 
-Shards = Mapping[Path, Mapping[str, torch.Tensor]]
+Shards = Mapping[Path, Mapping[str, SavedTensor]]
 
 
 def check(folder: Path) -> Report:
@@ -41,7 +43,7 @@ def check(folder: Path) -> Report:
         return report
     files = _shard_files(folder, report)
     report.facts["reads"] = ", ".join(path.name for path in files)
-    shards: dict[Path, dict[str, torch.Tensor]] = {}
+    shards: dict[Path, dict[str, SavedTensor]] = {}
     for path in files:
         with report.collecting():
             archive = open_archive(path)
@@ -121,10 +123,12 @@ def _check_archive(archive: Archive, report: Report) -> None:
         _check_layout(archive.path, name, tensor, report)
 
 
-def _check_layout(path: Path, name: str, tensor: torch.Tensor, report: Report) -> None:
+def _check_layout(path: Path, name: str, tensor: SavedTensor, report: Report) -> None:
     """The converter reads ``stride[0] * size[0]`` elements in a row and gives them the shape."""
-    read = tensor.stride(0) * tensor.shape[0] if tensor.dim() else -1
-    if tensor.is_contiguous() and read == prod(tensor.shape):
+    read = tensor.strides[0] * tensor.shape[0] if tensor.shape else -1
+    by_rows = zip(tensor.shape, tensor.strides, contiguous_strides(tensor.shape), strict=True)
+    is_contiguous = all(size == 1 or stride == wanted for size, stride, wanted in by_rows)
+    if is_contiguous and read == prod(tensor.shape):
         return
     add = report.silent if read == prod(tensor.shape) else report.stops
     add(
@@ -132,7 +136,7 @@ def _check_layout(path: Path, name: str, tensor: torch.Tensor, report: Report) -
         file=path,
         tensor=name,
         expected="a contiguous tensor with a storage of its own",
-        found=f"shape {tuple(tensor.shape)}, strides {tensor.stride()}",
+        found=f"shape {tuple(tensor.shape)}, strides {tensor.strides}",
         remedy="save tensor.contiguous().clone()",
     )
 
@@ -185,7 +189,7 @@ def _joined(shards: Shards, report: Report) -> dict[str, tuple[int, ...]]:
     for name, first in next(iter(shards.values())).items():
         parts = [shard[name] for shard in shards.values()]
         shape = list(first.shape)
-        if len(parts) > 1 and first.dim() > 1:
+        if len(parts) > 1 and len(first.shape) > 1:
             axis = 1 if _SPLIT_BY_COLUMNS.fullmatch(name) else 0
             shape[axis] = sum(part.shape[axis] for part in parts)
             rest = {part.shape[1 - axis] for part in parts}
