@@ -20,7 +20,11 @@ from benchmarks.figures import MIB, Record
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LEFT_OUT = ("70b-dry-run",)
+# Of a whole suite; a file with none of them is shown as it is.
+SHOWN = (
+    *("7b-bin", "7b-safetensors", "7b-pth", "13b-pth2"),
+    *("1b-bin", "1b-safetensors", "1b-pth1", "1b-pth2", "70b", "peers", "gguf-f16", "gguf-q8_0"),
+)
 COLORS = {CP: "#b0b0b0", DIRECT: "#707070"}
 MINE, OTHERS = "#2a6f97", "#c77d3a"
 
@@ -41,7 +45,7 @@ def draw(records: dict[str, Record], picture: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    shown = {name: record for name, record in records.items() if name not in LEFT_OUT}
+    shown = {name: records[name] for name in SHOWN if name in records} or records
     bars = [(name, step) for name, record in shown.items() for step in figures.steps(record)]
     figure, axes = plt.subplots(1, 2, figsize=(12, 1.2 + 0.28 * len(bars)), sharey=True)
     panels = (("total", 1, "seconds until on the disk"), ("peak_rss", MIB, "peak memory, MiB"))
@@ -49,14 +53,21 @@ def draw(records: dict[str, Record], picture: Path) -> None:
         for place, (name, step) in enumerate(bars):
             _bar(axis, place, shown[name], step, key, unit)
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
+        axis.margins(x=0.12)
         axis.set_title(f"{title} (log scale)")
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_yticks(range(len(bars)), [f"{name}: {step}" for name, step in bars])
+    axes[0].set_yticks(range(len(bars)), [_label(*bar, len(shown)) for bar in bars])
     axes[0].invert_yaxis()
     figure.tight_layout()
     figure.savefig(picture, dpi=110, metadata={"Software": None})
     plt.close(figure)
+
+
+def _label(name: str, step: str, cases: int) -> str:
+    return step if cases == 1 else f"{name}: {step}"
 
 
 def _bar(axis: Axes, place: int, record: Record, step: str, key: str, unit: float) -> None:

@@ -56,7 +56,7 @@ class AdapterKind:
     def suffix(self) -> str:
         """What differs from the plain kind, rank and rows apart, for the names of folders."""
         plain = AdapterKind()
-        targets = "+".join(self.targets) if self.targets != plain.targets else ""
+        targets = "-".join(self.targets) if self.targets != plain.targets else ""
         parts = [
             *(["dora"] if self.dora else []),
             *([targets] if targets else []),

@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(tables.shown(record))
     print(f"chart: {chart.draw_in_process(path, path.with_suffix('.png')) or 'needs matplotlib'}")
     print(f"all figures: {path}")
-    return 1 if False in record["verified"].values() else 0
+    return 0 if case.is_right(record) else 1
 
 
 if __name__ == "__main__":

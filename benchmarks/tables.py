@@ -45,7 +45,10 @@ def cell(value: Spread | None) -> str:
 def correctness(record: Record, step: str) -> str:
     """What the comparison with float64 found."""
     good = record["verified"].get(step)
-    return {None: "", True: "same", False: "DIFFERENT"}[good]
+    if good is not False:
+        return "same" if good else ""
+    faults = [line for line in record["comparison"].get(step, "").splitlines() if line[:1] == " "]
+    return f"DIFFERENT: {faults[0].strip()}" if faults else "DIFFERENT"
 
 
 def text(table: Sequence[Row]) -> str:

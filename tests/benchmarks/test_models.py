@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from benchmarks.models import make_adapter, make_base
 from benchmarks.shapes import SHAPES, Shape
 from benchmarks.tokenizers import REAL_DATA, write_tokenizer
 from benchmarks.verify import verify
+from benchmarks.weights import read_folder
 
 SHAPE = Shape(64, 2, 8, 4, 176, vocab_size=300)
 
@@ -84,21 +86,34 @@ def test_real_tokenizers_are_the_published_ones(
     assert digest.startswith(published)
 
 
+@pytest.mark.parametrize("container", ["bin", "safetensors"])
+def test_sparse_base_has_the_shapes_and_takes_no_room(tmp_path: Path, container: str) -> None:
+    sparse = make_base(tmp_path / "base", SHAPES["tiny"], BaseKind(container, sparse=True))
+    tensors = read_folder(sparse)
+    assert {name: tuple(get().shape) for name, get in tensors.items()} == SHAPES["tiny"].tensors()
+    assert not any(get().any() for get in tensors.values())
+    files = list(sparse.glob(f"*model*.{container}"))
+    assert sum(path.stat().st_size for path in files) > SHAPES["tiny"].nbytes()
+    if sys.platform == "linux":
+        assert sum(path.stat().st_blocks * 512 for path in files) < SHAPES["tiny"].nbytes() // 10
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
 @pytest.mark.filterwarnings("ignore:Unexpected keyword arguments")  # fields of PEFT 0.2
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's own call
-def test_merge_and_unload_of_peft_passes(tmp_path: Path) -> None:
+def test_merge_and_unload_of_peft_passes(tmp_path: Path, dora: bool) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     base = make_base(tmp_path / "base", SHAPE, BaseKind("safetensors"))
-    adapter = make_adapter(tmp_path / "adapter", SHAPE, AdapterKind(rows=351))
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float16)
+    adapter = make_adapter(tmp_path / "adapter", SHAPE, AdapterKind(rows=351, dora=dora))
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model.resize_token_embeddings(351, mean_resizing=False)
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     output = tmp_path / "output"
     output.mkdir()
     torch.save(
-        {name: tensor.clone() for name, tensor in merged.state_dict().items()},
+        {name: tensor.half() for name, tensor in merged.state_dict().items()},
         output / "pytorch_model.bin",
     )
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
