@@ -20,7 +20,6 @@ from ..staging import Offload
 from .writing import OnProgress
 
 if TYPE_CHECKING:
-    from ..lazy import Checkpoint
     from ..verification.recipes import Inputs
     from ..verification.verify import Findings
 
@@ -118,29 +117,29 @@ def _check(
     on_progress: OnProgress | None,
 ) -> Findings:
     """Open the result and check it; one that cannot be opened is a fault, and its files say why."""
-    from ..layouts.folder import open_checkpoint
+    from ..layouts.decoder import embedding_rows
+    from ..layouts.folder import is_gguf, open_checkpoint
     from ..verification.manifest import check_files
     from ..verification.verify import Findings, check_result
     from ..verification.vocabulary import check_vocabulary
 
     made, parents = inputs if inputs is not None else (None, [])
     try:
-        result = open_checkpoint(folder, offload, with_extra=True)
+        result = open_checkpoint(folder, offload, with_extra=True, any_decoder=True)
         found = check_result(folder, result, manifest, made, workers, on_progress)
     except MergeError as error:
         files = check_files(folder, manifest, read_digest) if manifest is not None else ()
         return Findings(faults=[*files, error])
+    rows = embedding_rows(result.tensors)
     padded = "init" in (manifest or {})
-    base = (made.dense or made.base) if made is not None else None
-    found.faults += check_vocabulary(folder, result, base, parents, padded)
-    found.checked.append(f"vocabulary {_rows(result)} rows and the tokenizer")
+    if made is not None:
+        padded = padded or rows == embedding_rows((made.dense or made.base).tensors)
+    if not is_gguf(folder) and not (folder / MODEL_NAME).is_file():
+        found.unchecked.append(f"vocabulary: {rows} rows, but no {MODEL_NAME} beside them")
+        return found
+    found.faults += check_vocabulary(folder, result, parents, padded)
+    found.checked.append(f"vocabulary {rows} rows and the tokenizer")
     return found
-
-
-def _rows(result: Checkpoint) -> int:
-    from ..layouts.llama import EMBED_TOKENS
-
-    return result.tensors[EMBED_TOKENS].rows
 
 
 def _inputs(
@@ -148,7 +147,7 @@ def _inputs(
 ) -> tuple[Inputs, list[Path]]:
     """The inputs, named or the manifest's, and the tokenizers whose ids the rows follow."""
     from ..layouts.folder import open_checkpoint
-    from ..layouts.llama import EMBED_TOKENS
+    from ..lazy import dtype_named
     from ..verification.adapters import read_adapter
     from ..verification.recipes import Inputs
 
@@ -160,20 +159,21 @@ def _inputs(
             remedy="name the base with --base_model, or check --files_only",
         )
     base_folder = _resolved(base_source, "base model", offload)
-    base = open_checkpoint(base_folder, offload, named.context_length, with_extra=True)
+    base = open_checkpoint(base_folder, offload, named.context_length, True, any_decoder=True)
     target = None if named.delta or named.base else _source(said, "target_model")
     dense_source = named.delta or target or _source(said, "delta_model")
     dense = None
     if dense_source is not None:
         dense_folder = _resolved(dense_source, "delta", offload)
-        dense = open_checkpoint(dense_folder, offload, with_extra=True)
+        dense = open_checkpoint(dense_folder, offload, with_extra=True, any_decoder=True)
     adapters = tuple(
         read_adapter(_resolved(source, "adapter", offload), weight, offload)
         for source, weight in _adapters(named, said)
     )
     rounding = named.rounding or manifest.get("rounding", "once")
-    inputs = Inputs(base, dense, -1 if target else 1, adapters, rounding == "per_adapter")
-    giving = [adapter.folder for adapter in adapters if EMBED_TOKENS in adapter.whole]
+    dtype = dtype_named(str(manifest.get("dtype", "auto")))
+    inputs = Inputs(base, dense, -1 if target else 1, adapters, rounding == "per_adapter", dtype)
+    giving = [adapter.folder for adapter in adapters if inputs.embeddings in adapter.whole]
     home = tokenizer_home(base_folder)
     last = giving[-1] if giving else home
     return inputs, [last] if last is not None and (last / MODEL_NAME).is_file() else []

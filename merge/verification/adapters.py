@@ -37,17 +37,19 @@ _PARAMETERS = ("weight", "bias")
 
 @dataclass(frozen=True)
 class Product:
-    """``scaling * B A``, or its transpose for embeddings, whose A is (r, rows) and B (dim, r)."""
+    """``scaling * B A``; ``is_turned``: its transpose, for embeddings, whose A is (r, rows) and B
+    (dim, r), and for layers that keep their matrices transposed.
+    """
 
     a: LazyTensor
     b: LazyTensor
     scaling: float
-    is_embedding: bool = False
+    is_turned: bool = False
 
     @property
     def rows(self) -> int:
         """Rows of the tensor that this is added to."""
-        return self.a.shape[1] if self.is_embedding else self.b.shape[0]
+        return self.a.shape[1] if self.is_turned else self.b.shape[0]
 
 
 @dataclass

@@ -16,11 +16,14 @@ from hashlib import sha256
 import torch
 from xxhash import xxh3_128
 
+from ..digests import content_digest
 from ..formats.files import tensor_bytes
+from ..formats.gguf import Q8Tensor
+from ..layouts.rotary import RotaryOrder, in_halves
 from ..lazy import LazyTensor
 from .reading import Rows, row_range, side_by_side
 from .recipes import Recipe, Segment
-from .reference import SIGMAS, Change, Expected, Round, Step
+from .reference import SIGMAS, Change, Expected, Quantise, Round, Step
 from .ulps import bits
 
 # Random vectors of the probe. Each misses a wrong row with its own chance.
@@ -101,7 +104,7 @@ def check_tensor(
     ``base`` gets a digest where all of it is read. Without a recipe only the digest is made.
     """
     result = TensorResult(name, found.shape)
-    hashing = xxh3_128()
+    hashing, blocks = xxh3_128(), blocks_of(found)
     for segment, why in _segments(found, recipe):
         tensors = [row_range(found, segment.first, segment.last)]
         if why is not None:
@@ -110,14 +113,16 @@ def check_tensor(
             tensors += [_rows_of(tensor, segment) for tensor in _streams(segment)]
         is_base = why is None and segment.start is base and base is not None
         base_hashing = xxh3_128() if is_base and tensors[1] is base else None
-        check = _Check(name, segment, found.dtype, _columns(found)) if why is None else None
+        check = _Check(name, segment, found) if why is None else None
         for first, _, rows in side_by_side(tensors):
             jobs: list[Future[PieceResult]] = []
             if check is not None:
                 jobs = [
                     pool.submit(check.piece, first + begin, piece) for begin, piece in _pieces(rows)
                 ]
-            digests = [pool.submit(hashing.update, tensor_bytes(rows[0]))]
+            digests = []
+            if blocks is None:
+                digests = [pool.submit(hashing.update, tensor_bytes(rows[0]))]
             if base_hashing is not None:
                 digests.append(pool.submit(base_hashing.update, tensor_bytes(rows[1])))
             for job in jobs:
@@ -127,8 +132,17 @@ def check_tensor(
             on_bytes(sum(part.nbytes for part in rows))
         if base_hashing is not None:
             result.base_digest = base_hashing.hexdigest()
-    result.digest = hashing.hexdigest()
+    result.digest = hashing.hexdigest() if blocks is None else content_digest(blocks)
     return result
+
+
+def blocks_of(tensor: LazyTensor) -> LazyTensor | None:
+    """The blocks of a quantised matrix, in Hugging Face's order of rows; None for any other."""
+    if isinstance(tensor, Q8Tensor):
+        return tensor.blocks
+    if isinstance(tensor, RotaryOrder) and isinstance(tensor.base, Q8Tensor):
+        return in_halves(tensor.base.blocks, tensor.head_dim)
+    return None
 
 
 def _segments(found: LazyTensor, recipe: Recipe | None) -> Iterator[tuple[Segment, str | None]]:
@@ -166,11 +180,15 @@ def _pieces(rows: Rows) -> Iterator[tuple[int, Rows]]:
 class _Check:
     """The comparison of a segment's rows, with the factors of its steps at hand."""
 
-    def __init__(self, name: str, segment: Segment, dtype: torch.dtype, columns: int) -> None:
+    def __init__(self, name: str, segment: Segment, found: LazyTensor) -> None:
         self._segment = segment
-        self._dtype = dtype
-        self._columns = columns
-        self._signs = signs(name, columns)
+        self._dtype = found.dtype
+        self._columns = _columns(found)
+        self._signs = signs(name, self._columns)
+        quantised = blocks_of(found) is not None
+        self._is_exact = not segment.steps and not quantised
+        last = Quantise() if quantised else Round(found.dtype)
+        self._last = last.opened(self._signs)
         self._steps: list[tuple[Step, Change]] = [
             (step, step.opened(self._signs)) for step in segment.steps
         ]
@@ -179,7 +197,7 @@ class _Check:
         """Check rows that begin at ``first`` of the segment."""
         found, given = rows[0], list(rows[1:])
         start = given.pop(0) if self._segment.start is not None else torch.zeros_like(found)
-        if not self._steps and start.dtype != torch.float64:
+        if self._is_exact and start.dtype != torch.float64:
             return self._equal(first, found, start.to(self._dtype))
         return self._close(first, found, start, given)
 
@@ -207,8 +225,7 @@ class _Check:
         for step, change in self._steps:
             along = [next(streams).reshape(len(found), -1) for _ in step.streams]
             change(piece, self._segment.first + first, along)
-        last = Round(self._dtype).opened(self._signs)
-        last(piece, 0, ())
+        self._last(piece, 0, ())
         wrong = ~((actual - piece.values).abs() <= piece.tolerance)
         seen = actual @ self._signs
         off = ~((seen - piece.probe).abs() <= self._allowed(piece).unsqueeze(1))

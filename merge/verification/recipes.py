@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from ..layouts.llama import EMBED_TOKENS, LM_HEAD
+from ..layouts.conv1d import stores_transposed
+from ..layouts.decoder import HEAD_OF, embeddings
+from ..layouts.llama import EMBED_TOKENS
 from ..lazy import Checkpoint, LazyTensor
 from .adapters import AdapterContents
 from .reference import AddDense, AddProduct, AddVector, ReplaceRows, Round, ScaleRows, Step
-
-VOCABULARY = (EMBED_TOKENS, LM_HEAD)
 
 
 @dataclass(frozen=True)
@@ -68,42 +69,73 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a result was made of. ``sign`` is -1 where ``base`` was taken from ``dense``."""
+    """What a result was made of. ``sign`` is -1 where ``base`` was taken from ``dense``.
+
+    ``dtype`` is that of the sums where the container has another one, as GGUF may: None keeps
+    that of the base.
+    """
 
     base: Checkpoint
     dense: Checkpoint | None = None
     sign: int = 1
     adapters: tuple[AdapterContents, ...] = ()
     round_each: bool = False
+    dtype: torch.dtype | None = None
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The configuration that says whether LM head and embeddings are one."""
+        return (self.dense or self.base).config
+
+    @property
+    def embeddings(self) -> str:
+        """Name of the embeddings."""
+        return embeddings(self.base.tensors) or EMBED_TOKENS
+
+    @property
+    def head(self) -> str:
+        """Name of the LM head."""
+        return HEAD_OF[self.embeddings]
 
 
 def recipes(
-    inputs: Inputs, result: Mapping[str, LazyTensor]
+    inputs: Inputs, result: Mapping[str, LazyTensor], in_gguf: bool = False
 ) -> tuple[dict[str, Recipe], list[str]]:
     """The recipe of each tensor of ``result``, and the names that should be there and are not."""
     starts = _starts(inputs)
-    tied = _ties(inputs)
-    if tied and LM_HEAD in result and LM_HEAD not in starts:
-        starts[LM_HEAD] = starts[EMBED_TOKENS]
-    stays = tied and _stays_tied(inputs.adapters)
+    head = inputs.head
+    tied = bool(inputs.config.get("tie_word_embeddings"))
+    if tied and head in result and head not in starts:
+        starts[head] = starts[inputs.embeddings]
+    stays = tied and _stays_tied(inputs)
     made = {}
     for name, tensor in result.items():
-        source = EMBED_TOKENS if name == LM_HEAD and stays else name
-        if source in starts:
-            recipe = _with_adapters(source, starts[source], inputs, tensor.dtype, tied)
-            made[name] = recipe.cut(tensor.rows)
-    return made, [name for name in starts if name not in result and not (tied and name == LM_HEAD)]
+        source = inputs.embeddings if name == head and stays else name
+        if source not in starts:
+            continue
+        recipe = _with_adapters(source, starts[source], inputs, tensor.dtype, tied)
+        if in_gguf:
+            recipe = _in_its_dtype(recipe, inputs.dtype or inputs.base.tensors[source].dtype)
+        made[name] = recipe.cut(tensor.rows)
+    return made, [name for name in starts if name not in result and not (tied and name == head)]
 
 
-def _ties(inputs: Inputs) -> bool:
-    checkpoint = inputs.dense or inputs.base
-    return bool(checkpoint.config.get("tie_word_embeddings"))
+def _in_its_dtype(recipe: Recipe, dtype: torch.dtype) -> Recipe:
+    """Sums are rounded to ``dtype`` before a container rounds them to its own."""
+    segments = tuple(
+        replace(segment, steps=(*segment.steps, Round(dtype)))
+        if segment.steps or (segment.start is not None and segment.start.dtype != dtype)
+        else segment
+        for segment in recipe.segments
+    )
+    return replace(recipe, segments=segments)
 
 
-def _stays_tied(adapters: Sequence[AdapterContents]) -> bool:
+def _stays_tied(inputs: Inputs) -> bool:
     """Whether the LM head follows the embeddings: every adapter that touches these says so."""
-    touching = [a for a in adapters if a.touches(EMBED_TOKENS) or a.touches(LM_HEAD)]
-    return bool(touching) and all(a.ties and not a.touches(LM_HEAD) for a in touching)
+    sides = inputs.embeddings, inputs.head
+    touching = [a for a in inputs.adapters if any(map(a.touches, sides))]
+    return bool(touching) and all(a.ties and not a.touches(inputs.head) for a in touching)
 
 
 def _starts(inputs: Inputs) -> dict[str, Recipe]:
@@ -112,7 +144,7 @@ def _starts(inputs: Inputs) -> dict[str, Recipe]:
     if inputs.dense is None:
         return base | {name: _plain(tensor) for name, tensor in inputs.base.extra.items()}
     if inputs.base.config.get("tie_word_embeddings"):
-        base.setdefault(LM_HEAD, base[EMBED_TOKENS])
+        base.setdefault(inputs.head, base[inputs.embeddings])
     made = {}
     for name, dense in inputs.dense.tensors.items():
         if inputs.sign < 0:
@@ -124,7 +156,7 @@ def _starts(inputs: Inputs) -> dict[str, Recipe]:
             recipe = replace(recipe, segments=(*recipe.segments, grown))
         made[name] = recipe.with_step(AddDense(dense, 1))
         if inputs.adapters:
-            ours = inputs.base.tensors[name if name in inputs.base.tensors else EMBED_TOKENS]
+            ours = inputs.base.tensors.get(name, inputs.base.tensors[inputs.embeddings])
             dtype = torch.promote_types(ours.dtype, dense.dtype)
             made[name] = made[name].with_step(Round(dtype))
     return made | {name: _plain(tensor) for name, tensor in inputs.dense.extra.items()}
@@ -151,26 +183,30 @@ def _with_adapters(
         if name in adapter.whole:
             recipe = recipe.replaced(adapter.whole[name])
         before = recipe
-        recipe = _added(name, recipe, adapter, tied)
+        recipe = _added(name, recipe, adapter, inputs, tied)
         last = number == len(inputs.adapters) - 1
         if inputs.round_each and not last and recipe is not before:
             recipe = recipe.with_step(Round(dtype))
     return recipe
 
 
-def _added(name: str, recipe: Recipe, adapter: AdapterContents, tied: bool) -> Recipe:
+def _added(
+    name: str, recipe: Recipe, adapter: AdapterContents, inputs: Inputs, tied: bool
+) -> Recipe:
     """What one adapter adds to a tensor: product, magnitude, trained rows, in this order."""
     product = adapter.products.get(name)
     if product is not None:
+        turned = product.is_turned or stores_transposed(inputs.config, name)
+        product = replace(product, is_turned=turned)
         recipe = recipe.with_step(AddProduct(product))
     if name in adapter.magnitudes and product is not None:
-        if product.is_embedding:
-            recipe = replace(recipe, uncovered="DoRA of embeddings: its norms go over all rows")
+        if product.is_turned:
+            recipe = replace(recipe, uncovered="DoRA over columns: its norms go over all rows")
         else:
             recipe = recipe.with_step(ScaleRows(adapter.magnitudes[name]))
     if name in adapter.vectors:
         recipe = recipe.with_step(AddVector(*adapter.vectors[name]))
     rows = adapter.rows.get(name)
-    if rows is None and tied and name == LM_HEAD and not adapter.touches(LM_HEAD):
-        rows = adapter.rows.get(EMBED_TOKENS)
+    if rows is None and tied and name == inputs.head and not adapter.touches(name):
+        rows = adapter.rows.get(inputs.embeddings)
     return recipe.with_step(ReplaceRows(*rows)) if rows is not None else recipe

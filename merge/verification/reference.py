@@ -61,7 +61,7 @@ class AddProduct(Step):
 
     def opened(self, signs: torch.Tensor) -> Change:
         product, scaling = self.product, self.product.scaling
-        if product.is_embedding:
+        if product.is_turned:
             left = product.a.read().t()
             right = product.b.read().double().t().contiguous()
         else:
@@ -73,7 +73,7 @@ class AddProduct(Step):
             last = min(first + len(piece.values), total)
             if last <= first:
                 return
-            rows = left[first:last] if product.is_embedding else product.b.read(first, last)
+            rows = left[first:last] if product.is_turned else product.b.read(first, last)
             factor = rows.double()
             values, tolerance = piece.values[: last - first], piece.tolerance[: last - first]
             values.addmm_(factor, right, alpha=scaling)
@@ -175,6 +175,23 @@ class Round(Step):
     def opened(self, signs: torch.Tensor) -> Change:
         def change(piece: Expected, _: int, __: Sequence[torch.Tensor]) -> None:
             piece.tolerance += half_ulp(piece.values.abs() + piece.tolerance, self.dtype)
+
+        return change
+
+
+@dataclass(frozen=True)
+class Quantise(Step):
+    """Q8_0: blocks of 32 elements, each a whole multiple of a 127th of the largest of them.
+
+    That scale is kept as a float16.
+    """
+
+    def opened(self, signs: torch.Tensor) -> Change:
+        def change(piece: Expected, _: int, __: Sequence[torch.Tensor]) -> None:
+            reach = piece.values.abs() + piece.tolerance
+            steps = reach.view(len(reach), -1, 32).amax(dim=2, keepdim=True) / 127
+            off = steps.expand(-1, -1, 32).reshape(reach.shape) * 0.501
+            piece.tolerance += off + (reach + off) * 2.0**-11 + 127 * 2.0**-25
 
         return change
 

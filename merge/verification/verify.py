@@ -10,9 +10,11 @@ from typing import Any
 
 from ..checksums import file_digest, read_digest
 from ..errors import MergeError, VerificationError
+from ..layouts.decoder import VOCABULARY_TENSORS
+from ..layouts.folder import is_gguf
 from ..lazy import Checkpoint, LazyTensor, dtype_name
 from .manifest import check_files
-from .mathematics import TensorResult, check_tensor
+from .mathematics import TensorResult, blocks_of, check_tensor
 from .reading import one_torch_thread
 from .recipes import Inputs, Recipe, recipes
 
@@ -45,7 +47,9 @@ def check_result(
     found = Findings()
     entries = manifest["tensors"] if manifest is not None else {}
     found.faults += _names(result, entries, folder) if manifest is not None else []
-    made, missing = recipes(inputs, _all(result)) if inputs is not None else ({}, [])
+    made, missing = (
+        recipes(inputs, _all(result), is_gguf(folder)) if inputs is not None else ({}, [])
+    )
     found.faults += [_lacking(folder, name) for name in missing]
     others: list[TensorResult] = []
     progress = _Progress(on_progress, _total(result, made))
@@ -107,7 +111,7 @@ def _names(
             yield _lacking(folder, name)
     for name in _all(result):
         # Meta's layout spells out an LM head that the model shares with its embeddings.
-        if name not in entries and name != "lm_head.weight":
+        if name not in entries and name not in VOCABULARY_TENSORS:
             yield VerificationError(
                 "the result holds a tensor that the merge did not write", file=folder, tensor=name
             )
@@ -127,6 +131,7 @@ def _digests(
     if entry is None:
         return
     said = entry.get("dtype"), tuple(entry.get("shape", ()))
+    tensor = blocks_of(tensor) or tensor
     if said != (dtype_name(tensor.dtype), tensor.shape):
         yield VerificationError(
             "a tensor has another dtype or shape than the merge gave it",

@@ -3,103 +3,123 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder, read_tokenizer
-from tokenizer_tools.known import mixup, recognise_bytes
+from tokenizer_tools.known import KnownTokenizer, mixup, recognise_bytes
 
 from ..errors import MergeError, VerificationError
-from ..layouts.llama import EMBED_TOKENS, LM_HEAD
+from ..formats.files import InputFile
+from ..formats.gguf import read as read_gguf
+from ..layouts.decoder import HEAD_OF, embedding_rows, embeddings
+from ..layouts.folder import is_gguf
+from ..layouts.gguf import gguf_files
+from ..layouts.llama import EMBED_TOKENS
 from ..lazy import Checkpoint
+
+_PUT_BACK = "put back what the merge wrote, or merge again with the right --tokenizer"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Tokens by id, and the ids of the special ones where the tokenizer gives them."""
+
+    path: Path
+    tokens: tuple[str, ...]
+    special: dict[str, int]
+    known: KnownTokenizer | None = None
 
 
 def check_vocabulary(
-    folder: Path,
-    result: Checkpoint,
-    base: Checkpoint | None,
-    parents: Sequence[Path],
-    padded: bool,
+    folder: Path, result: Checkpoint, parents: Sequence[Path], padded: bool
 ) -> Iterator[MergeError]:
     """Yield what is wrong between the tokenizer of ``folder`` and the rows of ``result``.
 
-    ``parents`` are the tokenizers that this one extends or is: the base's and the adapters', which
-    must give every id the same piece. ``padded``: rows beyond the tokens were asked for.
+    ``parents`` are the tokenizers that this one extends or is, which must give every id the same
+    token. ``padded``: there may be rows beyond the tokens.
     """
-    rows = result.tensors[EMBED_TOKENS].rows
-    head = result.tensors.get(LM_HEAD)
+    rows = embedding_rows(result.tensors)
+    name = HEAD_OF[embeddings(result.tensors) or EMBED_TOKENS]
+    head = result.tensors.get(name)
     if head is not None and head.rows != rows:
         yield VerificationError(
             "embeddings and LM head have different numbers of rows",
             file=folder,
-            tensor=LM_HEAD,
-            expected=f"{rows} rows, as {EMBED_TOKENS}",
+            tensor=name,
+            expected=f"{rows} rows, as the embeddings have",
             found=f"{head.rows} rows",
             remedy="merge again",
         )
     try:
-        tokenizer = read_tokenizer(folder)
+        ours = _of_gguf(folder) if is_gguf(folder) else _of_folder(read_tokenizer(folder))
     except MergeError as error:
         yield error
         return
-    yield from _counts(tokenizer, rows, base, padded)
-    yield from _special_ids(tokenizer, result)
+    yield from _counts(ours, rows, padded)
+    yield from _special_ids(ours, result)
     for parent in parents:
-        yield from _order(tokenizer, parent)
+        yield from _order(ours, _of_folder(read_tokenizer(parent)))
 
 
-def _counts(
-    tokenizer: TokenizerFolder, rows: int, base: Checkpoint | None, padded: bool
-) -> Iterator[VerificationError]:
-    kept = base is not None and rows == base.tensors[EMBED_TOKENS].rows
-    if tokenizer.n_tokens == rows or (tokenizer.n_tokens < rows and (padded or kept)):
-        return
-    known = recognise_bytes(tokenizer.contents[MODEL_NAME])
-    yield VerificationError(
-        "tokenizer and rows do not belong together",
-        file=tokenizer.path,
-        tensor=EMBED_TOKENS,
-        expected=f"{rows} tokens, one for each row",
-        found=f"{tokenizer.n_tokens} tokens ({tokenizer.n_pieces} pieces and "
-        f"{len(tokenizer.added_tokens)} added ones)",
-        remedy=mixup(known, rows)
-        or "put the tokenizer back that the merge wrote, or merge again with the right --tokenizer",
-    )
-
-
-def _special_ids(tokenizer: TokenizerFolder, result: Checkpoint) -> Iterator[VerificationError]:
-    for name in ("bos_token", "eos_token"):
-        token, stated = getattr(tokenizer, name), result.config.get(f"{name}_id")
-        listed = stated if isinstance(stated, list) else [stated]
-        if token is not None and stated is not None and token.id not in listed:
-            yield VerificationError(
-                "config.json gives a special token another id than the tokenizer does",
-                file=tokenizer.path,
-                expected=f"{name}_id {token.id} ({token.content})",
-                found=f"{name}_id {stated}",
-                remedy="put back the config.json that the merge wrote",
-            )
-
-
-def _order(tokenizer: TokenizerFolder, parent: Path) -> Iterator[VerificationError]:
-    """Every id must mean the same piece as in a tokenizer that the rows come from."""
-    ours, theirs = _pieces(tokenizer), _pieces(read_tokenizer(parent))
-    for id_, (one, other) in enumerate(zip(ours, theirs, strict=False)):
-        if one != other:
-            yield VerificationError(
-                "the tokenizer gives an id another piece than the tokenizer its rows come from",
-                file=tokenizer.path,
-                expected=f"{other!r} as token {id_}, as in {parent}",
-                found=repr(one),
-                remedy="put the tokenizer back that the merge wrote, or merge again with the right "
-                "--tokenizer",
-            )
-            return
-
-
-def _pieces(tokenizer: TokenizerFolder) -> list[str]:
+def _of_folder(tokenizer: TokenizerFolder) -> Vocabulary:
     from sentencepiece import SentencePieceProcessor
 
     model = SentencePieceProcessor()
     model.LoadFromSerializedProto(tokenizer.contents[MODEL_NAME])
     pieces = [model.id_to_piece(id_) for id_ in range(model.get_piece_size())]
-    return [*pieces, *tokenizer.added_tokens]
+    given = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
+    return Vocabulary(
+        tokenizer.path,
+        (*pieces, *tokenizer.added_tokens),
+        {name: token.id for name, token in given.items() if token is not None},
+        recognise_bytes(tokenizer.contents[MODEL_NAME]),
+    )
+
+
+def _of_gguf(path: Path) -> Vocabulary:
+    """The tokens that llama.cpp will use; their special ids are in the configuration made of it."""
+    first = gguf_files(path)[0]
+    tokens = read_gguf(InputFile(first)).metadata.get("tokenizer.ggml.tokens", ())
+    return Vocabulary(first, tuple(map(str, tokens)), {})
+
+
+def _counts(ours: Vocabulary, rows: int, padded: bool) -> Iterator[VerificationError]:
+    count = len(ours.tokens)
+    if count == rows or (count < rows and padded):
+        return
+    yield VerificationError(
+        "tokenizer and rows do not belong together",
+        file=ours.path,
+        expected=f"{rows} tokens, one for each row of the embeddings",
+        found=f"{count} tokens",
+        remedy=mixup(ours.known, rows) or _PUT_BACK,
+    )
+
+
+def _special_ids(ours: Vocabulary, result: Checkpoint) -> Iterator[VerificationError]:
+    for name, id_ in ours.special.items():
+        stated = result.config.get(f"{name}_id")
+        listed = stated if isinstance(stated, list) else [stated]
+        if stated is not None and id_ not in listed:
+            yield VerificationError(
+                "the configuration gives a special token another id than the tokenizer does",
+                file=ours.path,
+                expected=f"{name}_id {id_} ({ours.tokens[id_]})",
+                found=f"{name}_id {stated}",
+                remedy=_PUT_BACK,
+            )
+
+
+def _order(ours: Vocabulary, theirs: Vocabulary) -> Iterator[VerificationError]:
+    """Every id must mean the same as in a tokenizer that the rows come from."""
+    for id_, (one, other) in enumerate(zip(ours.tokens, theirs.tokens, strict=False)):
+        if one != other:
+            yield VerificationError(
+                "the tokenizer gives an id another token than the tokenizer its rows come from",
+                file=ours.path,
+                expected=f"{other!r} as token {id_}, as in {theirs.path}",
+                found=repr(one),
+                remedy=_PUT_BACK,
+            )
+            return

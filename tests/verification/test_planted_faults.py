@@ -255,7 +255,7 @@ def test_a_tokenizer_in_another_order_is_found(tmp_path: Path, merged: Path) -> 
     (out / "tokenizer.model").write_bytes(model.SerializeToString())
     vouch(out, contents=False)
     (found,) = faults(out)
-    assert "another piece" in found.sentence
+    assert "another token" in found.sentence
     assert "as token 120" in found.facts["expected"]
 
 

@@ -50,6 +50,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
+for _outtype in ("f32", "f16", "bf16", "q8_0"):
+    LAYOUTS[f"gguf {_outtype}"] = {"output_type": "gguf", "outtype": _outtype}
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_merge_is_right_in_every_layout(
     tmp_path: Path, base: Path, grown: Path, layout: str
