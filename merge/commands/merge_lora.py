@@ -29,7 +29,8 @@ example, Chinese-Alpaca-Plus-7B (two adapters, in this order):
       --lora_model chinese-llama-plus-lora-7b,chinese-alpaca-plus-lora-7b \\
       --output_dir chinese-alpaca-plus-7b
 
-exit codes: 0 done, 2 wrong input (one message says which), 130 interrupted
+exit codes: 0 done, 1 --verify found something wrong, 2 wrong input (one message says which),
+130 interrupted
 """
 
 
@@ -52,6 +53,7 @@ def _parser(output_type: str) -> argparse.ArgumentParser:
         "--output_dir", default="./", metavar="DIR", help="where to (default: %(default)s)"
     )
     _add_arithmetic(parser)
+    _add_checks(parser)
     add_resource_options(parser)
     add_output_volume_options(parser)
     return parser
@@ -125,27 +127,77 @@ def _add_arithmetic(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_checks(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("checks")
+    group.add_argument(
+        "--verify_base",
+        action="store_true",
+        help="read the base's files first and hold them against SHA256.md; adapters and tokenizer "
+        "are always",
+    )
+    group.add_argument(
+        "--verify",
+        action="store_true",
+        help="read the result at the end and check it as verify_merge.py does; exit code 1 if "
+        "anything is wrong with it",
+    )
+
+
 def _merge(args: argparse.Namespace) -> int:
     from ..jobs.merge_lora import merge_lora
+    from .progress import progress_bar
 
-    return carry_out(
-        args,
-        lambda on_progress: merge_lora(
-            args.base_model,
-            args.lora_model,
+    with progress_bar(args.quiet, "checking the base") as on_verify:
+        code = carry_out(
+            args,
+            lambda on_progress: merge_lora(
+                args.base_model,
+                args.lora_model,
+                args.output_dir,
+                delta_model=args.delta_model,
+                tokenizer=args.tokenizer,
+                verify_base=args.verify_base,
+                on_progress=on_progress,
+                on_verify=on_verify,
+                rounding=args.rounding,
+                lora_weights=_weights(args),
+                vocab_mismatch=args.vocab_mismatch,
+                allow_unknown_combination=args.allow_unknown_combination,
+                context_length=args.context_length,
+                new_token_init=args.new_token_init,
+                **job_options(args),
+            ),
+        )
+    return _verify(args) if args.verify and not args.dry_run else code
+
+
+def _weights(args: argparse.Namespace) -> str | None:
+    return " ".join(args.lora_weights) if args.lora_weights else None
+
+
+def _verify(args: argparse.Namespace) -> int:
+    """Check what was just written, with the inputs that were just read."""
+    from ..jobs.verify_merge import verify_merge
+    from ..sources import split_list
+    from .progress import progress_bar
+    from .verify_merge import tell
+
+    as_asked = _weights(args) or " ".join("1" for _ in split_list(args.lora_model))
+
+    with progress_bar(args.quiet, "checking") as on_progress:
+        found = verify_merge(
             args.output_dir,
+            base_model=args.base_model,
+            lora_model=args.lora_model,
+            lora_weights=as_asked,
             delta_model=args.delta_model,
-            tokenizer=args.tokenizer,
-            on_progress=on_progress,
             rounding=args.rounding,
-            lora_weights=" ".join(args.lora_weights) if args.lora_weights else None,
-            vocab_mismatch=args.vocab_mismatch,
-            allow_unknown_combination=args.allow_unknown_combination,
             context_length=args.context_length,
-            new_token_init=args.new_token_init,
-            **job_options(args),
-        ),
-    )
+            num_workers=args.num_workers,
+            offload_dir=args.offload_dir,
+            on_progress=on_progress,
+        )
+    return tell(found, quiet=args.quiet, verbose=args.verbose)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from ..outputs import require_free
 from ..settings import MergeSettings, model_name
 from ..sources import Sources, find_sources
 from ..staging import Offload, require_space
+from ..verification.published import require_published
 from ..vocabulary import AdapterRows, Vocabulary, require_extension
 from . import summary
 from .writing import OnProgress, Report, write
@@ -46,7 +47,9 @@ def merge_lora(
     offload_dir: str | Path | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
+    verify_base: bool = False,
     on_progress: OnProgress | None = None,
+    on_verify: OnProgress | None = None,
     **settings: Any,
 ) -> MergeReport:
     """Merge one or more LoRA adapters, in their order, into a base model and write the full model.
@@ -56,7 +59,8 @@ def merge_lora(
     added to the base and rounded before the adapters. ``settings`` are the fields of
     ``MergeSettings``.
     ``on_progress(written, total)`` is called as bytes are written. With ``dry_run`` everything is
-    checked and planned from headers, and nothing is written.
+    checked and planned from headers, and nothing is written. With ``verify_base`` the base's files
+    are read first and held against the published checksums; ``on_verify`` is called meanwhile.
 
     Raises ``MergeError`` for every mistake in the input; the output folder is then as it was.
     """
@@ -74,6 +78,7 @@ def merge_lora(
             str(delta_model) if delta_model else None,
         )
         replaced = require_free(output, sources.folders, overwrite, chosen.resume)
+        known = (require_published(sources.base, on_verify),) if verify_base else ()
         begin_digests(folder / name for folder in sources.adapters for name in WEIGHT_NAMES)
         job = plan_merge(sources, chosen, offload)
         require_space(output, job.plan.disk_bytes)
@@ -83,7 +88,7 @@ def merge_lora(
             job.plan,
             time.monotonic() - started,
             dry_run,
-            tuple(summary.inputs(job)),
+            (*known, *summary.inputs(job)),
             tuple(summary.changes(job)),
             (*resumed, *summary.notes(job)),
             job,

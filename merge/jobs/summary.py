@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from tokenizer_tools.huggingface import TokenizerFolder
+
+from ..known import KnownFile, known_files
 
 if TYPE_CHECKING:
     from ..deltas.peft import Adapter
@@ -28,9 +31,16 @@ def inputs(job: MergeJob) -> Iterator[str]:
     if job.delta is not None:
         yield f"delta      {job.sources.delta} ({job.vocabulary.base_rows} rows)"
     for number, adapter in enumerate(job.adapters, start=1):
-        yield f"adapter {number}  {adapter.folder} ({_scalings(adapter)})"
+        known = _known(known_files().get(adapter.digest))
+        yield f"adapter {number}  {adapter.folder} ({_scalings(adapter)}; {known})"
     tokenizer = job.sources.tokenizer
-    yield f"tokenizer  {tokenizer.path} ({tokenizer.n_tokens or 'unknown'} tokens)"
+    known = _known(known_files().get(sha256(tokenizer.vocabulary).hexdigest()))
+    tokens = tokenizer.n_tokens or "unknown"
+    yield f"tokenizer  {tokenizer.path} ({tokens} tokens; {known})"
+
+
+def _known(file: KnownFile | None) -> str:
+    return "no published checksum" if file is None else f"published as {file.model}"
 
 
 def _scalings(adapter: Adapter) -> str:

@@ -18,6 +18,7 @@ _TOKENIZER = ".model"
 _LFS_POINTER = b"version https://git-lfs"
 
 OnBytes = Callable[[int], object]
+OnProgress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
@@ -186,3 +187,27 @@ def _remedy(file: Checked) -> str:
         "fetch the file again; if it was merged or saved anew, its bytes may differ although its "
         "numbers do not: compare_checkpoints.py compares those"
     )
+
+
+def require_published(folder: Path, on_progress: OnProgress | None = None) -> str:
+    """Read a base's files and say, in a line, what they are known as.
+
+    Files that nobody published are said to be unknown. Raises ``VerificationError`` where some are
+    published ones and others are not, or are another model's: then some are damaged or mixed up.
+    """
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix in _WEIGHTS]
+    total, done = sum(path.stat().st_size for path in paths), 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        if on_progress is not None:
+            on_progress(done, total)
+
+    files = [check(path, on_bytes) for path in paths]
+    first = next((file.known for file in files if file.known is not None), None)
+    if first is None:
+        return f"base       none of its {len(files)} weight files has a published checksum"
+    if fault := next(mismatches(files, first.model), None):
+        raise fault
+    return f"base       {first.model} · {first.kind}: all {len(files)} files as published"

@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from merge import merge_lora
+from merge import merge_lora, verify_merge
 from merge.commands.merge_lora import main, main_to_hf
 from merge.errors import LayoutError, MergeError, UsageError, VocabularyError
 from tests.deltas.making import (
@@ -125,6 +125,7 @@ def test_any_decoder_merges_as_peft_does(
     adapter = save_adapter(tmp_path / "lora", base, **lora)
     words = ["--base_model", str(base), "--lora_model", str(adapter), "--output_dir", str(out)]
     assert main_to_hf([*words, "--dtype", "float32", "--safe_serialization", "--quiet"]) == 0
+    assert not verify_merge(out).faults
     torch.testing.assert_close(
         logits_of(out), logits_with_peft(base, adapter), rtol=1e-4, atol=1e-4
     )

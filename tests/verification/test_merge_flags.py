@@ -1,0 +1,108 @@
+"""``--verify_base`` before a merge and ``--verify`` after it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from merge import known
+from merge.commands.merge_lora import main_to_hf
+from merge.deltas.adapter_config import AdapterConfig
+from tests.tiny import make_adapter, make_base
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("inputs")
+    base = make_base(folder / "base")
+    return base, make_adapter(folder / "lora", base, rows=151)
+
+
+def run(inputs: tuple[Path, Path], out: Path, *more: str) -> int:
+    base, adapter = map(str, inputs)
+    words = ["--base_model", base, "--lora_model", adapter, "--output_dir", str(out)]
+    return main_to_hf([*words, *more])
+
+
+def publish(monkeypatch: pytest.MonkeyPatch, folder: Path, files: list[Path]) -> None:
+    """Let a table of checksums name these files as parts of one model."""
+    rows = [
+        f"| 7B | {number:02} | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |"
+        for number, path in enumerate(files)
+    ]
+    table = folder / "SHA256.md"
+    heading = "## Original weights, Hugging Face layout (pytorch_model-*.bin) · 原版"
+    table.write_text("\n".join([heading, *rows]), encoding="utf-8")
+    monkeypatch.setattr(known, "CHECKSUMS", table)
+    monkeypatch.setattr(known, "known_files", known.known_files.__wrapped__)
+    for module in ("merge.verification.published", "merge.jobs.summary"):
+        monkeypatch.setattr(f"{module}.known_files", known.known_files)
+
+
+def test_a_result_is_verified_at_the_end(
+    tmp_path: Path, inputs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(inputs, tmp_path / "out", "--verify") == 0
+    said = capsys.readouterr()
+    assert said.out.index("Done:") < said.out.index("Right:")
+    assert "checking: 100 %" in said.err
+
+
+def test_a_merge_that_goes_wrong_ends_with_1(
+    tmp_path: Path,
+    inputs: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The scaling itself is spoilt: the manifest agrees with the result, the inputs do not."""
+    scaling = AdapterConfig.scaling
+    monkeypatch.setattr(AdapterConfig, "scaling", lambda *given: 2 * scaling(*given))
+    assert run(inputs, tmp_path / "out", "--verify") == 1
+    said = capsys.readouterr()
+    assert "WRONG: 14 faults" in said.out
+    assert "what was added is 2 times what the adapters add" in said.err
+
+
+def test_a_rehearsal_verifies_nothing(tmp_path: Path, inputs: tuple[Path, Path]) -> None:
+    assert run(inputs, tmp_path / "out", "--verify", "--dry_run") == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_published_base_is_confirmed(
+    tmp_path: Path,
+    inputs: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = sorted(inputs[0].glob("*.bin"))
+    publish(monkeypatch, tmp_path, files)
+    assert run(inputs, tmp_path / "out", "--verify_base") == 0
+    said = capsys.readouterr()
+    assert f"all {len(files)} files as published" in said.out
+    assert "checking the base: 100 %" in said.err
+
+
+def test_a_base_with_one_damaged_file_is_refused(
+    tmp_path: Path,
+    inputs: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = sorted(inputs[0].glob("*.bin"))
+    publish(monkeypatch, tmp_path, [files[0], inputs[0] / "config.json", *files[2:]])
+    assert run(inputs, tmp_path / "out", "--verify_base") == 2
+    said = capsys.readouterr().err
+    assert str(files[1]) in said
+    assert "not a published file" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_that_nobody_published_is_said_to_be_unknown(
+    tmp_path: Path, inputs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(inputs, tmp_path / "out", "--verify_base") == 0
+    said = capsys.readouterr().out
+    assert "weight files has a published checksum" in said
+    assert said.count("no published checksum") == 2, "adapter and tokenizer"
