@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from demo import meta_llama, settings
 from demo.text import encode, open_tokenizer
 from demo.training import grown_base
+from merge.errors import MergeError
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -104,6 +108,28 @@ def continue_line(folder: Path, prompt: str, max_tokens: int = 24) -> str:
         pad_token_id=tokenizer.eos_id(),
     )
     return _decode(tokenizer, answer[0, ids.shape[1] :].tolist())
+
+
+def continue_in_llama_cpp(folder: Path, prompt: str) -> str | None:
+    """Return llama.cpp's greedy continuation by the GGUF file in ``folder``; None without it.
+
+    Raises ``MergeError`` with its last words when it cannot run the file.
+    """
+    if importlib.util.find_spec("llama_cpp") is None:
+        return None
+    (model,) = folder.glob("*.gguf")
+    script = Path(__file__).with_name("llama_cpp_line.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(model), prompt],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    if done.returncode != 0:
+        raise MergeError(
+            "llama.cpp could not run the merged model", file=model, found=done.stderr[-500:]
+        )
+    return done.stdout.rstrip("\r\n")
 
 
 def _decode(tokenizer: SentencePieceProcessor, ids: list[int]) -> str:

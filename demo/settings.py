@@ -61,3 +61,8 @@ class Folders:
     def hf(self) -> Path:
         """The merged model, Hugging Face layout."""
         return self.root / "hf"
+
+    @property
+    def gguf(self) -> Path:
+        """The merged model for llama.cpp."""
+        return self.root / "gguf"

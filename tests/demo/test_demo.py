@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -36,11 +37,13 @@ def test_the_demo_merges_agrees_with_peft_and_continues_the_line_rightly(tmp_pat
     said = {
         label: line.removeprefix(label).split()[0]
         for line in done.stdout.splitlines()
-        for label in ("the line", "base goes on", "merged goes on")
+        for label in ("the line", "base goes on", "merged goes on", "llama.cpp goes on")
         if line.startswith(label)
     }
     assert (said["the line"], said["merged goes on"]) == (PROMPT, CONTINUATION)
     assert said["base goes on"] != CONTINUATION
+    expected = CONTINUATION if importlib.util.find_spec("llama_cpp") else "(not"
+    assert said["llama.cpp goes on"] == expected
     assert (output / "pth" / "consolidated.00.pth").is_file()
     assert (output / "hf" / "config.json").is_file()
 
