@@ -19,7 +19,6 @@ from xxhash import xxh3_128
 from ..digests import content_digest
 from ..formats.files import tensor_bytes
 from ..formats.gguf import Q8Tensor
-from ..layouts.rotary import RotaryOrder, in_halves
 from ..lazy import LazyTensor
 from .reading import Rows, row_range, side_by_side
 from .recipes import Recipe, Segment
@@ -138,11 +137,7 @@ def check_tensor(
 
 def blocks_of(tensor: LazyTensor) -> LazyTensor | None:
     """The blocks of a quantised matrix, in Hugging Face's order of rows; None for any other."""
-    if isinstance(tensor, Q8Tensor):
-        return tensor.blocks
-    if isinstance(tensor, RotaryOrder) and isinstance(tensor.base, Q8Tensor):
-        return in_halves(tensor.base.blocks, tensor.head_dim)
-    return None
+    return tensor.blocks if isinstance(tensor, Q8Tensor) else None
 
 
 def _segments(found: LazyTensor, recipe: Recipe | None) -> Iterator[tuple[Segment, str | None]]:
