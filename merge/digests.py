@@ -115,6 +115,30 @@ def content_digest(tensor: LazyTensor) -> str:
     return digest.hexdigest()
 
 
+class FreshDigests:
+    """The content digests of tensors, each told once, when it is known.
+
+    Those that are ``known`` from an earlier run need not be made and are not told.
+    """
+
+    def __init__(self, tensors: Mapping[str, LazyTensor], known: Mapping[str, str]) -> None:
+        self._open = {name: item for name, item in tensors.items() if isinstance(item, Digested)}
+        for name, digest in known.items():
+            if tensor := self._open.pop(name, None):
+                tensor.digest.restore(digest, tensor.rows)
+
+    def take(self) -> dict[str, str]:
+        """Those that have become known since the last call."""
+        known = {
+            name: digest
+            for name, tensor in self._open.items()
+            if (digest := tensor.digest.hexdigest(tensor.rows)) is not None
+        }
+        for name in known:
+            del self._open[name]
+        return known
+
+
 def content_digests(tensors: Mapping[str, LazyTensor]) -> dict[str, str | None]:
     """XXH3 of each tensor that was read whole, None for those that were not needed."""
     return {

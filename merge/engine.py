@@ -8,41 +8,27 @@ tensor that Meta splits over several files is computed once and its parts go to 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO, cast
 
 import torch
 
-from .digests import Digested
-from .direct_io import Begun, OutputStream
-from .formats import WRITERS, ContainerWriter
+from .digests import FreshDigests
 from .formats.files import tensor_bytes
-from .journal import Journal, Past, Place, Prefix, Reached
+from .journal import Journal
 from .layouts.pour import Piece, Poured
 from .lazy import LazyTensor, RowReader, block_rows, scratch
+from .output_files import OutputFiles, Progress, WrittenFile
+from .past import Past
 from .plan import Plan
 from .settings import IoMode
 from .staging import StagedFolder
 
 _SPAN_BYTES = 4 << 20
-# What goes to the disk at a time, over all files that are open at once.
-_WRITE_BYTES = 8 << 20
-_LEAST_WRITE = 1 << 20
 # Beside the buffers of spans, a worker needs about this much for a block in float32 and the like.
 _SCRATCH_BYTES = 8 << 20
-
-Progress = Callable[[int], object]
-
-
-@dataclass(frozen=True)
-class WrittenFile:
-    """Size and SHA-256 of a file that was written whole."""
-
-    nbytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -91,8 +77,8 @@ def run(
     run has written of it, ``journal`` where this one writes down how far it is, with the digests of
     the ``named`` tensors.
     """
-    files = _Files(plan, staged, io, progress, past)
-    digests = _Digests(named, past)
+    files = OutputFiles(plan, staged, io, progress, past)
+    digests = FreshDigests(named, past.digests)
     with _one_torch_thread(), _Lanes(num_workers) as lanes:
         for span, rows in _in_order(lanes.compute, plan, num_workers, max_memory, past.done):
             taken: list[Future[None]] = []
@@ -105,116 +91,8 @@ def run(
                 future.result()
             if span.is_last:
                 reached = files.reached({piece.file for piece in span.poured.pieces})
-                journal.add(span.number + 1, reached, digests.new())
+                journal.add(span.number + 1, reached, digests.take())
     return files.written
-
-
-class _Digests:
-    """The content digests of tensors, each told once, when it is known."""
-
-    def __init__(self, named: Mapping[str, LazyTensor], past: Past) -> None:
-        self._open = {name: item for name, item in named.items() if isinstance(item, Digested)}
-        for name, digest in past.digests.items():
-            if tensor := self._open.pop(name, None):
-                tensor.digest.restore(digest, tensor.rows)
-
-    def new(self) -> dict[str, str]:
-        """Those that have become known since the last call."""
-        known = {
-            name: digest
-            for name, tensor in self._open.items()
-            if (digest := tensor.digest.hexdigest(tensor.rows)) is not None
-        }
-        for name in known:
-            del self._open[name]
-        return known
-
-
-class _Files:
-    """The output files of a run: each opened with its first tensor and closed after its last."""
-
-    def __init__(
-        self, plan: Plan, staged: StagedFolder, io: IoMode, progress: Progress, past: Past
-    ) -> None:
-        self._plan = plan
-        self._staged = staged
-        self._io = io
-        self._progress = progress
-        self._writers: dict[str, ContainerWriter] = {}
-        self._streams: dict[str, OutputStream] = {}
-        self.written: dict[str, WrittenFile] = {}
-        at_once = max((len(item.pieces) for item in plan.poured), default=1)
-        self._buffer_bytes = max(_LEAST_WRITE, _WRITE_BYTES // at_once)
-        self._told: dict[str, int] = {}
-        for file, prefix in past.files.items():
-            self._take_up(file, prefix)
-
-    def _take_up(self, file: str, begun: Prefix) -> None:
-        """Go on with a file of an earlier run, or leave it as it is when it is whole."""
-        infos = self._plan.files[file]
-        if len(begun.finished) == len(infos):
-            digest = begun.sha256.hexdigest()
-            self._staged.finish(file, digest)
-            self.written[file] = WrittenFile(begun.nbytes, digest)
-        else:
-            self._opened(file, begun)
-        self._told[file] = len(begun.finished)
-        self._progress(sum(info.nbytes for info in infos[: len(begun.finished)]))
-
-    def write(self, file: str, data: memoryview) -> None:
-        """Append to the tensor whose turn it is in ``file``."""
-        writer = self._writers.get(file) or self._opened(file)
-        writer.write(data)
-        if writer.is_complete:
-            writer.close()
-            self._staged.finish(file)
-            stream = self._streams.pop(file)
-            self.written[file] = WrittenFile(stream.tell(), stream.hexdigest())
-            del self._writers[file]
-        self._progress(len(data))
-
-    def _opened(self, file: str, begun: Prefix | None = None) -> ContainerWriter:
-        place = Begun(begun.nbytes, begun.sha256) if begun else None
-        stream = self._staged.create(file, self._io, self._buffer_bytes, place)
-        suffix = file[file.rindex(".") :]
-        gate = _Gate(stream, is_open=begun is None)
-        cast(BinaryIO, gate).write(self._plan.headers.get(file, b""))
-        writer = WRITERS[suffix](cast(BinaryIO, gate), self._plan.files[file])
-        if begun:
-            writer.skip(begun.finished)
-            gate.is_open = True
-        self._writers[file], self._streams[file] = writer, stream
-        return writer
-
-    def reached(self, files: Iterable[str]) -> dict[str, Reached | Place]:
-        """How far files are that a tensor has just ended in."""
-        return {file: self._place(file) for file in files}
-
-    def _place(self, file: str) -> Reached | Place:
-        before, self._told[file] = self._told.get(file, 0), 0
-        if (whole := self.written.get(file)) is not None:
-            left = len(self._plan.files[file]) - before
-            return Place(whole.nbytes, whole.sha256, (0,) * left)
-        finished = self._writers[file].finished
-        self._told[file] = len(finished)
-        return Reached(self._streams[file], self._streams[file].mark(), finished[before:])
-
-
-class _Gate:
-    """Lets bytes through to a stream when it is open; before, they are in the stream already."""
-
-    def __init__(self, stream: OutputStream, is_open: bool) -> None:
-        self._stream = stream
-        self.is_open = is_open
-
-    @property
-    def closed(self) -> bool:
-        """Whether the stream takes no more."""
-        return self._stream.closed
-
-    def write(self, data: memoryview) -> int:
-        """Write or pass over bytes; return how many."""
-        return self._stream.write(data) if self.is_open else len(data)
 
 
 class _Lanes:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Settings that change no byte of the result.
 _COSTS = ("max_memory", "num_workers", "io", "resume")
-_REMEDY = "give the same inputs and options to go on, or begin anew: --overwrite for --resume"
+_REMEDY = "give the same inputs and options to go on, or begin anew with --overwrite in its place"
 
 
 @dataclass(frozen=True)

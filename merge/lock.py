@@ -50,12 +50,12 @@ class FolderLock:
         return False
 
     def __exit__(self, *_: object) -> None:
-        if sys.platform != "win32":  # as long as it is held, so that nobody takes it in between
-            self._path.unlink(missing_ok=True)
-        os.close(self._handle)
         if sys.platform == "win32":  # which removes no open file
-            with contextlib.suppress(OSError):
-                self._path.unlink()
+            os.close(self._handle)
+        with contextlib.suppress(OSError):  # permission may be what was lost
+            self._path.unlink()
+        if sys.platform != "win32":  # held until it is gone, so that nobody takes it in between
+            os.close(self._handle)
 
 
 def require_unlocked(folder: Path) -> None:

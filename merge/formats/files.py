@@ -42,7 +42,11 @@ class InputFile:
         """
         done = 0
         while done < len(buffer):
-            count = self._read_some(buffer[done:], offset + done)
+            try:
+                count = self._read_some(buffer[done:], offset + done)
+            except OSError as error:
+                error.filename = str(self.path)  # which reads by position do not say
+                raise
             if count == 0:
                 raise FormatError(
                     "the file ends before its tensors do: an unfinished download or copy",

@@ -159,7 +159,15 @@ def _prepare(
     plan = _plan(result, rows, config, tokenizer, named, settings)
     how = {"dtype": settings.dtype}
     changes = _changes(role, result)
-    return PlannedJob(plan, models, tokenizer, how, changes, notes, lambda: _losses(role, result))
+    return PlannedJob(
+        plan,
+        models,
+        tokenizer,
+        how,
+        changes,
+        notes,
+        lambda resumed: _losses(role, result, resumed),
+    )
 
 
 def _plan(
@@ -198,10 +206,12 @@ def _notes(settings: OutputSettings, base: Checkpoint, other: Checkpoint) -> tup
     return (*assumed, *((left,) if dropped else ()))
 
 
-def _losses(role: str, result: DenseResult) -> tuple[str, ...]:
+def _losses(role: str, result: DenseResult, resumed: bool) -> tuple[str, ...]:
     """What a difference that was just written cannot bring back."""
     if role == "delta_model":
         return ()
+    if resumed:
+        return ("how much of the target comes back is counted only in a run that is not resumed",)
     losses = result.losses
     if not losses.elements:
         return ("adding this delta gives back every element of the target",)

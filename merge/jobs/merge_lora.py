@@ -32,8 +32,8 @@ from .writing import OnProgress, Report, write
 if TYPE_CHECKING:
     from ..deltas.apply import MergedModel
     from ..deltas.peft import Adapter
-    from ..engine import WrittenFile
     from ..lazy import Checkpoint, LazyTensor
+    from ..output_files import WrittenFile
     from ..plan import Plan
 
 

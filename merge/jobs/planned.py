@@ -17,8 +17,8 @@ from ..vocabulary import Vocabulary
 from .writing import OnProgress, Report, write
 
 if TYPE_CHECKING:
-    from ..engine import WrittenFile
     from ..lazy import Checkpoint
+    from ..output_files import WrittenFile
     from ..plan import Plan
 
 
@@ -44,7 +44,7 @@ class PlannedJob:
 
     ``models`` are its inputs by their names in the manifest, ``how`` its settings there.
     ``changes`` and ``notes`` are lines for people, ``found_out`` gives those that are known only
-    when everything has been written.
+    when everything has been written, and is told whether the run was resumed.
     """
 
     plan: Plan
@@ -53,7 +53,7 @@ class PlannedJob:
     how: Mapping[str, Any]
     changes: tuple[str, ...]
     notes: tuple[str, ...]
-    found_out: Callable[[], tuple[str, ...]] = tuple
+    found_out: Callable[[bool], tuple[str, ...]] = lambda _: ()
 
     def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this job."""
@@ -92,7 +92,7 @@ def carry_out(
     require_space(output, job.plan.disk_bytes)
     resumed = () if dry_run else write(job, output, settings, replaced, on_progress)
     seconds = time.monotonic() - started
-    notes = job.notes if dry_run else (*resumed, *job.notes, *job.found_out())
+    notes = job.notes if dry_run else (*resumed, *job.notes, *job.found_out(bool(resumed)))
     return Report(output, job.plan, seconds, dry_run, job.inputs(), job.changes, notes)
 
 

@@ -28,8 +28,8 @@ from ..vocabulary import require_extension
 from .writing import OnProgress, Report, write
 
 if TYPE_CHECKING:
-    from ..engine import WrittenFile
     from ..lazy import Checkpoint
+    from ..output_files import WrittenFile
     from ..plan import Plan
 
 

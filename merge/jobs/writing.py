@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..identity import Reads, identity, require_same
-from ..journal import Journal, Past, read_record, verified
+from ..journal import Journal, read_record
 from ..json_text import json_bytes
 from ..outputs import MANIFEST_NAME, leftovers
+from ..past import Past, verified
 from ..settings import OutputSettings
 from ..sizes import peak_memory, size_text
 from ..staging import StagedFolder
 
 if TYPE_CHECKING:
-    from ..engine import WrittenFile
+    from ..output_files import WrittenFile
     from ..plan import Plan
 
 OnProgress = Callable[[int, int], object]
@@ -97,7 +98,7 @@ def _take_up(
         past = verified(staged.folder, record)
     journal = Journal(staged.folder, this, [path.name for path in replaced])
     if past:
-        journal.go_on(past)
+        journal.go_on(past.end)
     else:
         for path in leftovers(staged.folder):
             path.unlink()

@@ -24,8 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from merge import engine, merge_lora
-from merge.journal import read_record, verified
+from merge import merge_lora, output_files
+from merge.journal import read_record
+from merge.past import verified
 from tests.support import ALPACA_ROWS, LLAMA_ROWS, adapter_tensors, save_adapter, save_base
 
 # Pages at a time instead of megabytes: the models are tiny, and something has to reach the disk.
@@ -56,7 +57,7 @@ class Inputs:
 
     def merge(self, out: Path, step: Step, **options: Any) -> None:
         """Merge into ``out``; ``step`` is called on the way."""
-        engine._LEAST_WRITE = engine._WRITE_BYTES = SMALL_WRITES
+        output_files._LEAST_WRITE = output_files._WRITE_BYTES = SMALL_WRITES
         merge_lora(
             self.folder / "base",
             [self.folder / "llama", self.folder / "alpaca"],

@@ -1,0 +1,120 @@
+"""What an interrupted run has left, and how much of it is right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from .journal import Entry, Record, partial_path
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Sha256
+
+_PIECE_BYTES = 4 << 20
+_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The beginning of a file that is right: its length, SHA-256 so far, and its tensors."""
+
+    nbytes: int
+    sha256: Sha256
+    finished: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Past:
+    """What an earlier run has left that is right: ``done`` tensors of the plan, in these files.
+
+    ``committed`` are the files' digests when all were whole; they only want their names. ``end`` is
+    where the last line ends that says so.
+    """
+
+    done: int = 0
+    files: Mapping[str, Prefix] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    committed: Mapping[str, str] = field(default_factory=dict)
+    end: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.done or self.committed)
+
+
+def verified(folder: Path, record: Record) -> Past:
+    """Hash what is there, and keep what the journal and all files agree on."""
+    if record.committed and all(
+        _is_whole(folder, name, digest) for name, digest in record.committed.items()
+    ):
+        return Past(committed=record.committed, end=record.end)
+    names = {name for entry in record.entries for name in entry.files}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        checks = {name: pool.submit(_hashed, folder, name, record.entries) for name in names}
+        reached = {name: check.result() for name, check in checks.items()}
+    agreed = min((len(entries) for entries in reached.values()), default=0)
+    entries = record.entries[:agreed]
+    files = {
+        name: _prefix(name, entries, hashes[: len(entries)])
+        for name, hashes in reached.items()
+        if any(name in entry.files for entry in entries)
+    }
+    digests = {name: digest for entry in entries for name, digest in entry.digests.items()}
+    return Past(entries[-1].done, files, digests, end=entries[-1].end) if entries else Past()
+
+
+def _is_whole(folder: Path, name: str, digest: str) -> bool:
+    """Whether a file is right, under its name or about to get it."""
+    path = partial_path(folder, name)
+    path = path if path.exists() else folder / name
+    try:
+        with path.open("rb", buffering=0) as stream:
+            hasher = sha256()
+            _read_on(stream, hasher, path.stat().st_size)
+            return hasher.hexdigest() == digest
+    except OSError:
+        return False
+
+
+def _hashed(folder: Path, name: str, entries: Sequence[Entry]) -> list[Sha256 | None]:
+    """SHA-256 of a file at each entry, as long as file and entries agree; None before it began."""
+    hasher, begun = sha256(), False
+    hashes: list[Sha256 | None] = []
+    try:
+        with partial_path(folder, name).open("rb", buffering=0) as stream:
+            for entry in entries:
+                if place := entry.files.get(name):
+                    whole = _read_on(stream, hasher, place.nbytes - stream.tell())
+                    if not whole or hasher.hexdigest() != place.sha256:
+                        break
+                    begun = True
+                hashes.append(hasher.copy() if begun else None)
+    except FileNotFoundError:
+        hashes += [None] * _entries_before(name, entries)
+    return hashes
+
+
+def _entries_before(name: str, entries: Sequence[Entry]) -> int:
+    return next(number for number, entry in enumerate(entries) if name in entry.files)
+
+
+def _read_on(stream: BinaryIO, hasher: Sha256, count: int) -> bool:
+    """Hash the next bytes; False when the file has fewer."""
+    buffer = memoryview(bytearray(min(_PIECE_BYTES, max(1, count))))
+    while count > 0:
+        taken = stream.readinto(buffer[:count])  # type: ignore[attr-defined]
+        if not taken:
+            return False
+        hasher.update(buffer[:taken])
+        count -= taken
+    return True
+
+
+def _prefix(name: str, entries: Sequence[Entry], hashes: Sequence[Sha256 | None]) -> Prefix:
+    places = [entry.files[name] for entry in entries if name in entry.files]
+    hasher = hashes[-1]
+    assert hasher is not None
+    return Prefix(places[-1].nbytes, hasher, tuple(n for place in places for n in place.finished))

@@ -1,0 +1,96 @@
+"""A tiny merge that can be stopped anywhere, and what it should have become."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from merge import merge_lora, output_files
+from merge.jobs.writing import Report
+from tests.support import LLAMA_ROWS, adapter_tensors, save_adapter, save_base
+
+
+@dataclass
+class Merging:
+    """Inputs, and the calls that merge them into ``out``."""
+
+    folder: Path
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def base(self) -> Path:
+        return self.folder / "base"
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "llama"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    def merge(self, **options: Any) -> Report:
+        """Merge, with this case's options and others."""
+        everything = {"output_dir": self.out} | self.options | options
+        return merge_lora(self.base, self.adapter, **everything)
+
+    def stop(self, at: int) -> str:
+        """Merge, and be interrupted when ``at`` bytes are written; return what is then told."""
+
+        def progress(written: int, _: int) -> None:
+            if written >= at:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt) as caught:
+            self.merge(on_progress=progress)
+        return str(caught.value)
+
+    def whole(self) -> dict[str, bytes]:
+        """The files that an uninterrupted run writes."""
+        folder = self.folder / "whole"
+        if not folder.exists():
+            self.merge(output_dir=folder, overwrite=False)
+        return contents(folder)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes of tensors a whole run writes."""
+        return self.merge(dry_run=True, output_dir=self.folder / "none").plan.tensor_bytes
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def small_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages at a time instead of megabytes, so that tiny models reach the disk on the way."""
+    for name in ("_WRITE_BYTES", "_LEAST_WRITE"):
+        monkeypatch.setattr(output_files, name, 4096)
+
+
+@pytest.fixture(
+    params=[
+        {"output_type": "pth", "num_shards": 2},
+        {"output_type": "huggingface", "max_shard_size": "8KB"},
+        {"output_type": "huggingface", "safe_serialization": True, "io": "buffered"},
+    ],
+    ids=["pth", "bin", "safetensors"],
+)
+def merging(request: pytest.FixtureRequest, tmp_path: Path, small_writes: None) -> Merging:
+    made = Merging(tmp_path, dict(request.param))
+    save_base(made.base)
+    save_adapter(made.adapter, adapter_tensors(LLAMA_ROWS), pieces=LLAMA_ROWS)
+    return made
+
+
+@pytest.fixture
+def one(tmp_path: Path, small_writes: None) -> Merging:
+    """The same in one layout, for what has nothing to do with layouts."""
+    made = Merging(tmp_path, {"output_type": "pth", "num_shards": 2})
+    save_base(made.base)
+    save_adapter(made.adapter, adapter_tensors(LLAMA_ROWS), pieces=LLAMA_ROWS)
+    return made

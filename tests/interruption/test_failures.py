@@ -1,0 +1,274 @@
+"""Disks, permissions and renames that fail at the worst moments, and the order of durability."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from merge import convert_checkpoint, merge_lora
+from merge.errors import OutputError
+from merge.jobs.apply_delta import apply_delta, make_delta
+from merge.jobs.resize_vocabulary import resize_vocabulary
+from merge.jobs.writing import Report
+from tests.interruption.conftest import Merging, contents
+from tests.support import (
+    base_tensors,
+    save_base,
+    tokenizer_model,
+    tree,
+)
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs limits and users of POSIX")
+
+
+def failed(merging: Merging, **options: object) -> OutputError:
+    """Merge, and require that it fails with a message and keeps what was written."""
+    with pytest.raises(OutputError) as caught:
+        merging.merge(**options)
+    assert "what was written is kept" in caught.value.facts["remedy"]
+    assert "--resume" in caught.value.facts["remedy"]
+    assert all(path.name.startswith(".") for path in merging.out.iterdir())
+    return caught.value
+
+
+def resume(merging: Merging) -> str:
+    report = merging.merge(resume=True)
+    assert contents(merging.out) == merging.whole()
+    return report.notes[0]
+
+
+@posix
+def test_full_disk(merging: Merging) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 12, hard))
+    try:
+        merging.options["max_shard_size"] = "1GB"
+        error = failed(merging)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.sentence == "the disk took no more while the result was written"
+    assert error.facts["file"] == str(merging.out)
+    assert "went on after" in resume(merging)
+
+
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="reads by position are not to be had here")
+def test_read_error_under_the_reader(merging: Merging, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, count = os.preadv, 0
+
+    def broken(*arguments: object) -> int:
+        nonlocal count
+        count += 1
+        if count > 60:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", broken)
+        error = failed(merging)
+    assert error.sentence == "reading or writing failed on the way"
+    assert error.facts["file"] == str(merging.base / "pytorch_model.bin")
+    assert error.facts["found"] == os.strerror(errno.EIO)
+    assert "went on after" in resume(merging)
+
+
+@contextmanager
+def root_at_the_end() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else"
+)
+@pytest.mark.parametrize("share", [0.5, 0.9, 1.0])
+def test_lost_permission(merging: Merging, share: float) -> None:
+    limit, nobody = int(share * merging.nbytes), 65534
+
+    def progress(written: int, _: int) -> None:
+        if written >= limit:
+            os.seteuid(nobody)
+
+    with pytest.raises(OutputError) as caught, root_at_the_end():
+        merging.merge(on_progress=progress)
+    error = caught.value
+    assert "--resume" in error.facts["remedy"]
+    assert all(path.name.startswith(".") for path in merging.out.iterdir())
+    assert error.sentence == "reading or writing failed on the way"
+    assert error.facts["found"] == os.strerror(errno.EACCES)
+    assert "went on after" in resume(merging)
+
+
+def test_name_that_is_taken_meanwhile(one: Merging) -> None:
+    """A folder under the name of a file: it cannot be replaced, wherever its turn is."""
+    blocked = one.out / "params.json" / "something"
+
+    def progress(*_: int) -> None:
+        blocked.parent.mkdir(exist_ok=True)
+        blocked.touch()
+
+    with pytest.raises(OutputError) as caught:
+        one.merge(on_progress=progress)
+    assert "--resume" in caught.value.facts["remedy"]
+    assert not (one.out / "merge_manifest.json").exists()
+    blocked.unlink()
+    blocked.parent.rmdir()
+    assert "given their names" in resume(one)
+
+
+def test_interruption_at_every_rename(merging: Merging, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+    merging.merge(output_type="huggingface", output_dir=merging.out)
+    earlier = contents(merging.out)
+    for number in range(len(merging.whole())):
+        left = number
+
+        def interrupted(*arguments: object) -> None:
+            nonlocal left
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+            replace(*arguments)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", interrupted)
+            with pytest.raises(KeyboardInterrupt, match="--resume"):
+                merging.merge(overwrite=True)
+        whole = merging.whole()
+        for name, data in contents(merging.out).items():
+            assert name.startswith(".") or data in (whole.get(name), earlier.get(name))
+        assert not (merging.out / "merge_manifest.json").exists()
+        assert "given their names" in resume(merging)
+        earlier = whole
+
+
+def test_everything_is_durable_before_the_first_rename(
+    merging: Merging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[tuple[str, int | str]] = []
+    sync, replace, unlink = os.fsync, os.replace, os.unlink
+
+    def synced(handle: int) -> None:
+        happened.append(("sync", os.fstat(handle).st_ino))
+        sync(handle)
+
+    def renamed(source: Path, target: Path) -> None:
+        happened.append(("rename", Path(source).stat().st_ino))
+        happened.append(("to", Path(target).name))
+        replace(source, target)
+
+    def removed(path: Path, **options: int) -> None:
+        happened.append(("unlink", Path(path).name))
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", synced)
+        patch.setattr(os, "replace", renamed)
+        patch.setattr(os, "unlink", removed)
+        merging.merge()
+    kinds = [kind for kind, _ in happened]
+    first = kinds.index("rename")
+    last = len(kinds) - 1 - kinds[::-1].index("rename")
+    files = [what for kind, what in happened if kind == "rename"]
+    before = [what for kind, what in happened[:first] if kind == "sync"]
+    after = [what for kind, what in happened[last:] if kind == "sync"]
+    names = [what for kind, what in happened if kind == "to"]
+    assert set(files) < set(before)
+    assert "sync" not in kinds[first:last]
+    assert names[-1] == "merge_manifest.json"
+    assert sorted(map(str, names)) == sorted(merging.whole())
+    if sys.platform != "win32":
+        folder = merging.out.stat().st_ino
+        assert after == [folder]
+        assert before[-1] == folder
+    assert happened.index(("unlink", ".merge_journal")) > last + 1
+
+
+def test_second_run_is_refused_while_the_first_writes(one: Merging) -> None:
+    refusals = []
+
+    def progress(*_: int) -> None:
+        for options in ({}, {"overwrite": True}, {"resume": True}):
+            with pytest.raises(OutputError, match="another run is writing") as caught:
+                merge_lora(one.base, one.adapter, one.out, **options)
+            refusals.append(caught.value.facts["found"])
+
+    one.merge(on_progress=progress)
+    assert set(refusals) == {f"process {os.getpid()}"}
+    assert contents(one.out) == one.whole()
+
+
+def jobs(folder: Path) -> dict[str, Callable[..., Report]]:
+    """Every other job that writes a model."""
+    base = save_base(folder / "base")
+    other = save_base(folder / "other", {k: v * 1.5 for k, v in base_tensors().items()})
+    larger = folder / "larger"
+    larger.mkdir()
+    (larger / "tokenizer.model").write_bytes(tokenizer_model(60))
+    return {
+        "convert": lambda out, **o: convert_checkpoint(base, out, **o),
+        "resize": lambda out, **o: resize_vocabulary(base, larger, out, init="normal", **o),
+        "make_delta": lambda out, **o: make_delta(base, other, out, **o),
+        "apply_delta": lambda out, **o: apply_delta(base, other, out, **o),
+    }
+
+
+@pytest.mark.parametrize("name", ["convert", "resize", "make_delta", "apply_delta"])
+@pytest.mark.usefixtures("small_writes")
+def test_every_job_can_be_resumed(tmp_path: Path, name: str) -> None:
+    job, out = jobs(tmp_path)[name], tmp_path / "out"
+
+    def progress(written: int, total: int) -> None:
+        if written > 0.7 * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="--resume"):
+        job(out, on_progress=progress)
+    before = tree(tmp_path)
+    with pytest.raises(OutputError, match="was interrupted here"):
+        job(out)
+    with pytest.raises(OutputError, match="another --dtype"):
+        job(out, resume=True, dtype="float32")
+    assert tree(tmp_path) == before
+    assert any("went on after" in note for note in job(out, resume=True).notes)
+    job(tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_difference_that_was_resumed_does_not_count_half(
+    tmp_path: Path, small_writes: None
+) -> None:
+    job, out = jobs(tmp_path)["make_delta"], tmp_path / "out"
+    assert any("gives back" in note for note in job(tmp_path / "whole").notes)
+
+    def progress(written: int, total: int) -> None:
+        if written > 0.7 * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        job(out, on_progress=progress)
+    assert not any("gives back" in note for note in job(out, resume=True).notes)
+
+
+def test_adapter_in_a_zip_can_be_resumed(one: Merging) -> None:
+    """It is unpacked into another folder each time."""
+    archive = shutil.make_archive(str(one.folder / "zipped"), "zip", one.adapter)
+
+    def progress(written: int, total: int) -> None:
+        if written > 0.7 * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge_lora(one.base, archive, one.out, on_progress=progress, **one.options)
+    report = merge_lora(one.base, archive, one.out, resume=True, **one.options)
+    assert "went on after" in report.notes[0]
