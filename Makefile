@@ -2,6 +2,7 @@
 # make check   ruff, mypy and the fast tests
 # make test    ruff, mypy and every test
 # make llama_cpp  llama.cpp for tests and demo, compiled once; make test does it by itself
+# make fuzz    20,000 changed files of every kind, against torch, safetensors and gguf (INPUTS=...)
 # make bench   a merge of a 1.1B-shaped model against copies and other tools, in time and memory
 # make bench-all   everything in docs/performance.md; needs 40 GB of disk and an hour
 #
@@ -27,7 +28,7 @@ export PYTHONUTF8 := 1
 # Without its bytecode kept, importing torch takes 2 s and 50 MiB more in every process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test lint llama_cpp bench bench-all clean
+.PHONY: demo check test lint llama_cpp fuzz bench bench-all clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/run.py
@@ -45,6 +46,12 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 llama_cpp: $(LLAMA_CPP)/.done
+
+INPUTS ?= 20000
+FUZZ ?=
+
+fuzz: $(VENV)/.test
+	$(BIN)/python -m tests.fuzz.run --inputs $(INPUTS) $(FUZZ)
 
 BENCH ?= --shape 1b --output_type huggingface --runs 3 --peers peft mergekit --verify
 EXPERIMENTS ?= all

@@ -49,7 +49,7 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
             parse_constant=_no_number,
             parse_float=_number,
         )
-        _require_shallow(value)
+        _require_ordinary(value)
     except (ValueError, RecursionError) as error:  # also of encodings and of endless numbers
         raise FormatError(
             "the file is no JSON", file=path, found=error, remedy="fetch or mend the file"
@@ -65,18 +65,22 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
     return value
 
 
-def _require_shallow(value: object) -> None:
-    """What is nested deeper than any document would end a later walk over it."""
-    level = [value] if isinstance(value, (dict, list)) else []
+def _require_ordinary(value: object) -> None:
+    """Refuse what no document has and what ends a later step: half characters, endless nesting."""
+    level = [value]
     for _ in range(_MOST_DEPTH):
-        level = [
-            child
-            for parent in level
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(child, (dict, list))
-        ]
-        if not level:
+        below: list[object] = []
+        for item in level:
+            if isinstance(item, str):
+                item.encode()
+            elif isinstance(item, dict):
+                below += item.keys()
+                below += item.values()
+            elif isinstance(item, list):
+                below += item
+        if not below:
             return
+        level = below
     raise ValueError(f"nested more than {_MOST_DEPTH} deep")
 
 

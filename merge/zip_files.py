@@ -39,6 +39,7 @@ _MOST_EXPANSION = 20
 _SMALL_ENOUGH = 64 << 20
 _LOCAL_HEADER_BYTES = 30
 _ENCRYPTED = 1
+_FOLDER = 0x10  # torch reads such a record as whatever its memory held before
 # bzip2 and LZMA expand all that they are given: a few thousand bytes may become a hundred MB.
 _PIECE = {zipfile.ZIP_STORED: 1 << 20, zipfile.ZIP_DEFLATED: 1 << 20}
 _SMALL_PIECE = 4096
@@ -134,6 +135,8 @@ def _require_places(path: Path, infos: list[zipfile.ZipInfo]) -> None:
             raise _contradicts_itself(path, f"{info.filename} is encrypted")
         if is_in_place(info) and info.file_size != info.compress_size:
             raise _contradicts_itself(path, f"{info.filename} has two sizes")
+        if info.external_attr & _FOLDER and info.file_size:
+            raise _contradicts_itself(path, f"{info.filename} is marked as a folder")
     ordered = sorted(infos, key=lambda info: info.header_offset)
     for info, following in pairwise(ordered):
         name = len(info.orig_filename.encode("utf-8", "replace"))

@@ -17,3 +17,14 @@ def real_data() -> Path:
     if not folder:
         pytest.skip(f"needs published files: set {REAL_DATA} to the folder that holds them")
     return Path(folder)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many changed files the fuzzing tried."""
+    reports = [
+        report for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)
+    ]
+    properties = [item for report in reports for item in getattr(report, "user_properties", ())]
+    tried = sum(int(value) for name, value in properties if name == "fuzzed inputs")
+    if tried:
+        terminalreporter.write_line(f"fuzzing: {tried:,} inputs tried")

@@ -227,7 +227,8 @@ def _normalised_special_map(folder: TokenizerFolder) -> dict[str, Any]:
 
 def _normalised_config(folder: TokenizerFolder) -> dict[str, Any]:
     config = _json(folder.contents, folder.path, CONFIG_NAME)
-    if config.get("tokenizer_class") in LLAMA_CLASSES | {None}:
+    kind = config.get("tokenizer_class")
+    if not isinstance(kind, str) or kind in LLAMA_CLASSES:
         config["tokenizer_class"] = "LlamaTokenizer"
     for name, default in {"add_bos_token": True, "add_eos_token": False, "legacy": True}.items():
         if config.get(name) is None:

@@ -5,7 +5,6 @@ Read without PEFT, whose import costs seconds and whose classes refuse fields of
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from .kinds import KNOWN_FIELDS, changes_arithmetic, refusal
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
+# Beyond any rank or alpha, and float32 holds it.
+_LARGEST = 1e30
 _OF_THIS_RUN = "take adapter_config.json from the run that trained the adapter"
 
 
@@ -127,20 +128,39 @@ def read_adapter_config(folder: Path, weight: float = 1.0) -> AdapterConfig:
         rank_pattern={k: int(v) for k, v in _pattern(fields, "rank_pattern", path).items()},
         alpha_pattern=_pattern(fields, "alpha_pattern", path),
         ensure_weight_tying=bool(fields.get("ensure_weight_tying")),
-        base_model_name_or_path=fields.get("base_model_name_or_path"),
+        base_model_name_or_path=_text(fields, "base_model_name_or_path"),
         unknown=unknown,
         use_dora=bool(fields.get("use_dora")),
         lora_bias=bool(fields.get("lora_bias")),
         fan_in_fan_out=bool(fields.get("fan_in_fan_out")),
-        modules_to_save=tuple(map(str, fields.get("modules_to_save") or ())),
+        modules_to_save=_names(fields, "modules_to_save", path),
         trainable_token_indices=_token_indices(fields, path),
-        peft_version=fields.get("peft_version"),
+        peft_version=_text(fields, "peft_version"),
         weight=weight,
     )
 
 
 def _unknown(fields: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     return tuple(sorted(key for key, value in fields.items() if key not in KNOWN_FIELDS and value))
+
+
+def _text(fields: Mapping[str, Any], key: str) -> str | None:
+    """A field that is only told to people."""
+    value = fields.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _names(fields: Mapping[str, Any], key: str, path: Path) -> tuple[str, ...]:
+    value = fields.get(key) or ()
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        raise AdapterError(
+            "the adapter configuration has a list of modules that is none",
+            file=path,
+            expected=f'"{key}": names of modules, or null',
+            found=repr(value),
+            remedy=_OF_THIS_RUN,
+        )
+    return tuple(value)
 
 
 def _token_indices(
@@ -179,8 +199,8 @@ def _pattern(fields: Mapping[str, Any], key: str, path: Path) -> dict[str, float
         )
     for module in pattern:
         try:
-            re.compile(module)
-        except re.error as error:
+            _require_quick(module)
+        except (re.error, OverflowError, RecursionError) as error:
             raise AdapterError(
                 "the adapter configuration has a pattern that is no regular expression",
                 file=path,
@@ -191,10 +211,21 @@ def _pattern(fields: Mapping[str, Any], key: str, path: Path) -> dict[str, float
     return {module: _positive(pattern, module, path) for module in pattern}
 
 
+def _require_quick(pattern: str) -> None:
+    """Compile a pattern. Raises ``re.error`` for one whose search might not end in our lifetime.
+
+    That takes repetitions of repetitions, or many choices; names of modules need neither.
+    """
+    loops, choices = len(re.findall(r"[*+{]", pattern)), pattern.count("(")
+    if len(pattern) > 1000 or loops > 4 or choices > 4 or re.search(r"\)\s*[*+{]", pattern):
+        raise re.error("it repeats too much to be searched for")
+    re.compile(pattern)
+
+
 def _positive(fields: Mapping[str, Any], key: str, path: Path) -> float:
     value: Any = fields.get(key)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not value > 0 or not math.isfinite(value):
+    if not number or not 0 < value < _LARGEST:
         raise AdapterError(
             "the adapter configuration lacks a number that the scaling is made of",
             file=path,

@@ -134,15 +134,23 @@ def _beside_tensors(file: InputFile, name: str, found: str) -> FormatError:
 
 
 def _whole(file: InputFile, place: Location, needed: int) -> Location:
-    if place.nbytes < needed or place.offset + place.nbytes > place.file.size:
+    if place.offset + place.nbytes > place.file.size:
         raise FormatError(
             "the file ends before its tensors do: an unfinished download or copy",
             file=file.path,
-            expected=f"at least {place.offset + max(needed, place.nbytes):,} bytes",
+            expected=f"at least {place.offset + place.nbytes:,} bytes",
             found=f"{file.size:,} bytes",
             remedy="fetch or copy the file again",
         )
-    return place._replace(nbytes=needed)
+    if place.nbytes != needed:
+        raise FormatError(
+            "a storage has another size than its tensors say",
+            file=file.path,
+            expected=f"{needed:,} bytes",
+            found=f"{place.nbytes:,} bytes",
+            remedy="the file is damaged: fetch or copy it again",
+        )
+    return place
 
 
 def _lazy(file: InputFile, name: str, tensor: SavedTensor, place: Location) -> FileTensor:

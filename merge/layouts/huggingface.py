@@ -33,7 +33,7 @@ GENERATION_CONFIG_NAME = "generation_config.json"
 STEMS = {".bin": "pytorch_model", ".safetensors": "model"}
 
 # No separator, drive or "..": nothing that leads out of the folder.
-_PLAIN_NAME = re.compile(r"[^/\\:\0.][^/\\:\0]*")
+_PLAIN_NAME = re.compile(r"[^/\\:\0.][^/\\:\0]{0,200}")
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 # What training scripts leave beside the weights under the same endings.
 _NO_WEIGHTS = re.compile(
