@@ -1,7 +1,7 @@
 """Runs llama.cpp's converters on many folders in one process; started by tests with jobs on stdin.
 
 Arguments: the folder of the converters. Standard input: a JSON list of
-``[converter, folder, outfile, *options]``. Standard output, last line: a JSON list of
+``[converter, folder, "--outfile", path, *options]``. Standard output, last line: a JSON list of
 ``{"error": text or null, "warnings": [text]}``.
 """
 
@@ -29,10 +29,10 @@ def main() -> None:
     kept = _Kept()
     logging.getLogger().addHandler(kept)
     results = []
-    for name, folder, outfile, *options in json.load(sys.stdin):
+    for name, *arguments in json.load(sys.stdin):
         kept.lines = []
         module = importlib.import_module(name)
-        sys.argv = [name, folder, "--outfile", outfile, *options]
+        sys.argv = [name, *arguments]
         error = None
         try:
             module.main()

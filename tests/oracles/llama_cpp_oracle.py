@@ -35,7 +35,10 @@ def converters() -> Path:
 
 
 def convert(jobs: Sequence[Sequence[object]]) -> list[Conversion]:
-    """Run ``(converter, folder, outfile, *options)`` one after the other, in one process."""
+    """Run ``(converter, folder, "--outfile", path, *options)`` one after the other.
+
+    All in one process, whose imports take much longer than a tiny model does.
+    """
     done = subprocess.run(
         [sys.executable, str(_DRIVER), str(converters())],
         input=json.dumps([[str(word) for word in job] for job in jobs]),
@@ -48,7 +51,7 @@ def convert(jobs: Sequence[Sequence[object]]) -> list[Conversion]:
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(done.stdout.splitlines()[-1])
     return [
-        Conversion(Path(str(job[2])), result["error"], result["warnings"])
+        Conversion(Path(str(job[3])), result["error"], result["warnings"])
         for job, result in zip(jobs, results, strict=True)
     ]
 

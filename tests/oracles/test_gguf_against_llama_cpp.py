@@ -6,9 +6,6 @@ Every tensor and every key that the converter writes must be there, equal and in
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +18,7 @@ from merge import convert_checkpoint, merge_lora
 from merge.formats import InputFile
 from merge.formats import gguf as container
 from merge.layouts.folder import open_checkpoint
+from tests.oracles.llama_cpp_oracle import HUGGINGFACE, convert, converters
 from tests.tiny import load_weights, make_adapter, make_base, write_tokenizer
 from tokenizer_tools import spm
 from tokenizer_tools.extend import extend, text_pieces
@@ -28,7 +26,6 @@ from tokenizer_tools.extend import extend, text_pieces
 pytestmark = pytest.mark.slow
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
 
-LLAMA_CPP = "CHINESE_LLAMA_MERGE_LLAMA_CPP"
 # What is written beyond the converter's keys; docs/llama_cpp.md says why.
 BEYOND = ("general.base_model.", "tokenizer.ggml.unknown_token_id")
 
@@ -150,26 +147,19 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def llama_cpp() -> Path:
-    """The folder with llama.cpp's converter."""
-    folder = os.environ.get(LLAMA_CPP)
-    if not folder or not (Path(folder) / "convert_hf_to_gguf.py").is_file():
-        pytest.skip(f"needs llama.cpp's converter: make llama_cpp, or set {LLAMA_CPP}")
-    return Path(folder)
+@pytest.fixture(scope="module", autouse=True)
+def _llama_cpp() -> None:
+    """Skip without llama.cpp's converter."""
+    converters()
 
 
-def _convert(llama_cpp: Path, jobs: list[list[str]]) -> None:
-    script = Path(__file__).with_name("llama_cpp_converter.py")
-    command = [sys.executable, str(script), str(llama_cpp), json.dumps(jobs)]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
-    assert done.returncode == 0, done.stderr[-3000:]
+def _convert(jobs: list[list[str]]) -> None:
+    for done in convert([(HUGGINGFACE, *job) for job in jobs]):
+        assert done.error is None
 
 
 @pytest.fixture(scope="module")
-def pairs(
-    llama_cpp: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[Path, Path]]:
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """By case, the folder that was written here and the one that the converter wrote."""
     root = tmp_path_factory.mktemp("gguf")
     jobs, found = [], {}
@@ -181,7 +171,7 @@ def pairs(
         outputs[2].mkdir(parents=True)
         jobs.append([str(outputs[0]), "--outfile", str(outputs[2] / "model.gguf"), *case.theirs])
         found[name] = (outputs[1], outputs[2])
-    _convert(llama_cpp, jobs)
+    _convert(jobs)
     return found
 
 
@@ -225,7 +215,7 @@ def test_the_cases_are_what_they_are_called(pairs: dict[str, tuple[Path, Path]])
     assert keys["chinese-alpaca-7b-v1.1"]["general.version"] == "v1.1"
 
 
-def test_a_merge_is_the_one_that_the_converter_writes(llama_cpp: Path, tmp_path: Path) -> None:
+def test_a_merge_is_the_one_that_the_converter_writes(tmp_path: Path) -> None:
     base = _model(tmp_path / "base", num_key_value_heads=4)
     lora = make_adapter(tmp_path / "lora", base, rows=107)
     wanted = {"f16": "float16", "f32": "float32", "q8_0": "float32", "bf16": "bfloat16"}
@@ -236,15 +226,13 @@ def test_a_merge_is_the_one_that_the_converter_writes(llama_cpp: Path, tmp_path:
         model = tmp_path / f"hf-{outtype}" / "merged"
         merge_lora(base, lora, model, output_type="huggingface", dtype=dtype)
         jobs.append([str(model), "--outfile", str(model / "m.gguf"), "--outtype", outtype])
-    _convert(llama_cpp, jobs)
+    _convert(jobs)
     for outtype in wanted:
         ours = tmp_path / outtype / "merged" / f"ggml-model-{outtype}.gguf"
         require_equal(ours, tmp_path / f"hf-{outtype}" / "merged" / "m.gguf")
 
 
-def test_the_published_vocabulary_is_the_converters(
-    llama_cpp: Path, real_data: Path, tmp_path: Path
-) -> None:
+def test_the_published_vocabulary_is_the_converters(real_data: Path, tmp_path: Path) -> None:
     """Pieces, scores and types of Chinese-Alpaca's tokenizer, ``[PAD]`` and bytes among them."""
     llama = spm.read_model(real_data / "tokenizers" / "llama.model")
     chinese = spm.read_model(real_data / "tokenizers" / "chinese_sp.model")
@@ -255,7 +243,7 @@ def test_the_published_vocabulary_is_the_converters(
     convert_checkpoint(base, tmp_path / "huggingface" / "chinese")
     ours, theirs = tmp_path / "ours" / "chinese", tmp_path / "theirs.gguf"
     convert_checkpoint(base, ours, output_type="gguf")
-    _convert(llama_cpp, [[str(tmp_path / "huggingface" / "chinese"), "--outfile", str(theirs)]])
+    _convert([[str(tmp_path / "huggingface" / "chinese"), "--outfile", str(theirs)]])
     # The package's reader takes half a minute over the tokens of two files.
     mine, wanted = (container.read(InputFile(path)) for path in (*ours.glob("*.gguf"), theirs))
     assert {key: mine.metadata[key] for key in wanted.metadata} == wanted.metadata

@@ -30,7 +30,8 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Conversi
         shutil.copytree(good[case.kind], folder)
         case.make(folder)
         converter = HUGGINGFACE if case.kind == "hf" else LEGACY
-        jobs.append((converter, folder, folder.with_name("model.gguf"), "--outtype", "f16"))
+        output = folder.with_name("model.gguf")
+        jobs.append((converter, folder, "--outfile", output, "--outtype", "f16"))
     return dict(zip(CASES, llama_cpp_oracle.convert(jobs), strict=True))
 
 
