@@ -39,6 +39,8 @@ _OTHER_TYPES = {
 }
 _MOST_DIMENSIONS = 4
 _WINDOW = 1 << 18
+# Far more than any vocabulary has; beyond it a header is noise that must not fill the memory.
+_LONGEST_VALUE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,8 @@ class _Cursor:
 
     def take(self, count: int) -> bytes:
         """The next ``count`` bytes."""
-        if count > self.file.size - self.position:
-            raise self.damaged(f"{count:,} bytes promised")
+        if count > min(_LONGEST_VALUE, self.file.size - self.position):
+            raise self.damaged(f"a value of {count:,} bytes")
         first = self.position - self._window_start
         if first + count > len(self._window):
             size = min(max(count, _WINDOW), self.file.size - self.position)
@@ -217,6 +219,8 @@ class _Cursor:
         raise self.damaged(f"metadata of type {kind}")
 
     def _array(self, kind: int, count: int) -> list[Any]:
+        if count > _LONGEST_VALUE:
+            raise self.damaged(f"a list of {count:,} values")
         if kind == _STRING:
             return [self.text() for _ in range(count)]
         if kind not in _SCALARS:
