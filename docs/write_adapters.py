@@ -8,7 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from merge.deltas.kinds import ARITHMETIC_MARKS, HANDLED, HARMLESS, REFUSED  # noqa: E402
+from merge.deltas.kinds import ARITHMETIC_MARKS, HANDLED, HARMLESS  # noqa: E402
+from merge.deltas.refusals import REFUSED  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "adapters.md"
 _BEGIN, _END = "<!-- {} -->", "<!-- end -->"

@@ -13,7 +13,8 @@ from typing import Any
 
 from ..errors import AdapterError
 from ..json_text import read_json
-from .kinds import KNOWN_FIELDS, changes_arithmetic, refusal
+from .kinds import KNOWN_FIELDS, changes_arithmetic
+from .refusals import refusal
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from ..errors import AdapterError, LayoutError
+from ..errors import AdapterError
 from ..layouts.conv1d import stores_transposed
-from ..layouts.decoder import HEAD_OF, VOCABULARY_TENSORS, embeddings
+from ..layouts.decoder import VOCABULARY_TENSORS
 from ..lazy import Checkpoint, LazyTensor, continued, first_rows
 from .patches import AddedVector, ColumnMagnitude, LowRank, Merged, Patch, ReplacedRows
-from .peft import Adapter, same_content
+from .peft import Adapter
+from .tied import Sides, require_equal_sides, stays_tied, tied_sides
+from .whole import same_content
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ def apply_adapters(
     for an adapter that is merged already.
     """
     starts = dict(base.tensors)
-    sides = _tied_sides(base)
+    sides = tied_sides(base)
     if sides is not None:
-        _require_equal_sides(starts, sides)
+        require_equal_sides(starts, sides)
         starts.setdefault(sides.head, starts[sides.embeddings])
     adapters = [_fitted(adapter, base.config, sides) for adapter in adapters]
     for adapter in adapters:
@@ -81,26 +83,13 @@ def apply_adapters(
             making.merge(number, adapter)
         merged[name] = making.result(dtype or start.dtype, round_each_stage)
         steps[name] = tuple(making.steps)
-    if sides is not None and _stays_tied(merged, adapters, sides):
+    if sides is not None and stays_tied(merged, adapters, sides):
         del merged[sides.head], steps[sides.head]
         return MergedModel(merged, steps, tied=True)
     return MergedModel(merged, steps, tied=False)
 
 
-class _Sides(NamedTuple):
-    """The names of tied embeddings and of the LM head that they serve as."""
-
-    embeddings: str
-    head: str
-
-
-def _tied_sides(base: Checkpoint) -> _Sides | None:
-    name = embeddings(base.tensors)
-    tied = name is not None and base.config.get("tie_word_embeddings")
-    return _Sides(name, HEAD_OF[name]) if name is not None and tied else None
-
-
-def _fitted(adapter: Adapter, config: Mapping[str, Any], sides: _Sides | None) -> Adapter:
+def _fitted(adapter: Adapter, config: Mapping[str, Any], sides: Sides | None) -> Adapter:
     """The adapter as this base needs it: turned where the base keeps matrices transposed, and
     with trained token rows on both sides of tied embeddings.
     """
@@ -115,44 +104,6 @@ def _fitted(adapter: Adapter, config: Mapping[str, Any], sides: _Sides | None) -
         if rows:
             added[sides.head] = rows
     return replace(adapter, added=added)
-
-
-def _require_equal_sides(tensors: Mapping[str, LazyTensor], sides: _Sides) -> None:
-    """A tied model may hold its embeddings twice, but not two different versions of them."""
-    head = tensors.get(sides.head)
-    if head is not None and not same_content(tensors[sides.embeddings], head):
-        raise LayoutError(
-            "the base model's config.json ties the LM head to the embeddings, but they differ",
-            tensor=head.origin,
-            expected=f"the same values as {sides.embeddings}",
-            remedy='write "tie_word_embeddings": false into config.json if the LM head is meant '
-            "(an earlier merge may have forgotten it), else remove the tensor",
-        )
-
-
-def _stays_tied(merged: Mapping[str, Merged], adapters: Sequence[Adapter], sides: _Sides) -> bool:
-    """Whether both sides end up the same, so that one tensor still serves as both."""
-    touching = [a for a in adapters if {*a.added, *a.replaced} & {*sides}]
-    touched = {name for a in touching for name in (*a.added, *a.replaced)} & {*sides}
-    if touched == {sides.embeddings} and all(a.config.ensure_weight_tying for a in touching):
-        return True
-    one, other = merged[sides.embeddings], merged[sides.head]
-    return (
-        len(one.stages) == len(other.stages)
-        and all(map(_same_stage, one.stages, other.stages))
-        and same_content(one.start, other.start)
-    )
-
-
-def _same_stage(one: Sequence[Patch], other: Sequence[Patch]) -> bool:
-    return len(one) == len(other) and all(map(_same_patch, one, other))
-
-
-def _same_patch(one: Patch, other: Patch) -> bool:
-    if type(one) is not type(other):
-        return False
-    pairs = [(getattr(one, f.name), getattr(other, f.name)) for f in fields(one)]  # type: ignore[arg-type]
-    return all(same_content(a, b) if isinstance(a, LazyTensor) else bool(a == b) for a, b in pairs)
 
 
 class _Making:

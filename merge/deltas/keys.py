@@ -21,7 +21,8 @@ from pathlib import Path
 from ..errors import AdapterError
 from ..layouts.llama import is_leftover
 from ..lazy import LazyTensor
-from .kinds import HANDLED, PLAIN_KEY, foreign
+from .kinds import HANDLED, PLAIN_KEY
+from .refusals import foreign
 
 _PREFIX = "base_model.model."
 # What torch.compile, FSDP and gradient checkpointing put into names.

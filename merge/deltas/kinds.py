@@ -1,4 +1,4 @@
-"""THE registry of adapter kinds: what is merged, and what is refused and why.
+"""THE registry of adapter kinds: what is merged. What is refused and why is in ``refusals.py``.
 
 The readers of ``adapter_config.json`` and of the weights take fields and key shapes from here, and
 ``docs/adapters.md`` is generated from here, so the three cannot differ.
@@ -6,9 +6,10 @@ The readers of ``adapter_config.json`` and of the weights take fields and key sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+
+from .refusals import REFUSED
 
 # A module's name, and the adapter's name that a raw training dict puts behind the part.
 _MODULE = r"(?P<module>.+)\."
@@ -177,150 +178,6 @@ HARMLESS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """A kind of adapter that is not merged, how it is told, why, and what its owner can do.
-
-    ``marks`` are parts of tensor names that give the kind away where its field does not.
-    """
-
-    name: str
-    field: str
-    applies: Callable[[Any], bool]
-    reason: str
-    remedy: str
-    marks: tuple[str, ...] = ()
-
-
-_MERGE_WITH_PEFT = "merge it with PEFT's own merge_and_unload on a machine with enough memory"
-_USE_UNMERGED = "use it unmerged, with PEFT"
-_CONVERT = (
-    "save it once with PEFT's path_initial_model_for_weight_conversion, which turns it into a "
-    "plain LoRA"
-)
-_OTHER_BASE = (
-    "it was trained relative to a base that the initialisation changed, so on the plain base it "
-    "gives another model"
-)
-# Starts that leave the base as it is.
-_PLAIN_STARTS = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
-
-
-def _type(name: str, peft_type: str, reason: str, remedy: str, *marks: str) -> Refusal:
-    return Refusal(name, "peft_type", lambda value: value == peft_type, reason, remedy, marks)
-
-
-def _start(name: str, *starts: str) -> Refusal:
-    def applies(value: object) -> bool:
-        return isinstance(value, str) and value.lower().startswith(starts)
-
-    return Refusal(name, "init_lora_weights", applies, _OTHER_BASE, _CONVERT)
-
-
-REFUSED = (
-    _type(
-        "AdaLoRA",
-        "ADALORA",
-        "its product has a third factor",
-        _MERGE_WITH_PEFT,
-        "lora_E",
-        "ranknum",
-    ),
-    _type("IA³", "IA3", "it scales activations and adds nothing", _MERGE_WITH_PEFT, "ia3_l"),
-    _type("VeRA", "VERA", "its matrices are random and shared", _MERGE_WITH_PEFT, "vera_lambda"),
-    _type("LoHa", "LOHA", "its delta is a Hadamard product", _MERGE_WITH_PEFT, "hada_"),
-    _type("LoKr", "LOKR", "its delta is a Kronecker product", _MERGE_WITH_PEFT, "lokr_"),
-    _type(
-        "X-LoRA", "XLORA", "it mixes several adapters anew for each token", _USE_UNMERGED, "xlora"
-    ),
-    _type("prefix tuning", "PREFIX_TUNING", "it is no change of weights", _USE_UNMERGED),
-    _type("prompt tuning", "PROMPT_TUNING", "it is no change of weights", _USE_UNMERGED),
-    _type("p-tuning", "P_TUNING", "it is no change of weights", _USE_UNMERGED, "prompt_embeddings"),
-    Refusal(
-        "any other peft_type",
-        "peft_type",
-        lambda value: value != "LORA",
-        "this kind of adapter is no LoRA",
-        _MERGE_WITH_PEFT + ", if PEFT can merge this kind at all",
-    ),
-    _start("PiSSA", "pissa"),
-    _start("OLoRA", "olora"),
-    _start("CorDA", "corda"),
-    _start("LoRA-GA", "lora_ga"),
-    _start("LoftQ", "loftq"),
-    Refusal(
-        "any other start of its own",
-        "init_lora_weights",
-        lambda value: isinstance(value, str) and value.lower() not in _PLAIN_STARTS,
-        "it is not known here whether that initialisation changed the base",
-        _CONVERT,
-    ),
-    Refusal(
-        "fused q, k, v (enable_lora)",
-        "enable_lora",
-        bool,
-        "it is for fused q, k, v matrices",
-        _MERGE_WITH_PEFT,
-    ),
-    Refusal(
-        "layer replication",
-        "layer_replication",
-        bool,
-        "it repeats layers of the base",
-        _MERGE_WITH_PEFT,
-    ),
-    Refusal(
-        "target_parameters",
-        "target_parameters",
-        bool,
-        "it adds to bare parameters such as experts",
-        _MERGE_WITH_PEFT,
-    ),
-    Refusal(
-        "activated LoRA",
-        "alora_invocation_tokens",
-        lambda value: value is not None,
-        "activated LoRA acts on some positions only, so it cannot be merged",
-        _USE_UNMERGED,
-    ),
-    Refusal("QALoRA", "use_qalora", bool, "QALoRA pools the inputs of lora_A", _MERGE_WITH_PEFT),
-    Refusal("BD-LoRA", "use_bdlora", bool, "its factors are block-diagonal", _MERGE_WITH_PEFT),
-    Refusal(
-        "Arrow",
-        "arrow_config",
-        bool,
-        "Arrow routes between adapters",
-        _USE_UNMERGED,
-        ("lora_arrow",),
-    ),
-    Refusal(
-        "KaSA",
-        "kasa_config",
-        bool,
-        "KaSA changes the base and the product",
-        _MERGE_WITH_PEFT,
-        ("lora_diag",),
-    ),
-    Refusal(
-        "VeLoRA", "velora_config", bool, "VeLoRA is not known here", _MERGE_WITH_PEFT, ("velora",)
-    ),
-    Refusal(
-        "MonteCLoRA",
-        "monteclora_config",
-        bool,
-        "MonteCLoRA samples its weights",
-        _MERGE_WITH_PEFT,
-        ("monteclora",),
-    ),
-    Refusal(
-        "Megatron",
-        "megatron_config",
-        bool,
-        "it belongs to a Megatron model",
-        "convert it to an adapter of the Hugging Face model first",
-    ),
-)
-
 # A field that is not known here is refused when its name has one of these marks of arithmetic.
 ARITHMETIC_MARKS = ("use_", "lora", "_config", "alpha", "rank", "scal", "pattern", "target", "init")
 
@@ -331,24 +188,6 @@ KNOWN_FIELDS = (
 )
 
 
-def refusal(fields: Mapping[str, Any]) -> Refusal | None:
-    """The first refusal that a configuration meets."""
-    defaults = {"peft_type": "LORA"}
-    return next(
-        (
-            refused
-            for refused in REFUSED
-            if refused.applies(fields.get(refused.field, defaults.get(refused.field)))
-        ),
-        None,
-    )
-
-
 def changes_arithmetic(field_name: str) -> bool:
     """Whether a field that is not known here may change how the adapter is added."""
     return any(mark in field_name for mark in ARITHMETIC_MARKS)
-
-
-def foreign(key: str) -> Refusal | None:
-    """The refused kind to which a tensor belongs, by its name."""
-    return next((r for r in REFUSED if any(mark in key for mark in r.marks)), None)

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
 from ..checksums import file_digest
 from ..errors import AdapterError
 from ..formats import open_container
-from ..lazy import LazyTensor, block_rows, dtype_name
+from ..lazy import LazyTensor, dtype_name
 from ..staging import Offload
 from .adapter_config import WEIGHT_NAMES, AdapterConfig, read_adapter_config
 from .keys import Claims, claim
 from .patches import AddedVector, LowRank, Patch, ReplacedRows, RowMagnitude
+from .whole import whole_tensors
 
 # What a Trainer's checkpoint calls the same; taken when adapter_config.json lies beside it.
 _RAW_NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -109,7 +108,7 @@ def open_adapter(folder: Path, offload: Offload | None = None, weight: float = 1
     _require_not_empty(path, tensors)
     claims = claim(path, tensors)
     _require_no_delta(path, claims)
-    replaced, trained, ignored = _whole_tensors(path, config, claims)
+    replaced, trained, ignored = whole_tensors(path, config, claims)
     return Adapter(folder, path, config, _patches(path, config, claims), replaced, trained, ignored)
 
 
@@ -273,65 +272,3 @@ def _require_shape(
             remedy="weights and adapter_config.json are from different runs: take both from one "
             "place",
         )
-
-
-def _whole_tensors(
-    path: Path, config: AdapterConfig, claims: Claims
-) -> tuple[dict[str, LazyTensor], frozenset[str], tuple[str, ...]]:
-    """Whole tensors by name, those of them that were trained, and the keys left aside.
-
-    The trained copy is ``modules_to_save``; PEFT 0.21 also saves it under the plain name, and the
-    untrained one as ``original_module``.
-    """
-    plain, trained = claims.parts["plain"], claims.parts["modules_to_save"]
-    originals = claims.parts["original_module"]
-    replaced = {**claims.parts["base_layer"], **plain, **trained}
-    for name in sorted(plain.keys() & trained.keys()):
-        if not same_content(plain[name], trained[name]):
-            raise AdapterError(
-                "the adapter holds two different versions of one trained tensor",
-                file=path,
-                tensor=f"{name} and {_inside(name, 'modules_to_save')}",
-                expected="equal tensors, as PEFT writes them",
-                remedy="save the adapter again, or remove the one that is not meant",
-            )
-    for name, original in originals.items():
-        if name not in replaced:
-            raise AdapterError(
-                "the adapter holds the untrained copy of a module without the trained one",
-                file=path,
-                tensor=_inside(name, "original_module"),
-                expected=f"{_inside(name, 'modules_to_save')} beside it",
-                remedy="the file is incomplete: save or fetch the adapter again",
-            )
-        if original.shape != replaced[name].shape:
-            raise AdapterError(
-                "the untrained copy of a module has another shape than the trained one",
-                file=path,
-                tensor=_inside(name, "original_module"),
-                expected=replaced[name].shape,
-                found=original.shape,
-                remedy="save the adapter again, or remove the copy that is not meant",
-            )
-    ignored = [_inside(name, "original_module") for name in originals]
-    ignored += [
-        f"{module}.trainable_tokens_original"
-        for module in claims.parts["trainable_tokens_original"]
-    ]
-    by_training = {name for name in plain if config.saves(name.rpartition(".")[0])} | set(trained)
-    return replaced, frozenset(by_training), (*ignored, *claims.leftovers)
-
-
-def _inside(name: str, part: str) -> str:
-    """``X.part.weight`` for ``X.weight``."""
-    module, _, rest = name.rpartition(".")
-    return f"{module}.{part}.{rest}"
-
-
-def same_content(one: LazyTensor, other: LazyTensor) -> bool:
-    """Whether two tensors are equal element by element, read in blocks."""
-    if one.shape != other.shape:
-        return False
-    step = block_rows(one.shape)
-    ranges = ((start, min(start + step, one.rows)) for start in range(0, one.rows, step))
-    return all(torch.equal(one.read(*r).float(), other.read(*r).float()) for r in ranges)

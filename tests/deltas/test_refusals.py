@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from merge import merge_lora
-from merge.deltas.kinds import REFUSED
+from merge.deltas.refusals import REFUSED
 from merge.errors import AdapterError
 from tests.deltas.making import load, save_adapter
 from tests.tiny import make_base

@@ -1,4 +1,4 @@
-"""Adapters as older PEFT releases wrote them, and the logits that those gave (``frozen/make.py``)."""
+"""Adapters that older PEFT releases wrote, and the logits they gave (``frozen/make.py``)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,65 @@
+"""Embeddings that serve as the LM head too, and whether they still do after a merge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import NamedTuple
+
+from ..errors import LayoutError
+from ..layouts.decoder import HEAD_OF, embeddings
+from ..lazy import Checkpoint, LazyTensor
+from .patches import Merged, Patch
+from .peft import Adapter
+from .whole import same_content
+
+
+class Sides(NamedTuple):
+    """The names of tied embeddings and of the LM head that they serve as."""
+
+    embeddings: str
+    head: str
+
+
+def tied_sides(base: Checkpoint) -> Sides | None:
+    name = embeddings(base.tensors)
+    tied = name is not None and base.config.get("tie_word_embeddings")
+    return Sides(name, HEAD_OF[name]) if name is not None and tied else None
+
+
+def require_equal_sides(tensors: Mapping[str, LazyTensor], sides: Sides) -> None:
+    """A tied model may hold its embeddings twice, but not two different versions of them."""
+    head = tensors.get(sides.head)
+    if head is not None and not same_content(tensors[sides.embeddings], head):
+        raise LayoutError(
+            "the base model's config.json ties the LM head to the embeddings, but they differ",
+            tensor=head.origin,
+            expected=f"the same values as {sides.embeddings}",
+            remedy='write "tie_word_embeddings": false into config.json if the LM head is meant '
+            "(an earlier merge may have forgotten it), else remove the tensor",
+        )
+
+
+def stays_tied(merged: Mapping[str, Merged], adapters: Sequence[Adapter], sides: Sides) -> bool:
+    """Whether both sides end up the same, so that one tensor still serves as both."""
+    touching = [a for a in adapters if {*a.added, *a.replaced} & {*sides}]
+    touched = {name for a in touching for name in (*a.added, *a.replaced)} & {*sides}
+    if touched == {sides.embeddings} and all(a.config.ensure_weight_tying for a in touching):
+        return True
+    one, other = merged[sides.embeddings], merged[sides.head]
+    return (
+        len(one.stages) == len(other.stages)
+        and all(map(_same_stage, one.stages, other.stages))
+        and same_content(one.start, other.start)
+    )
+
+
+def _same_stage(one: Sequence[Patch], other: Sequence[Patch]) -> bool:
+    return len(one) == len(other) and all(map(_same_patch, one, other))
+
+
+def _same_patch(one: Patch, other: Patch) -> bool:
+    if type(one) is not type(other):
+        return False
+    pairs = [(getattr(one, f.name), getattr(other, f.name)) for f in fields(one)]  # type: ignore[arg-type]
+    return all(same_content(a, b) if isinstance(a, LazyTensor) else bool(a == b) for a, b in pairs)
