@@ -141,15 +141,25 @@ def test_zipped_adapter_folder(tmp_path: Path, inside: str) -> None:
     adapter = save_adapter(tmp_path / "lora", base, rows=120, modules_to_save=["lm_head"])
     adapter = save_adapter(adapter, base, rows=120, modules_to_save=["embed_tokens", "lm_head"])
     with zipfile.ZipFile(tmp_path / "lora.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("../evil/adapter_model.bin", "out of the folder")
         for path in adapter.iterdir():
             archive.write(path, f"{inside}{path.name}")
     merge_lora(base, adapter, tmp_path / "plain", **EXACT)
     merge_lora(base, tmp_path / "lora.zip", tmp_path / "unzipped", **EXACT)
-    assert not (tmp_path.parent / "evil").exists()
     plain, unzipped = load_weights(tmp_path / "plain"), load_weights(tmp_path / "unzipped")
     assert all(torch.equal(plain[name], unzipped[name]) for name in plain)
     assert not [path for path in tmp_path.rglob("*") if ".offload" in path.name]
+
+
+def test_archive_with_a_name_that_leads_out_of_it(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    adapter = save_adapter(tmp_path / "lora", base)
+    with zipfile.ZipFile(tmp_path / "lora.zip", "w") as archive:
+        archive.writestr("../evil/adapter_model.bin", "out of the folder")
+        for path in adapter.iterdir():
+            archive.write(path, path.name)
+    with pytest.raises(FormatError, match="leads out of it"):
+        merge_lora(base, tmp_path / "lora.zip", tmp_path / "out")
+    assert not (tmp_path.parent / "evil").exists()
 
 
 def test_archives_that_are_no_single_adapter(tmp_path: Path) -> None:
