@@ -122,6 +122,22 @@ def _require_writable(folder: Path) -> None:
         )
 
 
+def require_names_free(folder: Path, names: Iterable[str], overwrite: bool) -> None:
+    """Raise ``OutputError`` where small files of the result would replace somebody else's.
+
+    A model may bring files of any name, such as its own modelling code.
+    """
+    ours = _files_of_earlier_run(folder) if overwrite else set()
+    taken = [folder / name for name in names if name not in ours and (folder / name).exists()]
+    if taken:
+        raise OutputError(
+            "the output folder holds files that those of the model would replace",
+            file=folder,
+            found=_listed(taken),
+            remedy="choose another --output_dir, or move these files away",
+        )
+
+
 def _files_of_earlier_run(folder: Path) -> set[str]:
     path = folder / MANIFEST_NAME
     if not path.is_file():

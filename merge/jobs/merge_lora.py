@@ -20,7 +20,7 @@ from ..documents import LLAMA_ONLY, ModelConfig, find_config, require_llama
 from ..errors import UsageError
 from ..identity import Reads
 from ..layouts.folder import is_meta
-from ..outputs import require_free
+from ..outputs import require_free, require_names_free
 from ..settings import MergeSettings, model_name
 from ..sources import Sources, find_sources
 from ..staging import Offload, require_space
@@ -81,6 +81,7 @@ def merge_lora(
         known = (require_published(sources.base, on_verify),) if verify_base else ()
         begin_digests(folder / name for folder in sources.adapters for name in WEIGHT_NAMES)
         job = plan_merge(sources, chosen, offload)
+        require_names_free(output, job.plan.documents, overwrite)
         require_space(output, job.plan.disk_bytes)
         resumed = () if dry_run else write(job, output, chosen, replaced, on_progress)
         return MergeReport(

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from merge import merge_lora, verify_merge
 from merge.commands.merge_lora import main, main_to_hf
-from merge.errors import LayoutError, MergeError, UsageError, VocabularyError
+from merge.errors import LayoutError, MergeError, OutputError, UsageError, VocabularyError
 from tests.deltas.making import (
     load,
     logits_of,
@@ -304,6 +304,11 @@ def test_fused_attention_of_baichuan(tmp_path: Path) -> None:
         assert (out / name).read_bytes() == (base / name).read_bytes()
     assert json.loads((out / "config.json").read_text(encoding="utf-8"))["auto_map"]
     assert "trust_remote_code" in report.summary()
+    merge_lora(base, adapter, out, output_type="huggingface", overwrite=True)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "quantizer.py").write_text("somebody's own", encoding="utf-8")
+    with pytest.raises(OutputError, match="would replace"):
+        merge_lora(base, adapter, tmp_path / "taken", output_type="huggingface", overwrite=True)
 
 
 def broken(kind: str, base: Path, adapter: Path) -> None:
