@@ -59,12 +59,15 @@ def reports_of(folder: Path) -> list[Report]:
             reports.append(huggingface.check(folder))
         if reports:
             return reports
+    is_gguf = folder.suffix == ".gguf" or any(True for _ in folder.glob("*.gguf"))
     raise UsageError(
         "there is no model for llama.cpp's converters",
         file=folder,
         expected="a folder with consolidated.*.pth, or with config.json and Hugging Face's weights",
         found=_contents(folder),
-        remedy="give the folder of the model itself",
+        remedy="none needed: llama.cpp runs GGUF as it is"
+        if is_gguf
+        else "give the folder of the model itself",
     )
 
 

@@ -12,7 +12,6 @@ import torch
 
 from merge.jobs.convert_checkpoint import convert_checkpoint
 from tests.support import (
-    BASE_ROWS,
     base_config,
     base_tensors,
     random_tensor,
@@ -22,12 +21,13 @@ from tests.support import (
     write_json,
 )
 
+ROWS = 41  # of which one file of two gets one more
 FIRST, SECOND = "consolidated.00.pth", "consolidated.01.pth"
 WQ = "layers.0.attention.wq.weight"
 BIN, Q_PROJ = "pytorch_model.bin", "model.layers.0.self_attn.q_proj.weight"
 CONFIG, PARAMS, ADDED = "config.json", "params.json", "added_tokens.json"
 INV_FREQ = "model.layers.0.self_attn.rotary_emb.inv_freq"
-LAST = {chr(0x4E00 + BASE_ROWS - 1): BASE_ROWS - 1}  # the tokenizer's last piece
+LAST = {chr(0x4E00 + ROWS - 1): ROWS - 1}  # the tokenizer's last piece
 Break = Callable[[Path], object]
 
 
@@ -114,8 +114,8 @@ def _without_checksums(folder: Path) -> None:
 
 
 def _add_huggingface(folder: Path) -> None:
-    save_tensors(folder / "model.safetensors", base_tensors(dtype=torch.float32))
-    write_json(folder / CONFIG, base_config(max_position_embeddings=64))
+    save_tensors(folder / "model.safetensors", base_tensors(ROWS, dtype=torch.float32))
+    write_json(folder / CONFIG, base_config(vocab_size=ROWS, max_position_embeddings=64))
 
 
 def _rows_as_llama_3(folder: Path) -> None:
@@ -148,13 +148,13 @@ def _nothing(folder: Path) -> None:
     """The good folder."""
 
 
-OTHER_CONFIG = base_config(vocab_size=BASE_ROWS + 1, max_position_embeddings=64)
+OTHER_CONFIG = base_config(vocab_size=ROWS + 1, max_position_embeddings=64)
 OLD = {"_use_new_zipfile_serialization": False}
 CASES = {
     "one shard": Case("meta1", "right", _nothing),
     "two shards": Case("meta2", "right", _nothing),
     "another name": Case("meta1", "stops", _rename(FIRST, "model.00.pth")),
-    "two kinds": Case("meta1", "stops", lambda d: save_tensors(d / BIN, base_tensors())),
+    "two kinds": Case("meta1", "stops", lambda d: save_tensors(d / BIN, base_tensors(ROWS))),
     "safetensors beside": Case("meta1", "silent", _add_huggingface),
     "before torch 1.6": Case("meta1", "stops", _change(FIRST, lambda t: None, **OLD)),
     "parameters": Case("meta1", "stops", _set(WQ, torch.nn.Parameter)),
@@ -185,11 +185,11 @@ CASES = {
     "config.json with other size": Case("meta1", "stops", edit(CONFIG, **OTHER_CONFIG)),
     "no tokenizer": Case("meta1", "stops", _remove("tokenizer.model")),
     "tokenizer above": Case("meta1", "right", _tokenizer_above),
-    "tokenizer too small": Case("meta1", "stops", tokenizer(BASE_ROWS - 1)),
-    "tokenizer too large": Case("meta1", "stops", tokenizer(BASE_ROWS + 1)),
-    "added token": Case("meta1", "right", _all(tokenizer(BASE_ROWS - 1), edit(ADDED, **LAST))),
+    "tokenizer too small": Case("meta1", "stops", tokenizer(ROWS - 1)),
+    "tokenizer too large": Case("meta1", "stops", tokenizer(ROWS + 1)),
+    "added token": Case("meta1", "right", _all(tokenizer(ROWS - 1), edit(ADDED, **LAST))),
     "added token with a gap": Case(
-        "meta1", "stops", _all(tokenizer(BASE_ROWS - 2), edit(ADDED, a=BASE_ROWS - 1))
+        "meta1", "stops", _all(tokenizer(ROWS - 2), edit(ADDED, a=ROWS - 1))
     ),
     "bin": Case("hf", "right", _nothing),
     "leftovers": Case("hf", "right", _change(BIN, lambda t: t | {INV_FREQ: torch.ones(2)})),
@@ -198,12 +198,12 @@ CASES = {
     "no architecture": Case("hf", "stops", edit(CONFIG, architectures=None)),
     "another architecture": Case("hf", "stops", edit(CONFIG, architectures=["LlamaForX"])),
     "no tokenizer.model": Case("hf", "stops", _remove("tokenizer.model")),
-    "vocab_size too small": Case("hf", "silent", edit(CONFIG, vocab_size=BASE_ROWS - 1)),
-    "vocab_size too large": Case("hf", "silent", edit(CONFIG, vocab_size=BASE_ROWS + 1)),
-    "a piece missing": Case("hf", "silent", tokenizer(BASE_ROWS - 1)),
-    "that piece added": Case("hf", "right", _all(tokenizer(BASE_ROWS - 1), edit(ADDED, **LAST))),
-    "a piece too many": Case("hf", "silent", tokenizer(BASE_ROWS + 1)),
-    "added beyond": Case("hf", "silent", edit(ADDED, **{"<pad>": BASE_ROWS})),
+    "vocab_size too small": Case("hf", "silent", edit(CONFIG, vocab_size=ROWS - 1)),
+    "vocab_size too large": Case("hf", "silent", edit(CONFIG, vocab_size=ROWS + 1)),
+    "a piece missing": Case("hf", "silent", tokenizer(ROWS - 1)),
+    "that piece added": Case("hf", "right", _all(tokenizer(ROWS - 1), edit(ADDED, **LAST))),
+    "a piece too many": Case("hf", "silent", tokenizer(ROWS + 1)),
+    "added beyond": Case("hf", "silent", edit(ADDED, **{"<pad>": ROWS})),
     "a piece renamed": Case("hf", "silent", edit(ADDED, **{"<pad>": 7})),
     "ids of early conversions": Case("hf", "silent", edit(CONFIG, bos_token_id=0, eos_token_id=1)),
     "index": Case("hf", "right", _indexed()),
@@ -223,7 +223,13 @@ CASES = {
 
 def good_folders(root: Path) -> dict[str, Path]:
     """A Hugging Face folder by torch, and ours in one shard and in two."""
-    hf = save_base(root / "hf", max_position_embeddings=64)
+    hf = save_base(
+        root / "hf",
+        base_tensors(ROWS),
+        pieces=ROWS,
+        vocab_size=ROWS,
+        max_position_embeddings=64,
+    )
     for shards in (1, 2):
         output = root / f"meta{shards}"
         convert_checkpoint(hf, output, output_type="pth", num_shards=shards)

@@ -11,9 +11,8 @@ import pytest
 
 from merge.commands.check_llama_cpp import main, reports_of
 from tests.oracles import llama_cpp_oracle
-from tests.oracles.llama_cpp_folders import CASES, Case, edit, good_folders, tokenizer
+from tests.oracles.llama_cpp_folders import CASES, ROWS, Case, edit, good_folders, tokenizer
 from tests.oracles.llama_cpp_oracle import HUGGINGFACE, LEGACY, Conversion, gguf_contents
-from tests.support import BASE_ROWS
 
 pytestmark = pytest.mark.slow
 
@@ -92,7 +91,7 @@ def test_scaled_positions_are_said_to_be_lost(
 def test_the_command_tells_what_to_mend(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = good_folders(tmp_path)
     assert main([str(folders["meta2"])]) == 0
-    tokenizer(BASE_ROWS - 1)(folders["meta2"])
+    tokenizer(ROWS - 1)(folders["meta2"])
     assert main([str(folders["meta2"])]) == 1
-    assert f"{BASE_ROWS - 1} pieces and 0 added tokens" in capsys.readouterr().out
+    assert f"{ROWS - 1} pieces and 0 added tokens" in capsys.readouterr().out
     assert main([str(tmp_path)]) == 2
