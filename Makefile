@@ -3,6 +3,7 @@
 # make test    ruff, mypy and every test
 # make llama_cpp  llama.cpp for tests and demo, compiled once; make test does it by itself
 # make fuzz    20,000 changed files of every kind, against torch, safetensors and gguf (INPUTS=...)
+# make kill-test  1,000 merges that are killed at random points and resumed (RUNS=...)
 # make bench   a merge of a 1.1B-shaped model against copies and other tools, in time and memory
 # make bench-all   everything in docs/performance.md; needs 40 GB of disk and an hour
 #
@@ -28,7 +29,7 @@ export PYTHONUTF8 := 1
 # Without its bytecode kept, importing torch takes 2 s and 50 MiB more in every process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test lint llama_cpp fuzz bench bench-all clean
+.PHONY: demo check test lint llama_cpp fuzz kill-test bench bench-all clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/run.py
@@ -52,6 +53,11 @@ FUZZ ?=
 
 fuzz: $(VENV)/.test
 	$(BIN)/python -m tests.fuzz.run --inputs $(INPUTS) $(FUZZ)
+
+RUNS ?= 1000
+
+kill-test: $(VENV)/.test
+	$(BIN)/python -m tests.interruption.many --runs $(RUNS)
 
 BENCH ?= --shape 1b --output_type huggingface --runs 3 --peers peft mergekit --verify
 EXPERIMENTS ?= all

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 # Settings that change no byte of the result.
 _COSTS = ("max_memory", "num_workers", "io", "resume")
-_REMEDY = "give the same inputs and options to go on, or begin anew with --overwrite in its place"
+_REMEDY = (
+    "give the same inputs and options to go on, or begin anew with --overwrite instead of --resume"
+)
 
 
 @dataclass(frozen=True)

@@ -72,23 +72,45 @@ def require_unlocked(folder: Path) -> None:
         os.close(handle)
 
 
-def _take(handle: int) -> bool:
-    """Lock the file without waiting; closing it gives the lock back."""
+def is_abandoned(folder: Path) -> bool:
+    """Whether the process that held the lock of ``folder`` died with it."""
     try:
-        if sys.platform == "win32":
-            import msvcrt
+        handle = os.open(folder / LOCK_NAME, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        is_held = os.fstat(handle).st_size == 0  # by somebody who is about to write its number
+        if not is_held:
+            _lock(handle)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return not is_held
 
-            # One byte far behind the number, which others could not read otherwise.
-            os.lseek(handle, 1 << 20, os.SEEK_SET)
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-            os.lseek(handle, 0, os.SEEK_SET)
-        else:
-            import fcntl
 
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _take(handle: int) -> bool:
+    """Lock the file without waiting, where that is possible at all."""
+    try:
+        _lock(handle)
     except OSError as error:
         return error.errno in _NO_LOCKS
     return True
+
+
+def _lock(handle: int) -> None:
+    """Lock the file; closing it gives the lock back. Raises ``OSError`` when somebody has it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        # One byte far behind the number, which others could not read otherwise.
+        os.lseek(handle, 1 << 20, os.SEEK_SET)
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        os.lseek(handle, 0, os.SEEK_SET)
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _taken(folder: Path, path: Path) -> OutputError:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from .errors import OutputError
 from .journal import Journal, partial_path
-from .lock import FolderLock
+from .lock import FolderLock, is_abandoned
 from .outputs import leftovers
 from .settings import IoMode
 from .sizes import size_text
@@ -230,25 +230,31 @@ class Offload:
     ``io`` says how inputs are read at all; see ``direct_io.py``.
 
     A private folder is made on first use, in ``folder`` when one is given (made if absent, and
-    removed again if so), else beside ``fallback``, whose disk was chosen to have room.
+    removed again if so), else beside ``fallback``, whose disk was chosen to have room. Folders
+    that runs left there when they were killed are removed then.
     """
 
     def __init__(self, folder: Path | None, fallback: Path, io: IoMode = "auto") -> None:
         self.io = io
         self._given = folder
         self._fallback = fallback
-        self._made: list[Path] = []
+        self._private: Path | None = None
+        self._held = ExitStack()
 
     def __enter__(self) -> Offload:
         return self
 
     def folder(self) -> Path:
         """The private folder."""
-        if not self._made:
+        if self._private is None:
             parent = self._given or _present(self._fallback)
-            self._made = _make(parent)
-            self._made.append(Path(tempfile.mkdtemp(prefix=_OFFLOAD, dir=parent)))
-        return self._made[-1]
+            self._held.callback(_remove_empty, _make(parent))
+            for place in (parent, parent.parent):  # the output folder was perhaps not yet there
+                _remove_abandoned(place)
+            self._private = Path(tempfile.mkdtemp(prefix=_OFFLOAD, dir=parent))
+            self._held.callback(shutil.rmtree, self._private, ignore_errors=True)
+            self._held.enter_context(FolderLock(self._private))
+        return self._private
 
     @property
     def is_given(self) -> bool:
@@ -256,9 +262,14 @@ class Offload:
         return self._given is not None
 
     def __exit__(self, *_: object) -> None:
-        if self._made:
-            shutil.rmtree(self._made.pop(), ignore_errors=True)
-            _remove_empty(self._made)
+        self._held.close()
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove what killed runs unpacked there."""
+    for folder in parent.glob(f"{_OFFLOAD}*"):
+        if is_abandoned(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_offloaded(path: Path) -> bool:

@@ -13,7 +13,7 @@ from types import FrameType
 INTERRUPTED = 130
 # An orderly end takes milliseconds; only a disk that is slow to take what it was given, or a
 # library that is being loaded, take longer. Ending at once then loses no more than a power cut.
-_PATIENCE = 1.6
+_PATIENCE = 1.2
 _HURRIED = "interrupted: ended without waiting; --resume goes on where that is possible"
 
 

@@ -13,7 +13,7 @@ import pytest
 from merge.errors import OutputError
 from merge.lock import LOCK_NAME, FolderLock
 from merge.outputs import require_free
-from merge.staging import StagedFolder
+from merge.staging import Offload, StagedFolder
 
 HOLD = """
 import sys, time
@@ -59,6 +59,29 @@ def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     with FolderLock(tmp_path):
         assert (tmp_path / LOCK_NAME).read_text(encoding="utf-8") == str(os.getpid())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows kills no process by a signal")
+def test_what_a_killed_process_unpacked_is_removed_by_the_next(tmp_path: Path) -> None:
+    text = HOLD.replace("FolderLock(Path(sys.argv[1]))", "Offload(None, Path(sys.argv[1])) as o")
+    text = text.replace("merge.lock import FolderLock", "merge.staging import Offload")
+    text = text.replace('print("held"', "print(o.folder().name")
+    (tmp_path / ".offload-mine").mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", text, str(tmp_path)], stdout=subprocess.PIPE, encoding="utf-8"
+    ) as process:
+        assert process.stdout is not None
+        theirs = tmp_path / process.stdout.readline().strip()
+        (theirs / "unpacked").write_text("large", encoding="utf-8")
+        with Offload(None, tmp_path / "out") as offload:
+            ours = offload.folder()
+            assert theirs.is_dir()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with Offload(None, tmp_path / "out") as offload:
+        assert offload.folder() != ours
+        assert not theirs.exists()
+    assert [path.name for path in tmp_path.iterdir()] == [".offload-mine"]
 
 
 def test_folder_that_was_made_for_a_run_that_wrote_nothing_goes_again(tmp_path: Path) -> None:
