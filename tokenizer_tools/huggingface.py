@@ -194,7 +194,8 @@ def _load(content: bytes, file: Path) -> SentencePieceProcessor:
     model = SentencePieceProcessor()
     try:
         model.LoadFromSerializedProto(content)
-    except RuntimeError as error:
+        model.id_to_piece(list(range(model.get_piece_size())))
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise FormatError(
             "SentencePiece cannot read the tokenizer: no SentencePiece model, or a damaged one.",
             file=file,

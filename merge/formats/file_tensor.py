@@ -51,7 +51,10 @@ class FileTensor(LazyTensor):
 
     def _contiguous_rows(self, start: int, stop: int, out: torch.Tensor) -> None:
         if out.numel():
-            self.file.read_into(tensor_bytes(out), self.offset + start * self.row_bytes)
+            data, place = tensor_bytes(out), start * self.row_bytes
+            self.file.read_into(data, self.offset + place)
+            if self.checksum is not None:
+                self.checksum.passed(place, data)
 
     def _spread_rows(self, start: int, stop: int, out: torch.Tensor) -> None:
         if not out.numel():

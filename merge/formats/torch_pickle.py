@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from textwrap import shorten
 from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import FormatError
 from ..lazy import LazyTensor
+from .checksum import Checksum
 from .file_tensor import FileTensor
 from .files import InputFile
 from .pickle_machine import Machine, TwiceError
@@ -25,11 +26,15 @@ _WRAPPERS = ("model", "state_dict", "module")
 
 
 class Location(NamedTuple):
-    """Where the data of a storage lies: ``nbytes`` of ``file`` from ``offset`` on."""
+    """Where the data of a storage lies: ``nbytes`` of ``file`` from ``offset`` on.
+
+    ``crc`` is its CRC-32; 0 when the file does not say it.
+    """
 
     file: InputFile
     offset: int
     nbytes: int
+    crc: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,13 +159,10 @@ def _whole(file: InputFile, place: Location, needed: int) -> Location:
 
 
 def _lazy(file: InputFile, name: str, tensor: SavedTensor, place: Location) -> FileTensor:
-    lazy = FileTensor(
-        tensor.shape,
-        tensor.dtype,
-        f"{file.path.name}: {name}",
-        place.file,
-        place.offset + tensor.offset * tensor.dtype.itemsize,
-        tensor.strides,
-    )
+    origin = f"{file.path.name}: {name}"
+    start = place.offset + tensor.offset * tensor.dtype.itemsize
+    lazy = FileTensor(tensor.shape, tensor.dtype, origin, place.file, start, tensor.strides)
     lazy.check_inside(place.offset, place.nbytes)
+    if place.crc and lazy.nbytes == place.nbytes and lazy.is_contiguous():
+        return replace(lazy, checksum=Checksum(file.path, name, place.nbytes, place.crc))
     return lazy

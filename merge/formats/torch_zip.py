@@ -138,7 +138,7 @@ def _locate(
     file: InputFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo, offload: Offload | None
 ) -> Location:
     if is_in_place(info):
-        return Location(file, _start(file, info), info.file_size)
+        return Location(file, _start(file, info), info.file_size, info.CRC)
     if offload is None:
         raise FormatError(
             "the archive is compressed, so its tensors cannot be read where they are",

@@ -129,6 +129,29 @@ def test_pickle_with_another_checksum_is_refused(tmp_path: Path) -> None:
     assert zlib.crc32(b"weight") != zlib.crc32(b"weighs")
 
 
+@pytest.mark.parametrize("step", [1, 3, 100])
+def test_flipped_bit_is_found_when_the_tensor_has_passed(tmp_path: Path, step: int) -> None:
+    """In whatever order its rows are read."""
+    path = tmp_path / "w.bin"
+    torch.save({"v": torch.ones(4), "w": torch.arange(1000.0).view(100, 10)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(1000.0).numpy().tobytes()) + 1234] ^= 4
+    path.write_bytes(content)
+    tensors = open_container(path)
+    assert torch.equal(tensors["v"].read(), torch.ones(4))
+    read = tensors["w"].reader()
+    starts = [*range(0, 100, 2 * step), *range(step, 100, 2 * step)]
+
+    def whole() -> None:
+        for start in starts:
+            stop = min(start + step, 100)
+            read(start, stop, torch.empty(stop - start, 10))
+
+    error = refused(whole)
+    assert error.facts["tensor"] == "w"
+    assert "CRC-32" in error.facts["expected"]
+
+
 def test_archive_without_checksums_is_read(tmp_path: Path) -> None:
     """As torch writes when it is told to; Python's zipfile refuses these."""
     before = torch.serialization.get_crc32_options()
