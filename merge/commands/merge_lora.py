@@ -65,7 +65,8 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         "--base_model",
         required=True,
         metavar="DIR_OR_HUB_ID",
-        help="LLaMA, in Hugging Face's layout or in Meta's (consolidated.*.pth, params.json)",
+        help="LLaMA, in Hugging Face's layout or in Meta's (consolidated.*.pth, params.json); for "
+        "--output_type huggingface any decoder in Hugging Face's",
     )
     group.add_argument(
         "--lora_model",
@@ -94,8 +95,8 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tokenizer",
         metavar="DIR",
-        help="folder of the result's tokenizer.model (default: the last adapter that has one, "
-        "else the base)",
+        help="folder of the result's tokenizer (default: the last adapter that has one, else the "
+        "base)",
     )
     add_context_length_option(group)
 

@@ -212,25 +212,28 @@ def test_llama_with_tokenizer_json_alone(tmp_path: Path, tokenizer: Path) -> Non
     ).read_bytes()
 
 
-PTH = {
+NO_LLAMA = {
     "qwen2": ("Qwen2Config", SIZES, "'qwen2'"),
     "biases": ("LlamaConfig", SIZES | {"attention_bias": True}, "'llama' with biases"),
 }
 
 
-@pytest.mark.parametrize(("kind", "settings", "found"), PTH.values(), ids=PTH)
-def test_metas_layout_is_for_llama_alone(
+@pytest.mark.parametrize("layout", ["pth", "gguf"])
+@pytest.mark.parametrize(("kind", "settings", "found"), NO_LLAMA.values(), ids=NO_LLAMA)
+def test_other_layouts_are_for_llama_alone(
     tmp_path: Path,
     tokenizer: Path,
     kind: str,
     settings: dict[str, Any],
     found: str,
+    layout: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     base = make_decoder(tmp_path / "base", kind, settings, tokenizer)
     adapter = save_adapter(tmp_path / "lora", base)
     words = ["--base_model", str(base), "--lora_model", str(adapter)]
-    assert main([*words, "--output_dir", str(tmp_path / "out")]) == 2
+    words += ["--output_dir", str(tmp_path / "out"), "--output_type", layout]
+    assert main(words) == 2
     told = capsys.readouterr().err
     assert found in told
     assert "--output_type huggingface" in told
