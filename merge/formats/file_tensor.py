@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 
 from ..errors import FormatError
 from ..lazy import LazyTensor, RowReader
+from .checksum import Checksum
 from .files import InputFile, tensor_bytes
 
 _ADDRESSABLE = 1 << 62
@@ -22,6 +23,7 @@ class FileTensor(LazyTensor):
     file: InputFile
     offset: int
     strides: tuple[int, ...]
+    checksum: Checksum | None = field(default=None, compare=False, repr=False)
 
     @property
     def path(self) -> Path:
