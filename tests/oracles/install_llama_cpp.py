@@ -45,10 +45,11 @@ def main() -> int:
     print("llama.cpp: the first time it is compiled, which takes some minutes", flush=True)
     try:
         with log.open("wb") as sink:
-            _pip(sink, "install", "--no-compile")
             _unpack(args.folder, sink)
-    except (subprocess.SubprocessError, OSError, tarfile.TarError) as error:
-        print(f"llama.cpp could not be installed: {error}\n  log: {log}", file=sys.stderr)
+            _pip(sink, "install", "--no-compile")
+    except subprocess.CalledProcessError as error:
+        doing = "fetch" if "download" in error.cmd else "compile"
+        print(f"llama.cpp: pip could not {doing} it; {log} says why", file=sys.stderr)
         return 1
     print(f"llama.cpp: installed in {time.monotonic() - started:.0f} s", flush=True)
     return 0

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import numpy as np
 
 GGML_TYPE_F32 = 0
@@ -21,9 +20,11 @@ CONTEXT = 256
 
 
 def main() -> None:
+    from llama_cpp import Llama
+
     job = json.load(sys.stdin)
     prompts = job["prompts"]
-    llm = llama_cpp.Llama(
+    llm = Llama(
         job["model"],
         n_ctx=CONTEXT,
         n_threads=1,
