@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import linear
 
 from ..lazy import LazyTensor
 from .adapters import Product
@@ -26,16 +27,40 @@ SIGMAS = 9.0
 
 @dataclass
 class Expected:
-    """A piece of rows: ``values``, ``tolerance`` of each, and the probe of both sides.
+    """A piece of rows: ``values`` (float64), how far each may be off, and the probe of both sides.
 
-    ``probe`` is what ``values @ signs`` must be, made without ``values``; ``added`` is the part of
-    it that low-rank products gave.
+    ``tolerance`` is in float32, which is exact enough for a bound; ``relative`` comes on top of it,
+    as a share of the values as they are. ``probe`` is what ``values @ signs`` must be, made without
+    ``values``; ``added`` is the part of it that low-rank products gave.
     """
 
     values: torch.Tensor
     tolerance: torch.Tensor
     probe: torch.Tensor
     added: torch.Tensor
+    relative: float = 0.0
+
+    @classmethod
+    def of(cls, start: torch.Tensor, signs: torch.Tensor) -> Expected:
+        """What is carried over: no tolerance yet."""
+        values = doubled(start)
+        none = torch.zeros(values.shape, dtype=torch.float32)
+        probe = linear(values, signs)
+        return cls(values, none, probe, torch.zeros_like(probe))
+
+    def settle(self) -> torch.Tensor:
+        """Let ``relative`` become part of ``tolerance``; return the magnitudes of the values."""
+        magnitudes = self.values.float().abs_()
+        if self.relative:
+            self.tolerance.add_(magnitudes, alpha=self.relative)
+            self.relative = 0.0
+        return magnitudes
+
+
+def doubled(rows: torch.Tensor) -> torch.Tensor:
+    """Rows as a float64 matrix. By way of float32, which torch does five times as fast."""
+    wide = rows.float() if rows.dtype.itemsize < 4 else rows
+    return wide.double().reshape(len(rows), -1)
 
 
 # Changes a piece; given the row of the tensor where it begins, and the rows of its streams.
@@ -50,7 +75,7 @@ class Step(ABC):
 
     @abstractmethod
     def opened(self, signs: torch.Tensor) -> Change:
-        """Read what must be at hand; ``signs`` (columns, vectors) are the probe's."""
+        """Read what must be at hand; ``signs`` (vectors, columns) are the probe's."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +91,7 @@ class AddProduct(Step):
             right = product.b.read().double().t().contiguous()
         else:
             right = product.a.read().double()
-        reach, seen = right.norm(dim=0), right @ signs
+        reach, seen = right.norm(dim=0).float(), linear(right, signs)
         rank, total = right.shape[0], product.rows
 
         def change(piece: Expected, first: int, _: Sequence[torch.Tensor]) -> None:
@@ -75,10 +100,12 @@ class AddProduct(Step):
                 return
             rows = left[first:last] if product.is_turned else product.b.read(first, last)
             factor = rows.double()
-            values, tolerance = piece.values[: last - first], piece.tolerance[: last - first]
-            values.addmm_(factor, right, alpha=scaling)
+            if piece.relative:
+                piece.settle()
+            piece.values[: last - first].addmm_(factor, right, alpha=scaling)
             bound = factor.norm(dim=1) * ((rank + 3) * U * abs(scaling))
-            tolerance.addr_(bound, reach).add_(values.abs(), alpha=(3 + rank // 128) * U)
+            piece.tolerance[: last - first].addr_(bound.float(), reach)
+            piece.relative = (3 + rank // 128) * U
             probe = (factor @ seen).mul_(scaling)
             piece.probe[: last - first] += probe
             piece.added[: last - first] += probe
@@ -99,10 +126,11 @@ class AddDense(Step):
 
     def opened(self, signs: torch.Tensor) -> Change:
         def change(piece: Expected, _: int, streams: Sequence[torch.Tensor]) -> None:
-            rows = streams[0].double()
+            rows = doubled(streams[0])
+            piece.settle()
             piece.values.add_(rows, alpha=self.sign)
-            piece.tolerance.add_(piece.values.abs(), alpha=2 * U)
-            piece.probe.add_(rows @ signs, alpha=self.sign)
+            piece.relative = 2 * U
+            piece.probe.add_(linear(rows, signs), alpha=self.sign)
 
         return change
 
@@ -118,9 +146,10 @@ class AddVector(Step):
         def change(piece: Expected, first: int, _: Sequence[torch.Tensor]) -> None:
             rows = self.vector.read(first, first + len(piece.values)).double().unsqueeze(1)
             rows *= self.scaling
+            piece.settle()
             piece.values += rows
             piece.tolerance.add_(piece.values.abs() + rows.abs(), alpha=3 * U)
-            piece.probe += rows @ signs
+            piece.probe += linear(rows, signs)
 
         return change
 
@@ -133,6 +162,7 @@ class ScaleRows(Step):
 
     def opened(self, signs: torch.Tensor) -> Change:
         def change(piece: Expected, first: int, _: Sequence[torch.Tensor]) -> None:
+            piece.settle()
             count, columns = piece.values.shape
             norms = piece.values.norm(dim=1)
             factors = self.magnitude.read(first, first + count).double() / norms
@@ -157,10 +187,11 @@ class ReplaceRows(Step):
         def change(piece: Expected, first: int, _: Sequence[torch.Tensor]) -> None:
             for number, index in enumerate(self.indices):
                 if first <= index < first + len(piece.values):
+                    piece.settle()
                     row = self.rows.read(number, number + 1)[0].double()
                     piece.values[index - first] = row
                     piece.tolerance[index - first] = 0
-                    piece.probe[index - first] = row @ signs
+                    piece.probe[index - first] = signs @ row
                     piece.added[index - first] = 0
 
         return change
@@ -174,7 +205,8 @@ class Round(Step):
 
     def opened(self, signs: torch.Tensor) -> Change:
         def change(piece: Expected, _: int, __: Sequence[torch.Tensor]) -> None:
-            piece.tolerance += half_ulp(piece.values.abs() + piece.tolerance, self.dtype)
+            magnitudes = piece.settle()
+            piece.tolerance += half_ulp(magnitudes.add_(piece.tolerance), self.dtype)
 
         return change
 
@@ -188,7 +220,7 @@ class Quantise(Step):
 
     def opened(self, signs: torch.Tensor) -> Change:
         def change(piece: Expected, _: int, __: Sequence[torch.Tensor]) -> None:
-            reach = piece.values.abs() + piece.tolerance
+            reach = piece.settle() + piece.tolerance
             steps = reach.view(len(reach), -1, 32).amax(dim=2, keepdim=True) / 127
             off = steps.expand(-1, -1, 32).reshape(reach.shape) * 0.501
             piece.tolerance += off + (reach + off) * 2.0**-11 + 127 * 2.0**-25
@@ -197,11 +229,12 @@ class Quantise(Step):
 
 
 def half_ulp(magnitudes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """By how much rounding to ``dtype`` may move numbers of these (float64) magnitudes.
+    """By how much rounding to ``dtype`` may move numbers of these magnitudes (float32; used up).
 
-    >>> half_ulp(torch.tensor([1.0, 1.9, 2.0]).double(), torch.float16) * 2**11
-    tensor([1., 1., 2.], dtype=torch.float64)
+    >>> half_ulp(torch.tensor([1.0, 1.9, 2.0]), torch.float16) * 2**11
+    tensor([1., 1., 2.])
     """
     info = torch.finfo(dtype)
-    exponents = magnitudes.view(torch.int64) & 0x7FF0_0000_0000_0000
-    return exponents.view(torch.float64).clamp_(min=info.tiny).mul_(info.eps / 2)
+    bits = magnitudes.view(torch.int32)
+    bits &= 0x7F80_0000
+    return magnitudes.clamp_(min=info.tiny).mul_(info.eps / 2)
