@@ -51,11 +51,12 @@ class Entry:
 class Record:
     """A journal as it was found; ``committed`` are the files' digests if all of them were whole.
 
-    ``replaces`` names files of an earlier result that the run was allowed to replace. The last line
-    that is whole ends at byte ``end``.
+    ``files`` are the names that the run was to write, ``replaces`` those of an earlier result that
+    it was allowed to replace. The last line that is whole ends at byte ``end``.
     """
 
     identity: Mapping[str, Any]
+    files: tuple[str, ...]
     replaces: tuple[str, ...]
     entries: tuple[Entry, ...]
     committed: Mapping[str, str]
@@ -76,9 +77,11 @@ def read_record(folder: Path) -> Record | None:
     lines, end = [], 0
     for line in text.splitlines(keepends=True):
         end += len(line)
+        if not line.endswith(b"\n"):
+            break
         try:
             lines.append((json.loads(line), end))
-        except ValueError:
+        except (ValueError, RecursionError):
             break
     try:
         return _record(lines)
@@ -93,7 +96,11 @@ def _record(lines: Sequence[tuple[Any, int]]) -> Record | None:
     entries = tuple(_entry(line, end) for line, end in lines[1:] if "done" in line)
     committed = [dict(line["committed"]) for line, _ in lines if "committed" in line]
     last = committed[-1] if committed else {}
-    return Record(head["identity"], tuple(head["replaces"]), entries, last, lines[-1][1])
+    files, replaces = tuple(head["files"]), tuple(head["replaces"])
+    for name in (*files, *replaces, *last, *(name for entry in entries for name in entry.files)):
+        if Path(name).name != name:  # nothing outside the folder is read, moved or removed
+            return None
+    return Record(head["identity"], files, replaces, entries, last, lines[-1][1])
 
 
 def _entry(line: Mapping[str, Any], end: int) -> Entry:
@@ -122,12 +129,20 @@ class Reached:
 class Journal:
     """What a run writes down in ``folder`` while its lock is held.
 
-    ``identity`` says what the run is; ``replaces`` names files that it may replace.
+    ``identity`` says what the run is; ``files`` names what it writes, ``replaces`` what it may
+    replace.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], replaces: Iterable[str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        files: Iterable[str],
+        replaces: Iterable[str],
+    ) -> None:
         self._path = folder / JOURNAL_NAME
-        self._head = {"format": _FORMAT, "identity": identity, "replaces": list(replaces)}
+        names = {"files": list(files), "replaces": list(replaces)}
+        self._head = {"format": _FORMAT, "identity": identity, **names}
         self._stream: BinaryIO | None = None
         self._waiting: list[tuple[int, Mapping[str, Reached | Place], Mapping[str, str]]] = []
         self.is_useful = False

@@ -75,25 +75,24 @@ def require_free(
             found=_listed(present),
             remedy="choose another --output_dir, or replace an earlier result with --overwrite",
         )
-    ours = _files_of_earlier_run(folder) | interrupted
-    if foreign := [path for path in present if path.name not in ours]:
+    earlier = _files_of_earlier_run(folder) | interrupted
+    if foreign := [path for path in present if path.name not in earlier]:
         raise OutputError(
             "the output folder holds model files that no earlier merge wrote",
             file=folder,
             found=_listed(foreign),
             remedy="choose another --output_dir, or move these files away",
         )
-    return present
+    return sorted(path for path in (folder / name for name in earlier) if path.is_file())
 
 
 def leftovers(folder: Path) -> list[Path]:
     """What an interrupted run left in ``folder``: its journal, and files without a name yet."""
-    names = [partial_path(folder, pattern).name for pattern in _MODEL_FILES]
-    return sorted(
-        path
-        for path in {path for name in (JOURNAL_NAME, *names) for path in folder.glob(name)}
-        if path.is_file()
-    )
+    patterns = (partial_path(folder, pattern).name for pattern in _MODEL_FILES)
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    if record := read_record(folder):
+        found |= {partial_path(folder, name) for name in record.files}
+    return sorted(path for path in {*found, folder / JOURNAL_NAME} if path.is_file())
 
 
 def _files_of_interrupted_run(folder: Path) -> set[str]:
@@ -127,7 +126,9 @@ def require_names_free(folder: Path, names: Iterable[str], overwrite: bool) -> N
 
     A model may bring files of any name, such as its own modelling code.
     """
-    ours = _files_of_earlier_run(folder) if overwrite else set()
+    ours = _files_of_interrupted_run(folder)
+    if overwrite:
+        ours |= _files_of_earlier_run(folder)
     taken = [folder / name for name in names if name not in ours and (folder / name).exists()]
     if taken:
         raise OutputError(
@@ -143,7 +144,8 @@ def _files_of_earlier_run(folder: Path) -> set[str]:
     if not path.is_file():
         return set()
     files = read_json(path).get("files")
-    return {MANIFEST_NAME, *files} if isinstance(files, dict) else {MANIFEST_NAME}
+    named = files if isinstance(files, dict) else {}
+    return {MANIFEST_NAME, *(name for name in named if Path(name).name == name)}
 
 
 def _listed(paths: list[Path]) -> str:

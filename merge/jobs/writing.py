@@ -61,7 +61,9 @@ def write(
             on_progress(written, total)
 
     with StagedFolder(output, obsolete=replaced) as staged:
-        past = _take_up(staged, identity(plan, settings, reads), replaced, settings.resume)
+        this = identity(plan, settings, reads)
+        past = _past(output, this) if settings.resume else Past()
+        _begin(staged, plan, this, replaced, past)
         if past.committed:
             for name, digest in past.committed.items():
                 staged.finish(name, digest)
@@ -84,19 +86,24 @@ def write(
     return _told(past, plan) if settings.resume else ()
 
 
-def _take_up(
-    staged: StagedFolder, this: Mapping[str, Any], replaced: Sequence[Path], resume: bool
-) -> Past:
-    """What is right of an interrupted run, if it is to be gone on with; else its files are removed.
+def _past(output: Path, this: Mapping[str, Any]) -> Past:
+    """What an interrupted run has left that is right.
 
-    Raises ``OutputError`` when that run was another one.
+    Raises ``OutputError`` when that run was another one than ``this``.
     """
-    record = read_record(staged.folder) if resume else None
-    past = Past()
-    if record is not None and record.is_useful:
-        require_same(staged.folder, record.identity, this)
-        past = verified(staged.folder, record)
-    journal = Journal(staged.folder, this, [path.name for path in replaced])
+    record = read_record(output)
+    if record is None or not record.is_useful:
+        return Past()
+    require_same(output, record.identity, this)
+    return verified(output, record)
+
+
+def _begin(
+    staged: StagedFolder, plan: Plan, this: Mapping[str, Any], replaced: Sequence[Path], past: Past
+) -> None:
+    """Open the journal; what an interrupted run has left is removed when nothing of it is right."""
+    files = (*plan.files, *plan.documents, MANIFEST_NAME)
+    journal = Journal(staged.folder, this, files, [path.name for path in replaced])
     if past:
         journal.go_on(past.end)
     else:
@@ -104,7 +111,6 @@ def _take_up(
             path.unlink()
         journal.begin()
     staged.journal = journal
-    return past
 
 
 def _told(past: Past, plan: Plan) -> tuple[str, ...]:

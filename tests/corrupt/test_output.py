@@ -79,6 +79,17 @@ def test_overwriting_spares_files_that_no_merge_wrote(inputs: Inputs) -> None:
     assert "ggml-model.gguf" in inputs.refused(OutputError, overwrite=True).facts["found"]
 
 
+def test_overwriting_removes_nothing_outside_the_folder(inputs: Inputs) -> None:
+    inputs.merge()
+    (inputs.folder / "precious.json").write_text("{}", encoding="utf-8")
+    path = inputs.out / "merge_manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["files"] |= {"../precious.json": {}, str(inputs.folder / "precious.json"): {}}
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    inputs.merge(overwrite=True)
+    assert (inputs.folder / "precious.json").is_file()
+
+
 def test_failed_run_with_overwrite_leaves_the_earlier_result(inputs: Inputs) -> None:
     inputs.merge()
     tensors = base_tensors(dtype=torch.bfloat16)

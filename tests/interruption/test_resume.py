@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -176,6 +178,24 @@ def test_journal_of_no_use_means_to_begin_anew(one: Merging, text: bytes) -> Non
     one.stop(one.nbytes // 2)
     (one.out / JOURNAL_NAME).write_bytes(text)
     assert "nothing to go on from" in note(one)
+
+
+@pytest.mark.parametrize("where", ["files", "replaces", "committed"])
+def test_journal_that_names_files_elsewhere_is_not_believed(one: Merging, where: str) -> None:
+    one.stop(one.nbytes // 2)
+    outside = one.folder / "precious.json"
+    outside.write_text("{}", encoding="utf-8")
+    path = one.out / JOURNAL_NAME
+    head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    name = "../precious.json"
+    if where == "committed":
+        lines = [{"committed": {name: hashlib.sha256(b"{}").hexdigest()}}]
+    else:
+        head[where].append(name)
+    text = "".join(json.dumps(line) + "\n" for line in (head, *lines))
+    path.write_text(text, encoding="utf-8")
+    assert "nothing to go on from" in note(one)
+    assert outside.read_text(encoding="utf-8") == "{}"
 
 
 def test_journal_that_disagrees_with_the_files_means_to_begin_anew(one: Merging) -> None:
