@@ -275,8 +275,8 @@ class Merged(LazyTensor):
             tensor=f"{self.origin}, row {first_row + row}",
             expected=f"finite values up to {largest:g} ({str(self.dtype).removeprefix('torch.')})",
             found=f"{value:g}",
-            remedy="write --dtype bfloat16 or float32 (GGUF: --outtype); if the value is inf or nan, this file is "
-            "damaged",
+            remedy="write --dtype bfloat16 or float32 (GGUF: --outtype); if the value is inf or "
+            "nan, this file is damaged",
         )
 
 
