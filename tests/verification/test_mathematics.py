@@ -1,0 +1,112 @@
+"""No false alarm on what torch computes in float32, and how much of one unit off is noticed."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import ulp
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from merge.lazy import LazyTensor, RowReader
+from merge.verification.adapters import Product
+from merge.verification.mathematics import TensorResult, check_tensor
+from merge.verification.recipes import Recipe, Segment
+from merge.verification.reference import AddProduct, half_ulp
+
+
+@dataclass(frozen=True)
+class InMemory(LazyTensor):
+    values: torch.Tensor
+
+    def reader(self) -> RowReader:
+        return lambda start, stop, out: out.copy_(self.values[start:stop])  # type: ignore[return-value]
+
+
+def lazy(values: torch.Tensor) -> InMemory:
+    return InMemory(tuple(values.shape), values.dtype, "memory", values)
+
+
+@dataclass(frozen=True)
+class Case:
+    base: torch.Tensor
+    a: torch.Tensor
+    b: torch.Tensor
+    scaling: float
+
+    def merged(self, dtype: torch.dtype) -> torch.Tensor:
+        sums = torch.addmm(self.base.float(), self.b.float(), self.a.float(), alpha=self.scaling)
+        return sums.to(dtype)
+
+    def check(self, result: torch.Tensor) -> TensorResult:
+        step = AddProduct(Product(lazy(self.a), lazy(self.b), self.scaling))
+        base = lazy(self.base)
+        recipe = Recipe((Segment(0, base.rows, base, (step,)),), base.shape[1:])
+        with ThreadPoolExecutor(1) as pool:
+            return check_tensor("w", lazy(result), recipe, base, pool, lambda _: None)
+
+
+def case(rows: int, columns: int, rank: int, scale: float, scaling: float, seed: int) -> Case:
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).mul_(scale).half()
+
+    return Case(random(rows, columns), random(rank, columns), random(rows, rank), scaling)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 70),
+    columns=st.integers(1, 300),
+    rank=st.integers(1, 130),
+    scale=st.sampled_from([1e-6, 1e-3, 0.02, 1.0, 20.0]),
+    scaling=st.floats(-8, 8),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32]),
+    seed=st.integers(0, 1000),
+)
+def test_what_float32_gives_is_right(
+    rows: int,
+    columns: int,
+    rank: int,
+    scale: float,
+    scaling: float,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    made = case(rows, columns, rank, scale, scaling, seed)
+    result = made.merged(dtype)
+    if result.isfinite().all():
+        assert made.check(result).is_right
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rank", "share"),
+    [(torch.float16, 8, 0.99), (torch.float16, 64, 0.9), (torch.bfloat16, 64, 0.98)],
+    ids=str,
+)
+def test_one_unit_off_is_noticed_nearly_everywhere(
+    dtype: torch.dtype, rank: int, share: float
+) -> None:
+    made = case(64, 1024, rank, 0.02, 2.0, 1)
+    result = made.merged(dtype)
+    assert made.check(result).is_right
+    result.view(torch.int16).bitwise_xor_(1)
+    found = made.check(result)
+    assert found.wrong / found.elements > share
+
+
+def test_what_was_added_is_measured() -> None:
+    made = case(64, 256, 8, 0.02, 2.0, 1)
+    result = Case(made.base, made.a, made.b, 3.0).merged(torch.float16)
+    assert made.check(result).share_added == pytest.approx(1.5, abs=0.05)
+
+
+def test_half_a_unit_is_python_s() -> None:
+    values = torch.tensor([1.0, 1.5, 2.0, 1000.0, 3e-5])
+    exact = [ulp(float(value)) / 2 * 2.0 ** (52 - 10) for value in values[:4]]
+    assert half_ulp(values.clone(), torch.float16)[:4].tolist() == exact
+    assert float(half_ulp(values[4:].clone(), torch.float16)) == 2.0**-25  # below the normal ones
