@@ -55,6 +55,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if (folder / "params.json").is_file():
         found = "Meta's params.json, but not the weights that belong to it (consolidated.*.pth)"
         remedy = "give either Meta's folder or Hugging Face's, each with its own weights"
+    if any(folder.glob("*.gguf")):
+        found, remedy = "GGUF, for llama.cpp", "give the folder of the model that it was made from"
     if (folder / "adapter_config.json").is_file():
         found, remedy = "an adapter (adapter_config.json)", "give adapters with --lora_model"
     raise LayoutError(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from merge import convert_checkpoint
+from merge import apply_delta, convert_checkpoint, make_delta
 from merge.errors import LayoutError, NumberError, UsageError, VocabularyError
 from merge.layouts import llama
 from merge.layouts.config import LlamaShape
@@ -244,3 +244,48 @@ def test_a_missing_package_is_said_in_one_message(base: Path, tmp_path: Path) ->
     assert "pip install 'chinese-llama-merge[gguf]'" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_delta_is_applied_into_gguf_and_never_made_of_it(base: Path, tmp_path: Path) -> None:
+    target = make_base(tmp_path / "target", num_key_value_heads=2, seed=3)
+    with pytest.raises(UsageError, match="a delta is no model"):
+        make_delta(base, target, tmp_path / "delta", output_type="gguf")
+    make_delta(base, target, tmp_path / "delta", dtype="float32")
+    apply_delta(base, tmp_path / "delta", tmp_path / "out", output_type="gguf")
+    found = open_gguf(tmp_path / "out").tensors
+    for name, tensor in load_weights(target).items():  # a few differences need more digits
+        assert torch.allclose(found[name].read().float(), tensor.float(), atol=1e-6), name
+
+
+def test_metas_layout_becomes_gguf(base: Path, tmp_path: Path) -> None:
+    """Both keep rotary pairs side by side, but the way goes through Hugging Face's order."""
+    convert_checkpoint(base, tmp_path / "meta", output_type="pth", num_shards=2)
+    report = convert_checkpoint(tmp_path / "meta", tmp_path / "out", output_type="gguf")
+    assert "does not say the context length" in report.summary()
+    pth = [torch.load(p, weights_only=True) for p in sorted((tmp_path / "meta").glob("*.pth"))]
+    reader = gguf.GGUFReader(tmp_path / "out" / "ggml-model-f16.gguf")
+    wq = next(t.data for t in reader.tensors if t.name == "blk.1.attn_q.weight")
+    name = "layers.1.attention.wq.weight"
+    assert torch.equal(torch.from_numpy(wq.copy()), torch.cat([part[name] for part in pth]))
+
+
+def test_gguf_is_no_base(base: Path, tmp_path: Path) -> None:
+    _poured(base, tmp_path / "gguf")
+    with pytest.raises(LayoutError, match=r"GGUF, for llama\.cpp"):
+        convert_checkpoint(tmp_path / "gguf", tmp_path / "out")
+
+
+def test_a_list_of_ends_leaves_the_tokenizers_own(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    path = base / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"eos_token_id": [2, 7]}), encoding="utf-8")
+    assert open_gguf(_poured(base, tmp_path / "out")).config["eos_token_id"] == 2
+
+
+def test_sources_are_named_without_their_folders(base: Path, tmp_path: Path) -> None:
+    path = _poured(base, tmp_path / "out") / "ggml-model-f16.gguf"
+    fields = gguf.GGUFReader(path).fields
+    assert fields["general.base_model.count"].contents() == 1
+    assert fields["general.base_model.0.name"].contents() == "Base"
+    assert str(base.parent).encode() not in path.read_bytes()
