@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -13,6 +13,8 @@ from .journal import Entry, Record, partial_path
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Sha256
+
+Progress = Callable[[int], object]
 
 _PIECE_BYTES = 4 << 20
 _THREADS = 2
@@ -45,15 +47,20 @@ class Past:
         return bool(self.done or self.committed)
 
 
-def verified(folder: Path, record: Record) -> Past:
-    """Hash what is there, and keep what the journal and all files agree on."""
+def verified(folder: Path, record: Record, progress: Progress = lambda _: None) -> Past:
+    """Hash what is there, and keep what the journal and all files agree on.
+
+    ``progress`` is called with the number of bytes as they are read, from several threads.
+    """
     if record.committed and all(
-        _is_whole(folder, name, digest) for name, digest in record.committed.items()
+        _is_whole(folder, name, digest, progress) for name, digest in record.committed.items()
     ):
         return Past(committed=record.committed, end=record.end)
     names = {name for entry in record.entries for name in entry.files}
     with ThreadPoolExecutor(_THREADS) as pool:
-        checks = {name: pool.submit(_hashed, folder, name, record.entries) for name in names}
+        checks = {
+            name: pool.submit(_hashed, folder, name, record.entries, progress) for name in names
+        }
         reached = {name: check.result() for name, check in checks.items()}
     agreed = min((len(entries) for entries in reached.values()), default=0)
     entries = record.entries[:agreed]
@@ -66,20 +73,22 @@ def verified(folder: Path, record: Record) -> Past:
     return Past(entries[-1].done, files, digests, end=entries[-1].end) if entries else Past()
 
 
-def _is_whole(folder: Path, name: str, digest: str) -> bool:
+def _is_whole(folder: Path, name: str, digest: str, progress: Progress) -> bool:
     """Whether a file is right, under its name or about to get it."""
     path = partial_path(folder, name)
     path = path if path.exists() else folder / name
     try:
         with path.open("rb", buffering=0) as stream:
             hasher = sha256()
-            _read_on(stream, hasher, path.stat().st_size)
+            _read_on(stream, hasher, path.stat().st_size, progress)
             return hasher.hexdigest() == digest
     except OSError:
         return False
 
 
-def _hashed(folder: Path, name: str, entries: Sequence[Entry]) -> list[Sha256 | None]:
+def _hashed(
+    folder: Path, name: str, entries: Sequence[Entry], progress: Progress
+) -> list[Sha256 | None]:
     """SHA-256 of a file at each entry, as long as file and entries agree; None before it began."""
     hasher, begun = sha256(), False
     hashes: list[Sha256 | None] = []
@@ -87,7 +96,7 @@ def _hashed(folder: Path, name: str, entries: Sequence[Entry]) -> list[Sha256 | 
         with partial_path(folder, name).open("rb", buffering=0) as stream:
             for entry in entries:
                 if place := entry.files.get(name):
-                    whole = _read_on(stream, hasher, place.nbytes - stream.tell())
+                    whole = _read_on(stream, hasher, place.nbytes - stream.tell(), progress)
                     if not whole or hasher.hexdigest() != place.sha256:
                         break
                     begun = True
@@ -101,7 +110,7 @@ def _entries_before(name: str, entries: Sequence[Entry]) -> int:
     return next(number for number, entry in enumerate(entries) if name in entry.files)
 
 
-def _read_on(stream: BinaryIO, hasher: Sha256, count: int) -> bool:
+def _read_on(stream: BinaryIO, hasher: Sha256, count: int, progress: Progress) -> bool:
     """Hash the next bytes; False when the file has fewer."""
     buffer = memoryview(bytearray(min(_PIECE_BYTES, max(1, count))))
     while count > 0:
@@ -110,6 +119,7 @@ def _read_on(stream: BinaryIO, hasher: Sha256, count: int) -> bool:
             return False
         hasher.update(buffer[:taken])
         count -= taken
+        progress(taken)
     return True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..identity import Reads, identity, require_same
@@ -46,23 +47,17 @@ def write(
 ) -> tuple[str, ...]:
     """Write weights first and the manifest last: the folder is complete when that is there.
 
-    ``replaced`` are the files of an earlier result that go when the new ones are in place. Returns
-    what is to be told of an earlier run that was interrupted, where ``settings`` say to resume it.
+    ``replaced`` are the files of an earlier result that go when the new ones are in place. Where
+    ``settings`` say to resume, what an interrupted run has written is checked first, which counts
+    as progress too. Returns what is to be told of that run.
     """
     from .. import engine
 
     plan, reads = job.plan, job.reads()
-    total, written = plan.tensor_bytes, 0
-
-    def progress(count: int) -> None:
-        nonlocal written
-        written += count
-        if on_progress is not None:
-            on_progress(written, total)
-
     with StagedFolder(output, obsolete=replaced) as staged:
         this = identity(plan, settings, reads)
-        past = _past(output, this) if settings.resume else Past()
+        total = plan.tensor_bytes
+        past = _past(output, this, _added_up(on_progress, total)) if settings.resume else Past()
         _begin(staged, plan, this, replaced, past)
         if past.committed:
             for name, digest in past.committed.items():
@@ -75,7 +70,7 @@ def write(
             num_workers=settings.workers,
             max_memory=settings.memory,
             io=settings.io,
-            progress=progress,
+            progress=_added_up(on_progress, total),
             journal=staged.journal,
             past=past,
             named=reads.tensors(plan),
@@ -86,7 +81,21 @@ def write(
     return _told(past, plan) if settings.resume else ()
 
 
-def _past(output: Path, this: Mapping[str, Any]) -> Past:
+def _added_up(on_progress: OnProgress | None, total: int) -> Callable[[int], None]:
+    """A function that any thread may tell of further bytes; headers do not count beyond all."""
+    done, lock = 0, Lock()
+
+    def progress(count: int) -> None:
+        nonlocal done
+        with lock:
+            done = min(total, done + count)
+            if on_progress is not None:
+                on_progress(done, total)
+
+    return progress
+
+
+def _past(output: Path, this: Mapping[str, Any], progress: Callable[[int], None]) -> Past:
     """What an interrupted run has left that is right.
 
     Raises ``OutputError`` when that run was another one than ``this``.
@@ -95,7 +104,7 @@ def _past(output: Path, this: Mapping[str, Any]) -> Past:
     if record is None or not record.is_useful:
         return Past()
     require_same(output, record.identity, this)
-    return verified(output, record)
+    return verified(output, record, progress)
 
 
 def _begin(

@@ -120,7 +120,7 @@ def contents(folder: Path) -> dict[str, str]:
     """SHA-256 of all files, hidden ones too, but for the lock of a run that had just ended."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.iterdir()
+        for path in folder.glob("*")
         if path.name != LOCK_NAME
     }
 
@@ -138,7 +138,7 @@ class Case:
 
     def __post_init__(self) -> None:
         with self.output() as out:
-            self.before = contents(out) if out.exists() else {}
+            self.before = contents(out)
             counter = self.work / "points"
 
             def note(count: int) -> None:
@@ -174,7 +174,7 @@ class Case:
 
     def require_whole(self, out: Path) -> None:
         """Under final names there is nothing but whole files, of this result or the earlier one."""
-        for name, digest in (contents(out) if out.exists() else {}).items():
+        for name, digest in contents(out).items():
             if not name.startswith(".") and digest not in (
                 self.wanted.get(name),
                 self.before.get(name),
@@ -218,7 +218,7 @@ def run_once(case: Case, chance: random.Random, tally: Tally) -> None:
         if in_a_process(lambda: case.merge(out, die_at(point))):
             case.require_whole(out)
             tally.look(out)
-            if chance.random() < 0.5:
+            if chance.random() < 0.5 and contents(out) != case.wanted:
                 again = chance.randint(1, case.points)
                 if in_a_process(lambda: case.resume(out, die_at(again), chance)):
                     case.require_whole(out)
