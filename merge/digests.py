@@ -68,6 +68,10 @@ class Digested(LazyTensor):
     base: LazyTensor
     digest: RowDigest = field(default_factory=RowDigest)
 
+    @property
+    def is_checked(self) -> bool:
+        return self.base.is_checked
+
     def unordered(self) -> LazyTensor:
         """``base`` itself: a digest would wait for the rows that are passed over."""
         return self.base

@@ -54,6 +54,15 @@ class LazyTensor(ABC):
         """The same tensor for readers that do not begin at its first row."""
         return self
 
+    @property
+    def is_checked(self) -> bool:
+        """Whether reading it refuses values that are infinite or no numbers."""
+        return False
+
+    def allowing_nonfinite(self) -> LazyTensor:
+        """The same tensor, which takes such values as they are."""
+        return self
+
     def passed_on(self) -> LazyTensor:
         """The tensor that this one hands on as it is: itself, unless it changes nothing."""
         return self

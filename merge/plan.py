@@ -20,6 +20,7 @@ from .documents import (
     require_llama,
     with_chat_template,
 )
+from .finite import finite
 from .formats.container import TensorInfo
 from .layouts import huggingface, meta
 from .layouts.config import require_plain_llama
@@ -38,7 +39,8 @@ class Plan:
     """Tensors to compute and the files to pour them into, beside small files given as bytes.
 
     ``tensors`` are those of the model under their Hugging Face names, each of which makes its
-    digest as it is poured. ``headers`` stand in weight files before what their container writes;
+    digest as it is poured; ``checked`` are the same, whose numbers are looked at too. ``headers``
+    stand in weight files before what their container writes;
     ``notes`` are lines for people.
     """
 
@@ -47,6 +49,7 @@ class Plan:
     tensors: Mapping[str, LazyTensor]
     headers: Mapping[str, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    checked: Mapping[str, LazyTensor] = field(default_factory=dict)
 
     @cached_property
     def files(self) -> dict[str, list[TensorInfo]]:
@@ -92,20 +95,31 @@ def plan_output(model: Model, settings: OutputSettings) -> Plan:
         model = replace(model, tokenizer=named)
     if settings.output_type == "gguf":
         return _plan_gguf(model, settings)
-    result = digested(model.tensors)
+    result, checked = _checked(model.tensors, settings)
     if settings.output_type == "pth":
         shape, _ = require_llama(model.config, model.tokenizer, LLAMA_ONLY["pth"])
-        whole = {LM_HEAD: result[EMBED_TOKENS], **result}
+        whole = {LM_HEAD: checked[EMBED_TOKENS], **checked}
         poured = meta.pour(whole, shape, settings.num_shards)
         documents = meta_documents(model.config, model.tokenizer, model.rows)
-        return Plan(tuple(poured), documents, result)
-    poured = huggingface.pour(result, settings.suffix, settings.max_shard_size)
+        return Plan(tuple(poured), documents, result, checked=checked)
+    poured = huggingface.pour(checked, settings.suffix, settings.max_shard_size)
     dtype = dtype_name(result[embeddings(result) or EMBED_TOKENS].dtype)
     documents = {
         **huggingface_documents(model.config, model.tokenizer, model.rows, dtype, model.tied),
         **huggingface.index_document(poured, settings.suffix),
     }
-    return Plan(tuple(poured), documents, result)
+    return Plan(tuple(poured), documents, result, checked=checked)
+
+
+def _checked(
+    tensors: Mapping[str, LazyTensor], settings: OutputSettings
+) -> tuple[dict[str, LazyTensor], dict[str, LazyTensor]]:
+    """The tensors with a digest made as they pass, and those with their numbers looked at."""
+    allowed = settings.allow_nonfinite
+    if allowed:
+        tensors = {name: tensor.allowing_nonfinite() for name, tensor in tensors.items()}
+    result = digested(tensors)
+    return result, finite(result, allowed)
 
 
 def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
@@ -126,6 +140,6 @@ def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
         settings.model_name,
         model.sources,
     )
-    result = digested(gguf_output.stored(model.tensors, outtype))
-    made = gguf_output.pour(result, description, outtype, settings.split_bytes)
-    return Plan(made.poured, {}, result, made.headers, made.notes)
+    result, checked = _checked(gguf_output.stored(model.tensors, outtype), settings)
+    made = gguf_output.pour(checked, description, outtype, settings.split_bytes)
+    return Plan(made.poured, {}, result, made.headers, made.notes, checked)

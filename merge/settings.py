@@ -40,7 +40,8 @@ class OutputSettings:
     ``chat_template`` names one that is to be the model's, ``model_name`` is what GGUF calls it.
     ``max_memory`` is the budget for buffers, in bytes or as text ("64MB"). ``io``
     says whether the page cache is used; see ``direct_io.py``. ``resume`` goes on with a run that
-    was interrupted, from what it has left in the output folder.
+    was interrupted, from what it has left in the output folder. ``allow_nonfinite`` writes values
+    that are infinite or no numbers as they are.
     Raises ``UsageError`` for values that mean nothing.
     """
 
@@ -57,6 +58,7 @@ class OutputSettings:
     num_workers: int | None = None
     io: IoMode = "auto"
     resume: bool = False
+    allow_nonfinite: bool = False
 
     def __post_init__(self) -> None:
         require_one_of("output_type", self.output_type, OUTPUT_TYPES)

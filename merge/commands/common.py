@@ -142,6 +142,12 @@ def add_output_options(
         "--resume", action="store_true", help="go on with a run that was interrupted there"
     )
     group.add_argument(
+        "--allow_nonfinite",
+        action="store_true",
+        help="write weights that are infinite or no numbers as they are, and name them (default: "
+        "refuse)",
+    )
+    group.add_argument(
         "--dry_run", action="store_true", help="check everything, say what would be done, stop"
     )
     return group
@@ -214,6 +220,7 @@ def job_options(args: argparse.Namespace) -> dict[str, Any]:
         "safe_serialization": args.safe_serialization,
         "overwrite": args.overwrite,
         "resume": args.resume,
+        "allow_nonfinite": args.allow_nonfinite,
         "dry_run": args.dry_run,
         "max_memory": args.max_memory,
         "num_workers": args.num_workers,

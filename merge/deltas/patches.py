@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
@@ -177,6 +177,14 @@ class Merged(LazyTensor):
     start: LazyTensor
     stages: tuple[tuple[Patch, ...], ...] = ()
     round_each_stage: bool = False
+    allow_nonfinite: bool = False
+
+    @property
+    def is_checked(self) -> bool:
+        return self.passed_on() is self or self.start.is_checked
+
+    def allowing_nonfinite(self) -> LazyTensor:
+        return replace(self, allow_nonfinite=True)
 
     def passed_on(self) -> LazyTensor:
         same = not self.stages and self.start.dtype == self.dtype
@@ -259,12 +267,17 @@ class Merged(LazyTensor):
         if -largest <= low and high <= largest:  # false for NaN too
             return
         bad = ~(block.abs() <= largest)
+        if self.allow_nonfinite:
+            bad &= block.isfinite()
+            if not bad.any():
+                return
         row = (
             int(bad.flatten(1).any(dim=1).nonzero()[0])
             if block.dim() > 1
             else int(bad.nonzero()[0])
         )
-        value = float(block[row][bad[row]].flatten()[0])
+        values = block[bad]
+        value = float(values[values.abs().nan_to_num(torch.inf).argmax()])
         for patch in (patch for stage in self.stages for patch in stage):
             for tensor in patch.tensors:
                 if (place := _row_without_number(tensor)) is not None:

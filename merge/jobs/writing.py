@@ -146,7 +146,10 @@ class Report:
     def summary(self) -> str:
         """Tell it in a few lines."""
         lines = [*self.inputs, *self.changes, *self._output()]
-        lines += [f"note: {note}" for note in (*self.notes, *self.plan.notes)]
+        from ..finite import notes
+
+        told = (*self.notes, *self.plan.notes, *notes(self.plan.checked))
+        lines += [f"note: {note}" for note in told]
         return "\n".join(
             ["Planned:" if self.dry_run else "Done:", *(f"  {line}" for line in lines)]
         )

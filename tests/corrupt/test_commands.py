@@ -119,7 +119,7 @@ def test_traceback_is_shown_when_asked_for(inputs: Inputs) -> None:
         (),
         ("--base_model", "a"),
         ("--base_model", "a", "--lora_model"),
-        ("--base_model", "a", "--lora_model", "b", "--output_type", "gguf"),
+        ("--base_model", "a", "--lora_model", "b", "--output_type", "ggml"),
         ("--base_model", "a", "--lora_model", "b", "--num_shards", "two"),
         ("--base_model", "a", "--lora", "b"),
     ],
