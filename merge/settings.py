@@ -160,7 +160,8 @@ class MergeSettings(OutputSettings):
 
 def require_gguf() -> None:
     """Raise ``UsageError`` unless llama.cpp's ``gguf`` package is installed."""
-    if find_spec("gguf") is None:
+    found = find_spec("gguf")
+    if found is None or found.origin is None:  # a folder of that name is none
         raise UsageError(
             "writing GGUF needs llama.cpp's package gguf, which is not installed",
             remedy="pip install 'chinese-llama-merge[gguf]'",
