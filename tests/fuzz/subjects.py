@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 
 import gguf
@@ -105,6 +106,7 @@ def _packed_again(content: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(buffer, "w") as plain:
         for info in archive.infolist():
             if info.filename.startswith(("archive/data", "archive/byteorder")):
+                info.CRC = None  # type: ignore[assignment] # as torch, which looks at none
                 plain.writestr(info.filename, archive.read(info))
         plain.writestr("archive/version", "3\n")
     return buffer.getvalue()
@@ -151,7 +153,7 @@ def _container(name: str, kind: str) -> Callable[[bytes, Path], bool]:
 
 
 def _read(lazy: LazyTensor) -> torch.Tensor | None:
-    elements = torch.Size(lazy.shape).numel()
+    elements = prod(lazy.shape)
     return lazy.read().reshape(lazy.shape) if elements <= _MOST_ELEMENTS else None
 
 
