@@ -38,6 +38,7 @@ _OTHER_TYPES = {
     **{13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 20: "IQ4_NL", 23: "IQ4_XS", 28: "F64"},
 }
 _MOST_DIMENSIONS = 4
+_LARGEST = 1 << 40
 _WINDOW = 1 << 18
 # Far more than any vocabulary has; beyond it a header is noise that must not fill the memory.
 _LONGEST_VALUE = 1 << 24
@@ -134,6 +135,8 @@ def _tensor_info(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], int, int]
     if dimensions > _MOST_DIMENSIONS:
         raise cursor.damaged(f"{dimensions} dimensions for {name!r}")
     shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]
+    if not all(0 < size < _LARGEST for size in shape):
+        raise cursor.damaged(f"the shape {shape} for {name!r}")
     return name, (shape, cursor.number("I"), cursor.number("Q"))
 
 

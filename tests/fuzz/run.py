@@ -20,6 +20,8 @@ from tests.fuzz.subjects import Subject, all_subjects, edits_of, try_input
 # A plan of a whole merge takes ten times as long as opening one file.
 _WEIGHT = {"zip.bin": 4, "zip.bin, inside": 6, "legacy.bin": 6, "w.safetensors": 4, "w.gguf": 4}
 _SLOW_SECONDS = 5.0
+# What was found is kept: torch's old container holds addresses, so it differs between runs.
+FINDINGS = Path("fuzz-findings")
 
 
 def main() -> int:
@@ -56,7 +58,11 @@ def _at_random(subjects: dict[str, Subject], folder: Path, inputs: int, first: i
             if isinstance(error, KeyboardInterrupt):
                 break
             findings += 1
-            print(f"FINDING {name}, seed {seed}", flush=True)
+            subject = subjects[name]
+            kept = FINDINGS / f"{name.replace('/', '-')}-{seed}"
+            FINDINGS.mkdir(exist_ok=True)
+            kept.write_bytes(subject.change(edits_of(seed), subject.content))
+            print(f"FINDING {name}, seed {seed}: {kept}", flush=True)
             traceback.print_exc(limit=-6)
         if time.monotonic() - begun > _SLOW_SECONDS:
             findings += 1

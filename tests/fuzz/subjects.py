@@ -94,7 +94,7 @@ def _torch(content: bytes) -> Tensors | None:
     """torch refuses LZMA and strange names of records that it never opens: those are left out."""
     try:
         value = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         value = torch.load(
             io.BytesIO(_packed_again(content)), weights_only=True, map_location="cpu"
         )
