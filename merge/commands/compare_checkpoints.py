@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Compare two checkpoints tensor by tensor, in any two layouts (Hugging Face's .bin or safetensors,
-Meta's .pth, or single weight files) and dtypes. Names and rotary order are brought to Hugging
-Face's first. Distances are counted in units in the last place (ulp), of the coarser dtype where the
-two differ; every difference in bits counts at least 1.
+Meta's .pth, GGUF, or single weight files) and dtypes. Names and rotary order are brought to
+Hugging Face's first. Distances are counted in units in the last place (ulp), of the coarser dtype
+where the two differ; every difference in bits counts at least 1.
 """
 _EPILOG = """\
 example, this merge and one made elsewhere:

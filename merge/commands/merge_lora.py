@@ -169,7 +169,13 @@ def _merge(args: argparse.Namespace) -> int:
                 **job_options(args),
             ),
         )
-    return _verify(args) if args.verify and not args.dry_run else code
+    if not args.verify or args.dry_run:
+        return code
+    try:
+        return _verify(args)
+    except KeyboardInterrupt as interruption:
+        interruption.args = ("the result is written; it was being checked",)
+        raise
 
 
 def _weights(args: argparse.Namespace) -> str | None:

@@ -12,6 +12,7 @@ from ..outputs import MANIFEST_NAME
 
 # Files that some reader would take for a part of the model.
 _WEIGHTS = ("*.pth", "*.bin", "*.safetensors", "*.gguf", "*.index.json")
+_MODELS = ("base_model", "delta_model", "target_model", "model")
 _AGAIN = "copy the folder again from where it was right, or merge again"
 
 Hash = Callable[[Path], str]
@@ -29,16 +30,41 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "are compared with compare_checkpoints.py",
         )
     manifest = read_json(path)
-    for key in ("files", "tensors"):
-        if not isinstance(manifest.get(key), dict):
-            raise FormatError(
-                "the manifest is not one of this program, or of an older release",
-                file=path,
-                expected=f'"{key}": {{...}}',
-                found=f"{type(manifest.get(key)).__name__}",
-                remedy="merge again with this release",
-            )
+    for fault in _form(manifest):
+        raise FormatError(
+            "the manifest is not one of this program, or of another release",
+            file=path,
+            found=fault,
+            remedy="merge again with this release",
+        )
     return manifest
+
+
+def _form(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Say where a manifest is not as it is written here."""
+    for key in ("files", "tensors", "inputs"):
+        entries = manifest.get(key)
+        if not isinstance(entries, dict):
+            yield f'no "{key}": {{...}}'
+            return
+    for name, entry in manifest["files"].items():
+        if Path(name).name != name or "\\" in name:
+            yield f"a file outside the folder: {name!r}"
+        elif not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int):
+            yield f"no size of {name!r}"
+        elif not isinstance(entry.get("sha256"), str):
+            yield f"no SHA-256 of {name!r}"
+    inputs = manifest["inputs"]
+    models = [inputs[role] for role in _MODELS if role in inputs]
+    adapters = inputs.get("adapters", [])
+    for entry in (*models, *(adapters if isinstance(adapters, list) else [None])):
+        if not isinstance(entry, dict) or not isinstance(entry.get("source"), str):
+            yield "an input without its source"
+    tensors = [manifest["tensors"], *(e["tensors"] for e in models if "tensors" in e)]
+    for mapping in tensors:
+        if not isinstance(mapping, dict) or not all(isinstance(e, dict) for e in mapping.values()):
+            yield "tensors that are no {name: {...}}"
+            return
 
 
 def listed_files(folder: Path, manifest: Mapping[str, Any]) -> list[Path]:
@@ -58,7 +84,7 @@ def check_files(
         if not path.is_file():
             yield VerificationError("a file of the model is missing", file=path, remedy=_AGAIN)
             continue
-        size, wanted = path.stat().st_size, int(entry.get("bytes", -1))
+        size, wanted = path.stat().st_size, entry["bytes"]
         if size != wanted:
             yield VerificationError(
                 "a file is cut off" if size < wanted else "a file is longer than it was written",

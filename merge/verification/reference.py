@@ -105,7 +105,8 @@ class AddProduct(Step):
             piece.values[: last - first].addmm_(factor, right, alpha=scaling)
             bound = factor.norm(dim=1) * ((rank + 3) * U * abs(scaling))
             piece.tolerance[: last - first].addr_(bound.float(), reach)
-            piece.relative = (3 + rank // 128) * U
+            # The sum may be made by adding each of the terms to W, as for a single row.
+            piece.relative = (rank + 3) * U
             probe = (factor @ seen).mul_(scaling)
             piece.probe[: last - first] += probe
             piece.added[: last - first] += probe

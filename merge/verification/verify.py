@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from ..checksums import file_digest, read_digest
@@ -13,7 +15,7 @@ from ..errors import MergeError, VerificationError
 from ..layouts.decoder import VOCABULARY_TENSORS
 from ..layouts.folder import is_gguf
 from ..lazy import Checkpoint, LazyTensor, dtype_name
-from .manifest import check_files
+from .manifest import check_files, listed_files
 from .mathematics import TensorResult, blocks_of, check_tensor
 from .reading import one_torch_thread
 from .recipes import Inputs, Recipe, recipes
@@ -52,12 +54,23 @@ def check_result(
     )
     found.faults += [_lacking(folder, name) for name in missing]
     others: list[TensorResult] = []
-    progress = _Progress(on_progress, _total(result, made))
-    with ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(workers) as pool, one_torch_thread():
-        files = hashing.submit(_files, folder, manifest)
+    progress = _Progress(on_progress, _total(result, made) + _file_bytes(folder, manifest))
+    with (
+        ThreadPoolExecutor(1) as hashing,
+        ThreadPoolExecutor(workers) as pool,
+        progress.ending(),
+        one_torch_thread(),
+    ):
+        files = hashing.submit(_files, folder, manifest, progress.add)
         for name, tensor in _all(result).items():
             base = inputs.base.tensors.get(name) if inputs is not None else None
-            checked = check_tensor(name, tensor, made.get(name), base, pool, progress.add)
+            try:
+                checked = check_tensor(name, tensor, made.get(name), base, pool, progress.add)
+            except MergeError as error:
+                if not _is_of(folder, error):
+                    raise
+                found.faults.append(error)
+                continue
             found.faults += _digests(checked, tensor, entries, folder)
             if _has_other_base(checked, manifest):
                 others.append(checked)
@@ -70,12 +83,27 @@ def check_result(
     return found
 
 
+def _is_of(folder: Path, error: MergeError) -> bool:
+    """Whether what could not be read is the result itself, and no input."""
+    return Path(error.facts.get("file", "")).parent == folder
+
+
 def _all(result: Checkpoint) -> dict[str, LazyTensor]:
     return {**result.tensors, **result.extra}
 
 
-def _files(folder: Path, manifest: Mapping[str, Any] | None) -> list[VerificationError]:
-    return [] if manifest is None else list(check_files(folder, manifest, read_digest))
+def _files(
+    folder: Path, manifest: Mapping[str, Any] | None, on_bytes: Callable[[int], object]
+) -> list[VerificationError]:
+    if manifest is None:
+        return []
+    return list(check_files(folder, manifest, lambda path: read_digest(path, on_bytes)))
+
+
+def _file_bytes(folder: Path, manifest: Mapping[str, Any] | None) -> int:
+    """Bytes of the files that will be hashed."""
+    files = [] if manifest is None else listed_files(folder, manifest)
+    return sum(path.stat().st_size for path in files)
 
 
 def _total(result: Checkpoint, made: Mapping[str, Recipe]) -> int:
@@ -94,13 +122,30 @@ def _total(result: Checkpoint, made: Mapping[str, Recipe]) -> int:
 
 
 class _Progress:
+    """Bytes that several threads have read, told to one listener."""
+
     def __init__(self, on_progress: OnProgress | None, total: int) -> None:
         self._tell, self._total, self._done = on_progress, total, 0
+        self._lock = Lock()
+        self._is_over = False
 
     def add(self, count: int) -> None:
-        self._done += count
-        if self._tell is not None and self._total:
-            self._tell(min(self._done, self._total), self._total)
+        """Count bytes; a thread that reads on after the check has ended stops here."""
+        with self._lock:
+            if self._is_over:
+                raise CancelledError
+            self._done += count
+            if self._tell is not None and self._total:
+                self._tell(min(self._done, self._total), self._total)
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """End the threads that read when the block ends early: at Ctrl-C, say."""
+        try:
+            yield
+        except BaseException:
+            self._is_over = True
+            raise
 
 
 def _names(

@@ -58,7 +58,7 @@ def case(rows: int, columns: int, rank: int, scale: float, scaling: float, seed:
     return Case(random(rows, columns), random(rank, columns), random(rows, rank), scaling)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     rows=st.integers(1, 70),
     columns=st.integers(1, 300),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,13 @@ def merged_pth(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
+@pytest.fixture(scope="module")
+def merged_safetensors(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("merged") / "out"
+    merge_lora(base, adapter, folder, output_type="huggingface", safe_serialization=True)
+    return folder
+
+
 def copied(folder: Path, to: Path) -> Path:
     return Path(shutil.copytree(folder, to))
 
@@ -93,14 +101,17 @@ def flip(name: str, bit: int) -> Callable[[Tensors], None]:
 
 
 @pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("layout", ["merged", "merged_safetensors"])
 def test_one_flipped_bit_after_the_merge_is_found_by_its_digests(
-    tmp_path: Path, merged: Path, name: str
+    tmp_path: Path, layout: str, name: str, request: pytest.FixtureRequest
 ) -> None:
-    out = copied(merged, tmp_path / "out")
+    """Zip archives have a checksum of their own beside; safetensors have the manifest's alone."""
+    out = copied(request.getfixturevalue(layout), tmp_path / "out")
     flip_in_place(weight_files(out)[0], name, 0)
     found = faults(out, files_only=True)
     assert [fault for fault in found if "other bytes" in fault.sentence]
-    (origin,) = tensors_in(found, CONTENT)
+    told = CONTENT if layout == "merged_safetensors" else "damaged since the file was written"
+    (origin,) = tensors_in(found, told)
     assert name in origin
 
 
@@ -338,11 +349,11 @@ def test_another_adapter_is_told(tmp_path: Path, merged: Path, base: Path) -> No
 
 
 def test_the_command_tells_each_fault_and_ends_with_1(
-    tmp_path: Path, merged: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, merged_safetensors: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--output_dir", str(merged)]) == 0
+    assert main(["--output_dir", str(merged_safetensors)]) == 0
     assert capsys.readouterr().out.startswith("Right:")
-    out = copied(merged, tmp_path / "out")
+    out = copied(merged_safetensors, tmp_path / "out")
     flip_in_place(weight_files(out)[0], Q, 3)
     assert main(["--output_dir", str(out)]) == 1
     told = capsys.readouterr()
@@ -370,3 +381,37 @@ def test_a_folder_without_a_manifest_needs_to_be_told_of_what_it_was_made(
     with pytest.raises(MergeError, match="no manifest"):
         verify_merge(out)
     assert not verify_merge(out, base_model=base, lora_model=adapter).faults
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": []},
+        {"files": {"../../etc/passwd": {"bytes": 1, "sha256": ""}}},
+        {"files": {"config.json": {"bytes": "1", "sha256": ""}}},
+        {"files": {"config.json": 7}},
+        {"tensors": {"lm_head.weight": None}},
+        {"inputs": {"base_model": 3}},
+        {"inputs": {"base_model": {"source": "x", "tensors": 3}}},
+        {"inputs": {"adapters": {}}},
+    ],
+    ids=str,
+)
+def test_a_manifest_of_another_form_is_refused(
+    tmp_path: Path, merged: Path, change: dict[str, Any]
+) -> None:
+    out = copied(merged, tmp_path / "out")
+    text = json.dumps(manifest(out) | change)
+    (out / "merge_manifest.json").write_text(text, encoding="utf-8")
+    with pytest.raises(MergeError, match="not one of this program"):
+        verify_merge(out)
+
+
+def test_a_check_that_is_interrupted_ends_its_threads(merged: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt):
+        verify_merge(merged, on_progress=interrupt)
+    assert not set(threading.enumerate()) - before
