@@ -20,6 +20,7 @@ from .torch_pickle import Location, Pickled, lazy_tensors, load_pickle
 
 # The first pickle of such a file: the magic number in protocol 2.
 MAGIC = b"\x80\x02\x8a\n" + MAGIC_NUMBER.to_bytes(10, "little")
+_PROTOCOL = 1001
 _COUNT = struct.Struct("<q")
 
 
@@ -31,6 +32,14 @@ def read(file: InputFile) -> dict[str, LazyTensor]:
     with file.path.open("rb") as stream:
         values = [load_pickle(file, cast(BinaryIO, stream)) for _ in range(5)]
         places = _places(file, values[3], values[4].value, stream)
+    if values[1].value != _PROTOCOL:
+        raise FormatError(
+            "the file is of a version of torch's old container that is not known",
+            file=file.path,
+            expected=_PROTOCOL,
+            found=type(values[1].value).__name__,
+            remedy="the file is damaged: fetch or copy it again",
+        )
     _require_little_endian(file, values[2].value)
     return lazy_tensors(file, values[3], places.__getitem__)
 

@@ -150,8 +150,8 @@ def _described(
 def _tensor(
     storage: object, offset: object, shape: object, strides: object, *more: object
 ) -> SavedTensor:
-    """``_rebuild_tensor`` and ``_v2``, whose further arguments change no value."""
-    if not isinstance(storage, SavedStorage) or len(more) > 3:
+    """``_rebuild_tensor``, and ``_v2``, whose two or three further arguments change no value."""
+    if not isinstance(storage, SavedStorage) or len(more) not in (0, 2, 3):
         raise BrokenPickleError("a tensor without a storage")
     return _described(storage, storage.dtype, offset, shape, strides)
 
