@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MergeError
-from .signals import INTERRUPTED, Interrupted, ended_by_signals
+from .signals import INTERRUPTED, Interrupted, ended_by_signals, leave_at_once
 
 if TYPE_CHECKING:
     from ..jobs.writing import OnProgress, Report
@@ -43,7 +43,10 @@ def run(
     except KeyboardInterrupt as interruption:
         code = interruption.exit_code if isinstance(interruption, Interrupted) else INTERRUPTED
         kept = str(interruption) or "nothing was written under a final name"
-        return _tell(f"interrupted: {kept}", verbose, code)
+        _tell(f"interrupted: {kept}", verbose, code)
+        if argv is None:  # the process is ours alone
+            leave_at_once(code)
+        return code
 
 
 def _tell(message: str, verbose: bool, code: int) -> int:
