@@ -12,7 +12,7 @@ from tokenizer_tools.huggingface import CHAT_TEMPLATE_NAME, MODEL_NAME, Tokenize
 from tokenizer_tools.huggingface import documents as tokenizer_documents
 
 from .errors import LayoutError
-from .json_text import json_bytes, read_json
+from .json_text import json_bytes, read_json, read_small
 from .layouts.config import (
     CONFIG_NAME,
     EXTENDED_MODEL_TYPES,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .lazy import Checkpoint
 
 GENERATION_CONFIG_NAME = "generation_config.json"
+_MOST_CODE_BYTES = 16 << 20
 # What the layouts are called that hold no other model than a LLaMA.
 LLAMA_ONLY = {"pth": "Meta's layout", "gguf": "GGUF"}
 
@@ -54,13 +55,17 @@ class ModelConfig:
 
 
 def find_config(
-    sources: Sources, base: Checkpoint | None = None, any_decoder: bool = False
+    sources: Sources,
+    base: Checkpoint | None = None,
+    any_decoder: bool = False,
+    copy_code: bool = False,
 ) -> ModelConfig:
     """The last adapter's configuration if it has one, as long-context adapters do, else the base's.
 
     ``base`` is the opened base. Without it the configuration is read from the base's folder, which
     must then have a ``config.json``. Raises ``LayoutError`` when an adapter's configuration
-    describes a model of another shape, and for what is no LLaMA unless ``any_decoder``.
+    describes a model of another shape, and for what is no LLaMA unless ``any_decoder``. Python
+    files of adapters are somebody else's code: they go along only with ``copy_code``.
     """
     base_path = config_path(sources.model)
     base_config = base.config if base is not None else read_config(sources.model)
@@ -71,13 +76,15 @@ def find_config(
         require_decoder(base_config, base_path)
         _require_same(config, path, base_config, base_path, _SIZES)
         config = {**config, "tie_word_embeddings": base_config.get("tie_word_embeddings")}
-        code, notes = _code(config, path.parent, sources.model)
+        code, notes = _code(config, sources.model)
+        code |= _python_files(*sources.adapters) if copy_code else {}
         return ModelConfig(path, config, None, generation, notes, code)
     shape = LlamaShape.from_config(config, path)
     theirs, ours = vars(shape), vars(LlamaShape.from_config(base_config, base_path))
     names = [name for name in ours if name != "tie_word_embeddings"]
     _require_same(theirs, path, ours, base_path, names)
-    return ModelConfig(path, config, shape, generation, tuple(_notes(path, config)))
+    code = _python_files(*sources.adapters) if copy_code else {}
+    return ModelConfig(path, config, shape, generation, tuple(_notes(path, config)), code)
 
 
 # What fixes the shapes of a decoder that is no LLaMA, in the words of different families.
@@ -107,12 +114,17 @@ def _require_same(
             )
 
 
-def _code(config: Mapping[str, Any], *folders: Path) -> tuple[dict[str, bytes], tuple[str, ...]]:
+def _python_files(*folders: Path) -> dict[str, bytes]:
+    """The Python files directly in folders; a later folder's take the place of an earlier one's."""
+    paths = [path for folder in folders for path in sorted(folder.glob("*.py")) if path.is_file()]
+    return {path.name: read_small(path, _MOST_CODE_BYTES) for path in paths}
+
+
+def _code(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, bytes], tuple[str, ...]]:
     """The Python files of a model that ``config.json`` gives code of its own, and a note on it."""
     if "auto_map" not in config:
         return {}, ()
-    found = next((files for f in folders if (files := sorted(f.glob("*.py")))), [])
-    return {path.name: path.read_bytes() for path in found}, (
+    return _python_files(folder), (
         "the model has modelling code of its own (auto_map), which is taken along as it is: "
         "transformers runs it only with trust_remote_code=True",
     )
@@ -196,6 +208,7 @@ def huggingface_documents(
     config = merged_config(found.config, vocab_size, dtype, tied)
     generation = {"_from_model_config": True} if not found.generation else found.generation
     return {
+        **found.code,
         CONFIG_NAME: json_bytes(with_token_ids(config, ids, vocab_size)),
         GENERATION_CONFIG_NAME: json_bytes(with_token_ids(generation, ids, vocab_size)),
         **tokenizer_documents(tokenizer),

@@ -124,7 +124,8 @@ class MergeSettings(OutputSettings):
     ``lora_weights`` multiply what each adapter adds, one for each ("1.0,0.5"; None: 1 for all).
     ``vocab_mismatch`` says what becomes of vocabulary rows that an adapter lacks: ``error``,
     ``keep_base_rows`` or ``truncate``. ``allow_unknown_combination`` merges published adapters in
-    orders that nobody published. ``context_length`` is that of a base in Meta's layout, whose
+    orders that nobody published. ``copy_code`` takes Python files of adapters along, which nothing
+    here runs. ``context_length`` is that of a base in Meta's layout, whose
     files do not say it.
     """
 
@@ -134,6 +135,7 @@ class MergeSettings(OutputSettings):
     allow_unknown_combination: bool = False
     new_token_init: str | None = None
     context_length: int | None = None
+    copy_code: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

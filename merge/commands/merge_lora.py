@@ -98,6 +98,12 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         help="folder of the result's tokenizer (default: the last adapter that has one, else the "
         "base)",
     )
+    group.add_argument(
+        "--copy_code",
+        action="store_true",
+        help="copy the Python files of adapters into a Hugging Face folder; nothing here ever runs "
+        "them",
+    )
     add_context_length_option(group)
 
 
@@ -165,6 +171,7 @@ def _merge(args: argparse.Namespace) -> int:
                 vocab_mismatch=args.vocab_mismatch,
                 allow_unknown_combination=args.allow_unknown_combination,
                 context_length=args.context_length,
+                copy_code=args.copy_code,
                 new_token_init=args.new_token_init,
                 **job_options(args),
             ),

@@ -147,13 +147,22 @@ def _described(
     return SavedTensor(storage, dtype, offset, sizes, steps)  # type: ignore[arg-type]
 
 
-def _tensor(
-    storage: object, offset: object, shape: object, strides: object, *more: object
-) -> SavedTensor:
-    """``_rebuild_tensor``, and ``_v2``, whose two or three further arguments change no value."""
-    if not isinstance(storage, SavedStorage) or len(more) not in (0, 2, 3):
+def _tensor(storage: object, offset: object, shape: object, strides: object) -> SavedTensor:
+    if not isinstance(storage, SavedStorage):
         raise BrokenPickleError("a tensor without a storage")
     return _described(storage, storage.dtype, offset, shape, strides)
+
+
+def _tensor_v2(
+    storage: object,
+    offset: object,
+    shape: object,
+    strides: object,
+    _grad: object,
+    _hooks: object,
+    _metadata: object = None,
+) -> SavedTensor:
+    return _tensor(storage, offset, shape, strides)
 
 
 def _tensor_v3(
@@ -200,7 +209,7 @@ def _sparse(layout: object, *_: object) -> Opaque:
 
 _REBUILDS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor_v2,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
     "torch._utils._rebuild_meta_tensor_no_storage": _tensor_without_data,
     "torch._utils._rebuild_sparse_tensor": _sparse,

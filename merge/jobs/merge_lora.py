@@ -178,7 +178,7 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     )
     delta = digested_checkpoint(open_model(sources.delta, offload)) if sources.delta else None
     base = with_delta(plain, delta) if delta else plain
-    config = find_config(sources, base, any_decoder)
+    config = find_config(sources, base, any_decoder, settings.copy_code)
     weights = settings.weights(len(sources.adapters))
     adapters = tuple(
         open_adapter(folder, offload, weight)
