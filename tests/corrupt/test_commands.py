@@ -80,7 +80,7 @@ def overflow(inputs: Inputs) -> list[object]:
     ("mistake", "sentence"),
     [
         (reverse, "the vocabulary would shrink with adapter 2 (chinese-llama)"),
-        (truncate, "the file begins as a torch checkpoint but its end is missing or damaged"),
+        (truncate, "the file begins as a zip archive but its end is missing or damaged"),
         (set_a_trap, "the file asks to run code when it is read, which weights never need"),
         (forget_config, "the base model's folder has no configuration"),
         (mistype, "the adapter does not exist"),
