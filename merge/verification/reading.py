@@ -12,7 +12,7 @@ import torch
 from ..lazy import LazyTensor, RowReader, block_rows
 
 # Two of these are in memory at a time, over all tensors that are read together.
-SPAN_BYTES = 12 << 20
+SPAN_BYTES = 4 << 20
 
 Rows = tuple[torch.Tensor, ...]
 
