@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..json_text import read_json
-from ..layouts.config import CONFIG_NAME, LlamaShape, rope_scaling
+from ..layouts.config import CONFIG_NAME, LlamaShape, required_number, rope_scaling
 from ..layouts.params import PARAMS_NAME
 from .findings import Report
 
@@ -71,8 +71,8 @@ def _from_params(
             found='"use_scaled_rope": true',
             remedy="convert to Hugging Face's layout and use the other converter, or write GGUF",
         )
-    dim, heads = params["dim"], params["n_heads"]
-    kv_heads, layers = params.get("n_kv_heads", heads), params["n_layers"]
+    dim, heads, layers = (required_number(params, k, path) for k in ("dim", "n_heads", "n_layers"))
+    kv_heads = required_number(params, "n_kv_heads", path) if "n_kv_heads" in params else heads
     head_dim = dim // heads
     shape = LlamaShape(dim, tensors[_W1][0], layers, heads, kv_heads, head_dim, False)
     return Configuration(PARAMS_NAME, shape, None, *_guessed_context(params))
@@ -92,8 +92,8 @@ def _from_config(path: Path, config: dict[str, Any], report: Report) -> Configur
     lengths = [k for k in ("max_sequence_length", "max_position_embeddings") if config.get(k)]
     if _lacks(path, missing + ([] if lengths else ["max_position_embeddings"]), report):
         return None
-    given = config.get("rope_scaling") or {}
-    kind = given.get("type")
+    given = config.get("rope_scaling")
+    kind = given.get("type") if isinstance(given, dict) else None
     if kind is not None and kind not in ("linear", "yarn"):
         report.stops("the scaling of rotary positions is not known", file=path, found=given)
     elif kind is None and rope_scaling(config) is not None:
@@ -104,7 +104,8 @@ def _from_config(path: Path, config: dict[str, Any], report: Report) -> Configur
             found=rope_scaling(config),
         )
     shape = LlamaShape.from_config(config, path)
-    return Configuration(CONFIG_NAME, shape, config["vocab_size"], config[lengths[0]], lengths[0])
+    size, length = (required_number(config, key, path) for key in ("vocab_size", lengths[0]))
+    return Configuration(CONFIG_NAME, shape, size, length, lengths[0])
 
 
 def _lacks(path: Path, missing: list[str], report: Report) -> bool:

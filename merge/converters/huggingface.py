@@ -21,7 +21,7 @@ from .vocabulary import check_huggingface_tokens, check_special_ids
 
 CONVERTER = "convert_hf_to_gguf.py"
 # Names under which that script knows a LLaMA with its own names of tensors.
-_ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
+_ARCHITECTURES = (["LlamaForCausalLM"], ["LLaMAForCausalLM"])
 _SCALINGS = ("linear", "yarn", "llama3", "longrope", "su")
 
 
@@ -55,8 +55,8 @@ def check(folder: Path) -> Report:
 
 
 def _check_config(path: Path, config: Mapping[str, Any], report: Report) -> None:
-    architectures = config.get("architectures") or []
-    if not architectures or architectures[0] not in _ARCHITECTURES:
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or architectures[:1] not in _ARCHITECTURES:
         report.stops(
             "config.json does not name the architecture",
             file=path,

@@ -8,7 +8,9 @@ from typing import Any
 
 from tokenizer_tools import spm
 
+from ..errors import FormatError
 from ..json_text import read_json
+from ..layouts.config import required_number
 from .findings import Report
 
 ADDED = "added_tokens.json"
@@ -31,7 +33,7 @@ def check_legacy_tokens(folder: Path, rows: int, report: Report) -> None:
             return
         report.notes.append(f"no tokenizer.model in the folder: {path} is taken, from above it")
     elif (folder / ADDED).is_file():
-        added = read_json(folder / ADDED)
+        added = _listed(folder / ADDED)
     pieces = _pieces(path)
     ids = sorted(token_id for token_id in added.values() if token_id >= len(pieces))
     if ids != list(range(len(pieces), len(pieces) + len(ids))):
@@ -68,7 +70,9 @@ def check_huggingface_tokens(
     ``rows`` are those of the embeddings, None when they are not known.
     """
     pieces = _pieces(folder / spm.MODEL_NAME)
-    size = config.get("vocab_size") or len(pieces)
+    size = len(pieces)
+    if config.get("vocab_size"):
+        size = required_number(config, "vocab_size", folder / "config.json")
     report.facts["vocabulary"] = f"vocab_size {size}, {rows} rows, {len(pieces)} pieces"
     if rows is not None and rows != size:
         report.silent(
@@ -87,13 +91,14 @@ def check_huggingface_tokens(
             remedy="correct vocab_size, or take the model's own tokenizer",
         )
     added = _added(folder)
-    unnamed = [i for i in range(len(pieces), size) if i not in added]
-    if unnamed:
+    named = sum(len(pieces) <= token_id < size for token_id in added)
+    unnamed = size - len(pieces) - named
+    if unnamed > 0:
         report.silent(
             "tokens get invented names such as [PAD32000] and are marked as unused",
             file=folder / spm.MODEL_NAME,
             expected=f"{size} tokens, by config.json",
-            found=f"{len(pieces)} pieces; {len(unnamed)} ids without a token, from {unnamed[0]} on",
+            found=f"{len(pieces)} pieces, {named} added; {unnamed} ids without a token",
             remedy=f"take the model's own tokenizer, or list them in {ADDED}",
         )
     _check_added(folder, added, pieces, size, report)
@@ -125,11 +130,34 @@ def _check_added(
 
 def _added(folder: Path) -> dict[int, str]:
     """Added tokens by id: those of ``added_tokens.json``, then those of the configuration."""
-    listed = read_json(folder / ADDED) if (folder / ADDED).is_file() else {}
-    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    decoder = config.get("added_tokens_decoder", {})
-    added = {int(token_id): token for token, token_id in listed.items()}
-    return added | {int(token_id): data["content"] for token_id, data in decoder.items()}
+    listed = _listed(folder / ADDED) if (folder / ADDED).is_file() else {}
+    added = {token_id: token for token, token_id in listed.items()}
+    path = folder / CONFIG
+    decoder = read_json(path).get("added_tokens_decoder", {}) if path.is_file() else {}
+    for token_id, data in decoder.items() if isinstance(decoder, dict) else ():
+        content = data.get("content") if isinstance(data, dict) else None
+        if not token_id.isdecimal() or not isinstance(content, str):
+            raise _no_tokens(path, {token_id: data})
+        added[int(token_id)] = content
+    return added
+
+
+def _listed(path: Path) -> dict[str, int]:
+    """``added_tokens.json``. Raises ``FormatError`` for anything but ids by token."""
+    listed = read_json(path)
+    for token, token_id in listed.items():
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
+            raise _no_tokens(path, {token: token_id})
+    return listed
+
+
+def _no_tokens(path: Path, found: object) -> FormatError:
+    return FormatError(
+        "the file does not say which id an added token has",
+        file=path,
+        found=found,
+        remedy="take the file from the place where the tokenizer is from",
+    )
 
 
 def check_special_ids(folder: Path, config: Mapping[str, Any], report: Report) -> None:

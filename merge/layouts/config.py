@@ -194,8 +194,18 @@ def rope_theta(config: Mapping[str, Any]) -> float:
 
 
 def rope_scaling(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Scaling of the rotary positions, in the spelling before transformers 5, or None."""
+    """Scaling of the rotary positions, in the spelling before transformers 5, or None.
+
+    Raises ``LayoutError`` for what is no object.
+    """
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(scaling, dict):
+        raise LayoutError(
+            "the configuration scales rotary positions in a way that says nothing",
+            expected='"rope_scaling": {"type": ..., "factor": ...}, or null',
+            found=repr(scaling),
+            remedy="take config.json from the place where the weights are from",
+        )
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
         return None
