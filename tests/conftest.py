@@ -6,6 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run: a change is what turns a test red. To look for others:
+# pytest --hypothesis-profile=default, and make fuzz.
+settings.register_profile("repeatable", derandomize=True, print_blob=True)
+settings.load_profile("repeatable")
 
 REAL_DATA = "CHINESE_LLAMA_MERGE_TEST_DATA"
 

@@ -30,6 +30,8 @@ from .ulps import bits
 VECTORS = 4
 # A piece of the arithmetic: its float64 copies stay in a core's cache.
 _PIECE_ELEMENTS = 1 << 16
+# Below it float32 has fewer digits, or none: terms may vanish, and so may tolerances.
+_NOTHING = torch.finfo(torch.float32).tiny
 
 
 @dataclass
@@ -221,9 +223,11 @@ class _Check:
             change(piece, self._segment.first + first, along)
         self._last(piece, 0, ())
         off_by = torch.sub(actual, piece.values).float().abs_().sub_(piece.tolerance)
-        wrong = None if bool(off_by.max() <= 0) else ~(off_by <= 0)  # NaN is wrong too
+        wrong = None if bool(off_by.max() <= _NOTHING) else ~(off_by <= _NOTHING)  # NaN is wrong
         seen = linear(actual, self._signs)
-        allowed = piece.tolerance.norm(dim=1).mul_(SIGMAS)
+        # In float32 the squares of tolerances below 1e-23 would vanish.
+        allowed = torch.linalg.vector_norm(piece.tolerance, dim=1, dtype=torch.float64)
+        allowed = allowed.mul_(SIGMAS).clamp_(min=_NOTHING)
         off = ~((seen - piece.probe).abs() <= allowed.unsqueeze(1))
         place = None
         if wrong is not None:

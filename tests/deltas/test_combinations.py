@@ -59,7 +59,6 @@ def adapters(draw: st.DrawFn) -> dict[str, Any]:
     max_examples=25,
     phases=[Phase.generate],
     deadline=None,
-    derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )

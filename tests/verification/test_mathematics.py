@@ -83,6 +83,13 @@ def test_what_float32_gives_is_right(
         assert made.check(result).is_right
 
 
+@pytest.mark.parametrize("scaling", [1e-12, 1e-22, 1e-34, 4.5e-97])
+def test_sums_too_small_for_float32_are_right(scaling: float) -> None:
+    made = case(22, 40, 3, 1e-6, scaling, 3)
+    made.base[::2] = 0
+    assert made.check(made.merged(torch.float32)).is_right
+
+
 @pytest.mark.parametrize(
     ("dtype", "rank", "share"),
     [(torch.float16, 8, 0.99), (torch.float16, 64, 0.9), (torch.bfloat16, 64, 0.98)],
