@@ -198,15 +198,6 @@ class Merged(LazyTensor):
         grid = block_rows(self.shape)
 
         def fill(first: int, last: int, out: torch.Tensor) -> None:
-            # Whole blocks of a grid that the shape fixes: the product of a row must not depend on
-            # which other rows were asked for.
-            aligned = first - first % grid, min(self.rows, -(-last // grid) * grid)
-            if aligned != (first, last):
-                shape = (aligned[1] - aligned[0], *self.shape[1:])
-                whole = scratch("whole", shape, self.dtype)
-                fill(*aligned, whole)
-                out.copy_(whole[first - aligned[0] : last - aligned[0]])
-                return
             in_place = self.start.dtype == self.dtype
             if in_place:
                 start_rows(first, last, out)
@@ -222,7 +213,19 @@ class Merged(LazyTensor):
                 self._require_representable(block, begin)
                 place.copy_(block)
 
-        return fill
+        def fill_any(first: int, last: int, out: torch.Tensor) -> None:
+            # Whole blocks of a grid that the shape fixes: the product of a row must not depend on
+            # which other rows were asked for. (A function that calls itself would keep the factors
+            # in memory until cycles are collected.)
+            begin, end = first - first % grid, min(self.rows, -(-last // grid) * grid)
+            if (begin, end) == (first, last):
+                fill(first, last, out)
+            else:
+                whole = scratch("whole", (end - begin, *self.shape[1:]), self.dtype)
+                fill(begin, end, whole)
+                out.copy_(whole[first - begin : last - begin])
+
+        return fill_any
 
     def _opened(self, start_rows: RowReader) -> list[list[RowPatch]]:
         opened: list[list[RowPatch]] = []
