@@ -275,6 +275,7 @@ class OutputStream(io.RawIOBase):
                 super().close()
             finally:
                 self._pool.shutdown()
+                self._buffers.clear()  # whoever still asks for digests needs none
                 os.close(self._handle)
 
 

@@ -26,6 +26,14 @@ CHAT_TEMPLATES = ("alpaca",)
 # What a sum is rounded to when only the type in a GGUF file is said.
 _DTYPE_FOR = {"f32": "float32", "bf16": "bfloat16", "q8_0": "float32"}
 VOCAB_MISMATCHES = ("error", "keep_base_rows", "truncate")
+# What an option is about; beside another type of output it would be ignored.
+_ONLY_FOR: dict[str, OutputType] = {
+    "num_shards": "pth",
+    "max_shard_size": "huggingface",
+    "safe_serialization": "huggingface",
+    "outtype": "gguf",
+    "split_max_size": "gguf",
+}
 DEFAULT_MEMORY = "64MB"
 LARGEST_MEMORY = "256MB"
 
@@ -82,16 +90,19 @@ class OutputSettings:
                     "--chat_template has no place in Meta's layout",
                     remedy="use --output_type gguf or huggingface",
                 )
+        for option, output_type in _ONLY_FOR.items():
+            given = getattr(self, option) != type(self).__dataclass_fields__[option].default
+            if given and output_type != self.output_type:
+                raise UsageError(
+                    f"--{option} means nothing for this type of output",
+                    expected=f"--output_type {output_type}",
+                    found=f"--output_type {self.output_type}",
+                    remedy=f"leave --{option} out, or change the type",
+                )
         if self.split_max_size is not None:
             require_positive("split_max_size", _size("split_max_size", self.split_max_size))
         if self.output_type == "gguf":
             require_gguf()
-        elif self.outtype != "auto" or self.split_max_size is not None:
-            raise UsageError(
-                "--outtype and --split_max_size are for GGUF",
-                found=f"--output_type {self.output_type}",
-                remedy="use --output_type gguf, or --dtype and --max_shard_size",
-            )
 
     @property
     def split_bytes(self) -> int:

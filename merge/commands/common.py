@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 DONE, DIFFERENT, WRONG_INPUT = 0, 1, 2
 
 
+# How soon a thread that reads, hashes or writes gets its turn while Python's code runs, such as the
+# two seconds of torch's import.
+_SWITCH_SECONDS = 5e-4
+
+
 def run(
     parser: argparse.ArgumentParser,
     command: Callable[[argparse.Namespace], int],
@@ -28,6 +33,7 @@ def run(
     mistake in the input is told in one message on standard error; the traceback is shown only with
     ``--verbose``.
     """
+    sys.setswitchinterval(_SWITCH_SECONDS)
     for stream in (sys.stdout, sys.stderr):  # a Windows console may not be UTF-8
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,3 +110,22 @@ def test_memory_of_a_read_is_filled_in_place(cold: Path, content: bytes) -> None
     InputFile(cold).read_into(memoryview(out.numpy())[100:], 77)
     assert bytes(out.numpy()[:100]) == bytes(100)
     assert bytes(out.numpy()[100:]) == content[77 : 77 + 3 * MIB - 100]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted as Linux counts it")
+def test_a_file_that_is_whole_keeps_no_memory(tmp_path: Path) -> None:
+    def shared_kib() -> int:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.split("RssShmem:")[1].split()[0])
+
+    before = shared_kib()
+    streams = [create(tmp_path / f"{number}", "auto", 4 << 20) for number in range(4)]
+    for stream in streams:
+        for _ in range(9):
+            stream.write(bytes(1 << 20))
+    assert shared_kib() - before >= 4 * 2 * 4096
+    for stream in streams:
+        stream.flush()
+        stream.close()
+    assert shared_kib() - before < 4096
+    assert len({stream.hexdigest() for stream in streams}) == 1

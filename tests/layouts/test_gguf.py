@@ -131,8 +131,11 @@ def test_a_value_that_q8_0_cannot_hold_leaves_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output_type": "huggingface", "outtype": "f16"}, "for GGUF"),
-        ({"output_type": "pth", "split_max_size": "1GB"}, "for GGUF"),
+        ({"output_type": "huggingface", "outtype": "f16"}, "--output_type gguf"),
+        ({"output_type": "pth", "split_max_size": "1GB"}, "--output_type gguf"),
+        ({"output_type": "gguf", "num_shards": 2}, "--output_type pth"),
+        ({"output_type": "gguf", "safe_serialization": True}, "--output_type huggingface"),
+        ({"output_type": "pth", "max_shard_size": "2GB"}, "--output_type huggingface"),
         ({"output_type": "pth", "chat_template": "alpaca"}, "chat_template has no place"),
         ({"output_type": "gguf", "outtype": "q4_0"}, "outtype"),
         ({"output_type": "gguf", "split_max_size": "large"}, "split_max_size"),
