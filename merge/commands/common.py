@@ -31,8 +31,19 @@ def run(
 
     0 done, 1 a check found a difference, 2 wrong input or usage, 130 interrupted, 143 terminated. A
     mistake in the input is told in one message on standard error; the traceback is shown only with
-    ``--verbose``.
+    ``--verbose``. Without ``argv`` the process is the command's alone, and ends here.
     """
+    code = _run(parser, command, argv)
+    if argv is None:
+        leave_at_once(code)
+    return code
+
+
+def _run(
+    parser: argparse.ArgumentParser,
+    command: Callable[[argparse.Namespace], int],
+    argv: Sequence[str] | None,
+) -> int:
     sys.setswitchinterval(_SWITCH_SECONDS)
     for stream in (sys.stdout, sys.stderr):  # a Windows console may not be UTF-8
         if hasattr(stream, "reconfigure"):
@@ -49,10 +60,7 @@ def run(
     except KeyboardInterrupt as interruption:
         code = interruption.exit_code if isinstance(interruption, Interrupted) else INTERRUPTED
         kept = str(interruption) or "nothing was written under a final name"
-        _tell(f"interrupted: {kept}", verbose, code)
-        if argv is None:  # the process is ours alone
-            leave_at_once(code)
-        return code
+        return _tell(f"interrupted: {kept}", verbose, code)
 
 
 def _tell(message: str, verbose: bool, code: int) -> int:
