@@ -14,7 +14,7 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, print_blob=True)
 settings.load_profile("repeatable")
 
-# A job in the background of a shell may ignore Ctrl-C, and the commands under test would inherit it.
+# A job in the background of a shell may ignore Ctrl-C, which commands under test would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
