@@ -6,32 +6,25 @@ reads from the documents that a Hugging Face folder of the same model would have
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from tokenizer_tools.huggingface import (
-    ADDED_TOKENS_NAME,
-    MODEL_NAME,
-    TokenizerFolder,
-)
 from tokenizer_tools.huggingface import CONFIG_NAME as TOKENIZER_CONFIG_NAME
+from tokenizer_tools.huggingface import TokenizerFolder
 
 from ..errors import LayoutError, VocabularyError
 from ..json_text import read_json
 from .config import LlamaShape, rope_scaling, rope_theta
+from .gguf_tokens import listed, puts_a_space_before
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter, Metadata, SpecialVocab
 
 # What transformers takes a LLaMA's context to be that does not say it.
 _CONTEXT_LENGTH = 2048
-# Scores of tokens that are no pieces of the SentencePiece model.
-_ADDED_SCORE = -1000.0
-# Added tokens that are taken for control tokens though nothing marks them so.
-_LOOK_SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
 
 
 @dataclass(frozen=True)
@@ -137,7 +130,9 @@ class Description:
         config = read_json(folder / TOKENIZER_CONFIG_NAME)
         if config.get("add_prefix_space") is not None:
             writer.add_add_space_prefix(config["add_prefix_space"])
-        tokens = _tokens(self.tokenizer, folder, config)
+        elif not puts_a_space_before(self.tokenizer):
+            writer.add_add_space_prefix(False)
+        tokens = listed(self.tokenizer, folder, config)
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_list([token.text.encode("utf-8") for token in tokens])
@@ -153,56 +148,6 @@ class Description:
             token = getattr(self.tokenizer, f"{kind}_token")
             if token is not None:
                 special.special_token_ids.setdefault(kind, token.id)
-
-
-@dataclass(frozen=True)
-class _Token:
-    text: str
-    score: float
-    kind: int
-
-
-def _tokens(tokenizer: TokenizerFolder, folder: Path, config: Mapping[str, Any]) -> list[_Token]:
-    """Every token by id: the pieces of the SentencePiece model, then the added ones."""
-    from gguf import TokenType
-
-    tokens = list(_pieces(tokenizer.contents[MODEL_NAME]))
-    added = read_json(folder / ADDED_TOKENS_NAME) if (folder / ADDED_TOKENS_NAME).is_file() else {}
-    tokens += [_Token("", _ADDED_SCORE, TokenType.UNUSED)] * len(tokenizer.added_tokens)
-    for text, id_ in added.items():
-        tokens[id_] = _Token(text, _ADDED_SCORE, TokenType.USER_DEFINED)
-    for id_, entry in config.get("added_tokens_decoder", {}).items():
-        text = entry["content"]
-        is_control = entry.get("special") or _looks_special(text)
-        kind = TokenType.CONTROL if is_control else TokenType.USER_DEFINED
-        # llama.cpp looks for user-defined tokens in the text as it is typed.
-        text = text if is_control else text.replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
-        tokens[int(id_)] = _Token(text, _ADDED_SCORE, kind)
-    return tokens
-
-
-def _pieces(model: bytes) -> Iterator[_Token]:
-    from gguf import TokenType
-    from sentencepiece import SentencePieceProcessor
-
-    pieces = SentencePieceProcessor(model_proto=model)
-    kinds = (
-        (pieces.IsUnknown, TokenType.UNKNOWN),
-        (pieces.IsControl, TokenType.CONTROL),
-        (pieces.IsUnused, TokenType.UNUSED),
-        (pieces.IsByte, TokenType.BYTE),
-    )
-    for id_ in range(pieces.get_piece_size()):
-        kind = next((kind for is_of, kind in kinds if is_of(id_)), TokenType.NORMAL)
-        yield _Token(pieces.id_to_piece(id_), pieces.get_score(id_), kind)
-
-
-def _looks_special(text: str) -> bool:
-    """Whether llama.cpp's converter takes a token for a control token by its looks."""
-    framed = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
-    return text in _LOOK_SPECIAL or any(
-        text.startswith(first) and text.endswith(last) for first, last in framed
-    )
 
 
 def _source(name: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ from . import llama
 from .config import LlamaShape, rope_scaling, rope_theta
 from .gguf import ARCHITECTURE, ROTARY_FACTORS
 from .gguf_metadata import Description
+from .gguf_tokens import limits, require_bpe
 from .pour import Piece, Poured
 from .rotary import in_pairs
 
@@ -136,11 +137,13 @@ def pour(
 
     Files are split as by ``gguf-split``: the next one begins with the tensor that would make one
     larger than ``split_max_size`` bytes (0: never).
-    Raises ``LayoutError`` for rotary positions that llama.cpp does not know.
+    Raises ``LayoutError`` for rotary positions that llama.cpp does not know, ``VocabularyError``
+    for a tokenizer that it cannot follow.
     """
     import numpy as np
     from gguf import GGMLQuantizationType, GGUFWriter
 
+    require_bpe(description.tokenizer)
     shape, scaling = description.shape, rope_scaling(description.config)
     items = _rotary_factors(shape, scaling, rope_theta(description.config))
     for entry in llama.entries(shape):
@@ -169,7 +172,8 @@ def pour(
         Poured(hf, tensor, (Piece(places[name], name, None, 0, 0),)) for hf, name, tensor in items
     )
     headers = dict(zip(files, _headers(writer), strict=True))
-    return PouredGguf(poured, headers, tuple(_notes(tensors, outtype, scaling)))
+    notes = (*_notes(tensors, outtype, scaling), *limits(description.tokenizer))
+    return PouredGguf(poured, headers, notes)
 
 
 def _headers(writer: GGUFWriter) -> list[bytes]:

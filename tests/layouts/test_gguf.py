@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from sentencepiece import SentencePieceTrainer
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
+from demo import text
 from merge import apply_delta, convert_checkpoint, make_delta
 from merge.errors import LayoutError, NumberError, UsageError, VocabularyError
 from merge.layouts import llama
@@ -19,6 +25,7 @@ from merge.layouts.folder import open_checkpoint
 from merge.layouts.gguf import open_gguf
 from tests.support import ROOT
 from tests.tiny import load_weights, make_base, write_tokenizer
+from tokenizer_tools import spm
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
 
@@ -114,6 +121,81 @@ def test_tokens_and_rows_that_differ_are_refused_with_both_numbers(
     write_tokenizer(other, 99)
     with pytest.raises(VocabularyError, match=r"101 tokens(.|\n)*99 tokens"):
         _poured(base, tmp_path / "out", tokenizer=other)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def like_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base whose tokenizer asks for nothing that llama.cpp does not know, as LLaMA's."""
+    model = text.train_base_tokenizer(text.read_lines("english"))
+    pieces = len(ModelProto.FromString(model).pieces)
+    base = make_base(tmp_path_factory.mktemp("like") / "base", vocab_size=pieces)
+    (base / "tokenizer.model").write_bytes(model)
+    return base
+
+
+def _with_tokenizer(base: Path, folder: Path, change: Callable[[ModelProto], object]) -> Path:
+    model = spm.read_model(base)
+    change(model)
+    folder.mkdir()
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
+    return folder
+
+
+def _rewrite_characters(model: ModelProto) -> None:
+    """As SentencePiece does unless it is told otherwise when a model is trained."""
+    trained = io.BytesIO()
+    SentencePieceTrainer.Train(
+        sentence_iterator=iter(["a b"]),
+        model_writer=trained,
+        vocab_size=6,
+        normalization_rule_name="nmt_nfkc",
+        minloglevel=2,
+    )
+    rules = ModelProto.FromString(trained.getvalue()).normalizer_spec.precompiled_charsmap
+    model.normalizer_spec.precompiled_charsmap = rules
+
+
+def _without_bytes(model: ModelProto) -> None:
+    model.trainer_spec.byte_fallback = False
+    for piece in model.pieces:
+        if piece.type == spm.BYTE:
+            piece.type = spm.NORMAL
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda m: setattr(m.normalizer_spec, "remove_extra_whitespaces", True), "outer spaces"),
+        (_rewrite_characters, "rewriting of characters"),
+        (lambda m: setattr(m.normalizer_spec, "escape_whitespaces", False), "stay spaces"),
+        (lambda m: setattr(m.trainer_spec, "treat_whitespace_as_suffix", True), "end a piece"),
+        (lambda m: setattr(m.pieces[300], "type", spm.USER_DEFINED), "user-defined"),
+        (_without_bytes, "no pieces of bytes"),
+    ],
+)
+def test_what_llama_cpp_does_not_do_of_a_tokenizer_is_told(
+    like_llama: Path, change: Callable[[ModelProto], object], told: str, tmp_path: Path
+) -> None:
+    notes = [
+        convert_checkpoint(
+            like_llama,
+            tmp_path / f"out-{name}",
+            output_type="gguf",
+            tokenizer=_with_tokenizer(like_llama, tmp_path / name, edit),
+        ).summary()
+        for name, edit in {"plain": lambda _: None, "changed": change}.items()
+    ]
+    assert "llama.cpp knows nothing" not in notes[0]
+    assert re.search(rf"llama\.cpp knows nothing(.|\n)*{told}", notes[1])
+
+
+def test_a_tokenizer_that_is_not_bpe_is_refused(like_llama: Path, tmp_path: Path) -> None:
+    tokenizer = _with_tokenizer(
+        like_llama, tmp_path / "unigram", lambda m: setattr(m.trainer_spec, "model_type", 1)
+    )
+    with pytest.raises(VocabularyError, match=r"a BPE model(.|\n)*unigram"):
+        _poured(like_llama, tmp_path / "out", tokenizer=tokenizer)
     assert not (tmp_path / "out").exists()
 
 

@@ -16,10 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceProcessor
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from demo import text
-from merge import merge_lora
+from merge import convert_checkpoint, merge_lora
 from tests import tiny
 from tests.support import quick_environment
 from tokenizer_tools import extend, spm
@@ -216,3 +217,19 @@ def test_q8_0_is_near_the_whole_model(model: Model, tmp_path: Path) -> None:
         logits, _ = _transformers(model, prompt)
         difference = (found - logits).abs().max() / (logits.max() - logits.min())
         assert float(difference) < 0.05
+
+
+def test_a_tokenizer_that_puts_no_space_before_text_gives_the_same_ids(tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "out"
+    base.mkdir()
+    tokenizer = ModelProto.FromString(text.train_base_tokenizer(text.read_lines("english")))
+    tokenizer.normalizer_spec.add_dummy_prefix = False
+    _write_base(base, len(tokenizer.pieces))
+    spm.write_model(tokenizer, base / spm.MODEL_NAME)
+    convert_checkpoint(base, out / "hf")
+    convert_checkpoint(base, out / "f32", output_type="gguf", outtype="f32")
+    model = Model(out)
+    lines = ["Hello there", " two  spaces ", "中文, then English"]
+    expected = [model.tokenizer.encode(line) for line in lines]
+    assert not model.tokenizer.id_to_piece(expected[0][0]).startswith("\N{LOWER ONE EIGHTH BLOCK}")
+    assert _run(model, "f32", lines, tmp_path)["ids"] == expected
