@@ -24,13 +24,15 @@ _DESCRIPTION = """\
 Compare two checkpoints tensor by tensor, in any two layouts (Hugging Face's .bin or safetensors,
 Meta's .pth, GGUF, or single weight files) and dtypes. Names and rotary order are brought to
 Hugging Face's first. Distances are counted in units in the last place (ulp), of the coarser dtype
-where the two differ; every difference in bits counts at least 1.
+where the two differ; every difference in bits counts at least 1. A tensor in q8_0 beside one in
+another type must lie within the error of its blocks, whatever --max_ulp.
 """
 _EPILOG = """\
 example, this merge and one made elsewhere:
   %(prog)s chinese-alpaca-plus-7b downloads/chinese-alpaca-plus-7b-pth --max_ulp 1
 
-exit codes: 0 the same, or within --max_ulp; 1 different; 2 wrong input; 130 interrupted
+exit codes: 0 the same, or within --max_ulp and the error of q8_0 blocks; 1 different;
+  2 wrong input; 130 interrupted
 """
 _LISTED = 20
 
@@ -113,8 +115,12 @@ def _report(
 
 def _verdict(result: Comparison, max_ulp: int) -> str:
     within = f"within {max_ulp} ulp" if max_ulp else "the same bits"
+    in_blocks = any(tensor.in_blocks for tensor in result.compared)
     if result.differ(max_ulp):
-        return f"DIFFERENT: not {within} throughout"
+        blocks = ", or for q8_0 within the error of its blocks," if in_blocks else ""
+        return f"DIFFERENT: not {within}{blocks} throughout"
+    if in_blocks:
+        return "the same within the error of q8_0 blocks" + (f", {within}" if max_ulp else "")
     if all(tensor.is_identical for tensor in result.compared):
         return "the same: every tensor is identical"
     if not max_ulp:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 
 from ..errors import FormatError
-from ..lazy import LazyTensor, RowReader, block_rows, scratch
+from ..lazy import LazyTensor, RowReader, block_rows, dtype_name, scratch
 from .container import ContainerWriter, Sink, TensorInfo
 from .file_tensor import FileTensor, contiguous_strides
 from .files import InputFile
@@ -25,6 +25,7 @@ MAGIC = b"GGUF"
 ALIGNMENT = 32
 # Q8_0: 32 elements of a row as a float16 scale and 32 int8.
 BLOCK, BLOCK_BYTES = 32, 34
+Q8_0_NAME = "q8_0"
 
 _ALIGNMENT_KEY = "general.alignment"
 _VERSIONS = (2, 3)
@@ -76,6 +77,11 @@ class Q8Tensor(LazyTensor):
                 torch.mul(pairs[:, 2:].view(torch.int8), scales.float(), out=values)
 
         return fill
+
+
+def type_name(tensor: LazyTensor) -> str:
+    """What a file holds a tensor in: its dtype by name, or ``q8_0``, which is read as float32."""
+    return Q8_0_NAME if isinstance(tensor, Q8Tensor) else dtype_name(tensor.dtype)
 
 
 def read(file: InputFile) -> Gguf:

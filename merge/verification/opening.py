@@ -9,11 +9,12 @@ from typing import Any
 
 from ..errors import UsageError
 from ..formats import open_container
+from ..formats.gguf import type_name
 from ..json_text import read_json
 from ..layouts import gguf, huggingface, llama, meta
 from ..layouts.config import CONFIG_NAME
 from ..layouts.folder import is_gguf, is_meta
-from ..lazy import LazyTensor, dtype_name
+from ..lazy import LazyTensor
 from ..staging import Offload
 
 
@@ -28,8 +29,8 @@ class Opened:
 
     @property
     def dtypes(self) -> str:
-        """Every dtype that occurs."""
-        return ", ".join(sorted({dtype_name(tensor.dtype) for tensor in self.tensors.values()}))
+        """Every type that occurs: dtypes by name, and q8_0."""
+        return ", ".join(sorted(set(map(type_name, self.tensors.values()))))
 
     def with_head(self) -> Mapping[str, LazyTensor]:
         """The tensors, with the embeddings as LM head where config.json ties the two."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import linear
 
+from ..formats.gguf import BLOCK
 from ..lazy import LazyTensor
 from .adapters import Product
 
@@ -216,17 +217,25 @@ class Round(Step):
 class Quantise(Step):
     """Q8_0: blocks of 32 elements, each a whole multiple of a 127th of the largest of them.
 
-    That scale is kept as a float16.
+    That scale is kept as a float16; see ``block_error``.
     """
 
     def opened(self, signs: torch.Tensor) -> Change:
         def change(piece: Expected, _: int, __: Sequence[torch.Tensor]) -> None:
-            reach = piece.settle() + piece.tolerance
-            steps = reach.view(len(reach), -1, 32).amax(dim=2, keepdim=True) / 127
-            off = steps.expand(-1, -1, 32).reshape(reach.shape) * 0.501
-            piece.tolerance += off + (reach + off) * 2.0**-11 + 127 * 2.0**-25
+            piece.tolerance += block_error(piece.settle() + piece.tolerance)
 
         return change
+
+
+def block_error(reach: torch.Tensor) -> torch.Tensor:
+    """By how much Q8_0 may move numbers of these magnitudes (float32, (rows, columns)).
+
+    Half a step of the number's own block of 32, and the rounding of its scale to float16. Where a
+    magnitude is infinite, so is the error of its whole block.
+    """
+    steps = reach.view(len(reach), -1, BLOCK).amax(dim=2, keepdim=True) / 127
+    off = steps.expand(-1, -1, BLOCK).reshape(reach.shape) * 0.501
+    return off + (reach + off) * 2.0**-11 + 127 * 2.0**-25
 
 
 def half_ulp(magnitudes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -68,3 +69,13 @@ def flip_in_place(path: Path, name: str, bit: int) -> None:
     assert data.count(raw) == 1
     data[data.index(raw) + len(raw) // 2] ^= 1 << bit
     path.write_bytes(data)
+
+
+@contextmanager
+def gguf_tensor(path: Path, name: str) -> Iterator[Any]:
+    """The data of one tensor of a GGUF file as the package maps it, to be changed in place."""
+    import gguf
+
+    reader = gguf.GGUFReader(path, "r+")
+    yield next(item.data for item in reader.tensors if item.name == name)
+    reader.data.flush()

@@ -13,6 +13,7 @@ import torch
 from merge import convert_checkpoint, merge_lora, verify_merge
 from merge.outputs import MANIFEST_NAME
 from tests.tiny import make_adapter, make_base
+from tests.verification.material import gguf_tensor
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
 
@@ -92,9 +93,8 @@ def test_a_fault_in_quantised_weights_is_found(
         (tmp_path / "out" / MANIFEST_NAME).unlink()
     inputs = {} if with_manifest else {"base_model": base, "lora_model": lora}
     assert not verify_merge(tmp_path / "out", **inputs).faults
-    reader = gguf.GGUFReader(tmp_path / "out" / "ggml-model-q8_0.gguf", "r+")
-    fault(next(item.data for item in reader.tensors if item.name == tensor))
-    reader.data.flush()
+    with gguf_tensor(tmp_path / "out" / "ggml-model-q8_0.gguf", tensor) as data:
+        fault(data)
     faults = [str(found) for found in verify_merge(tmp_path / "out", **inputs).faults]
     assert any("not what its inputs make of it" in said and tensor in said for said in faults)
     assert any("other content than the merge wrote" in said for said in faults) == with_manifest
