@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -31,6 +32,31 @@ _MODEL_FILES = (
     CLASS_FILE_NAME,
     MANIFEST_NAME,
 )
+# By these a reader knows that a folder, or a file split into several, is a model at all.
+_ENTRIES = ("*.index.json", "config.json", "params.json")
+_FIRST_OF_SEVERAL = re.compile(r"consolidated\.0+\.pth|.+-0*1-of-\d+\.\w+")
+
+
+def doors_last(names: Iterable[str]) -> list[str]:
+    """The order in which files may get their names, so that nobody loads half of them.
+
+    What readers open first comes last: the first of several weight files, from which llama.cpp and
+    its converters find the others, then the documents without which there is no model, and at the
+    very end the manifest.
+
+    >>> doors_last(["consolidated.00.pth", "consolidated.01.pth", "params.json", "tokenizer.model"])
+    ['consolidated.01.pth', 'tokenizer.model', 'consolidated.00.pth', 'params.json']
+    """
+    return sorted(names, key=_nearness)
+
+
+def _nearness(name: str) -> int:
+    """How near to a reader's beginning a file is."""
+    if name == MANIFEST_NAME:
+        return 3
+    if any(Path(name).match(pattern) for pattern in _ENTRIES):
+        return 2
+    return 1 if _FIRST_OF_SEVERAL.fullmatch(name) else 0
 
 
 def require_free(

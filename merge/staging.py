@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from .errors import OutputError
 from .journal import Journal, partial_path
 from .lock import FolderLock, is_abandoned
-from .outputs import leftovers
+from .outputs import doors_last, leftovers
 from .settings import IoMode
 from .sizes import size_text
 
@@ -35,15 +35,16 @@ class StagedFolder:
     """An output folder whose files appear whole, together, or not at all.
 
     Files are written as ``.NAME.partial`` beside their final name. Leaving the ``with`` block
-    without an error makes them durable and moves them into place, in the order in which they were
-    opened, so that the last one tells that all are there.
+    without an error makes them durable and moves them into place, those last by which readers
+    find the others (``outputs.doors_last``).
 
     Leaving it with an error removes them, and the folder too if it was made here. With a
     ``journal`` they stay when the run may be gone on with: after an interruption, or an error of
     the system rather than of the inputs. The error then says so.
 
-    ``obsolete`` are files of an earlier run that are removed once the new ones are in place. Raises
-    ``OutputError`` while another process writes to the folder.
+    ``obsolete`` are files of an earlier run. They are removed before the first new one gets its
+    name, so files of two results never stand side by side. Raises ``OutputError`` while another
+    process writes to the folder.
     """
 
     def __init__(self, folder: Path, obsolete: Iterable[Path] = ()) -> None:
@@ -120,23 +121,31 @@ class StagedFolder:
         if self.journal is not None:
             self.journal.commit(self._digests)
             _sync_folder(self.folder)
-            self._withdraw_earlier(list(self._files)[-1])
-        for name, stream in self._files.items():
-            partial = partial_path(self.folder, name)
-            if stream is not None or partial.exists():
-                partial.replace(self.folder / name)
-        for path in self._obsolete:
-            if path.name not in self._files:
-                path.unlink(missing_ok=True)
+        without_name = [
+            name
+            for name, stream in self._files.items()
+            if stream is not None or partial_path(self.folder, name).exists()
+        ]
+        self._withdraw_earlier(without_name)
+        for name in doors_last(without_name):
+            partial_path(self.folder, name).replace(self.folder / name)
         _sync_folder(self.folder)
         self._is_complete = True
         if self.journal is not None:
             self.journal.remove()
 
-    def _withdraw_earlier(self, last: str) -> None:
-        """Files of two results are about to stand side by side: that must not look complete."""
-        if partial_path(self.folder, last).exists():
-            (self.folder / last).unlink(missing_ok=True)
+    def _withdraw_earlier(self, without_name: list[str]) -> None:
+        """Remove the earlier result, whose place is about to be taken, by what readers open first.
+
+        Files that this run has named already, before it was interrupted, stay.
+        """
+        mine = self._files.keys() - without_name
+        names = {*without_name, *(path.name for path in self._obsolete)} - mine
+        there = [name for name in names if os.path.lexists(self.folder / name)]
+        for name in doors_last(sorted(there))[::-1]:
+            (self.folder / name).unlink()
+        if there:
+            _sync_folder(self.folder)
 
     def _end(self, reason: BaseException) -> None:
         """Keep or remove what was written. Raises ``OutputError`` in place of a system's error."""

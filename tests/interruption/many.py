@@ -28,7 +28,9 @@ from merge import merge_lora, output_files
 from merge.journal import read_record
 from merge.lock import LOCK_NAME
 from merge.past import verified
+from tests.interruption.doors import require_nothing_half
 from tests.support import ALPACA_ROWS, LLAMA_ROWS, adapter_tensors, save_adapter, save_base
+from tests.tiny import make_adapter, make_base
 
 # Pages at a time instead of megabytes: the models are tiny, and something has to reach the disk.
 SMALL_WRITES = 4096
@@ -37,7 +39,27 @@ KINDS: dict[str, dict[str, Any]] = {
     "bin, sharded": {"output_type": "huggingface", "max_shard_size": "5KB"},
     "safetensors": {"output_type": "huggingface", "safe_serialization": True},
     "gguf": {"output_type": "gguf", "outtype": "f16"},
+    "gguf, split": {"output_type": "gguf", "outtype": "f16", "split_max_size": "4kB"},
+    "gguf, q8_0": {"output_type": "gguf", "outtype": "q8_0"},
     "pth over an earlier result": {"output_type": "pth", "overwrite": True},
+    "safetensors over another model": {
+        "output_type": "huggingface",
+        "safe_serialization": True,
+        "max_shard_size": "8KB",
+        "overwrite": True,
+    },
+    "gguf over another model": {
+        "output_type": "gguf",
+        "outtype": "q8_0",
+        "split_max_size": "40kB",
+        "overwrite": True,
+    },
+}
+# What stands there before, where a result is replaced.
+EARLIER: dict[str, dict[str, Any]] = {
+    "pth": {"output_type": "huggingface", "max_shard_size": "5KB"},
+    "huggingface": {"lora_weights": "0.5,0.5"},
+    "gguf": {"lora_weights": "0.5,0.5"},
 }
 EVENTS = ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir")
 Step = Callable[[], None]
@@ -45,7 +67,7 @@ Step = Callable[[], None]
 
 @dataclass
 class Inputs:
-    """A tiny base and two adapters."""
+    """A tiny base and two adapters, and wider ones whose rows are long enough for q8_0."""
 
     folder: Path
 
@@ -55,13 +77,18 @@ class Inputs:
         save_adapter(self.folder / "llama", tensors, pieces=LLAMA_ROWS)
         tensors = adapter_tensors(ALPACA_ROWS, seed=700)
         save_adapter(self.folder / "alpaca", tensors, pieces=ALPACA_ROWS)
+        wide = self.folder / "wide"
+        base = make_base(wide / "base", num_key_value_heads=4)
+        make_adapter(wide / "llama", base, rows=131)
+        make_adapter(wide / "alpaca", base, rows=132, seed=2)
 
     def merge(self, out: Path, step: Step, **options: Any) -> None:
         """Merge into ``out``; ``step`` is called on the way."""
         output_files._LEAST_WRITE = output_files._WRITE_BYTES = SMALL_WRITES
+        folder = self.folder / "wide" if options.get("outtype") == "q8_0" else self.folder
         merge_lora(
-            self.folder / "base",
-            [self.folder / "llama", self.folder / "alpaca"],
+            folder / "base",
+            [folder / "llama", folder / "alpaca"],
             out,
             on_progress=lambda *_: step(),
             **options,
@@ -155,8 +182,9 @@ class Case:
         with tempfile.TemporaryDirectory(dir=self.work) as folder:
             out = Path(folder) / "out"
             if "overwrite" in self.options:
-                earlier = {"output_type": "huggingface", "max_shard_size": "5KB"}
-                in_a_process(lambda: self.inputs.merge(out, lambda: None, **earlier))
+                kind = EARLIER[self.options["output_type"]]
+                options = kind if "output_type" in kind else self.options | kind
+                in_a_process(lambda: self.inputs.merge(out, lambda: None, **options))
             yield out
 
     def merge(self, out: Path, act: Callable[[int], None], **options: Any) -> None:
@@ -173,13 +201,8 @@ class Case:
         self.merge(out, act, **options)
 
     def require_whole(self, out: Path) -> None:
-        """Under final names there is nothing but whole files, of this result or the earlier one."""
-        for name, digest in contents(out).items():
-            if not name.startswith(".") and digest not in (
-                self.wanted.get(name),
-                self.before.get(name),
-            ):
-                raise RuntimeError(f"{name} is not whole")
+        """Under final names are whole files of one result, which cannot be loaded in parts."""
+        require_nothing_half(contents(out), self.before, self.wanted)
 
 
 @dataclass

@@ -18,8 +18,12 @@ from merge.jobs.apply_delta import apply_delta, make_delta
 from merge.jobs.resize_vocabulary import resize_vocabulary
 from merge.jobs.writing import Report
 from tests.interruption.conftest import Merging, contents
+from tests.interruption.doors import require_nothing_half
 from tests.support import (
+    LLAMA_ROWS,
+    adapter_tensors,
     base_tensors,
+    save_adapter,
     save_base,
     tokenizer_model,
     tree,
@@ -127,30 +131,83 @@ def test_name_that_is_taken_meanwhile(one: Merging) -> None:
     assert "given their names" in resume(one)
 
 
-def test_interruption_at_every_rename(merging: Merging, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace = os.replace
-    merging.merge(output_type="huggingface", num_shards=None, output_dir=merging.out)
-    earlier = contents(merging.out)
-    for number in range(len(merging.whole())):
-        left = number
+@contextmanager
+def interrupted_at(number: int, folder: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Interrupt where a name in ``folder`` is given or taken away for the time after ``number``."""
+    left = number
 
-        def interrupted(*arguments: object) -> None:
+    def counted(act: Callable[..., None]) -> Callable[..., None]:
+        def acting(*paths: Path, **options: int) -> None:
             nonlocal left
-            if left == 0:
-                raise KeyboardInterrupt
-            left -= 1
-            replace(*arguments)  # type: ignore[arg-type]
+            last = Path(paths[-1])
+            if last.parent == folder and not last.name.startswith("."):
+                if left == 0:
+                    raise KeyboardInterrupt
+                left -= 1
+            act(*paths, **options)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", interrupted)
-            with pytest.raises(KeyboardInterrupt, match="--resume"):
-                merging.merge(overwrite=True)
-        whole = merging.whole()
-        for name, data in contents(merging.out).items():
-            assert name.startswith(".") or data in (whole.get(name), earlier.get(name))
-        assert not (merging.out / "merge_manifest.json").exists()
+        return acting
+
+    with patch.context() as inner:
+        for name in ("replace", "unlink"):
+            inner.setattr(os, name, counted(getattr(os, name)))
+        yield
+
+
+@pytest.mark.parametrize("earlier", ["another layout", "the same names"])
+def test_interruption_at_every_change_of_a_name(
+    merging: Merging, monkeypatch: pytest.MonkeyPatch, earlier: str
+) -> None:
+    another = {"output_type": "huggingface", "num_shards": None}
+    options = another if earlier == "another layout" else {"lora_weights": "0.5"}
+    merging.merge(**options, output_dir=merging.folder / "earlier")
+    before, whole = contents(merging.folder / "earlier"), merging.whole()
+    for number in range(len(before) + len(whole)):
+        shutil.rmtree(merging.out, ignore_errors=True)
+        shutil.copytree(merging.folder / "earlier", merging.out)
+        with (
+            interrupted_at(number, merging.out, monkeypatch),
+            pytest.raises(KeyboardInterrupt, match="--resume"),
+        ):
+            merging.merge(overwrite=True)
+        require_nothing_half(contents(merging.out), before, whole)
+        assert number == 0 or not (merging.out / "merge_manifest.json").exists()
         assert "given their names" in resume(merging)
-        earlier = whole
+
+
+def test_transformers_loads_one_result_or_none(
+    tmp_path: Path, small_writes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two models with the same names in several shards: what is there is never half of each."""
+    from transformers import AutoModelForCausalLM
+
+    options = {"output_type": "huggingface", "max_shard_size": "8KB", "safe_serialization": True}
+    merging = Merging(tmp_path, options)
+    save_base(merging.base)
+    save_adapter(merging.adapter, adapter_tensors(LLAMA_ROWS), pieces=LLAMA_ROWS)
+    merging.merge(lora_weights="0.5", output_dir=tmp_path / "earlier")
+    before, whole = contents(tmp_path / "earlier"), merging.whole()
+    loaded = []
+    for number in range(len(before) + len(whole)):
+        shutil.rmtree(merging.out, ignore_errors=True)
+        shutil.copytree(tmp_path / "earlier", merging.out)
+        with (
+            interrupted_at(number, merging.out, monkeypatch),
+            pytest.raises(KeyboardInterrupt, match="--resume"),
+        ):
+            merging.merge(overwrite=True)
+        try:
+            AutoModelForCausalLM.from_pretrained(merging.out, dtype="auto")
+        except (OSError, ValueError):
+            continue
+        there = contents(merging.out)
+        weights = {name for name in whole if name.startswith("model")}
+        of = [all(there[name] == one[name] for name in weights) for one in (before, whole)]
+        assert any(of)
+        loaded.append(of)
+    assert [True, False] in loaded
+    assert [False, True] in loaded
+    assert len(loaded) < len(whole)
 
 
 def test_everything_is_durable_before_the_first_rename(
