@@ -36,13 +36,42 @@ def work(args):
 
 sys.exit(run(command_parser("test"), work, []))
 """
+IMPORTING = """
+import sys
+from merge.commands.common import command_parser, run
+
+def work(args):
+    import takes_long
+    print("imported", flush=True)
+    import time
+    time.sleep(60)
+    return 0
+
+sys.path.insert(0, {folder!r})
+sys.exit(run(command_parser("test"), work, []))
+"""
+# As NumPy's compiled part does with an exception in the midst of its import.
+TAKES_LONG = """
+import time
+print("begun", flush=True)
+try:
+    time.sleep({seconds})
+except BaseException as error:
+    raise ImportError("cannot load module more than once per process") from error
+"""
 AT_ONCE, NEVER = "pass", "time.sleep(60)"
 
 
 @contextmanager
 def begun(folder: Path, at_the_end: str) -> Iterator[subprocess.Popen[str]]:
     """A command that is writing to ``folder``, and does ``at_the_end`` when it is to stop."""
-    text = COMMAND.format(folder=str(folder), at_the_end=at_the_end)
+    with started(COMMAND.format(folder=str(folder), at_the_end=at_the_end)) as process:
+        yield process
+
+
+@contextmanager
+def started(text: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python program that has said ``begun``."""
     with subprocess.Popen(
         [sys.executable, "-c", text],
         stdout=subprocess.PIPE,
@@ -95,3 +124,18 @@ def test_second_signal_does_not_disturb_the_first(tmp_path: Path) -> None:
     assert process.returncode == 143
     assert told == "interrupted: nothing was written under a final name\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("seconds", "imported"), [(0.5, "imported\n"), (60, "")])
+def test_signal_while_a_library_is_loaded_waits_for_it_but_not_long(
+    tmp_path: Path, seconds: float, imported: str
+) -> None:
+    (tmp_path / "takes_long.py").write_text(TAKES_LONG.format(seconds=seconds), encoding="utf-8")
+    with started(IMPORTING.format(folder=str(tmp_path))) as process:
+        begun_at = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        out, told = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, imported)
+    assert told.startswith("interrupted: ")
+    assert told.count("\n") == 1
+    assert time.monotonic() - begun_at < WITHIN
