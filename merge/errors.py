@@ -28,10 +28,10 @@ class MergeError(Exception):
         remedy: str | None = None,
         sizes: str | None = None,
     ) -> None:
-        self.sentence = _shown(sentence)
+        self.sentence = shown(sentence)
         super().__init__(self.sentence)
         self.facts: dict[str, str] = {
-            label: _shown(str(value), lines=label in ("remedy", "sizes"))
+            label: shown(str(value), lines=label in ("remedy", "sizes"))
             for label, value in {
                 "file": file,
                 "tensor": tensor,
@@ -51,7 +51,7 @@ class MergeError(Exception):
         return "\n".join(lines)
 
 
-def _shown(text: str, lines: bool = False) -> str:
+def shown(text: str, lines: bool = False) -> str:
     """Text that may be from a hostile file, fit for a terminal: one line unless ``lines``.
 
     Control characters, line ends and marks of direction are spelled out, and what is very long is

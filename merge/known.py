@@ -30,6 +30,7 @@ CHECKSUMS = next(
 _HEADING = re.compile(r"## (?P<title>.+)")
 _ROW = re.compile(r"\| (?P<model>.+?) \| (?P<part>\d+) \| `(?P<sha256>[0-9a-f]{64})` \|")
 _ADAPTERS = "LoRA adapters"
+_ORIGINALS = "Original weights"
 
 # Adapters that go onto another one; every other goes straight onto its base.
 _SIZES = ("7B", "13B", "33B")
@@ -64,11 +65,20 @@ class KnownFile:
         return "(tokenizer.model)" in self.kind
 
     @property
+    def pattern(self) -> str:
+        """How files of this kind are called, with ``*`` for what differs between parts."""
+        return self.kind.rpartition("(")[2].rstrip(")")
+
+    @property
     def file_name(self) -> str:
         """How the file is called, as far as its part tells."""
         names = {"consolidated.*.pth": f"consolidated.{self.part}.pth"}
-        pattern = self.kind.rpartition("(")[2].rstrip(")")
+        pattern = self.pattern
         return names.get(pattern, f"part {self.part} of {pattern}" if "*" in pattern else pattern)
+
+    def told(self) -> str:
+        """What the file is, in words."""
+        return f"{self.model}, {self.file_name} · {self.kind}"
 
 
 @cache
@@ -95,21 +105,29 @@ def known_sets() -> dict[tuple[str, str], tuple[KnownFile, ...]]:
 
 
 def tokenizer_of(model: str) -> KnownFile | None:
-    """The published tokenizer of a Chinese model, by the name of the model.
+    """The published tokenizer of a model, by the name of the model.
 
     >>> tokenizer_of("Chinese-Alpaca-Pro-7B").model
     'Alpaca (7B, 13B, 33B)'
+    >>> tokenizer_of("13B").model
+    'LLaMA'
     """
-    family = next((f for f in ("LLaMA", "Alpaca") if model.startswith(f"Chinese-{f}-")), None)
-    tokenizers = (k for k in known_files().values() if k.group.startswith("Tokenizers"))
-    return next((k for k in tokenizers if family and k.model.startswith(family)), None)
+    if any(name == model and group.startswith(_ORIGINALS) for group, name in known_sets()):
+        group, family = "Tokenizer of the original models", ""
+    elif model.startswith("Chinese-"):
+        group, family = "Tokenizers", model.split("-")[1]
+    else:
+        return None
+    tokenizers = (k for k in known_files().values() if k.group.startswith(group))
+    return next((k for k in tokenizers if k.model.startswith(family)), None)
 
 
 def known_adapter(digest: str) -> str | None:
     """The name of a published adapter by the SHA-256 of its ``adapter_model.bin``.
 
-    >>> known_adapter("0d9b6ed8e4a7d1ae590a16c89a452a488d66ff07e45487972f61c2b6e46e36de")
-    'Chinese-Alpaca-7B'
+    >>> names = [known_adapter(digest) for digest in known_files()]
+    >>> [name for name in names if name is not None and name.endswith("Pro-7B")]
+    ['Chinese-Alpaca-Pro-7B']
     """
     found = known_files().get(digest)
     return found.model if found is not None and found.group.startswith(_ADAPTERS) else None

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MergeError
+from ..errors import MergeError, shown
 from .signals import INTERRUPTED, Interrupted, ended_by_signals, leave_at_once
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _tell(message: str, verbose: bool, code: int) -> int:
 def _os_error(error: OSError) -> str:
     """Say what the operating system refused, and to which file."""
     reason = error.strerror or str(error)
-    return f"{reason}\n  file:     {error.filename}" if error.filename else reason
+    return f"{reason}\n  file:     {shown(str(error.filename))}" if error.filename else reason
 
 
 def command_parser(description: str, examples: str | None = None) -> argparse.ArgumentParser:

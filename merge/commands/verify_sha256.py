@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import MergeError, UsageError, shown
 from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
 
 if TYPE_CHECKING:
-    from ..errors import MergeError
     from ..verification.published import Checked
 
 _DESCRIPTION = """\
@@ -43,14 +43,14 @@ def _parser() -> argparse.ArgumentParser:
         "--expect",
         metavar="MODEL",
         help='name of a model in SHA256.md, such as "Chinese-Alpaca-Plus-7B" or "13B": every '
-        "weight file must be its, and all parts of one published set must be there",
+        "weight file must be the part that its name says, and all parts must be there; of a file "
+        "given by itself only the contents count",
     )
     add_output_volume_options(parser)
     return parser
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from ..errors import UsageError
     from ..known import CHECKSUMS, known_files
     from ..outputs import MANIFEST_NAME
     from ..verification import published
@@ -61,24 +61,34 @@ def _verify(args: argparse.Namespace) -> int:
         published.require_known_model(args.expect)
     files = list(dict.fromkeys(file for path in args.paths for file in published.files_of(path)))
     merged = [path for path in args.paths if (path / MANIFEST_NAME).is_file()]
-    checked, faults = _read(files, merged, args.quiet)
+    found = {file for path in args.paths if path.is_dir() for file in published.files_of(path)}
+    checked, faults = _read(files, set(files) - found, merged, args.quiet)
     if args.expect is not None:
         faults += published.mismatches(checked, args.expect)
     if not args.quiet:
-        _tell(checked, faults)
+        _tell(checked)
     for fault in faults:
         print(f"MISMATCH: {fault}", file=sys.stderr)
     if faults:
         return DIFFERENT
     if args.expect is not None and not args.quiet:
-        print(f"all of it is {args.expect}, as published")
+        print(_confirmed(checked, args.expect))
     return DONE
 
 
+def _confirmed(checked: Sequence[Checked], model: str) -> str:
+    if all(file.known for file in checked):
+        return f"all of it is {model}, as published"
+    return f"all weights are {model}, as published; of its tokenizer no checksum is"
+
+
 def _read(
-    files: Sequence[Path], merged: Sequence[Path], quiet: bool
+    files: Sequence[Path], alone: Container[Path], merged: Sequence[Path], quiet: bool
 ) -> tuple[list[Checked], list[MergeError]]:
-    """Read every file once, with progress, and hold those of merged models against manifests."""
+    """Read every file once, with progress, and hold those of merged models against manifests.
+
+    ``alone`` are the files that were given themselves, not by their folder.
+    """
     from ..verification import manifest, published
     from .progress import progress_bar
 
@@ -89,13 +99,14 @@ def _read(
     with progress_bar(quiet, "reading") as show:
         on_bytes = _counted(show, sum(path.stat().st_size for path in everything))
         for path in everything:
-            digests[path] = published.check(path, on_bytes)
+            digests[path] = published.check(path, on_bytes, path in alone)
     faults: list[MergeError] = []
     for folder, content in manifests.items():
         found = list(manifest.check_files(folder, content, lambda path: digests[path].sha256))
         faults += found
         if not found and not quiet:
-            print(f"{folder}: all {len(content['files'])} files are as the merge wrote them")
+            name, count = shown(str(folder)), len(content["files"])
+            print(f"{name}: all {count} files are as the merge wrote them")
     return [digests[path] for path in files], faults
 
 
@@ -110,14 +121,16 @@ def _counted(show: Callable[[int, int], object], total: int) -> Callable[[int], 
     return on_bytes
 
 
-def _tell(checked: Sequence[Checked], faults: Sequence[MergeError]) -> None:
-    from ..verification.published import missing_parts
+def _tell(checked: Sequence[Checked]) -> None:
+    from ..verification.published import missing_parts, together
 
     for file in checked:
-        print(f"{file.sha256}  {file.path}\n    {file.told()}")
-    for here, lacking in missing_parts(checked):
-        names = ", ".join(part.file_name for part in lacking)
-        print(f"missing from {here.model} · {here.kind}: {names}")
+        print(f"{file.sha256}  {shown(str(file.path))}\n    {file.told()}")
+    for folder, files in together(checked).items():
+        where = f" in {shown(str(folder))}" if folder else ""
+        for here, lacking in missing_parts(files):
+            names = ", ".join(part.file_name for part in lacking)
+            print(f"missing from {here.model} · {here.kind}{where}: {names}")
     if unknown := sum(file.known is None for file in checked):
         print(f"unknown: {unknown} of {len(checked)} files")
 

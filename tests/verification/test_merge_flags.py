@@ -99,6 +99,20 @@ def test_a_base_with_one_damaged_file_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_base_with_two_files_in_each_other_s_place_is_refused(
+    tmp_path: Path,
+    inputs: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = sorted(inputs[0].glob("*.bin"))
+    publish(monkeypatch, tmp_path, [files[1], files[0], *files[2:]])
+    assert run(inputs, tmp_path / "out", "--verify_base") == 2
+    said = capsys.readouterr().err
+    assert "contents of another part than its name says" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_base_that_nobody_published_is_said_to_be_unknown(
     tmp_path: Path, inputs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
