@@ -6,7 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from demo import text
 from merge import convert_checkpoint, merge_lora
 from tests import tiny
-from tests.support import quick_environment
+from tests.support import ROOT, quick_environment
 from tokenizer_tools import extend, spm
 
 pytestmark = [
@@ -62,32 +62,24 @@ class Model:
         return SentencePieceProcessor(model_file=str(self.hf / "tokenizer.model"))
 
 
-def _write_demo_like(base: Path, lora: Path) -> None:
-    """Tokenizers as the demo trains them."""
-    (base / spm.MODEL_NAME).write_bytes(text.train_base_tokenizer(text.read_lines("english")))
-    chinese = base.with_name("chinese_sp.model")
-    chinese.write_bytes(text.train_chinese_pieces(text.read_lines("chinese")))
-    text.extend_tokenizer(base, chinese, lora / spm.MODEL_NAME)
+def _make_demo(folder: Path) -> tuple[Path, Path]:
+    """The demo's base and adapter, which it trains."""
+    output = folder / "demo"
+    command = [sys.executable, str(ROOT / "demo" / "run.py"), "--output_dir", str(output)]
+    subprocess.run(command, capture_output=True, check=True)
+    return output / "base", output / "lora"
 
 
-def _write_published(tokenizers: Path) -> Callable[[Path, Path], None]:
-    """LLaMA's tokenizer and Chinese-Alpaca's, of 49954 pieces."""
-
-    def write(base: Path, lora: Path) -> None:
-        llama = spm.read_model(tokenizers / "llama.model")
-        chinese = extend.text_pieces(spm.read_model(tokenizers / "chinese_sp.model"))
-        spm.write_model(llama, base / spm.MODEL_NAME)
-        grown = extend.extend(llama, [*chinese, "[PAD]"]).model
-        spm.write_model(grown, lora / spm.MODEL_NAME)
-
-    return write
-
-
-def _merge(folder: Path, write_tokenizers: Callable[[Path, Path], None]) -> Model:
+def _make_published(folder: Path, tokenizers: Path) -> tuple[Path, Path]:
+    """A base and an adapter with LLaMA's tokenizer and Chinese-Alpaca's, of 49954 pieces."""
     base, lora = folder / "base", folder / "lora"
     for place in (base, lora):
-        place.mkdir(parents=True)
-    write_tokenizers(base, lora)
+        place.mkdir()
+    llama = spm.read_model(tokenizers / "llama.model")
+    chinese = extend.text_pieces(spm.read_model(tokenizers / "chinese_sp.model"))
+    spm.write_model(llama, base / spm.MODEL_NAME)
+    grown = extend.extend(llama, [*chinese, "[PAD]"]).model
+    spm.write_model(grown, lora / spm.MODEL_NAME)
     files = {place: (place / spm.MODEL_NAME).read_bytes() for place in (base, lora)}
     rows = [len(spm.read_model(place).pieces) for place in (base, lora)]
     _write_base(base, rows[0])
@@ -95,9 +87,7 @@ def _merge(folder: Path, write_tokenizers: Callable[[Path, Path], None]) -> Mode
     _make_decided(lora / "adapter_model.safetensors")
     for place, content in files.items():  # make_adapter writes one of its own
         (place / spm.MODEL_NAME).write_bytes(content)
-    for name, settings in OUTPUTS.items():
-        merge_lora(base, lora, folder / name, dtype="float16", **settings)
-    return Model(folder)
+    return base, lora
 
 
 def _write_base(folder: Path, rows: int) -> None:
@@ -127,13 +117,17 @@ def _make_decided(adapter: Path) -> None:
     save_file(tensors, adapter, metadata={"format": "pt"})
 
 
-@pytest.fixture(scope="module", params=["as the demo's", "49954 pieces"])
+@pytest.fixture(scope="module", params=["the demo's", "49954 pieces"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = tmp_path_factory.mktemp("llama_cpp")
-    if request.param == "as the demo's":
-        return _merge(folder, _write_demo_like)
-    real_data: Path = request.getfixturevalue("real_data")
-    return _merge(folder, _write_published(real_data / "tokenizers"))
+    if request.param == "the demo's":
+        base, lora = _make_demo(folder)
+    else:
+        real_data: Path = request.getfixturevalue("real_data")
+        base, lora = _make_published(folder, real_data / "tokenizers")
+    for name, settings in OUTPUTS.items():
+        merge_lora(base, lora, folder / name, dtype="float16", **settings)
+    return Model(folder)
 
 
 def _run(model: Model, outtype: str, lines: list[str], out: Path) -> dict[str, Any]:
@@ -208,7 +202,7 @@ def test_several_files_are_the_model_in_one(model: Model, tmp_path: Path) -> Non
 
 
 def test_q8_0_is_near_the_whole_model(model: Model, tmp_path: Path) -> None:
-    """down_proj, whose rows are no multiple of 32 long, is f16 beside the others.
+    """In the larger vocabulary's model down_proj, of rows no multiple of 32 long, is f16.
 
     llama.cpp quantises activations too; a fiftieth of the spread is what that makes.
     """
