@@ -12,9 +12,17 @@ from ..errors import AdapterError
 from ..layouts.conv1d import stores_transposed
 from ..layouts.decoder import VOCABULARY_TENSORS
 from ..lazy import Checkpoint, LazyTensor, continued, first_rows
-from .patches import AddedVector, ColumnMagnitude, LowRank, Merged, Patch, ReplacedRows
+from .patches import (
+    AddedVector,
+    ColumnMagnitude,
+    LowRank,
+    Merged,
+    Patch,
+    ReplacedRows,
+    RowMagnitude,
+)
 from .peft import Adapter
-from .tied import Sides, require_equal_sides, stays_tied, tied_sides
+from .tied import on_both_sides, require_equal_sides, same_sides, tied_sides
 from .whole import same_content
 
 
@@ -71,38 +79,36 @@ def apply_adapters(
     if sides is not None:
         require_equal_sides(starts, sides)
         starts.setdefault(sides.head, starts[sides.embeddings])
-    adapters = [_fitted(adapter, base.config, sides) for adapter in adapters]
     for adapter in adapters:
         _require_fits(adapter, starts)
         _require_not_merged_yet(adapter, base)
-    merged: dict[str, Merged] = {}
-    steps: dict[str, tuple[Step, ...]] = {}
-    for name, start in starts.items():
-        making = _Making(name, start, vocab_mismatch)
-        for number, adapter in enumerate(adapters, start=1):
-            making.merge(number, adapter)
-        merged[name] = making.result(dtype or start.dtype, round_each_stage)
-        steps[name] = tuple(making.steps)
-    if sides is not None and stays_tied(merged, adapters, sides):
-        del merged[sides.head], steps[sides.head]
-        return MergedModel(merged, steps, tied=True)
-    return MergedModel(merged, steps, tied=False)
+    makings = {name: _Making(name, start, vocab_mismatch) for name, start in starts.items()}
+
+    def merged(name: str) -> Merged:
+        return makings[name].result(dtype or starts[name].dtype, round_each_stage)
+
+    for number, adapter in enumerate(adapters, start=1):
+        fitted = _turned(adapter, base.config)
+        if sides is not None:
+            fitted = on_both_sides(fitted, sides)
+        for making in makings.values():
+            making.merge(number, fitted)
+        if sides is not None and not same_sides(merged(sides.embeddings), merged(sides.head)):
+            sides = None  # from here on it is a model with two matrices
+    if sides is not None:
+        del makings[sides.head]
+    steps = {name: tuple(making.steps) for name, making in makings.items()}
+    return MergedModel({name: merged(name) for name in makings}, steps, tied=sides is not None)
 
 
-def _fitted(adapter: Adapter, config: Mapping[str, Any], sides: Sides | None) -> Adapter:
-    """The adapter as this base needs it: turned where the base keeps matrices transposed, and
-    with trained token rows on both sides of tied embeddings.
-    """
+def _turned(adapter: Adapter, config: Mapping[str, Any]) -> Adapter:
+    """The adapter with its patches transposed where this base keeps matrices transposed."""
     added = {
         name: tuple(patch.transposed() for patch in stage)
         if stores_transposed(config, name)
         else stage
         for name, stage in adapter.added.items()
     }
-    if sides is not None and sides.head not in added and sides.head not in adapter.replaced:
-        rows = tuple(p for p in added.get(sides.embeddings, ()) if isinstance(p, ReplacedRows))
-        if rows:
-            added[sides.head] = rows
     return replace(adapter, added=added)
 
 
@@ -159,9 +165,9 @@ class _Making:
         rows = self._start.rows
         for patch in stage:
             if isinstance(patch, LowRank):
-                action = "added" if len(stage) == 1 else "added, then scaled (DoRA)"
-                if isinstance(stage[-1], ReplacedRows):
-                    action = "added, then rows replaced"
+                action = "added, then scaled (DoRA)" if _is_dora(stage) else "added"
+                if isinstance(stage[0], ReplacedRows):
+                    action += ", after rows were replaced"
                 return Step(number, action, rows, rows, patch.rank, patch.scaling)
             if isinstance(patch, AddedVector):
                 return Step(number, "added", rows, rows, None, patch.scaling)
@@ -172,7 +178,7 @@ class _Making:
         for patch in stage:
             if isinstance(patch, LowRank):
                 same_rows = patch.shape[0] == shape[0]
-                if len(stage) > 1 and not same_rows and self._mismatch != "error":
+                if _is_dora(stage) and not same_rows and self._mismatch != "error":
                     raise self._dora_rows(adapter, shape[0], patch.shape[0])
                 free = self._mismatch != "error" and patch.shape[1:] == shape[1:]
                 if patch.shape != shape and not free:
@@ -208,6 +214,10 @@ class _Making:
             remedy="give the base with the rows that the adapter was trained on; its norms go over "
             "all of them",
         )
+
+
+def _is_dora(stage: tuple[Patch, ...]) -> bool:
+    return any(isinstance(patch, (RowMagnitude, ColumnMagnitude)) for patch in stage)
 
 
 def vocabulary_rows(adapter: Adapter) -> int | None:

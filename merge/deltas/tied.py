@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 from ..errors import LayoutError
 from ..layouts.decoder import HEAD_OF, embeddings
 from ..lazy import Checkpoint, LazyTensor
-from .patches import Merged, Patch
+from .patches import Merged, Patch, ReplacedRows
 from .peft import Adapter
 from .whole import same_content
 
@@ -40,13 +40,30 @@ def require_equal_sides(tensors: Mapping[str, LazyTensor], sides: Sides) -> None
         )
 
 
-def stays_tied(merged: Mapping[str, Merged], adapters: Sequence[Adapter], sides: Sides) -> bool:
-    """Whether both sides end up the same, so that one tensor still serves as both."""
-    touching = [a for a in adapters if {*a.added, *a.replaced} & {*sides}]
-    touched = {name for a in touching for name in (*a.added, *a.replaced)} & {*sides}
-    if touched == {sides.embeddings} and all(a.config.ensure_weight_tying for a in touching):
-        return True
-    one, other = merged[sides.embeddings], merged[sides.head]
+def on_both_sides(adapter: Adapter, sides: Sides) -> Adapter:
+    """The adapter with what it did to tied embeddings on the LM head too, where PEFT does so.
+
+    Trained token rows are shared by both sides; a LoRA of the head goes around them, so its product
+    is added after they are replaced (PEFT's ``TrainableTokensWrapper`` is the LoRA's base layer).
+    With ``ensure_weight_tying`` the head follows in everything that it has no tensors of its own
+    for. A head that the adapter holds whole, or with rows of its own, is left as it is.
+    """
+    added, replaced = dict(adapter.added), dict(adapter.replaced)
+    stage, own = added.get(sides.embeddings, ()), added.get(sides.head, ())
+    if sides.head in replaced or any(isinstance(patch, ReplacedRows) for patch in own):
+        return adapter
+    if adapter.config.ensure_weight_tying and not own:
+        if sides.embeddings in replaced:
+            replaced[sides.head] = replaced[sides.embeddings]
+    else:
+        stage = tuple(patch for patch in stage if isinstance(patch, ReplacedRows))
+    if stage:
+        added[sides.head] = (*stage, *own)
+    return replace(adapter, added=added, replaced=replaced)
+
+
+def same_sides(one: Merged, other: Merged) -> bool:
+    """Whether both sides are the same so far, so that one tensor still serves as both."""
     return (
         len(one.stages) == len(other.stages)
         and all(map(_same_stage, one.stages, other.stages))

@@ -107,15 +107,14 @@ def recipes(
     tied = bool(inputs.config.get("tie_word_embeddings"))
     if tied and head in result and head not in starts:
         starts[head] = starts[inputs.embeddings]
-    stays = tied and _stays_tied(inputs)
     made = {}
     for name, tensor in result.items():
-        source = inputs.embeddings if name == head and stays else name
-        if source not in starts:
+        if name not in starts:
             continue
-        recipe = _with_adapters(source, starts[source], inputs, tensor.dtype, tied)
+        recipe = _with_adapters(name, starts[name], inputs, tensor.dtype, tied)
         if in_gguf:
-            recipe = _in_its_dtype(recipe, inputs.dtype or inputs.base.tensors[source].dtype)
+            own = inputs.base.tensors.get(name, inputs.base.tensors[inputs.embeddings])
+            recipe = _in_its_dtype(recipe, inputs.dtype or own.dtype)
         made[name] = recipe.cut(tensor.rows)
     return made, [name for name in starts if name not in result and not (tied and name == head)]
 
@@ -131,11 +130,13 @@ def _in_its_dtype(recipe: Recipe, dtype: torch.dtype) -> Recipe:
     return replace(recipe, segments=segments)
 
 
-def _stays_tied(inputs: Inputs) -> bool:
-    """Whether the LM head follows the embeddings: every adapter that touches these says so."""
-    sides = inputs.embeddings, inputs.head
-    touching = [a for a in inputs.adapters if any(map(a.touches, sides))]
-    return bool(touching) and all(a.ties and not a.touches(inputs.head) for a in touching)
+def _keeps_tied(adapter: AdapterContents, inputs: Inputs) -> bool:
+    """Whether LM head and embeddings are still one after this adapter: it asks for that, or changes
+    neither side but by trained rows, which both sides get.
+    """
+    changed = {*adapter.products, *adapter.whole}
+    untouched = inputs.embeddings not in changed and not adapter.touches(inputs.head)
+    return adapter.ties or untouched
 
 
 def _starts(inputs: Inputs) -> dict[str, Recipe]:
@@ -179,21 +180,32 @@ def _plain(tensor: LazyTensor) -> Recipe:
 def _with_adapters(
     name: str, recipe: Recipe, inputs: Inputs, dtype: torch.dtype, tied: bool
 ) -> Recipe:
+    """What all adapters make of a tensor; ``tied`` says that the base's LM head is its embeddings.
+
+    An LM head that an adapter has nothing of follows the embeddings where the adapter asks for it.
+    """
     for number, adapter in enumerate(inputs.adapters):
-        if name in adapter.whole:
-            recipe = recipe.replaced(adapter.whole[name])
+        is_head = tied and name == inputs.head
+        follows = is_head and adapter.ties and not adapter.touches(name)
+        source = inputs.embeddings if follows else name
+        if source in adapter.whole:
+            recipe = recipe.replaced(adapter.whole[source])
         before = recipe
-        recipe = _added(name, recipe, adapter, inputs, tied)
+        rows = adapter.rows.get(source)
+        if is_head and rows is None and name not in adapter.whole:
+            rows = adapter.rows.get(inputs.embeddings)
+        if rows is not None:
+            recipe = recipe.with_step(ReplaceRows(*rows))
+        recipe = _added(source, recipe, adapter, inputs)
         last = number == len(inputs.adapters) - 1
         if inputs.round_each and not last and recipe is not before:
             recipe = recipe.with_step(Round(dtype))
+        tied = tied and _keeps_tied(adapter, inputs)
     return recipe
 
 
-def _added(
-    name: str, recipe: Recipe, adapter: AdapterContents, inputs: Inputs, tied: bool
-) -> Recipe:
-    """What one adapter adds to a tensor: product, magnitude, trained rows, in this order."""
+def _added(name: str, recipe: Recipe, adapter: AdapterContents, inputs: Inputs) -> Recipe:
+    """What one adapter adds to a tensor, whose trained rows are in place: product and magnitude."""
     product = adapter.products.get(name)
     if product is not None:
         turned = product.is_turned or stores_transposed(inputs.config, name)
@@ -206,7 +218,4 @@ def _added(
             recipe = recipe.with_step(ScaleRows(adapter.magnitudes[name]))
     if name in adapter.vectors:
         recipe = recipe.with_step(AddVector(*adapter.vectors[name]))
-    rows = adapter.rows.get(name)
-    if rows is None and tied and name == inputs.head and not adapter.touches(name):
-        rows = adapter.rows.get(inputs.embeddings)
-    return recipe.with_step(ReplaceRows(*rows)) if rows is not None else recipe
+    return recipe

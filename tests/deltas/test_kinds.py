@@ -87,6 +87,14 @@ CASES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
         ),
         "float16": ({}, {"trainable_token_indices": [7, 3], "dtype": torch.float16}),
         "tied": ({"tie_word_embeddings": True}, {"trainable_token_indices": [7, 3]}),
+        "tied, under a LoRA on the head": (
+            {"tie_word_embeddings": True},
+            {"trainable_token_indices": [7, 3], "target_modules": ["q_proj", "lm_head"]},
+        ),
+        "tied, other rows on the head": (
+            {"tie_word_embeddings": True},
+            {"trainable_token_indices": {"lm_head": [7, 3], "embed_tokens": [1]}},
+        ),
     },
     "tied embeddings": {
         "nothing touches them": ({"tie_word_embeddings": True}, {}),
