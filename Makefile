@@ -2,7 +2,8 @@
 # make check   ruff, mypy and the fast tests
 # make test    ruff, mypy and every test
 # make llama_cpp  llama.cpp for tests and demo, compiled once; make test does it by itself
-# make fuzz    20,000 changed files of every kind, against torch, safetensors and gguf (INPUTS=...)
+# make fuzz    20,000 changed files of every kind, against torch, safetensors and gguf (INPUTS=...);
+#              led by coverage where atheris installs, at random elsewhere and with FUZZ="--seed 1"
 # make kill-test  1,000 merges that are killed at random points and resumed (RUNS=...)
 # make bench   a merge of a 1.1B-shaped model against copies and other tools, in time and memory
 # make bench-all   everything in docs/performance.md; needs 40 GB of disk and an hour
@@ -51,7 +52,7 @@ llama_cpp: $(LLAMA_CPP)/.done
 INPUTS ?= 20000
 FUZZ ?=
 
-fuzz: $(VENV)/.test
+fuzz: $(VENV)/.fuzz
 	$(BIN)/python -m tests.fuzz.run --inputs $(INPUTS) $(FUZZ)
 
 RUNS ?= 1000
@@ -82,6 +83,10 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.made pyproject.toml constraints.txt
 	$(INSTALL) --editable '.[test]'
+	touch $@
+
+$(VENV)/.fuzz: $(VENV)/.test
+	$(INSTALL) --editable '.[fuzz]'
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.made pyproject.toml constraints.txt

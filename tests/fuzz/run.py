@@ -1,13 +1,16 @@
 """Fuzz every reader: ``python -m tests.fuzz.run --inputs 100000``. Says how many it tried.
 
-With ``--atheris`` the coverage of the readers leads the search (for one subject); without, edits
-are drawn at random from ``--seed``, so a finding can be repeated.
+Where atheris is installed, the coverage of the readers leads the search, one process a subject.
+Elsewhere, and with ``--seed``, edits are drawn at random from a seed, so a finding can be repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import faulthandler
+import importlib.util
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +23,7 @@ from tests.fuzz.subjects import Subject, all_subjects, edits_of, try_input
 
 # A plan of a whole merge takes ten times as long as opening one file.
 _WEIGHT = {"zip.bin": 4, "zip.bin, inside": 6, "legacy.bin": 6, "w.safetensors": 4, "w.gguf": 4}
-_SLOW_SECONDS = 5.0
+_SLOW_SECONDS = 5
 # What was found is kept: torch's old container holds addresses, so it differs between runs.
 FINDINGS = Path("fuzz-findings")
 
@@ -28,22 +31,27 @@ FINDINGS = Path("fuzz-findings")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="draw edits at random, beginning with this seed")
     parser.add_argument("--only", metavar="SUBJECT")
-    parser.add_argument("--atheris", action="store_true")
+    parser.add_argument("--engine", choices=("auto", "atheris", "random"), default="auto")
     args = parser.parse_args()
     faulthandler.enable()
+    by_itself = importlib.util.find_spec("atheris") is not None and args.seed is None
+    engine = args.engine if args.engine != "auto" else "atheris" if by_itself else "random"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         subjects = all_subjects(folder)
         if args.only:
             subjects = {args.only: subjects[args.only]}
-        if args.atheris:
-            return _with_atheris(subjects, folder, args.inputs)
-        return _at_random(subjects, folder, args.inputs, args.seed)
+        if engine == "random":
+            return _at_random(subjects, folder, args.inputs, args.seed or 0)
+        if args.only:
+            return _with_atheris(args.only, subjects[args.only], folder, args.inputs)
+        return _each_with_atheris(list(subjects), folder, args.inputs)
 
 
 def _at_random(subjects: dict[str, Subject], folder: Path, inputs: int, first: int) -> int:
+    print(f"engine: edits drawn at random, from seed {first}", flush=True)
     order = [name for name in subjects for _ in range(_WEIGHT.get(name, 1))]
     tried: Counter[str] = Counter()
     read: Counter[str] = Counter()
@@ -75,31 +83,63 @@ def _at_random(subjects: dict[str, Subject], folder: Path, inputs: int, first: i
     return 1 if findings else 0
 
 
-def _with_atheris(subjects: dict[str, Subject], folder: Path, inputs: int) -> int:
+def _each_with_atheris(names: list[str], folder: Path, inputs: int) -> int:
+    """A process for each subject, because libFuzzer ends the one it runs in."""
+    print("engine: atheris, led by coverage; a subject ends at its first finding", flush=True)
+    weights = {name: _WEIGHT.get(name, 1) for name in names}
+    findings, started = 0, time.monotonic()
+    for name, weight in weights.items():
+        share = str(max(1, inputs * weight // sum(weights.values())))
+        command = [sys.executable, "-m", "tests.fuzz.run", "--engine", "atheris", "--only", name]
+        environment = os.environ | {"TMPDIR": str(folder)}  # libFuzzer leaves its files there
+        findings += subprocess.run([*command, "--inputs", share], env=environment).returncode != 0
+    print(f"{inputs:,} inputs in {time.monotonic() - started:.0f} s; {findings} findings")
+    return 1 if findings else 0
+
+
+def _with_atheris(name: str, subject: Subject, folder: Path, inputs: int) -> int:
     """libFuzzer's own search, led by which lines of the readers an input reaches."""
     import atheris
 
-    name, subject = next(iter(subjects.items()))
-    with tempfile.TemporaryDirectory() as corpus:
-        Path(corpus, "seed").write_bytes(subject.content)
+    FINDINGS.mkdir(exist_ok=True)
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    (corpus / "seed").write_bytes(subject.content)
 
-        def one(content: bytes) -> None:
-            subject.check(content, folder)
+    def one(content: bytes) -> None:
+        subject.check(content, folder)
 
-        _instrument(atheris)
-        print(f"{name}: {inputs:,} inputs", flush=True)
-        atheris.Setup([sys.argv[0], f"-runs={inputs}", "-max_len=8192", corpus], one)
-        atheris.Fuzz()
+    def mutated(content: bytes, most: int, seed: int) -> bytes:
+        """Every second time an edit of ours, which also reaches what is packed or structured."""
+        if seed % 2:
+            try:
+                changed = subject.change(edits_of(seed), content)
+            except Exception:  # noqa: BLE001 - libFuzzer's own have spoilt the archive or document
+                pass
+            else:
+                if len(changed) <= most:
+                    return changed
+        return bytes(atheris.Mutate(content, most))
+
+    _instrument(atheris)
+    print(f"{name}: {inputs:,} inputs", flush=True)
+    limits = f"-runs={inputs}", f"-max_len={2 * len(subject.content) + 8192}"
+    kept = f"-artifact_prefix={FINDINGS}/{name.replace('/', '-')}-"
+    options = *limits, f"-timeout={6 * _SLOW_SECONDS}", "-verbosity=0", kept
+    atheris.Setup([sys.argv[0], *options, str(corpus)], one, custom_mutator=mutated)
+    atheris.Fuzz()
     return 0
 
 
 def _instrument(atheris: ModuleType) -> None:
     """Watch the readers alone: all of torch would take minutes."""
     for name, module in list(sys.modules.items()):
-        if name.startswith(("merge.formats", "merge.zip_files", "merge.json_text", "pickletools")):
-            for value in list(vars(module).values()):
-                if isinstance(value, FunctionType) and value.__module__ == name:
-                    atheris.instrument_func(value)
+        if name.startswith(("merge.", "tokenizer_tools.", "pickletools")):
+            classes = [value for value in vars(module).values() if isinstance(value, type)]
+            for space in (module, *classes):
+                for value in list(vars(space).values()):
+                    if isinstance(value, FunctionType) and value.__module__ == name:
+                        atheris.instrument_func(value)
 
 
 if __name__ == "__main__":
