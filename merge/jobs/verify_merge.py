@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizer_tools.huggingface import MODEL_NAME
+from tokenizer_tools.huggingface import MODEL_NAME, read_tokenizer
 
 from ..checksums import read_digest
 from ..errors import MergeError, UsageError
+from ..json_text import read_json
+from ..layouts.config import CONFIG_NAME
+from ..layouts.folder import config_path, is_gguf
 from ..outputs import MANIFEST_NAME
 from ..settings import MergeSettings, require_positive
 from ..sizes import peak_memory, size_text
@@ -20,6 +23,7 @@ from ..staging import Offload
 from .writing import OnProgress
 
 if TYPE_CHECKING:
+    from ..verification.demands import Described
     from ..verification.recipes import Inputs
     from ..verification.verify import Findings
 
@@ -80,7 +84,10 @@ def verify_merge(
     parent = Path(offload_dir).expanduser() if offload_dir else None
     with Offload(parent, folder, "buffered") as offload:
         inputs = None if files_only else _inputs(named, manifest or {}, offload)
-        found = _check(folder, manifest, inputs, workers, offload, on_progress)
+        # With a manifest, digests hold for what a GGUF file says of its model.
+        by_key = inputs is not None and manifest is None and is_gguf(folder)
+        described = inputs.described() if inputs is not None and by_key else None
+        found = _check(folder, manifest, inputs, described, workers, offload, on_progress)
     seconds = time.monotonic() - started
     lines = tuple(found.checked), tuple(found.unchecked)
     return Verification(folder, tuple(found.faults), *lines, seconds)
@@ -111,19 +118,21 @@ def _manifest(folder: Path, is_needed: bool) -> dict[str, Any] | None:
 def _check(
     folder: Path,
     manifest: Mapping[str, Any] | None,
-    inputs: tuple[Inputs, list[Path]] | None,
+    inputs: _Opened | None,
+    described: Described | None,
     workers: int,
     offload: Offload,
     on_progress: OnProgress | None,
 ) -> Findings:
     """Open the result and check it; one that cannot be opened is a fault, and its files say why."""
     from ..layouts.decoder import embedding_rows
-    from ..layouts.folder import is_gguf, open_checkpoint
+    from ..layouts.folder import open_checkpoint
     from ..verification.manifest import check_files
+    from ..verification.metadata import check_metadata
     from ..verification.verify import Findings, check_result
     from ..verification.vocabulary import check_vocabulary
 
-    made, parents = inputs if inputs is not None else (None, [])
+    made = inputs.made if inputs is not None else None
     try:
         result = open_checkpoint(folder, offload, with_extra=True, any_decoder=True)
         found = check_result(folder, result, manifest, made, workers, on_progress)
@@ -137,15 +146,56 @@ def _check(
     if not is_gguf(folder) and not (folder / MODEL_NAME).is_file():
         found.unchecked.append(f"vocabulary: {rows} rows, but no {MODEL_NAME} beside them")
         return found
-    found.faults += check_vocabulary(folder, result, parents, padded)
+    parents = inputs.parents if inputs is not None and described is None else []
+    # llama.cpp needs a token for each row, padding or not.
+    found.faults += check_vocabulary(folder, result, parents, padded and not is_gguf(folder))
     found.checked.append(f"vocabulary {rows} rows and the tokenizer")
+    if described is not None:
+        more = check_metadata(folder, rows, described)
+        found.faults += more.faults
+        found.checked += more.checked
+        found.unchecked += more.unchecked
+    elif manifest is None:
+        found.unchecked.append(f"what {config_path(folder).name} says beyond the tensors' sizes")
     return found
 
 
-def _inputs(
-    named: _Named, manifest: Mapping[str, Any], offload: Offload
-) -> tuple[Inputs, list[Path]]:
-    """The inputs, named or the manifest's, and the tokenizers whose ids the rows follow."""
+@dataclass(frozen=True)
+class _Opened:
+    """The inputs, and the tokenizers whose ids the rows follow (``parents``).
+
+    ``models`` are the folders of the delta, where there is one, and of the base.
+    """
+
+    made: Inputs
+    parents: list[Path]
+    models: list[Path]
+
+    def described(self) -> Described:
+        """What the inputs say of a model that was made with the merge's defaults.
+
+        That is the configuration of the last adapter that has one, else of the delta, else of the
+        base, and a tokenizer by the same rule.
+        """
+        from ..verification.demands import Described
+
+        adapters = [adapter.folder for adapter in self.made.adapters[::-1]]
+        own = [path for folder in adapters if (path := folder / CONFIG_NAME).is_file()]
+        tokenizers = [folder for folder in adapters if (folder / MODEL_NAME).is_file()]
+        home = next(filter(None, (*tokenizers, *map(tokenizer_home, self.models))), None)
+        model = self.made.dense or self.made.base
+        # Meta's layout does not say how long the context is; what is assumed has a note.
+        assumed = frozenset({"max_position_embeddings"} if model.notes and not own else ())
+        return Described(
+            read_json(own[0]) if own else model.config,
+            own[0] if own else config_path(self.models[0]),
+            read_tokenizer(home) if home else None,
+            assumed,
+        )
+
+
+def _inputs(named: _Named, manifest: Mapping[str, Any], offload: Offload) -> _Opened:
+    """The inputs, named or the manifest's."""
     from ..layouts.folder import open_checkpoint
     from ..lazy import dtype_named
     from ..verification.adapters import read_adapter
@@ -162,10 +212,11 @@ def _inputs(
     base = open_checkpoint(base_folder, offload, named.context_length, True, any_decoder=True)
     target = None if named.delta or named.base else _source(said, "target_model")
     dense_source = named.delta or target or _source(said, "delta_model")
-    dense = None
+    dense, models = None, [base_folder]
     if dense_source is not None:
         dense_folder = _resolved(dense_source, "delta", offload)
         dense = open_checkpoint(dense_folder, offload, with_extra=True, any_decoder=True)
+        models = [dense_folder, base_folder]
     adapters = tuple(
         read_adapter(_resolved(source, "adapter", offload), weight, offload)
         for source, weight in _adapters(named, said)
@@ -176,7 +227,8 @@ def _inputs(
     giving = [adapter.folder for adapter in adapters if inputs.embeddings in adapter.whole]
     home = tokenizer_home(base_folder)
     last = giving[-1] if giving else home
-    return inputs, [last] if last is not None and (last / MODEL_NAME).is_file() else []
+    parents = [last] if last is not None and (last / MODEL_NAME).is_file() else []
+    return _Opened(inputs, parents, models)
 
 
 def _source(said: Mapping[str, Any], role: str) -> str | None:

@@ -72,7 +72,7 @@ def open_gguf(path: Path, io: IoMode = "auto") -> Checkpoint:
     for other architectures and for what is no whole model, ``FormatError`` for damaged files.
     """
     files = gguf_files(path)
-    metadata, stored = _together(files, io)
+    metadata, stored = together(files, io)
     config = _config(metadata, stored, files[0])
     shape = LlamaShape.from_config(config, files[0])
     dropped = (ROTARY_FACTORS,) if stored.pop(ROTARY_FACTORS, None) is not None else ()
@@ -80,8 +80,11 @@ def open_gguf(path: Path, io: IoMode = "auto") -> Checkpoint:
     return Checkpoint(tensors, config, files, dropped)
 
 
-def _together(files: tuple[Path, ...], io: IoMode) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
-    """The metadata of the first file, and the tensors of all."""
+def together(files: tuple[Path, ...], io: IoMode) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
+    """The metadata of the first file, and the tensors of all, by their names there.
+
+    Raises ``LayoutError`` unless these are all files of one model, ``FormatError`` for damage.
+    """
     metadata: dict[str, Any] = {}
     tensors: dict[str, LazyTensor] = {}
     for path in files:

@@ -17,6 +17,7 @@ from ..layouts.folder import is_gguf
 from ..layouts.gguf import gguf_files
 from ..layouts.llama import EMBED_TOKENS
 from ..lazy import Checkpoint
+from .tokens import token_list
 
 _PUT_BACK = "put back what the merge wrote, or merge again with the right --tokenizer"
 
@@ -80,8 +81,7 @@ def _of_folder(tokenizer: TokenizerFolder) -> Vocabulary:
 def _of_gguf(path: Path) -> Vocabulary:
     """The tokens that llama.cpp will use; their special ids are in the configuration made of it."""
     first = gguf_files(path)[0]
-    tokens = read_gguf(InputFile(first)).metadata.get("tokenizer.ggml.tokens", ())
-    return Vocabulary(first, tuple(map(str, tokens)), {})
+    return Vocabulary(first, token_list(read_gguf(InputFile(first)).metadata, first), {})
 
 
 def _counts(ours: Vocabulary, rows: int, padded: bool) -> Iterator[VerificationError]:
