@@ -6,20 +6,25 @@ Read without PEFT, whose import costs seconds and whose classes refuse fields of
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import AdapterError
+from ..expressions import is_plain
 from ..json_text import read_json
 from .kinds import KNOWN_FIELDS, changes_arithmetic
+from .patterns import RULES, Rule, possible_rules
 from .refusals import refusal
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
-# Beyond any rank or alpha, and float32 holds it.
-_LARGEST = 1e30
+_LARGEST_RANK = 2**31
+_LARGEST_FLOAT32 = 3.4028234663852886e38
+# Of expressions that are more than names, all together.
+_LONGEST_PATTERNS = 4000
+N = TypeVar("N", int, float)
 _OF_THIS_RUN = "take adapter_config.json from the run that trained the adapter"
 
 
@@ -27,7 +32,8 @@ _OF_THIS_RUN = "take adapter_config.json from the run that trained the adapter"
 class AdapterConfig:
     """The fields of a LoRA's ``adapter_config.json`` that say how it is added.
 
-    ``weight`` is not from the file: the user's factor for everything that is added.
+    ``weight`` is not from the file: the user's factor for everything that is added. ``rules`` are
+    those by which PEFT may have read the patterns, the newest first; ``settled`` leaves one.
     """
 
     path: Path
@@ -46,16 +52,53 @@ class AdapterConfig:
     trainable_token_indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] = ()
     peft_version: str | None = None
     weight: float = 1.0
+    rules: tuple[Rule, ...] = RULES[:1]
 
     def rank(self, module: str) -> int:
-        """Rank of ``module``, by PEFT's rule: the first pattern that matches, else ``r``."""
-        return int(self.rank_pattern.get(_matching(self.rank_pattern, module), self.r))
+        """Rank of ``module``: its pattern's, else ``r``."""
+        return _rank_and_alpha(self, self.rules[0], module)[0]
 
     def scaling(self, module: str) -> float:
-        """``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` with rsLoRA, times the user's weight."""
-        alpha = self.alpha_pattern.get(_matching(self.alpha_pattern, module), self.lora_alpha)
-        rank = self.rank(module)
-        return self.weight * float(alpha) / (rank**0.5 if self.use_rslora else rank)
+        """``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` with rsLoRA, times the user's weight.
+
+        Raises ``AdapterError`` for one that float32 does not hold.
+        """
+        scaling = self.weight * _scaling(self, self.rules[0], module)
+        if abs(scaling) > _LARGEST_FLOAT32:
+            raise AdapterError(
+                "what the adapter adds would be multiplied by more than float32 holds",
+                file=self.path,
+                tensor=module,
+                expected=f"at most {_LARGEST_FLOAT32:g}",
+                found=f"{scaling:g}, with --lora_weights {self.weight:g}",
+                remedy="give --lora_weights near 1, and take adapter_config.json from the run "
+                "that trained the adapter",
+            )
+        return scaling
+
+    def settled(self, ranks: Mapping[str, int]) -> AdapterConfig:
+        """The configuration with one rule for patterns, by the ``ranks`` that the modules have.
+
+        The shapes tell the rank, so a rule that gives others is not the one of the training.
+        Raises ``AdapterError`` when two that are left give different scalings.
+        """
+        fitting = tuple(rule for rule in self.rules if _fits(self, rule, ranks)) or self.rules[:1]
+        first = fitting[0]
+        for other in fitting[1:]:
+            for module in ranks:
+                one, two = _scaling(self, first, module), _scaling(self, other, module)
+                if one != two:
+                    raise AdapterError(
+                        "rank_pattern and alpha_pattern do not mean the same to all releases of "
+                        "PEFT, and it is not recorded which one trained the adapter",
+                        file=self.path,
+                        expected='"peft_version"',
+                        found=f"{module} scaled by {one:g} ({first.releases}) or {two:g} "
+                        f"({other.releases})",
+                        remedy="write the release that trained it into that file, such as "
+                        '"peft_version": "0.13.2"',
+                    )
+        return replace(self, rules=fitting[:1])
 
     def token_indices(self, module: str) -> tuple[int, ...]:
         """The rows of ``module`` that are replaced; a plain list is for every side that has any."""
@@ -71,12 +114,18 @@ class AdapterConfig:
         return any(module == name or module.endswith(f".{name}") for name in self.modules_to_save)
 
 
-def _matching(patterns: Mapping[str, object], module: str) -> str:
-    """The first pattern that matches the end of a module's name; PEFT's ``get_pattern_key``."""
-    for pattern in patterns:
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return pattern
-    return module
+def _rank_and_alpha(config: AdapterConfig, rule: Rule, module: str) -> tuple[int, float]:
+    rank, alpha = rule.numbers(config.rank_pattern, config.alpha_pattern, module)
+    return config.r if rank is None else rank, config.lora_alpha if alpha is None else alpha
+
+
+def _scaling(config: AdapterConfig, rule: Rule, module: str) -> float:
+    rank, alpha = _rank_and_alpha(config, rule, module)
+    return alpha / (rank**0.5 if config.use_rslora else rank)
+
+
+def _fits(config: AdapterConfig, rule: Rule, ranks: Mapping[str, int]) -> bool:
+    return all(_rank_and_alpha(config, rule, name)[0] == rank for name, rank in ranks.items())
 
 
 def read_fields(folder: Path) -> dict[str, Any]:
@@ -123,11 +172,11 @@ def read_adapter_config(folder: Path, weight: float = 1.0) -> AdapterConfig:
             )
     return AdapterConfig(
         path=path,
-        r=int(_positive(fields, "r", path)),
-        lora_alpha=_positive(fields, "lora_alpha", path),
+        r=_rank(fields.get("r"), "r", path),
+        lora_alpha=_number(fields.get("lora_alpha"), "lora_alpha", path),
         use_rslora=bool(fields.get("use_rslora")),
-        rank_pattern={k: int(v) for k, v in _pattern(fields, "rank_pattern", path).items()},
-        alpha_pattern=_pattern(fields, "alpha_pattern", path),
+        rank_pattern=_pattern(fields, "rank_pattern", path, _rank),
+        alpha_pattern=_pattern(fields, "alpha_pattern", path, _number),
         ensure_weight_tying=bool(fields.get("ensure_weight_tying")),
         base_model_name_or_path=_text(fields, "base_model_name_or_path"),
         unknown=unknown,
@@ -138,6 +187,7 @@ def read_adapter_config(folder: Path, weight: float = 1.0) -> AdapterConfig:
         trainable_token_indices=_token_indices(fields, path),
         peft_version=_text(fields, "peft_version"),
         weight=weight,
+        rules=possible_rules(fields),
     )
 
 
@@ -187,7 +237,12 @@ def _token_indices(
     return tuple(value)
 
 
-def _pattern(fields: Mapping[str, Any], key: str, path: Path) -> dict[str, float]:
+def _pattern(
+    fields: Mapping[str, Any],
+    key: str,
+    path: Path,
+    read: Callable[[Any, str, Path], N],
+) -> dict[str, N]:
     """Numbers by regular expressions of module names."""
     pattern = fields.get(key) or {}
     if not isinstance(pattern, dict):
@@ -198,40 +253,46 @@ def _pattern(fields: Mapping[str, Any], key: str, path: Path) -> dict[str, float
             found=repr(pattern),
             remedy=_OF_THIS_RUN,
         )
-    for module in pattern:
+    if sum(len(text) for text in pattern if not is_plain(text)) > _LONGEST_PATTERNS:
+        raise _no_expression(path, key, f"more than {_LONGEST_PATTERNS} characters of expressions")
+    for text in pattern:
         try:
-            _require_quick(module)
+            for rule in RULES:
+                rule.require_valid(text)
         except (re.error, OverflowError, RecursionError) as error:
-            raise AdapterError(
-                "the adapter configuration has a pattern that is no regular expression",
-                file=path,
-                expected=f'"{key}" with the names of modules, or expressions for them',
-                found=f"{module!r}: {error}",
-                remedy=_OF_THIS_RUN,
-            ) from None
-    return {module: _positive(pattern, module, path) for module in pattern}
+            raise _no_expression(path, key, f"{text!r}: {error}") from None
+    return {text: read(value, f"{key}: {text}", path) for text, value in pattern.items()}
 
 
-def _require_quick(pattern: str) -> None:
-    """Compile a pattern. Raises ``re.error`` for one whose search might not end in our lifetime.
+def _no_expression(path: Path, key: str, found: str) -> AdapterError:
+    return AdapterError(
+        "the adapter configuration has a pattern that is no regular expression for names of "
+        "modules",
+        file=path,
+        expected=f'"{key}" with the names of modules, or expressions for them',
+        found=found,
+        remedy="write out the names of the modules, or " + _OF_THIS_RUN,
+    )
 
-    That takes repetitions of repetitions, or many choices; names of modules need neither.
-    """
-    loops, choices = len(re.findall(r"[*+{]", pattern)), pattern.count("(")
-    if len(pattern) > 1000 or loops > 4 or choices > 4 or re.search(r"\)\s*[*+{]", pattern):
-        raise re.error("it repeats too much to be searched for")
-    re.compile(pattern)
+
+def _rank(value: Any, key: str, path: Path) -> int:
+    """A rank: PEFT refuses those below 1."""
+    return int(_within(value, key, path, "a whole number from 1 on", 1, _LARGEST_RANK))
 
 
-def _positive(fields: Mapping[str, Any], key: str, path: Path) -> float:
-    value: Any = fields.get(key)
+def _number(value: Any, key: str, path: Path) -> float:
+    """An alpha: PEFT takes zero and negative ones, which add nothing or subtract."""
+    return float(_within(value, key, path, "a number", -_LARGEST_FLOAT32, _LARGEST_FLOAT32))
+
+
+def _within(value: Any, key: str, path: Path, expected: str, low: float, high: float) -> float:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < value < _LARGEST:
+    if not number or not low <= value <= high or (high == _LARGEST_RANK and value != int(value)):
         raise AdapterError(
             "the adapter configuration lacks a number that the scaling is made of",
             file=path,
-            expected=f'"{key}": a positive number',
-            found=repr(value),
+            expected=f'"{key}": {expected}',
+            found=repr(value)[:80],
             remedy=_OF_THIS_RUN,
         )
     return float(value)

@@ -55,7 +55,8 @@ HANDLED = (
         "rank and alpha patterns",
         "0.6",
         "`rank_pattern`, `alpha_pattern`",
-        "rank and alpha of a module are those of the first pattern that matches its name's end",
+        "rank and alpha of a module are those of the first pattern that matches its name's end; "
+        "where PEFT's releases differ, by `peft_version`, else by the shapes of the matrices",
         ("rank_pattern", "alpha_pattern"),
     ),
     Kind(

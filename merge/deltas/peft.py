@@ -108,8 +108,15 @@ def open_adapter(folder: Path, offload: Offload | None = None, weight: float = 1
     _require_not_empty(path, tensors)
     claims = claim(path, tensors)
     _require_no_delta(path, claims)
+    config = config.settled(_ranks(claims))
     replaced, trained, ignored = whole_tensors(path, config, claims)
     return Adapter(folder, path, config, _patches(path, config, claims), replaced, trained, ignored)
+
+
+def _ranks(claims: Claims) -> dict[str, int]:
+    """The rank of each module by its lora_A."""
+    both = claims.parts["lora_A"] | claims.parts["lora_embedding_A"]
+    return {module: a.shape[0] for module, a in both.items() if a.shape}
 
 
 def _require_not_empty(path: Path, tensors: Mapping[str, LazyTensor]) -> None:

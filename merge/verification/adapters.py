@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError
+from ..expressions import matcher
 from ..formats import open_container
 from ..json_text import read_json
 from ..lazy import LazyTensor
@@ -133,27 +134,58 @@ def _add_products(
     contents: AdapterContents, parts: Mapping[str, Mapping[str, LazyTensor]], weight: float
 ) -> None:
     config = contents.config
-    for letter_a, letter_b, embedding in (
-        ("lora_A", "lora_B", False),
-        ("lora_embedding_A", "lora_embedding_B", True),
-    ):
+    letters = (("lora_A", "lora_B", False), ("lora_embedding_A", "lora_embedding_B", True))
+    ranks = {m: a.shape[0] for letter, *_ in letters for m, a in parts.get(letter, {}).items()}
+    alphas = _alphas(config, ranks)
+    for letter_a, letter_b, embedding in letters:
         for module, a in parts.get(letter_a, {}).items():
-            scaling = weight * _scaling(config, module, a.shape[0])
+            root = a.shape[0] ** 0.5 if config.get("use_rslora") else a.shape[0]
+            scaling = weight * alphas[module] / root
             b = parts[letter_b][module]
             contents.products[f"{module}.weight"] = Product(a, b, scaling, embedding)
             if not embedding and module in parts.get("lora_bias", {}):
                 contents.vectors[f"{module}.bias"] = (parts["lora_bias"][module], scaling)
 
 
-def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """``alpha / r``, or ``alpha / sqrt(r)`` with rsLoRA; alpha by the first pattern that fits."""
-    alpha = config.get("lora_alpha")
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = value
-            break
-    alpha = 8 if alpha is None else alpha  # PEFT's default
-    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+def _alphas(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, float]:
+    """``lora_alpha`` of each module, by the newest of PEFT's rules that gives the modules' ranks.
+
+    A recorded release has one rule. Those until 0.13 search both patterns at once.
+    """
+    match = re.match(r"(\d+)\.(\d+)", str(config.get("peft_version") or ""))
+    release = (int(match[1]), int(match[2])) if match else None
+    rules: tuple[tuple[str, bool], ...]
+    rules = ((r"(.*\.)?(KEY)$", False), (r".*\.KEY$", False), (r".*\.KEY$", True))
+    if release is not None:
+        rules = (rules[0 if release > (0, 14) else 1 if release == (0, 14) else 2],)
+    found: dict[str, float] = {}
+    for wrapped, joint in rules:
+        alphas, fits = {}, True
+        for module, rank in ranks.items():
+            rank_there, alpha = _by_patterns(config, module, wrapped, joint)
+            fits = fits and rank_there in (None, rank)
+            alphas[module] = alpha
+        found = found or alphas
+        if fits:
+            return alphas
+    return found
+
+
+def _by_patterns(
+    config: Mapping[str, Any], module: str, wrapped: str, joint: bool
+) -> tuple[int | None, float]:
+    """Rank and alpha of a module; the rank is None where the configuration has none."""
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+
+    def first(*patterns: str) -> str:
+        fitting = (p for p in patterns if matcher(p, wrapped)(module))
+        return next(fitting, module)
+
+    rank_key = first(*ranks, *alphas) if joint else first(*ranks)
+    alpha_key = rank_key if joint else first(*alphas)
+    default = config.get("lora_alpha")
+    default = 8 if default is None else default  # PEFT's default
+    return ranks.get(rank_key, config.get("r")), float(alphas.get(alpha_key, default))
 
 
 def _token_indices(given: Any, module: str) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Make the adapters in this folder with an older release of PEFT: run by hand, not by the tests.
 
     pip install --no-deps --target OLD_PEFT peft==0.9.0
-    HF_HUB_OFFLINE=1 PYTHONPATH=OLD_PEFT:TRANSFORMERS_4.46 python tests/deltas/frozen/make.py
+    HF_HUB_OFFLINE=1 PYTHONPATH=OLD_PEFT:TRANSFORMERS_4.46 python tests/deltas/frozen/make.py [KIND]
 
 The base is made once, by the first run. Each release writes adapters as its users had them, and the
 logits that it gives with each of them, unmerged.
@@ -10,6 +10,7 @@ logits that it gives with each of them, unmerged.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,20 @@ KINDS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "patterns": (
         (0, 6),
         {"target_modules": Q, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 5}},
+    ),
+    # Until 0.13 a pattern of ranks that matches keeps those of alphas from being searched.
+    "overlapping-patterns": (
+        (0, 6),
+        {"target_modules": Q, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {".*_proj": 5}},
+    ),
+    # Until 0.14 only the first of several choices is one of a name's end.
+    "choice-patterns": (
+        (0, 6),
+        {
+            "target_modules": Q,
+            "rank_pattern": {"q_proj|down_proj": 2},
+            "alpha_pattern": {"q_proj|down_proj": 5},
+        },
     ),
     "rslora": ((0, 8), {"target_modules": Q, "use_rslora": True}),
     "dora": ((0, 9), {"target_modules": Q, "use_dora": True}),
@@ -82,5 +97,5 @@ if __name__ == "__main__":
     os.chdir(HERE)
     release = tuple(int(part) for part in peft.__version__.split(".")[:2])
     for kind, (since, settings) in KINDS.items():
-        if release >= since:
+        if release >= since and kind in (sys.argv[1:] or KINDS):
             make(kind, settings)
