@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from merge import convert_checkpoint, merge_lora
+from merge import convert_checkpoint, merge_lora, verify_merge
 from merge.formats import InputFile
 from merge.formats import gguf as container
 from merge.layouts.folder import open_checkpoint
@@ -199,6 +199,16 @@ def test_the_converters_file_is_read_as_the_model_that_it_was_made_from(
     assert found.keys() == wanted.keys()
     for key, tensor in wanted.items():
         assert torch.equal(found[key].read().float(), tensor.float()), key
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_that_the_converter_writes_is_called_wrong(
+    pairs: dict[str, tuple[Path, Path]], name: str
+) -> None:
+    ours, theirs = pairs[name]
+    found = verify_merge(theirs, base_model=ours.parents[1] / "models" / name)
+    assert [str(fault) for fault in found.faults] == []
+    assert any(line.startswith("metadata ") for line in found.checked)
 
 
 def test_the_cases_are_what_they_are_called(pairs: dict[str, tuple[Path, Path]]) -> None:
