@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from merge.deltas.kinds import ARITHMETIC_MARKS, HANDLED, HARMLESS  # noqa: E402
+from merge.deltas.kinds import HANDLED, HARMLESS  # noqa: E402
 from merge.deltas.refusals import REFUSED  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "adapters.md"
@@ -22,12 +22,10 @@ def tables() -> dict[str, str]:
     refused = ["| kind | field | because | way out |", "| :-- | :-- | :-- | :-- |"]
     refused += [f"| {r.name} | `{r.field}` | {r.reason} | {r.remedy} |" for r in REFUSED]
     harmless = ", ".join(f"`{name}`" for name in sorted(HARMLESS))
-    marks = ", ".join(f"`{mark}`" for mark in ARITHMETIC_MARKS)
     return {
         "merged": "\n".join(handled),
         "refused": "\n".join(refused),
         "harmless": f"{harmless}.",
-        "marks": f"{marks}.",
     }
 
 

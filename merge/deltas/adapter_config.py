@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from ..errors import AdapterError
 from ..expressions import is_plain
 from ..json_text import read_json
-from .kinds import KNOWN_FIELDS, changes_arithmetic
+from .kinds import KNOWN_FIELDS
 from .patterns import RULES, Rule, possible_rules
 from .refusals import refusal
 
@@ -151,7 +151,7 @@ def read_adapter_config(folder: Path, weight: float = 1.0) -> AdapterConfig:
     of adapter that is not merged here.
     """
     path, fields = folder / CONFIG_NAME, read_fields(folder)
-    unknown = _unknown(fields, path)
+    unknown = _unknown(fields)
     if refused := refusal(fields):
         raise AdapterError(
             f"this adapter cannot be merged ({refused.name}): {refused.reason}",
@@ -160,15 +160,16 @@ def read_adapter_config(folder: Path, weight: float = 1.0) -> AdapterConfig:
             remedy=refused.remedy,
         )
     for field in unknown:
-        if changes_arithmetic(field):
+        if fields[field]:
             raise AdapterError(
-                "the adapter configuration has a field that may change the arithmetic and is not "
-                "known here",
+                "the adapter configuration has a field that is not known here and is set, so it "
+                "may change the arithmetic",
                 file=path,
-                expected="fields of LoRA as PEFT up to 0.21 writes them",
-                found=f'"{field}": {fields[field]!r}',
-                remedy="look for a newer version of this program, or merge it with PEFT's own "
-                "merge_and_unload; if the field is your own and harmless, remove it",
+                expected="fields of LoRA as PEFT up to 0.21 writes them (docs/adapters.md)",
+                found=f'"{field}": {fields[field]!r}'[:200],
+                remedy="if you know that it says nothing about how the adapter is added to its "
+                "base, remove it from this file; else look for a newer version of this program, or "
+                "merge it with PEFT's own merge_and_unload",
             )
     return AdapterConfig(
         path=path,
@@ -191,8 +192,8 @@ def read_adapter_config(folder: Path, weight: float = 1.0) -> AdapterConfig:
     )
 
 
-def _unknown(fields: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    return tuple(sorted(key for key, value in fields.items() if key not in KNOWN_FIELDS and value))
+def _unknown(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(sorted(fields.keys() - KNOWN_FIELDS))
 
 
 def _text(fields: Mapping[str, Any], key: str) -> str | None:

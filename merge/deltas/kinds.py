@@ -159,6 +159,7 @@ PLAIN_KEY = r"(?P<module>.+)\.(?P<rest>weight|bias)"
 # Fields that change nothing about how a finished adapter is added to its base.
 HARMLESS = frozenset(
     [
+        # of PEFT's releases up to 0.21
         "auto_mapping",
         "base_model_class",
         "base_model_name_or_path",
@@ -175,20 +176,30 @@ HARMLESS = frozenset(
         "revision",
         "runtime_config",
         "task_type",
+        # of transformers, which copies its own configuration's fields into others at times
+        "_from_model_config",
+        "_name_or_path",
+        "model_type",
+        "torch_dtype",
+        "dtype",
+        "transformers_version",
+        "use_cache",
+        # of trainers (ms-swift, LLaMA-Factory, axolotl, unsloth): how it was trained
+        "gradient_checkpointing",
+        "lora_dtype",
+        "lorap_emb_lr",
+        "lorap_lr_ratio",
+        "loraplus_lr_embedding",
+        "loraplus_lr_ratio",
+        "max_seq_length",
+        "random_state",
+        "unsloth_version",
+        "use_gradient_checkpointing",
     ]
 )
-
-
-# A field that is not known here is refused when its name has one of these marks of arithmetic.
-ARITHMETIC_MARKS = ("use_", "lora", "_config", "alpha", "rank", "scal", "pattern", "target", "init")
 
 KNOWN_FIELDS = (
     HARMLESS
     | {name for kind in HANDLED for name in kind.fields}
     | {refusal.field for refusal in REFUSED}
 )
-
-
-def changes_arithmetic(field_name: str) -> bool:
-    """Whether a field that is not known here may change how the adapter is added."""
-    return any(mark in field_name for mark in ARITHMETIC_MARKS)

@@ -36,6 +36,17 @@ _OTHER_BASE = (
 _PLAIN_STARTS = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
 
 
+def _is_plain_start(value: object) -> bool:
+    """Whether ``init_lora_weights`` leaves the base alone: yes or no, or one of the names."""
+    named = isinstance(value, str) and value.lower() in _PLAIN_STARTS
+    return value is None or isinstance(value, bool) or named
+
+
+def _is_set(value: object) -> bool:
+    """Whether a kind with a configuration of its own is in use; ``{}`` is one of defaults."""
+    return value is not None and value is not False
+
+
 def _type(name: str, peft_type: str, reason: str, remedy: str, *marks: str) -> Refusal:
     return Refusal(name, "peft_type", lambda value: value == peft_type, reason, remedy, marks)
 
@@ -81,7 +92,7 @@ REFUSED = (
     Refusal(
         "any other start of its own",
         "init_lora_weights",
-        lambda value: isinstance(value, str) and value.lower() not in _PLAIN_STARTS,
+        lambda value: not _is_plain_start(value),
         "it is not known here whether that initialisation changed the base",
         _CONVERT,
     ),
@@ -114,11 +125,11 @@ REFUSED = (
         _USE_UNMERGED,
     ),
     Refusal("QALoRA", "use_qalora", bool, "QALoRA pools the inputs of lora_A", _MERGE_WITH_PEFT),
-    Refusal("BD-LoRA", "use_bdlora", bool, "its factors are block-diagonal", _MERGE_WITH_PEFT),
+    Refusal("BD-LoRA", "use_bdlora", _is_set, "its factors are block-diagonal", _MERGE_WITH_PEFT),
     Refusal(
         "Arrow",
         "arrow_config",
-        bool,
+        _is_set,
         "Arrow routes between adapters",
         _USE_UNMERGED,
         ("lora_arrow",),
@@ -126,18 +137,23 @@ REFUSED = (
     Refusal(
         "KaSA",
         "kasa_config",
-        bool,
+        _is_set,
         "KaSA changes the base and the product",
         _MERGE_WITH_PEFT,
         ("lora_diag",),
     ),
     Refusal(
-        "VeLoRA", "velora_config", bool, "VeLoRA is not known here", _MERGE_WITH_PEFT, ("velora",)
+        "VeLoRA",
+        "velora_config",
+        _is_set,
+        "VeLoRA is not known here",
+        _MERGE_WITH_PEFT,
+        ("velora",),
     ),
     Refusal(
         "MonteCLoRA",
         "monteclora_config",
-        bool,
+        _is_set,
         "MonteCLoRA samples its weights",
         _MERGE_WITH_PEFT,
         ("monteclora",),

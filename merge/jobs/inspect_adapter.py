@@ -141,7 +141,7 @@ def _contents(adapter: Adapter) -> Iterator[str]:
     for ignored in adapter.ignored:
         yield f"left aside {ignored}"
     if adapter.config.unknown:
-        yield f"unknown    {', '.join(adapter.config.unknown)} (harmless by their names)"
+        yield f"unknown    {', '.join(adapter.config.unknown)} (not set)"
 
 
 def _digest(adapter: Adapter) -> Iterator[str]:
