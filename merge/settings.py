@@ -18,6 +18,7 @@ OutputType = Literal["pth", "huggingface", "gguf"]
 Rounding = Literal["once", "per_adapter"]
 
 IO_MODES: tuple[IoMode, ...] = ("auto", "direct", "buffered")
+ROUNDINGS: tuple[Rounding, ...] = ("once", "per_adapter")
 NEW_TOKEN_INITS = ("subtokens", "mean", "zeros", "normal")
 OUTPUT_TYPES: tuple[OutputType, ...] = ("pth", "huggingface", "gguf")
 DTYPES = ("auto", "float16", "bfloat16", "float32")
@@ -150,7 +151,7 @@ class MergeSettings(OutputSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_one_of("rounding", self.rounding, ("once", "per_adapter"))
+        require_one_of("rounding", self.rounding, ROUNDINGS)
         require_one_of("vocab_mismatch", self.vocab_mismatch, VOCAB_MISMATCHES)
         require_positive("context_length", self.context_length)
         if self.new_token_init is not None:

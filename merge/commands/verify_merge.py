@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..settings import NEW_TOKEN_INITS, ROUNDINGS, VOCAB_MISMATCHES
 from .common import (
     DIFFERENT,
     DONE,
@@ -56,8 +57,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--delta_model", metavar="DIR_OR_HUB_ID", help="a dense delta that was added")
     add(
         "--rounding",
-        choices=("once", "per_adapter"),
+        choices=ROUNDINGS,
         help="as in the merge (default: as the manifest says, else once)",
+    )
+    add(
+        "--vocab_mismatch",
+        choices=VOCAB_MISMATCHES,
+        help="as in the merge (default: as the manifest says, else error)",
+    )
+    add(
+        "--new_token_init",
+        choices=NEW_TOKEN_INITS,
+        help="as in the merge: rows for new tokens were added (default: as the manifest says, "
+        "else none)",
     )
     add(
         "--files_only",
@@ -88,6 +100,8 @@ def _verify(args: argparse.Namespace) -> int:
             lora_weights=" ".join(args.lora_weights) if args.lora_weights else None,
             delta_model=args.delta_model,
             rounding=args.rounding,
+            vocab_mismatch=args.vocab_mismatch,
+            new_token_init=args.new_token_init,
             files_only=args.files_only,
             context_length=args.context_length,
             num_workers=args.num_workers,

@@ -105,7 +105,7 @@ def _read(
         found = list(manifest.check_files(folder, content, lambda path: digests[path].sha256))
         faults += found
         if not found and not quiet:
-            name, count = shown(str(folder)), len(content["files"])
+            name, count = shown(str(folder)), len(content.files)
             print(f"{name}: all {count} files are as the merge wrote them")
     return [digests[path] for path in files], faults
 

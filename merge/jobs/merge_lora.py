@@ -145,7 +145,8 @@ class MergeJob:
             name: {"steps": [step.as_json() for step in steps]}
             for name, steps in self.model.steps.items()
         }
-        how = {"dtype": self.settings.dtype, "rounding": self.settings.rounding}
+        recorded = ("dtype", "rounding", "vocab_mismatch", "new_token_init")
+        how = {name: getattr(self.settings, name) for name in recorded}
         return manifest(self.plan, written, inputs, self.sources.tokenizer, how, steps)
 
 

@@ -98,6 +98,7 @@ class ResizeJob:
     plan: Plan
     init: str
     seed: int
+    pad_to_multiple_of: int | None
     base_rows: int
     rows: int
 
@@ -110,7 +111,12 @@ class ResizeJob:
         from ..integrity import checkpoint_entry, manifest
 
         inputs = {"base_model": checkpoint_entry(self.sources.base_model, self.base)}
-        how = {"dtype": self.settings.dtype, "init": self.init, "seed": self.seed}
+        how = {
+            "dtype": self.settings.dtype,
+            "init": self.init,
+            "seed": self.seed,
+            "pad_to_multiple_of": self.pad_to_multiple_of,
+        }
         return manifest(self.plan, written, inputs, self.tokenizer, how, {})
 
     def inputs(self) -> tuple[str, ...]:
@@ -168,7 +174,8 @@ def _prepare(
     }
     model = Model(cast, tied, rows, config, sources.tokenizer, (sources.base_model,))
     plan = plan_output(model, settings)
-    return ResizeJob(sources, tokenizer, settings, base, plan, init, seed, base_rows, rows)
+    how = (init, seed, pad_to_multiple_of)
+    return ResizeJob(sources, tokenizer, settings, base, plan, *how, base_rows, rows)
 
 
 def _rows(tokens: int, base_rows: int, pad_to_multiple_of: int | None) -> int:

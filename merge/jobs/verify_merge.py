@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenizer_tools.huggingface import MODEL_NAME, read_tokenizer
 
@@ -16,7 +16,14 @@ from ..json_text import read_json
 from ..layouts.config import CONFIG_NAME
 from ..layouts.folder import config_path, is_gguf
 from ..outputs import MANIFEST_NAME
-from ..settings import MergeSettings, require_positive
+from ..settings import (
+    NEW_TOKEN_INITS,
+    ROUNDINGS,
+    VOCAB_MISMATCHES,
+    MergeSettings,
+    require_one_of,
+    require_positive,
+)
 from ..sizes import peak_memory, size_text
 from ..sources import resolve, split_list, tokenizer_home
 from ..staging import Offload
@@ -24,6 +31,7 @@ from .writing import OnProgress
 
 if TYPE_CHECKING:
     from ..verification.demands import Described
+    from ..verification.manifest import Manifest
     from ..verification.recipes import Inputs
     from ..verification.verify import Findings
 
@@ -60,6 +68,8 @@ def verify_merge(
     lora_weights: str | Sequence[float] | None = None,
     delta_model: str | Path | None = None,
     rounding: str | None = None,
+    vocab_mismatch: str | None = None,
+    new_token_init: str | None = None,
     files_only: bool = False,
     context_length: int | None = None,
     num_workers: int | None = None,
@@ -79,15 +89,33 @@ def verify_merge(
     folder = Path(output_dir).expanduser()
     require_positive("num_workers", num_workers)
     workers = MergeSettings(num_workers=num_workers).workers
+    for option, value, choices in (
+        ("rounding", rounding, ROUNDINGS),
+        ("vocab_mismatch", vocab_mismatch, VOCAB_MISMATCHES),
+        ("new_token_init", new_token_init, NEW_TOKEN_INITS),
+    ):
+        if value is not None:
+            require_one_of(option, value, choices)
     manifest = _manifest(folder, is_needed=files_only or base_model is None)
-    named = _Named(base_model, lora_model, lora_weights, delta_model, rounding, context_length)
+    named = _Named(
+        base_model,
+        lora_model,
+        lora_weights,
+        delta_model,
+        rounding,
+        vocab_mismatch,
+        new_token_init,
+        context_length,
+    )
     parent = Path(offload_dir).expanduser() if offload_dir else None
     with Offload(parent, folder, "buffered") as offload:
-        inputs = None if files_only else _inputs(named, manifest or {}, offload)
+        inputs = None if files_only else _inputs(named, manifest, offload)
         # With a manifest, digests hold for what a GGUF file says of its model.
         by_key = inputs is not None and manifest is None and is_gguf(folder)
         described = inputs.described() if inputs is not None and by_key else None
         found = _check(folder, manifest, inputs, described, workers, offload, on_progress)
+    if inputs is not None and manifest is None:
+        found.checked.append(named.assumed())
     seconds = time.monotonic() - started
     lines = tuple(found.checked), tuple(found.unchecked)
     return Verification(folder, tuple(found.faults), *lines, seconds)
@@ -102,13 +130,27 @@ class _Named:
     weights: str | Sequence[float] | None
     delta: str | Path | None
     rounding: str | None
+    vocab_mismatch: str | None
+    new_token_init: str | None
     context_length: int | None
 
+    def assumed(self) -> str:
+        """What a check takes for granted that has no manifest to ask."""
+        options = {
+            "rounding": self.rounding or "once",
+            "vocab_mismatch": self.vocab_mismatch or "error",
+            "new_token_init": self.new_token_init,
+        }
+        words = [
+            f"--{name} {value}" if value else f"no --{name}" for name, value in options.items()
+        ]
+        return f"assumed    {', '.join(words)}: there is no manifest to say it"
 
-def _manifest(folder: Path, is_needed: bool) -> dict[str, Any] | None:
+
+def _manifest(folder: Path, is_needed: bool) -> Manifest | None:
     from ..verification.manifest import read_manifest
 
-    if not folder.is_dir():
+    if "\0" in str(folder) or not folder.is_dir():
         raise UsageError(
             "the result does not exist", file=folder, remedy="give the --output_dir of a merge"
         )
@@ -117,7 +159,7 @@ def _manifest(folder: Path, is_needed: bool) -> dict[str, Any] | None:
 
 def _check(
     folder: Path,
-    manifest: Mapping[str, Any] | None,
+    manifest: Manifest | None,
     inputs: _Opened | None,
     described: Described | None,
     workers: int,
@@ -130,33 +172,38 @@ def _check(
     from ..verification.manifest import check_files
     from ..verification.metadata import check_metadata
     from ..verification.verify import Findings, check_result
-    from ..verification.vocabulary import check_vocabulary
+    from ..verification.vocabulary import check_tokenizer, check_vocabulary
 
-    made = inputs.made if inputs is not None else None
     try:
         result = open_checkpoint(folder, offload, with_extra=True, any_decoder=True)
-        found = check_result(folder, result, manifest, made, workers, on_progress)
+        made = _grown(folder, inputs, manifest) if inputs is not None else None
     except MergeError as error:
         files = check_files(folder, manifest, read_digest) if manifest is not None else ()
         return Findings(faults=[*files, error])
+    found = check_result(folder, result, manifest, made, workers, on_progress)
     rows = embedding_rows(result.tensors)
-    padded = "init" in (manifest or {})
+    kept = inputs is not None and inputs.mismatch == "keep_base_rows"
+    padded = kept or (manifest is not None and manifest.is_resized)
     if made is not None:
         padded = padded or rows == embedding_rows((made.dense or made.base).tensors)
     if not is_gguf(folder) and not (folder / MODEL_NAME).is_file():
         found.unchecked.append(f"vocabulary: {rows} rows, but no {MODEL_NAME} beside them")
         return found
     parents = inputs.parents if inputs is not None and described is None else []
+    merged = manifest.tokenizer if manifest is not None else None
+    other_tokenizer = list(check_tokenizer(folder, merged))
+    if made is not None and made.growth is not None:
+        found.faults += other_tokenizer
+    may_be_shorter = kept or (merged is not None and not other_tokenizer)
     # llama.cpp needs a token for each row, padding or not.
-    found.faults += check_vocabulary(folder, result, parents, padded and not is_gguf(folder))
+    padded = padded and not is_gguf(folder)
+    found.faults += check_vocabulary(folder, result, parents, padded, may_be_shorter)
     found.checked.append(f"vocabulary {rows} rows and the tokenizer")
     if described is not None:
         more = check_metadata(folder, rows, described)
         found.faults += more.faults
         found.checked += more.checked
         found.unchecked += more.unchecked
-    elif manifest is None:
-        found.unchecked.append(f"what {config_path(folder).name} says beyond the tensors' sizes")
     return found
 
 
@@ -164,12 +211,16 @@ def _check(
 class _Opened:
     """The inputs, and the tokenizers whose ids the rows follow (``parents``).
 
-    ``models`` are the folders of the delta, where there is one, and of the base.
+    ``models`` are the folders of the delta, where there is one, and of the base. The last two say
+    what became of rows of the vocabulary that an adapter lacked, and that only the tokenizer asked
+    for.
     """
 
     made: Inputs
     parents: list[Path]
     models: list[Path]
+    mismatch: str
+    new_token_init: str | None
 
     def described(self) -> Described:
         """What the inputs say of a model that was made with the merge's defaults.
@@ -194,15 +245,30 @@ class _Opened:
         )
 
 
-def _inputs(named: _Named, manifest: Mapping[str, Any], offload: Offload) -> _Opened:
+def _grown(folder: Path, given: _Opened, manifest: Manifest | None) -> Inputs:
+    """The inputs with the rows that the tokenizer of ``folder`` asks for, where it was asked."""
+    from ..layouts.decoder import embedding_rows
+    from ..verification.recipes import Growth
+    from ..verification.vocabulary import read_vocabulary
+
+    if given.new_token_init is None:
+        return given.made
+    tokens = len(read_vocabulary(folder).tokens)
+    if manifest is None or not manifest.is_resized:
+        return replace(given.made, growth=Growth(tokens))
+    own = [len(read_vocabulary(parent).tokens) for parent in given.parents]
+    known = min([embedding_rows(given.made.base.tensors), *(own or [tokens])])
+    return replace(given.made, growth=Growth(tokens, manifest.multiple, known))
+
+
+def _inputs(named: _Named, manifest: Manifest | None, offload: Offload) -> _Opened:
     """The inputs, named or the manifest's."""
     from ..layouts.folder import open_checkpoint
     from ..lazy import dtype_named
     from ..verification.adapters import read_adapter
     from ..verification.recipes import Inputs
 
-    said = manifest.get("inputs", {})
-    base_source = named.base or _source(said, "base_model") or _source(said, "model")
+    base_source = named.base or (manifest.base.source if manifest and manifest.base else None)
     if base_source is None:
         raise UsageError(
             "the manifest does not say what the result was made of",
@@ -210,8 +276,8 @@ def _inputs(named: _Named, manifest: Mapping[str, Any], offload: Offload) -> _Op
         )
     base_folder = _resolved(base_source, "base model", offload)
     base = open_checkpoint(base_folder, offload, named.context_length, True, any_decoder=True)
-    target = None if named.delta or named.base else _source(said, "target_model")
-    dense_source = named.delta or target or _source(said, "delta_model")
+    target = None if named.delta or named.base else _source(manifest, "target_model")
+    dense_source = named.delta or target or _source(manifest, "delta_model")
     dense, models = None, [base_folder]
     if dense_source is not None:
         dense_folder = _resolved(dense_source, "delta", offload)
@@ -219,27 +285,36 @@ def _inputs(named: _Named, manifest: Mapping[str, Any], offload: Offload) -> _Op
         models = [dense_folder, base_folder]
     adapters = tuple(
         read_adapter(_resolved(source, "adapter", offload), weight, offload)
-        for source, weight in _adapters(named, said)
+        for source, weight in _adapters(named, manifest)
     )
-    rounding = named.rounding or manifest.get("rounding", "once")
-    dtype = dtype_named(str(manifest.get("dtype", "auto")))
-    inputs = Inputs(base, dense, -1 if target else 1, adapters, rounding == "per_adapter", dtype)
+    rounding = named.rounding or (manifest.rounding if manifest else "once")
+    mismatch = named.vocab_mismatch or (manifest.vocab_mismatch if manifest else "error")
+    inputs = Inputs(
+        base,
+        dense,
+        -1 if target else 1,
+        adapters,
+        rounding == "per_adapter",
+        dtype_named(manifest.dtype if manifest else "auto"),
+        mismatch == "truncate",
+    )
     giving = [adapter.folder for adapter in adapters if inputs.embeddings in adapter.whole]
     home = tokenizer_home(base_folder)
     last = giving[-1] if giving else home
     parents = [last] if last is not None and (last / MODEL_NAME).is_file() else []
-    return _Opened(inputs, parents, models)
+    init = named.new_token_init or (manifest.new_token_init if manifest else None)
+    return _Opened(inputs, parents, models, mismatch, init)
 
 
-def _source(said: Mapping[str, Any], role: str) -> str | None:
-    entry = said.get(role)
-    return str(entry["source"]) if entry else None
+def _source(manifest: Manifest | None, role: str) -> str | None:
+    entry = manifest.models.get(role) if manifest is not None else None
+    return entry.source if entry is not None else None
 
 
-def _adapters(named: _Named, said: Mapping[str, Any]) -> list[tuple[str, float]]:
+def _adapters(named: _Named, manifest: Manifest | None) -> list[tuple[str, float]]:
     """Each adapter's source and weight: as named, else as in the manifest."""
-    entries = said.get("adapters", []) if named.base is None or named.loras is None else []
-    merged = [(str(entry["source"]), float(entry.get("weight", 1.0))) for entry in entries]
+    asked = manifest is not None and (named.base is None or named.loras is None)
+    merged = [(e.source, e.weight) for e in manifest.adapters] if manifest and asked else []
     if named.loras is None:
         names = [] if named.base is not None and not merged else [source for source, _ in merged]
     else:

@@ -7,7 +7,7 @@ factor is which. Nothing here comes from ``merge.deltas``, so a mistake there is
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,13 @@ class Product:
     @property
     def rows(self) -> int:
         """Rows of the tensor that this is added to."""
-        return self.a.shape[1] if self.is_turned else self.b.shape[0]
+        return self.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor that this is added to."""
+        shape = (self.b.shape[0], *self.a.shape[1:])
+        return shape[::-1] if self.is_turned else shape
 
 
 @dataclass
@@ -70,6 +76,23 @@ class AdapterContents:
     def ties(self) -> bool:
         """Whether the adapter asks that tied embeddings stay tied."""
         return bool(self.config.get("ensure_weight_tying"))
+
+    def vocabulary_rows(self, names: Sequence[str]) -> int | None:
+        """Rows of the vocabulary that the adapter was trained with; None where it has no part in
+        the tensors of these names.
+        """
+        rows = [self.whole[name].rows for name in names if name in self.whole]
+        rows += [self.products[name].rows for name in names if name in self.products]
+        return rows[0] if rows else None
+
+    def shapes(self, name: str) -> Iterator[tuple[int, ...]]:
+        """The shapes of what the adapter puts in a tensor's place, or adds to it."""
+        if name in self.whole:
+            yield self.whole[name].shape
+        if name in self.products:
+            yield self.products[name].shape
+        if name in self.vectors:
+            yield self.vectors[name][0].shape
 
     def touches(self, name: str) -> bool:
         """Whether the adapter changes the tensor."""
@@ -135,6 +158,9 @@ def _add_products(
 ) -> None:
     config = contents.config
     letters = (("lora_A", "lora_B", False), ("lora_embedding_A", "lora_embedding_B", True))
+    for letter_a, letter_b, _ in letters:
+        for module, a in parts.get(letter_a, {}).items():
+            _require_product(contents, module, a, parts.get(letter_b, {}).get(module))
     ranks = {m: a.shape[0] for letter, *_ in letters for m, a in parts.get(letter, {}).items()}
     alphas = _alphas(config, ranks)
     for letter_a, letter_b, embedding in letters:
@@ -145,6 +171,23 @@ def _add_products(
             contents.products[f"{module}.weight"] = Product(a, b, scaling, embedding)
             if not embedding and module in parts.get("lora_bias", {}):
                 contents.vectors[f"{module}.bias"] = (parts["lora_bias"][module], scaling)
+
+
+def _require_product(
+    contents: AdapterContents, module: str, a: LazyTensor, b: LazyTensor | None
+) -> None:
+    """Raise ``AdapterError`` unless the two factors of a module can be multiplied."""
+    shapes = a.shape, b.shape if b is not None else None
+    fits = b is not None and len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1]
+    if not fits:
+        raise AdapterError(
+            "the adapter has no two factors that can be multiplied",
+            file=contents.weights,
+            tensor=module,
+            expected="A of shape (r, columns) and B of shape (rows, r)",
+            found=f"A {shapes[0]} and B {shapes[1] or 'missing'}",
+            remedy="give the adapter that was merged",
+        )
 
 
 def _alphas(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, float]:

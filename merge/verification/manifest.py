@@ -2,23 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, VerificationError
 from ..json_text import read_json
 from ..outputs import MANIFEST_NAME
+from ..settings import DTYPES, NEW_TOKEN_INITS, ROUNDINGS, VOCAB_MISMATCHES
 
 # Files that some reader would take for a part of the model.
 _WEIGHTS = ("*.pth", "*.bin", "*.safetensors", "*.gguf", "*.index.json")
 _MODELS = ("base_model", "delta_model", "target_model", "model")
+# What file systems take, in bytes, and what float64 holds.
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095
+_LARGEST_WEIGHT = sys.float_info.max
 _AGAIN = "copy the folder again from where it was right, or merge again"
 
 Hash = Callable[[Path], str]
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the model: its size and SHA-256."""
+
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A tensor: dtype, shape, and the XXH3 of its content, None where it was not read whole."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    digest: str | None
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model that went in."""
+
+    source: str
+    tensors: Mapping[str, TensorEntry]
+
+
+@dataclass(frozen=True)
+class AdapterEntry:
+    """An adapter that went in, with the SHA-256 of its files."""
+
+    source: str
+    weight: float
+    digests: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a manifest says, every value of the type that it must have.
+
+    ``models`` are the inputs by role. ``tokenizer`` is the SHA-256 of its vocabulary. What a job
+    does not record has the value that leaves things as they are. ``new_token_init`` is how rows
+    begin that only the tokenizer asks for; ``is_resized`` where the model's own rows end with its
+    tokens, and ``multiple`` is then the number of rows that theirs is rounded up to.
+    """
+
+    files: Mapping[str, FileEntry]
+    tensors: Mapping[str, TensorEntry]
+    models: Mapping[str, ModelEntry]
+    adapters: tuple[AdapterEntry, ...]
+    tokenizer: str | None
+    dtype: str
+    rounding: str
+    vocab_mismatch: str
+    new_token_init: str | None
+    is_resized: bool
+    multiple: int
+
+    @property
+    def base(self) -> ModelEntry | None:
+        """The model that everything was added to, or that was converted."""
+        return self.models.get("base_model") or self.models.get("model")
+
+
+def read_manifest(folder: Path) -> Manifest:
     """The manifest of a merged model. Raises ``FormatError`` when there is none, or another."""
     path = folder / MANIFEST_NAME
     if not path.is_file():
@@ -29,62 +98,157 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             remedy="give the output folder of a merge made here; two models without a manifest "
             "are compared with compare_checkpoints.py",
         )
-    manifest = read_json(path)
-    for fault in _form(manifest):
+    try:
+        return _manifest(read_json(path))
+    except _OtherFormError as fault:
         raise FormatError(
             "the manifest is not one of this program, or of another release",
             file=path,
-            found=fault,
+            expected=fault.expected,
+            found=fault.found,
             remedy="merge again with this release",
-        )
-    return manifest
+        ) from None
 
 
-def _form(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """Say where a manifest is not as it is written here."""
-    for key in ("files", "tensors", "inputs"):
-        entries = manifest.get(key)
-        if not isinstance(entries, dict):
-            yield f'no "{key}": {{...}}'
-            return
-    for name, entry in manifest["files"].items():
-        if Path(name).name != name or "\\" in name:
-            yield f"a file outside the folder: {name!r}"
-        elif not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int):
-            yield f"no size of {name!r}"
-        elif not isinstance(entry.get("sha256"), str):
-            yield f"no SHA-256 of {name!r}"
-    inputs = manifest["inputs"]
-    models = [inputs[role] for role in _MODELS if role in inputs]
-    adapters = inputs.get("adapters", [])
-    for entry in (*models, *(adapters if isinstance(adapters, list) else [None])):
-        if not isinstance(entry, dict) or not isinstance(entry.get("source"), str):
-            yield "an input without its source"
-    tensors = [manifest["tensors"], *(e["tensors"] for e in models if "tensors" in e)]
-    for mapping in tensors:
-        if not isinstance(mapping, dict) or not all(isinstance(e, dict) for e in mapping.values()):
-            yield "tensors that are no {name: {...}}"
-            return
+class _OtherFormError(Exception):
+    """Where a manifest is not as it is written here."""
+
+    def __init__(self, place: str, expected: str, found: object) -> None:
+        super().__init__(place)
+        self.expected, self.found = f"{place}: {expected}", repr(found)
 
 
-def listed_files(folder: Path, manifest: Mapping[str, Any]) -> list[Path]:
+def _manifest(said: Mapping[str, Any]) -> Manifest:
+    inputs = _object(said.get("inputs"), "inputs")
+    resized = "init" in said
+    key = "init" if resized else "new_token_init"
+    init = said.get(key)
+    multiple = said.get("pad_to_multiple_of")
+    tokenizer = _object(inputs.get("tokenizer", {}), "inputs.tokenizer").get("sha256")
+    return Manifest(
+        {
+            _file_name(name): _file(entry, f"files.{name}")
+            for name, entry in _object(said.get("files"), "files").items()
+        },
+        _tensors(said.get("tensors"), "tensors"),
+        {role: _model(inputs[role], f"inputs.{role}") for role in _MODELS if role in inputs},
+        tuple(_adapter(entry) for entry in _list(inputs.get("adapters", []), "inputs.adapters")),
+        None if tokenizer is None else _digest(tokenizer, "inputs.tokenizer.sha256", 64),
+        _one_of(said.get("dtype", "auto"), "dtype", DTYPES),
+        _one_of(said.get("rounding", "once"), "rounding", ROUNDINGS),
+        _one_of(said.get("vocab_mismatch", "error"), "vocab_mismatch", VOCAB_MISMATCHES),
+        None if init is None and not resized else _one_of(init, key, NEW_TOKEN_INITS),
+        resized,
+        1 if multiple is None else _number(multiple, "pad_to_multiple_of", 1),
+    )
+
+
+def _file(said: Any, place: str) -> FileEntry:
+    entry = _object(said, place)
+    size = _number(entry.get("bytes"), f"{place}.bytes")
+    return FileEntry(size, _digest(entry.get("sha256"), f"{place}.sha256", 64))
+
+
+def _tensors(said: Any, place: str) -> dict[str, TensorEntry]:
+    return {name: _tensor(e, f"{place}.{name}") for name, e in _object(said, place).items()}
+
+
+def _tensor(said: Any, place: str) -> TensorEntry:
+    entry = _object(said, place)
+    shape = tuple(_number(n, f"{place}.shape") for n in _list(entry.get("shape"), f"{place}.shape"))
+    digest = entry.get("xxh3_128")
+    return TensorEntry(
+        _text(entry.get("dtype"), f"{place}.dtype"),
+        shape,
+        None if digest is None else _digest(digest, f"{place}.xxh3_128", 32),
+    )
+
+
+def _model(said: Any, place: str) -> ModelEntry:
+    entry = _object(said, place)
+    tensors = _tensors(entry.get("tensors", {}), f"{place}.tensors")
+    return ModelEntry(_source(entry, place), tensors)
+
+
+def _adapter(said: Any) -> AdapterEntry:
+    place = "inputs.adapters"
+    entry = _object(said, place)
+    weight = entry.get("weight", 1.0)
+    if not isinstance(weight, (int, float)) or isinstance(weight, bool):
+        raise _OtherFormError(f"{place}.weight", "a number", weight)
+    if abs(weight) > _LARGEST_WEIGHT:
+        raise _OtherFormError(f"{place}.weight", "a number that float64 holds", weight)
+    files = [_object(file, f"{place}.files") for file in _list(entry.get("files", []), place)]
+    digests = tuple(_digest(file.get("sha256"), f"{place}.files.sha256", 64) for file in files)
+    return AdapterEntry(_source(entry, place), float(weight), digests)
+
+
+def _source(entry: Mapping[str, Any], place: str) -> str:
+    source = _text(entry.get("source"), f"{place}.source")
+    if not source or "\0" in source or len(source.encode()) > _LONGEST_PATH:
+        raise _OtherFormError(f"{place}.source", "a folder or a Hub id", source)
+    return source
+
+
+def _file_name(name: str) -> str:
+    plain = Path(name).name == name and name not in ("", "..") and not set(name) & set("\\\0")
+    if not plain or len(name.encode()) > _LONGEST_NAME:
+        raise _OtherFormError("files", "names of files in the folder", name)
+    return name
+
+
+def _object(value: Any, place: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise _OtherFormError(place, "{...}", value)
+    return value
+
+
+def _list(value: Any, place: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise _OtherFormError(place, "[...]", value)
+    return value
+
+
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str):
+        raise _OtherFormError(place, "text", value)
+    return value
+
+
+def _number(value: Any, place: str, least: int = 0) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise _OtherFormError(place, f"whole numbers from {least} on", value)
+    return value
+
+
+def _digest(value: Any, place: str, digits: int) -> str:
+    if not isinstance(value, str) or not re.fullmatch(rf"[0-9a-f]{{{digits}}}", value):
+        raise _OtherFormError(place, f"{digits} hexadecimal digits", value)
+    return value
+
+
+def _one_of(value: Any, place: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise _OtherFormError(place, " or ".join(choices), value)
+    return str(value)
+
+
+def listed_files(folder: Path, manifest: Manifest) -> list[Path]:
     """The files of a manifest that are there."""
-    return [folder / name for name in manifest["files"] if (folder / name).is_file()]
+    return [folder / name for name in manifest.files if (folder / name).is_file()]
 
 
-def check_files(
-    folder: Path, manifest: Mapping[str, Any], sha256: Hash
-) -> Iterator[VerificationError]:
+def check_files(folder: Path, manifest: Manifest, sha256: Hash) -> Iterator[VerificationError]:
     """Yield what is wrong with the files: missing, of another size or content, or not listed.
 
     ``sha256`` gives the digest of a file; one of another size is not read.
     """
-    for name, entry in manifest["files"].items():
+    for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file():
             yield VerificationError("a file of the model is missing", file=path, remedy=_AGAIN)
             continue
-        size, wanted = path.stat().st_size, entry["bytes"]
+        size, wanted = path.stat().st_size, entry.nbytes
         if size != wanted:
             yield VerificationError(
                 "a file is cut off" if size < wanted else "a file is longer than it was written",
@@ -93,15 +257,15 @@ def check_files(
                 found=f"{size:,} bytes",
                 remedy=_AGAIN,
             )
-        elif (found := sha256(path)) != entry.get("sha256"):
+        elif (found := sha256(path)) != entry.sha256:
             yield VerificationError(
                 "a file has other bytes than the merge wrote",
                 file=path,
-                expected=f"SHA-256 {entry.get('sha256')}",
+                expected=f"SHA-256 {entry.sha256}",
                 found=f"SHA-256 {found}",
                 remedy=_AGAIN,
             )
-    listed = {*manifest["files"], MANIFEST_NAME}
+    listed = {*manifest.files, MANIFEST_NAME}
     present = {path.name for pattern in _WEIGHTS for path in folder.glob(pattern)}
     for name in sorted(present - listed):
         yield VerificationError(

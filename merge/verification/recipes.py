@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..errors import AdapterError
 from ..layouts.conv1d import stores_transposed
 from ..layouts.decoder import HEAD_OF, embeddings
 from ..layouts.llama import EMBED_TOKENS
@@ -68,11 +69,28 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Growth:
+    """Rows for new tokens: as many as make ``tokens`` of them, rounded up to ``multiple``.
+
+    ``known`` are those of the model that have a token, where rows beyond are made anew too.
+    """
+
+    tokens: int
+    multiple: int = 1
+    known: int | None = None
+
+    def rows(self, rows: int) -> int:
+        """Rows of the result, where the inputs have ``rows``."""
+        return -(-max(rows, self.tokens) // self.multiple) * self.multiple
+
+
+@dataclass(frozen=True)
 class Inputs:
     """What a result was made of. ``sign`` is -1 where ``base`` was taken from ``dense``.
 
     ``dtype`` is that of the sums where the container has another one, as GGUF may: None keeps
-    that of the base.
+    that of the base. ``truncate`` says that rows of the vocabulary which an adapter lacks were
+    dropped; else they are the model's. ``growth`` is None where no rows were added for new tokens.
     """
 
     base: Checkpoint
@@ -81,6 +99,8 @@ class Inputs:
     adapters: tuple[AdapterContents, ...] = ()
     round_each: bool = False
     dtype: torch.dtype | None = None
+    truncate: bool = False
+    growth: Growth | None = None
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -97,17 +117,34 @@ class Inputs:
         """Name of the LM head."""
         return HEAD_OF[self.embeddings]
 
+    def is_vocabulary(self, name: str) -> bool:
+        """Whether a tensor has a row for each token."""
+        return name in (self.embeddings, self.head)
 
-def recipes(
-    inputs: Inputs, result: Mapping[str, LazyTensor], in_gguf: bool = False
-) -> tuple[dict[str, Recipe], list[str]]:
-    """The recipe of each tensor of ``result``, and the names that should be there and are not."""
+
+@dataclass(frozen=True)
+class Wanted:
+    """What inputs make of a result: how each tensor comes about, as far as its rows go, and its
+    shape; names that are ``missing`` in the result, and those in it that no input has.
+    """
+
+    recipes: dict[str, Recipe]
+    shapes: dict[str, tuple[int, ...]]
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+def wanted(inputs: Inputs, result: Mapping[str, LazyTensor], in_gguf: bool = False) -> Wanted:
+    """What ``inputs`` make of each tensor of ``result``.
+
+    Raises ``AdapterError`` for an adapter whose shapes do not fit the model.
+    """
     starts = _starts(inputs)
     head = inputs.head
     tied = bool(inputs.config.get("tie_word_embeddings"))
     if tied and head in result and head not in starts:
         starts[head] = starts[inputs.embeddings]
-    made = {}
+    made, shapes = {}, {}
     for name, tensor in result.items():
         if name not in starts:
             continue
@@ -115,8 +152,24 @@ def recipes(
         if in_gguf:
             own = inputs.base.tensors.get(name, inputs.base.tensors[inputs.embeddings])
             recipe = _in_its_dtype(recipe, inputs.dtype or own.dtype)
+        shapes[name] = _shape(recipe, inputs, name, tensor)
+        if shapes[name][1:] != tensor.shape[1:]:
+            recipe = replace(recipe, uncovered="it has another shape than its inputs give")
         made[name] = recipe.cut(tensor.rows)
-    return made, [name for name in starts if name not in result and not (tied and name == head)]
+    optional = head if tied else None
+    return Wanted(
+        made,
+        shapes,
+        tuple(name for name in starts if name not in result and name != optional),
+        tuple(name for name in result if name not in made),
+    )
+
+
+def _shape(recipe: Recipe, inputs: Inputs, name: str, found: LazyTensor) -> tuple[int, ...]:
+    """The shape that a tensor must have, which for the vocabulary depends on the tokenizer too."""
+    growth = inputs.growth if inputs.is_vocabulary(name) else None
+    rows = growth.rows(recipe.rows) if growth is not None else recipe.rows
+    return (rows, *recipe.columns) if found.shape else ()
 
 
 def _in_its_dtype(recipe: Recipe, dtype: torch.dtype) -> Recipe:
@@ -142,6 +195,9 @@ def _keeps_tied(adapter: AdapterContents, inputs: Inputs) -> bool:
 def _starts(inputs: Inputs) -> dict[str, Recipe]:
     """The base, or its sum or difference with a dense model."""
     base = {name: _plain(tensor) for name, tensor in inputs.base.tensors.items()}
+    if inputs.growth is not None and inputs.growth.known is not None:
+        for name in base.keys() & {inputs.embeddings, inputs.head}:
+            base[name] = base[name].cut(inputs.growth.known)
     if inputs.dense is None:
         return base | {name: _plain(tensor) for name, tensor in inputs.base.extra.items()}
     if inputs.base.config.get("tie_word_embeddings"):
@@ -183,13 +239,19 @@ def _with_adapters(
     """What all adapters make of a tensor; ``tied`` says that the base's LM head is its embeddings.
 
     An LM head that an adapter has nothing of follows the embeddings where the adapter asks for it.
+    Raises ``AdapterError`` for parts that do not fit.
     """
+    sides = inputs.embeddings, inputs.head
     for number, adapter in enumerate(inputs.adapters):
         is_head = tied and name == inputs.head
         follows = is_head and adapter.ties and not adapter.touches(name)
         source = inputs.embeddings if follows else name
+        _require_fit(source, recipe, adapter, name in sides)
         if source in adapter.whole:
             recipe = recipe.replaced(adapter.whole[source])
+        trained_with = adapter.vocabulary_rows(sides)
+        if inputs.truncate and name in sides and trained_with is not None:
+            recipe = recipe.cut(trained_with)
         before = recipe
         rows = adapter.rows.get(source)
         if is_head and rows is None and name not in adapter.whole:
@@ -202,6 +264,22 @@ def _with_adapters(
             recipe = recipe.with_step(Round(dtype))
         tied = tied and _keeps_tied(adapter, inputs)
     return recipe
+
+
+def _require_fit(name: str, recipe: Recipe, adapter: AdapterContents, free_rows: bool) -> None:
+    """Raise ``AdapterError`` for parts that are no part of a tensor of this shape."""
+    ours = (recipe.rows, *recipe.columns)
+    for theirs in adapter.shapes(name):
+        fits = theirs[1:] == ours[1:] if free_rows else theirs == ours
+        if not fits and theirs != ours[::-1]:  # some models keep their matrices transposed
+            raise AdapterError(
+                "the adapter does not fit the model, so the arithmetic cannot be checked",
+                file=adapter.weights,
+                tensor=name,
+                expected=f"shape {ours}",
+                found=f"shape {theirs}",
+                remedy="give base and adapters of the merge, in their order",
+            )
 
 
 def _added(name: str, recipe: Recipe, adapter: AdapterContents, inputs: Inputs) -> Recipe:

@@ -8,19 +8,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 from ..checksums import file_digest, read_digest
 from ..errors import MergeError, VerificationError
-from ..layouts.decoder import VOCABULARY_TENSORS
+from ..layouts.decoder import VOCABULARY_TENSORS, embedding_rows
 from ..layouts.folder import is_gguf
 from ..lazy import Checkpoint, LazyTensor, dtype_name
-from .manifest import check_files, listed_files
+from . import configuration
+from .manifest import Manifest, TensorEntry, check_files, listed_files
 from .mathematics import TensorResult, blocks_of, check_tensor
 from .reading import one_torch_thread
-from .recipes import Inputs, Recipe, recipes
+from .recipes import Inputs, Recipe, Wanted, wanted
 
 OnProgress = Callable[[int, int], object]
+_ROWS = (
+    "merge again; rows that --vocab_mismatch or --new_token_init gave are right only where the "
+    "manifest says so, or the options of the check"
+)
 _MERGE_AGAIN = "merge again; if it comes back, report it with the manifest"
 
 
@@ -32,11 +36,16 @@ class Findings:
     checked: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
 
+    def take(self, compared: configuration.Compared) -> None:
+        """Add what was found out about the configuration."""
+        self.faults += compared.faults
+        self.unchecked += compared.unchecked
+
 
 def check_result(
     folder: Path,
     result: Checkpoint,
-    manifest: Mapping[str, Any] | None,
+    manifest: Manifest | None,
     inputs: Inputs | None,
     workers: int,
     on_progress: OnProgress | None = None,
@@ -47,14 +56,17 @@ def check_result(
     the page cache holds what lies between the two. Without ``inputs`` only digests are checked.
     """
     found = Findings()
-    entries = manifest["tensors"] if manifest is not None else {}
+    entries = manifest.tensors if manifest is not None else {}
     found.faults += _names(result, entries, folder) if manifest is not None else []
-    made, missing = (
-        recipes(inputs, _all(result), is_gguf(folder)) if inputs is not None else ({}, [])
-    )
-    found.faults += [_lacking(folder, name) for name in missing]
+    tensors, made = _all(result), {}
+    if inputs is not None:
+        tensors = _as_read(result, inputs)
+        due = wanted(inputs, tensors, is_gguf(folder))
+        found.faults += _shapes(folder, tensors, due, inputs, entries)
+        made, tensors = due.recipes, _without_same_head(tensors, result, due, inputs)
+        found.take(_configuration(folder, result, manifest is not None, inputs))
     others: list[TensorResult] = []
-    progress = _Progress(on_progress, _total(result, made) + _file_bytes(folder, manifest))
+    progress = _Progress(on_progress, _total(tensors, made) + _file_bytes(folder, manifest))
     with (
         ThreadPoolExecutor(1) as hashing,
         ThreadPoolExecutor(workers) as pool,
@@ -62,7 +74,7 @@ def check_result(
         one_torch_thread(),
     ):
         files = hashing.submit(_files, folder, manifest, progress.add)
-        for name, tensor in _all(result).items():
+        for name, tensor in tensors.items():
             base = inputs.base.tensors.get(name) if inputs is not None else None
             try:
                 checked = check_tensor(name, tensor, made.get(name), base, pool, progress.add)
@@ -79,8 +91,15 @@ def check_result(
             if inputs is not None:
                 found.unchecked += [f"{name}: {why}" for why in checked.unchecked]
         found.faults[:0] = [*files.result(), *_other_inputs(others, manifest, inputs)]
+    if manifest is not None and (bare := manifest.tensors.keys() - _digested(manifest)):
+        found.unchecked.append(f"content of {len(bare)} tensors: the manifest has no digest of it")
     found.checked += _told(result, manifest, inputs, found)
     return found
+
+
+def _digested(manifest: Manifest) -> set[str]:
+    """The tensors whose content the manifest tells."""
+    return {name for name, entry in manifest.tensors.items() if entry.digest is not None}
 
 
 def _is_of(folder: Path, error: MergeError) -> bool:
@@ -92,24 +111,54 @@ def _all(result: Checkpoint) -> dict[str, LazyTensor]:
     return {**result.tensors, **result.extra}
 
 
+def _configuration(
+    folder: Path, result: Checkpoint, is_ours: bool, inputs: Inputs
+) -> configuration.Compared:
+    """What the numbers beside the weights are; those of GGUF are in its metadata."""
+    if is_gguf(folder):
+        return configuration.Compared()
+    rows = embedding_rows(result.tensors)
+    return configuration.check(folder, result, inputs, is_ours, rows)
+
+
+def _as_read(result: Checkpoint, inputs: Inputs) -> dict[str, LazyTensor]:
+    """The tensors as readers take them: the embeddings are the LM head where the result ties it."""
+    tensors = _all(result)
+    if result.config.get("tie_word_embeddings") and inputs.embeddings in tensors:
+        tensors[inputs.head] = tensors[inputs.embeddings]
+    return tensors
+
+
+def _without_same_head(
+    tensors: Mapping[str, LazyTensor], result: Checkpoint, due: Wanted, inputs: Inputs
+) -> dict[str, LazyTensor]:
+    """The tensors without an LM head that is the embeddings in the result and by its inputs."""
+    head, name = inputs.head, inputs.embeddings
+    same = head in tensors and tensors[head] is tensors.get(name)
+    if not same or due.recipes.get(head) != due.recipes.get(name):
+        return dict(tensors)
+    own = {head: result.tensors[head]} if head in result.tensors else {}
+    return {key: tensor for key, tensor in tensors.items() if key != head} | own
+
+
 def _files(
-    folder: Path, manifest: Mapping[str, Any] | None, on_bytes: Callable[[int], object]
+    folder: Path, manifest: Manifest | None, on_bytes: Callable[[int], object]
 ) -> list[VerificationError]:
     if manifest is None:
         return []
     return list(check_files(folder, manifest, lambda path: read_digest(path, on_bytes)))
 
 
-def _file_bytes(folder: Path, manifest: Mapping[str, Any] | None) -> int:
+def _file_bytes(folder: Path, manifest: Manifest | None) -> int:
     """Bytes of the files that will be hashed."""
     files = [] if manifest is None else listed_files(folder, manifest)
     return sum(path.stat().st_size for path in files)
 
 
-def _total(result: Checkpoint, made: Mapping[str, Recipe]) -> int:
+def _total(tensors: Mapping[str, LazyTensor], made: Mapping[str, Recipe]) -> int:
     """Bytes that will be read: of the result, and of what its rows are made of."""
     total = 0
-    for name, tensor in _all(result).items():
+    for name, tensor in tensors.items():
         total += tensor.nbytes
         recipe = made.get(name)
         if recipe is None or recipe.uncovered is not None:
@@ -149,7 +198,7 @@ class _Progress:
 
 
 def _names(
-    result: Checkpoint, entries: Mapping[str, Any], folder: Path
+    result: Checkpoint, entries: Mapping[str, TensorEntry], folder: Path
 ) -> Iterator[VerificationError]:
     for name in entries:
         if name not in _all(result):
@@ -162,6 +211,37 @@ def _names(
             )
 
 
+def _shapes(
+    folder: Path,
+    tensors: Mapping[str, LazyTensor],
+    due: Wanted,
+    inputs: Inputs,
+    entries: Mapping[str, TensorEntry],
+) -> Iterator[VerificationError]:
+    """Inputs and options say which tensors there are, and how many rows each has."""
+    yield from (_lacking(folder, name) for name in due.missing if name not in entries)
+    for name in due.unknown:
+        yield VerificationError(
+            "the result holds a tensor that none of its inputs has",
+            file=folder,
+            tensor=name,
+            expected="the tensors of the base, changed by the adapters",
+            found=f"{name}, shape {tensors[name].shape}",
+            remedy=_MERGE_AGAIN,
+        )
+    for name, shape in due.shapes.items():
+        found = tensors[name].shape
+        if found != shape:
+            rows = inputs.is_vocabulary(name) and found[1:] == shape[1:]
+            yield VerificationError(
+                "a tensor has another shape than its inputs give",
+                tensor=tensors[name].origin,
+                expected=f"{shape[0]} rows" if rows else shape,
+                found=f"{found[0]} rows" if rows else found,
+                remedy=_ROWS if rows else _MERGE_AGAIN,
+            )
+
+
 def _lacking(folder: Path, name: str) -> VerificationError:
     return VerificationError(
         "the result lacks a tensor", file=folder, tensor=name, remedy=_MERGE_AGAIN
@@ -169,13 +249,13 @@ def _lacking(folder: Path, name: str) -> VerificationError:
 
 
 def _digests(
-    checked: TensorResult, tensor: LazyTensor, entries: Mapping[str, Any], folder: Path
+    checked: TensorResult, tensor: LazyTensor, entries: Mapping[str, TensorEntry], folder: Path
 ) -> Iterator[VerificationError]:
     """A tensor's dtype, shape and content must be those that the merge wrote."""
     entry = entries.get(checked.name)
     if entry is None:
         return
-    said = entry.get("dtype"), tuple(entry.get("shape", ()))
+    said = entry.dtype, entry.shape
     tensor = blocks_of(tensor) or tensor
     if said != (dtype_name(tensor.dtype), tensor.shape):
         yield VerificationError(
@@ -185,46 +265,44 @@ def _digests(
             found=f"{dtype_name(tensor.dtype)} {tensor.shape}",
             remedy=_MERGE_AGAIN,
         )
-    elif entry.get("xxh3_128") not in (None, checked.digest):
-        twin = [n for n, e in entries.items() if e.get("xxh3_128") == checked.digest]
+    elif entry.digest not in (None, checked.digest):
+        twin = [n for n, e in entries.items() if e.digest == checked.digest]
         yield VerificationError(
             "a tensor has other content than the merge wrote",
             tensor=tensor.origin,
-            expected=f"XXH3 {entry['xxh3_128']}",
+            expected=f"XXH3 {entry.digest}",
             found=f"XXH3 {checked.digest}" + (f", which is that of {twin[0]}" if twin else ""),
             remedy="copy the folder again from where it was right, or merge again",
         )
 
 
-def _has_other_base(checked: TensorResult, manifest: Mapping[str, Any] | None) -> bool:
-    merged = _merged_base(manifest).get(checked.name, {}).get("xxh3_128")
-    return merged is not None and checked.base_digest not in (None, merged)
+def _has_other_base(checked: TensorResult, manifest: Manifest | None) -> bool:
+    merged = _merged_base(manifest).get(checked.name)
+    digest = merged.digest if merged is not None else None
+    return digest is not None and checked.base_digest not in (None, digest)
 
 
-def _merged_base(manifest: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def _merged_base(manifest: Manifest | None) -> Mapping[str, TensorEntry]:
     """What the manifest says of the base's tensors."""
-    given = (manifest or {}).get("inputs", {})
-    tensors: Mapping[str, Any] = (given.get("base_model") or given.get("model") or {}).get(
-        "tensors", {}
-    )
-    return tensors
+    base = manifest.base if manifest is not None else None
+    return base.tensors if base is not None else {}
 
 
 def _other_inputs(
-    others: list[TensorResult], manifest: Mapping[str, Any] | None, inputs: Inputs | None
+    others: list[TensorResult], manifest: Manifest | None, inputs: Inputs | None
 ) -> Iterator[VerificationError]:
     """Inputs that are read now must be those that were merged."""
     if others:
         yield VerificationError(
             "the base is not the one that was merged: its tensors have other content",
             tensor=others[0].name,
-            expected=f"XXH3 {_merged_base(manifest)[others[0].name]['xxh3_128']}",
+            expected=f"XXH3 {_merged_base(manifest)[others[0].name].digest}",
             found=f"XXH3 {others[0].base_digest}; {len(others)} tensors differ",
             remedy="give the base that was merged with --base_model",
         )
-    merged = (manifest or {}).get("inputs", {}).get("adapters", [])
+    merged = manifest.adapters if manifest is not None else ()
     for adapter, entry in zip(inputs.adapters if inputs else (), merged, strict=False):
-        digests = [file.get("sha256") for file in entry.get("files", ())]
+        digests = entry.digests
         if digests and (digest := file_digest(adapter.weights)) not in digests:
             yield VerificationError(
                 "an adapter is not the one that was merged",
@@ -274,16 +352,17 @@ def _likely(checked: TensorResult) -> str:
 
 def _told(
     result: Checkpoint,
-    manifest: Mapping[str, Any] | None,
+    manifest: Manifest | None,
     inputs: Inputs | None,
     found: Findings,
 ) -> Iterator[str]:
     count = len(_all(result))
     if manifest is not None:
-        yield f"files      {len(manifest['files'])} by size and SHA-256"
-        yield f"content    {count} tensors by their digests"
+        yield f"files      {len(manifest.files)} by size and SHA-256"
+        if digests := len(_all(result).keys() & _digested(manifest)):
+            yield f"content    {digests} tensors by their digests"
     if inputs is not None:
-        partly = len({line.partition(":")[0] for line in found.unchecked})
+        partly = len({line.partition(":")[0] for line in found.unchecked} & _all(result).keys())
         yield (
             f"arithmetic {count - partly} tensors, each element and 4 random sums of each row"
             + (f"; {partly} not or in part" if partly else "")

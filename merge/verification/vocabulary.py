@@ -9,6 +9,7 @@ from pathlib import Path
 from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder, read_tokenizer
 from tokenizer_tools.known import KnownTokenizer, mixup, recognise_bytes
 
+from ..checksums import file_digest
 from ..errors import MergeError, VerificationError
 from ..formats.files import InputFile
 from ..formats.gguf import read as read_gguf
@@ -33,12 +34,17 @@ class Vocabulary:
 
 
 def check_vocabulary(
-    folder: Path, result: Checkpoint, parents: Sequence[Path], padded: bool
+    folder: Path,
+    result: Checkpoint,
+    parents: Sequence[Path],
+    padded: bool,
+    may_be_shorter: bool = False,
 ) -> Iterator[MergeError]:
     """Yield what is wrong between the tokenizer of ``folder`` and the rows of ``result``.
 
     ``parents`` are the tokenizers that this one extends or is, which must give every id the same
-    token. ``padded``: there may be rows beyond the tokens.
+    token; all of theirs that have a row, unless it ``may_be_shorter``. ``padded``: there may be
+    rows beyond the tokens.
     """
     rows = embedding_rows(result.tensors)
     name = HEAD_OF[embeddings(result.tensors) or EMBED_TOKENS]
@@ -53,14 +59,36 @@ def check_vocabulary(
             remedy="merge again",
         )
     try:
-        ours = _of_gguf(folder) if is_gguf(folder) else _of_folder(read_tokenizer(folder))
+        ours = read_vocabulary(folder)
     except MergeError as error:
         yield error
         return
-    yield from _counts(ours, rows, padded)
+    counts = list(_counts(ours, rows, padded))
+    yield from counts
     yield from _special_ids(ours, result)
     for parent in parents:
-        yield from _order(ours, _of_folder(read_tokenizer(parent)))
+        theirs = _of_folder(read_tokenizer(parent))
+        yield from _order(ours, theirs)
+        if not may_be_shorter and not counts:
+            yield from _lacking(ours, theirs, rows)
+
+
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """The tokens of a folder in any layout. Raises ``MergeError`` for a tokenizer that is none."""
+    return _of_gguf(folder) if is_gguf(folder) else _of_folder(read_tokenizer(folder))
+
+
+def check_tokenizer(folder: Path, sha256: str | None) -> Iterator[VerificationError]:
+    """Where only the tokenizer says how many rows there are, it must be that of the merge."""
+    path = folder / MODEL_NAME
+    if sha256 is not None and path.is_file() and (found := file_digest(path)) != sha256:
+        yield VerificationError(
+            "the tokenizer is not the one to which the vocabulary was grown",
+            file=path,
+            expected=f"SHA-256 {sha256}",
+            found=f"SHA-256 {found}",
+            remedy=_PUT_BACK,
+        )
 
 
 def _of_folder(tokenizer: TokenizerFolder) -> Vocabulary:
@@ -109,6 +137,19 @@ def _special_ids(ours: Vocabulary, result: Checkpoint) -> Iterator[VerificationE
                 found=f"{name}_id {stated}",
                 remedy=_PUT_BACK,
             )
+
+
+def _lacking(ours: Vocabulary, theirs: Vocabulary, rows: int) -> Iterator[VerificationError]:
+    """Every token of the tokenizer that the rows come from, as far as there are rows."""
+    wanted = min(len(theirs.tokens), rows)
+    if len(ours.tokens) < wanted:
+        yield VerificationError(
+            "the tokenizer lacks tokens of the tokenizer that its rows come from",
+            file=ours.path,
+            expected=f"{wanted} tokens, as in {theirs.path}",
+            found=f"{len(ours.tokens)} tokens",
+            remedy=_PUT_BACK,
+        )
 
 
 def _order(ours: Vocabulary, theirs: Vocabulary) -> Iterator[VerificationError]:
