@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .journal import NO_LINKS
 from .settings import IoMode
 
 if TYPE_CHECKING:
@@ -283,9 +284,12 @@ def create(path: Path, mode: IoMode, buffer_bytes: int, begun: Begun | None = No
     """Open a file for one sequential stream, past the page cache if ``mode`` and system allow.
 
     It goes out ``buffer_bytes`` at a time, a multiple of a page, from two buffers. The file is a
-    new one, or goes on from what was ``begun``.
+    new one, in place of what was there, or goes on from what was ``begun``. No link is followed.
     """
-    flags = os.O_WRONLY | (os.O_CREAT | os.O_TRUNC if begun is None else 0)
+    flags = os.O_WRONLY | NO_LINKS
+    if begun is None:
+        path.unlink(missing_ok=True)
+        flags |= os.O_CREAT | os.O_EXCL
     handle = open_direct(path, flags) if mode != "buffered" else -1
     if handle >= 0:
         stream = OutputStream(handle, buffer_bytes, direct=True, begun=begun)
@@ -294,5 +298,7 @@ def create(path: Path, mode: IoMode, buffer_bytes: int, begun: Begun | None = No
                 there.seek(begun.nbytes // _PAGE * _PAGE)
                 stream.put_back(there.read())
         return stream
+    if begun is None:  # some systems make the file and then cannot open it so
+        path.unlink(missing_ok=True)
     flags |= getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     return OutputStream(os.open(path, flags, 0o666), buffer_bytes, direct=False, begun=begun)

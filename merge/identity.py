@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 # Settings that change no byte of the result.
 _COSTS = ("max_memory", "num_workers", "io", "resume")
+_CHANGED = (
+    "what is written so far was made of the file as it was then: begin anew with --overwrite "
+    "instead of --resume"
+)
 _REMEDY = (
     "give the same inputs and options to go on, or begin anew with --overwrite instead of --resume"
 )
@@ -62,7 +67,7 @@ def identity(plan: Plan, settings: OutputSettings, reads: Reads) -> dict[str, An
 
 
 def _inputs(reads: Reads) -> Iterator[tuple[str, dict[str, str | int]]]:
-    """Large files by size and time of their last change, small ones by digest."""
+    """Large files by size and times of their last change, small ones by digest."""
     for path, digest in reads.adapters.items():
         yield path.name if is_offloaded(path) else str(path.resolve()), {"sha256": digest}
     for model in reads.models.values():
@@ -72,7 +77,17 @@ def _inputs(reads: Reads) -> Iterator[tuple[str, dict[str, str | int]]]:
                 yield path.name, {"bytes": status.st_size}
             else:
                 place = str(path.resolve())
-                yield place, {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+                yield place, {"bytes": status.st_size, **_times(status)}
+
+
+def _times(status: os.stat_result) -> dict[str, int]:
+    """When a file was last changed.
+
+    Tools that copy set the modification time as they like (``cp -p``, ``rsync -t``), but not the
+    change time. Windows has none: there that field holds the time of creation.
+    """
+    times = {"mtime_ns": status.st_mtime_ns}
+    return times if os.name == "nt" else times | {"ctime_ns": status.st_ctime_ns}
 
 
 def _result(plan: Plan) -> Iterator[list[object]]:
@@ -97,7 +112,8 @@ def require_same(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) 
             raise _different("the interrupted run had another input", folder, name, "not given")
         if value != now["inputs"][name]:
             sentence = "an input has changed since the run was interrupted"
-            raise _different(sentence, name, _words(value), _words(now["inputs"][name]))
+            then_and_now = (_words(value), _words(now["inputs"][name]))
+            raise _different(sentence, name, *then_and_now, _CHANGED)
     if extra := [name for name in now["inputs"] if name not in then["inputs"]]:
         raise _different("the interrupted run did not have this input", extra[0], None, None)
     for name in {**then["settings"], **now["settings"]}:
@@ -108,8 +124,10 @@ def require_same(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) 
     raise _different("the interrupted run was to write another model", folder, None, None)
 
 
-def _different(sentence: str, file: object, then: object, now: object) -> OutputError:
-    return OutputError(sentence, file=file, expected=then, found=now, remedy=_REMEDY)
+def _different(
+    sentence: str, file: object, then: object, now: object, remedy: str = _REMEDY
+) -> OutputError:
+    return OutputError(sentence, file=file, expected=then, found=now, remedy=remedy)
 
 
 def _words(entry: Mapping[str, Any]) -> str:
@@ -118,5 +136,9 @@ def _words(entry: Mapping[str, Any]) -> str:
     size = f"{entry['bytes']:,} bytes"
     if "mtime_ns" not in entry:
         return size
-    changed = datetime.fromtimestamp(entry["mtime_ns"] / 1e9).isoformat(" ", "microseconds")
-    return f"{size}, last changed {changed}"
+    told = f"{size}, last changed {_moment(entry['mtime_ns'])}"
+    return told + (f", put there {_moment(entry['ctime_ns'])}" if "ctime_ns" in entry else "")
+
+
+def _moment(nanoseconds: int) -> str:
+    return datetime.fromtimestamp(nanoseconds / 1e9).isoformat(" ", "microseconds")

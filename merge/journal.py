@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 JOURNAL_NAME = ".merge_journal"
+# A link in place of a file of ours leads to somebody else's: it is never followed.
+NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 _FORMAT = 1
 
 
@@ -70,8 +72,9 @@ class Record:
 
 def read_record(folder: Path) -> Record | None:
     """The journal of an interrupted run, as far as its lines are whole; None if it is of no use."""
+    path = folder / JOURNAL_NAME
     try:
-        text = (folder / JOURNAL_NAME).read_bytes()
+        text = b"" if path.is_symlink() else path.read_bytes()
     except OSError:
         return None
     lines, end = [], 0
@@ -149,12 +152,14 @@ class Journal:
 
     def begin(self) -> None:
         """Begin anew."""
-        self._stream = self._path.open("wb")
+        self._path.unlink(missing_ok=True)
+        self._stream = self._path.open("xb")
         self._write(self._head)
 
     def go_on(self, end: int) -> None:
         """Write on after the lines up to byte ``end``; the others were not right."""
-        self._stream = self._path.open("r+b")
+        flags = os.O_RDWR | NO_LINKS | getattr(os, "O_BINARY", 0)
+        self._stream = os.fdopen(os.open(self._path, flags), "r+b")
         self._stream.truncate(end)
         self._stream.seek(end)
         self.is_useful = True

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from .errors import OutputError
+from .journal import NO_LINKS
 
 LOCK_NAME = ".merge_lock"
 # Somebody who only asks holds the lock for a moment.
@@ -20,7 +21,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 class FolderLock:
-    """Held in a ``with`` block by the one process that writes to ``folder``, which must exist.
+    """Held in a ``with`` block by the one process that writes to ``folder``.
 
     The lock is a file with the process's id. It is removed at the end; one that a killed process
     left behind is no hindrance. Raises ``OutputError`` when another process holds it.
@@ -32,8 +33,17 @@ class FolderLock:
         self._handle = -1
 
     def __enter__(self) -> FolderLock:
+        if self._path.is_symlink():
+            raise OutputError(
+                "the lock of the folder is a link, which no run makes",
+                file=self._path,
+                expected="a file, or nothing",
+                found=f"a link to {self._path.readlink()}",
+                remedy="remove the link",
+            )
         for _ in range(_ATTEMPTS):
-            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._folder.mkdir(parents=True, exist_ok=True)  # who had made it may have ended
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666)
             if _take(handle) and self._is_still_there(handle):
                 os.ftruncate(handle, 0)
                 os.write(handle, str(os.getpid()).encode())

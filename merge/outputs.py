@@ -12,7 +12,6 @@ from tokenizer_tools.huggingface import CLASS_FILE_NAME
 from .errors import OutputError
 from .journal import JOURNAL_NAME, partial_path, read_record
 from .json_text import read_json
-from .lock import require_unlocked
 
 MANIFEST_NAME = "merge_manifest.json"
 # Files by which some reader takes a folder for a model, so that two models would be mixed up.
@@ -59,27 +58,31 @@ def _nearness(name: str) -> int:
     return 1 if _FIRST_OF_SEVERAL.fullmatch(name) else 0
 
 
-def require_free(
-    folder: Path, inputs: Iterable[Path], overwrite: bool, resume: bool = False
-) -> list[Path]:
-    """Check that a model may be written to ``folder``; return the files it will replace.
+def require_possible(folder: Path, inputs: Iterable[Path]) -> None:
+    """Check what never changes: that ``folder`` takes files, and that none is read from there.
 
-    Those are the files of an earlier result, as its manifest lists them, or of an interrupted run.
-    Raises ``OutputError`` for a folder that is read from or that another run writes to, for what an
-    interrupted run left unless with ``resume`` or ``overwrite``, for model files without
-    ``overwrite``, and with it for model files that no manifest claims.
+    Raises ``OutputError``.
     """
     _require_writable(folder)
-    if not folder.exists():
-        return []
     for source in inputs:
-        if source.is_dir() and folder.samefile(source):
+        if source.is_dir() and folder.exists() and folder.samefile(source):
             raise OutputError(
                 "the output folder is one of the inputs, which would be overwritten",
                 file=folder,
                 remedy="choose another --output_dir",
             )
-    require_unlocked(folder)
+
+
+def require_free(folder: Path, overwrite: bool, resume: bool = False) -> list[Path]:
+    """Check that a model may be written to ``folder``; return the files it will replace.
+
+    Those are the files of an earlier result, as its manifest lists them, or of an interrupted run.
+    The folder's lock is held, or nothing will be written: otherwise another run may change it all.
+    Raises ``OutputError`` for what an interrupted run left unless with ``resume`` or ``overwrite``,
+    for model files without ``overwrite``, and with it for model files that no manifest claims.
+    """
+    if not folder.exists():
+        return []
     left = leftovers(folder)
     if left and not (overwrite or resume):
         raise OutputError(
@@ -114,11 +117,17 @@ def require_free(
 
 def leftovers(folder: Path) -> list[Path]:
     """What an interrupted run left in ``folder``: its journal, and files without a name yet."""
-    patterns = (partial_path(folder, pattern).name for pattern in _MODEL_FILES)
-    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    patterns = [partial_path(folder, pattern).name for pattern in _MODEL_FILES]
+    partials = folder.glob(partial_path(folder, "*").name)  # a plain name finds no broken link
+    found = {path for path in partials if any(map(path.match, patterns))}
     if record := read_record(folder):
         found |= {partial_path(folder, name) for name in record.files}
-    return sorted(path for path in {*found, folder / JOURNAL_NAME} if path.is_file())
+    return sorted(path for path in {*found, folder / JOURNAL_NAME} if _is_file_or_link(path))
+
+
+def _is_file_or_link(path: Path) -> bool:
+    """Also of a link that leads nowhere, through which a file would be made somewhere else."""
+    return path.is_symlink() or path.is_file()
 
 
 def _files_of_interrupted_run(folder: Path) -> set[str]:

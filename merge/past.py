@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -76,7 +77,9 @@ def verified(folder: Path, record: Record, progress: Progress = lambda _: None) 
 def _is_whole(folder: Path, name: str, digest: str, progress: Progress) -> bool:
     """Whether a file is right, under its name or about to get it."""
     path = partial_path(folder, name)
-    path = path if path.exists() else folder / name
+    path = path if os.path.lexists(path) else folder / name
+    if path.is_symlink():
+        return False
     try:
         with path.open("rb", buffering=0) as stream:
             hasher = sha256()
@@ -92,8 +95,11 @@ def _hashed(
     """SHA-256 of a file at each entry, as long as file and entries agree; None before it began."""
     hasher, begun = sha256(), False
     hashes: list[Sha256 | None] = []
+    path = partial_path(folder, name)
+    if path.is_symlink():
+        return [None] * _entries_before(name, entries)
     try:
-        with partial_path(folder, name).open("rb", buffering=0) as stream:
+        with path.open("rb", buffering=0) as stream:
             for entry in entries:
                 if place := entry.files.get(name):
                     whole = _read_on(stream, hasher, place.nbytes - stream.tell(), progress)

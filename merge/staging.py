@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
@@ -31,20 +31,32 @@ _GO_ON = "the same command with --resume goes on from there (--overwrite begins 
 _OFFLOAD = ".offload-"
 
 
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make a folder and hold its lock, for the one run that writes there.
+
+    What was made of the folder goes again when nothing is in it. Raises ``OutputError`` while
+    another process holds the lock.
+    """
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, _make(folder))
+        stack.enter_context(FolderLock(folder))
+        yield
+
+
 class StagedFolder:
-    """An output folder whose files appear whole, together, or not at all.
+    """An output folder that is ``held``, whose files appear whole, together, or not at all.
 
     Files are written as ``.NAME.partial`` beside their final name. Leaving the ``with`` block
     without an error makes them durable and moves them into place, those last by which readers
     find the others (``outputs.doors_last``).
 
-    Leaving it with an error removes them, and the folder too if it was made here. With a
-    ``journal`` they stay when the run may be gone on with: after an interruption, or an error of
-    the system rather than of the inputs. The error then says so.
+    Leaving it with an error removes them. With a ``journal`` they stay when the run may be gone on
+    with: after an interruption, or an error of the system rather than of the inputs. The error then
+    says so.
 
     ``obsolete`` are files of an earlier run. They are removed before the first new one gets its
-    name, so files of two results never stand side by side. Raises ``OutputError`` while another
-    process writes to the folder.
+    name, so files of two results never stand side by side.
     """
 
     def __init__(self, folder: Path, obsolete: Iterable[Path] = ()) -> None:
@@ -53,14 +65,9 @@ class StagedFolder:
         self._obsolete = tuple(obsolete)
         self._files: dict[str, BinaryIO | None] = {}
         self._digests: dict[str, str] = {}
-        self._held = ExitStack()
         self._is_complete = False
 
     def __enter__(self) -> StagedFolder:
-        with ExitStack() as stack:
-            stack.callback(_remove_empty, _make(self.folder))
-            stack.enter_context(FolderLock(self.folder))
-            self._held = stack.pop_all()
         return self
 
     def create(
@@ -95,7 +102,9 @@ class StagedFolder:
     def write(self, name: str, data: bytes) -> None:
         """Write a small file."""
         self._digests[name] = sha256(data).hexdigest()
-        stream = self._files[name] = partial_path(self.folder, name).open("wb")
+        partial = partial_path(self.folder, name)
+        partial.unlink(missing_ok=True)
+        stream = self._files[name] = partial.open("xb")
         stream.write(data)
 
     def __exit__(
@@ -104,15 +113,14 @@ class StagedFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._held:
-            if error is not None:
-                self._end(error)
-                return
-            try:
-                self._commit()
-            except BaseException as failure:
-                self._end(failure)
-                raise
+        if error is not None:
+            self._end(error)
+            return
+        try:
+            self._commit()
+        except BaseException as failure:
+            self._end(failure)
+            raise
 
     def _commit(self) -> None:
         """Move everything into place. From the journal's last line on this can be done again."""
@@ -224,7 +232,7 @@ def require_space(folder: Path, needed: int) -> None:
 
 def _left_behind(folder: Path) -> int:
     """Bytes of an interrupted run's files, which this one goes on with or removes."""
-    return sum(path.stat().st_size for path in leftovers(folder))
+    return sum(path.lstat().st_size for path in leftovers(folder))
 
 
 def _present(folder: Path) -> Path:
@@ -246,7 +254,7 @@ class Offload:
     def __init__(self, folder: Path | None, fallback: Path, io: IoMode = "auto") -> None:
         self.io = io
         self._given = folder
-        self._fallback = fallback
+        self._parent = folder or _present(fallback)
         self._private: Path | None = None
         self._held = ExitStack()
 
@@ -256,7 +264,7 @@ class Offload:
     def folder(self) -> Path:
         """The private folder."""
         if self._private is None:
-            parent = self._given or _present(self._fallback)
+            parent = self._parent
             self._held.callback(_remove_empty, _make(parent))
             for place in (parent, parent.parent):  # the output folder was perhaps not yet there
                 _remove_abandoned(place)
@@ -290,7 +298,7 @@ def _make(folder: Path) -> list[Path]:
     """Make a folder with its parents; return those that were not there, outermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()][::-1]
     for path in missing:
-        path.mkdir()
+        path.mkdir(exist_ok=True)  # another run may need it at the same moment
     return missing
 
 

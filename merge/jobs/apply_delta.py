@@ -13,12 +13,11 @@ from ..documents import ModelConfig, find_model_config
 from ..errors import UsageError
 from ..layouts.config import read_config
 from ..layouts.folder import is_meta
-from ..outputs import require_free
 from ..settings import OutputSettings, model_name, require_positive
 from ..sources import resolve, resolve_tokenizer, tokenizer_home
 from ..staging import Offload
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
-from .writing import OnProgress, Report
+from .writing import OnProgress, Report, claimed
 
 if TYPE_CHECKING:
     from ..deltas.dense import DenseResult
@@ -96,14 +95,11 @@ def _run(
             if not is_meta(folder):
                 read_config(folder)
         tokenizer = _tokenizer(chosen, other, base, offload)
-        replaced = require_free(
-            output, (base, other, tokenizer.path), chosen.overwrite, settings.resume
-        )
         names = {"base_model": (str(base_model), base), role: (str(other_model), other)}
-        job = _prepare(names, role, tokenizer, settings, chosen, offload)
-        return carry_out(
-            job, output, settings, replaced, started, chosen.dry_run, chosen.on_progress
-        )
+        inputs, dry_run = (base, other, tokenizer.path), chosen.dry_run
+        with claimed(output, inputs, settings, chosen.overwrite, dry_run) as replaced:
+            job = _prepare(names, role, tokenizer, settings, chosen, offload)
+            return carry_out(job, output, settings, replaced, started, dry_run, chosen.on_progress)
 
 
 def _require_two(base: Path, other: Path, role: str) -> None:

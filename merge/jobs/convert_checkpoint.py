@@ -13,12 +13,11 @@ from ..errors import UsageError
 from ..layouts.config import read_config
 from ..layouts.folder import is_meta
 from ..layouts.params import PARAMS_NAME
-from ..outputs import require_free
 from ..settings import OutputSettings, model_name, require_positive
 from ..sources import resolve, resolve_tokenizer, tokenizer_home
 from ..staging import Offload
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
-from .writing import OnProgress, Report
+from .writing import OnProgress, Report, claimed
 
 # One size under two names: Meta's paper says 33B, its download 30B.
 _ALSO_CALLED = {"30B": "33B", "33B": "30B"}
@@ -54,9 +53,9 @@ def convert_checkpoint(
         if not is_meta(folder):
             read_config(folder)
         found = read_tokenizer(own or folder)
-        replaced = require_free(output, (folder, found.path), overwrite, chosen.resume)
-        job = _prepare(str(model), folder, found, chosen, context_length, offload)
-        return carry_out(job, output, chosen, replaced, started, dry_run, on_progress)
+        with claimed(output, (folder, found.path), chosen, overwrite, dry_run) as replaced:
+            job = _prepare(str(model), folder, found, chosen, context_length, offload)
+            return carry_out(job, output, chosen, replaced, started, dry_run, on_progress)
 
 
 def _prepare(

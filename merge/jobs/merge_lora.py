@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +21,14 @@ from ..documents import LLAMA_ONLY, ModelConfig, find_config, require_llama
 from ..errors import UsageError
 from ..identity import Reads
 from ..layouts.folder import is_meta
-from ..outputs import require_free, require_names_free
+from ..outputs import require_names_free
 from ..settings import MergeSettings, model_name
 from ..sources import Sources, find_sources
 from ..staging import Offload, require_space
 from ..verification.published import require_published
 from ..vocabulary import AdapterRows, Vocabulary, require_extension
 from . import summary
-from .writing import OnProgress, Report, write
+from .writing import OnProgress, Report, claimed, write
 
 if TYPE_CHECKING:
     from ..deltas.apply import MergedModel
@@ -69,7 +70,8 @@ def merge_lora(
     output = Path(output_dir).expanduser()
     loras = [lora_model] if isinstance(lora_model, (str, Path)) else lora_model
     parent = Path(offload_dir).expanduser() if offload_dir else None
-    with Offload(parent, output, chosen.io) as offload:
+    with ExitStack() as held:
+        offload = held.enter_context(Offload(parent, output, chosen.io))
         sources = find_sources(
             str(base_model),
             [str(name) for name in loras],
@@ -77,7 +79,8 @@ def merge_lora(
             offload,
             str(delta_model) if delta_model else None,
         )
-        replaced = require_free(output, sources.folders, overwrite, chosen.resume)
+        claim = claimed(output, sources.folders, chosen, overwrite, dry_run)
+        replaced = held.enter_context(claim)
         known = (require_published(sources.base, on_verify),) if verify_base else ()
         begin_digests(folder / name for folder in sources.adapters for name in WEIGHT_NAMES)
         job = plan_merge(sources, chosen, offload)

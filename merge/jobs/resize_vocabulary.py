@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,6 @@ from tokenizer_tools.huggingface import TokenizerFolder, read_tokenizer
 from ..documents import find_config
 from ..identity import Reads
 from ..layouts.folder import is_meta
-from ..outputs import require_free
 from ..settings import (
     NEW_TOKEN_INITS,
     OutputSettings,
@@ -25,7 +25,7 @@ from ..settings import (
 from ..sources import Sources, resolve, resolve_tokenizer, tokenizer_home
 from ..staging import Offload, require_space
 from ..vocabulary import require_extension
-from .writing import OnProgress, Report, write
+from .writing import OnProgress, Report, claimed, write
 
 if TYPE_CHECKING:
     from ..lazy import Checkpoint
@@ -60,9 +60,11 @@ def resize_vocabulary(
     require_positive("pad_to_multiple_of", pad_to_multiple_of)
     output = Path(output_dir).expanduser()
     parent = Path(offload_dir).expanduser() if offload_dir else None
-    with Offload(parent, output, chosen.io) as offload:
+    with ExitStack() as held:
+        offload = held.enter_context(Offload(parent, output, chosen.io))
         sources = _find_sources(str(base_model), str(tokenizer), offload)
-        replaced = require_free(output, sources.folders, overwrite, chosen.resume)
+        claim = claimed(output, sources.folders, chosen, overwrite, dry_run)
+        replaced = held.enter_context(claim)
         job = _prepare(sources, chosen, init, pad_to_multiple_of, seed, offload)
         require_space(output, job.plan.disk_bytes)
         resumed = () if dry_run else write(job, output, chosen, replaced, on_progress)

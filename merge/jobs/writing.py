@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..identity import Reads, identity, require_same
 from ..journal import Journal, read_record
 from ..json_text import json_bytes
-from ..outputs import MANIFEST_NAME, leftovers
+from ..lock import require_unlocked
+from ..outputs import MANIFEST_NAME, leftovers, require_free, require_possible
 from ..past import Past, verified
 from ..settings import OutputSettings
 from ..sizes import peak_memory, size_text
-from ..staging import StagedFolder
+from ..staging import StagedFolder, held
 
 if TYPE_CHECKING:
     from ..output_files import WrittenFile
@@ -38,6 +40,25 @@ class Job(Protocol):
         """What the manifest says, when the weight files have become what ``written`` tells."""
 
 
+@contextmanager
+def claimed(
+    output: Path, inputs: Iterable[Path], settings: OutputSettings, overwrite: bool, dry_run: bool
+) -> Iterator[list[Path]]:
+    """Hold the output folder while a job is planned and written; give the files it will replace.
+
+    What was free before a plan of minutes need not be free after it, so nobody else comes in
+    between. With ``dry_run`` nothing is made and nobody is kept out. Raises ``OutputError`` for
+    a folder that cannot be written to, that another run holds, or that holds what may not go.
+    """
+    require_possible(output, inputs)
+    if dry_run:
+        require_unlocked(output)
+        yield require_free(output, overwrite, settings.resume)
+        return
+    with held(output):
+        yield require_free(output, overwrite, settings.resume)
+
+
 def write(
     job: Job,
     output: Path,
@@ -47,9 +68,10 @@ def write(
 ) -> tuple[str, ...]:
     """Write weights first and the manifest last: the folder is complete when that is there.
 
-    ``replaced`` are the files of an earlier result that go when the new ones are in place. Where
-    ``settings`` say to resume, what an interrupted run has written is checked first, which counts
-    as progress too. Returns what is to be told of that run.
+    The folder is ``claimed``. ``replaced`` are the files of an earlier result, which go when the
+    new ones are ready to take their place. Where ``settings`` say to resume, what an interrupted
+    run has written is checked first, which counts as progress too. Returns what is to be told of
+    that run.
     """
     from .. import engine
 

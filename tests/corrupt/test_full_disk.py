@@ -11,7 +11,7 @@ import pytest
 
 from merge.errors import OutputError
 from merge.settings import IoMode
-from merge.staging import StagedFolder
+from merge.staging import StagedFolder, held
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="Windows has no limit on the size of files"
@@ -32,7 +32,7 @@ def small_disk() -> Iterator[None]:
 
 
 def write(folder: Path, *sizes: int, io: IoMode) -> None:
-    with StagedFolder(folder) as staged:
+    with held(folder), StagedFolder(folder) as staged:
         for number, size in enumerate(sizes):
             staged.create(f"{number}.bin", io, 1 << 14).write(bytes(size))
 
@@ -59,7 +59,8 @@ def test_nothing_stays_when_what_is_buffered_fails_once_more_on_closing(
     tmp_path: Path, io: IoMode
 ) -> None:
     def fail_with_a_full_buffer() -> None:
-        with StagedFolder(tmp_path / "out") as staged:
+        out = tmp_path / "out"
+        with held(out), StagedFolder(out) as staged:
             stream = staged.create("0.bin", io)
             stream.write(bytes(LIMIT))
             stream.write(bytes(100))  # stays in the buffer

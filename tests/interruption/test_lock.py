@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from merge.errors import OutputError
-from merge.lock import LOCK_NAME, FolderLock
-from merge.outputs import require_free
-from merge.staging import Offload, StagedFolder
+from merge.lock import LOCK_NAME, FolderLock, require_unlocked
+from merge.staging import Offload, StagedFolder, held
 
 HOLD = """
 import sys, time
@@ -26,19 +25,16 @@ with FolderLock(Path(sys.argv[1])):
 
 
 def test_second_run_is_refused_and_told_which_process_writes(tmp_path: Path) -> None:
-    with StagedFolder(tmp_path) as staged:
+    with held(tmp_path), StagedFolder(tmp_path) as staged:
         staged.write("a", b"first")
-        for second in (
-            lambda: StagedFolder(tmp_path).__enter__(),
-            lambda: require_free(tmp_path, (), overwrite=True),
-        ):
+        for second in (lambda: held(tmp_path).__enter__(), lambda: require_unlocked(tmp_path)):
             with pytest.raises(OutputError, match="another run is writing") as caught:
                 second()
             assert caught.value.facts["found"] == f"process {os.getpid()}"
             assert caught.value.facts["file"] == str(tmp_path)
             assert "--output_dir" in caught.value.facts["remedy"]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    with StagedFolder(tmp_path) as staged:
+    with held(tmp_path), StagedFolder(tmp_path) as staged:
         staged.write("a", b"third")
     assert (tmp_path / "a").read_bytes() == b"third"
 
@@ -55,7 +51,7 @@ def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert (tmp_path / LOCK_NAME).is_file()
-    assert require_free(tmp_path, (), overwrite=False) == []
+    require_unlocked(tmp_path)
     with FolderLock(tmp_path):
         assert (tmp_path / LOCK_NAME).read_text(encoding="utf-8") == str(os.getpid())
     assert list(tmp_path.iterdir()) == []
@@ -85,6 +81,13 @@ def test_what_a_killed_process_unpacked_is_removed_by_the_next(tmp_path: Path) -
 
 
 def test_folder_that_was_made_for_a_run_that_wrote_nothing_goes_again(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), StagedFolder(tmp_path / "a" / "b"):
+    with pytest.raises(RuntimeError), held(tmp_path / "a" / "b"):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_goes_while_somebody_waits_for_it_is_made_again(tmp_path: Path) -> None:
+    """As when another run had made it, and ends without a result."""
+    lock = FolderLock(tmp_path / "gone")
+    with lock:
+        assert [path.name for path in tmp_path.rglob("*")] == ["gone", LOCK_NAME]

@@ -8,12 +8,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from merge.errors import OutputError
 from merge.journal import JOURNAL_NAME
 from tests.interruption.conftest import Merging, contents
-from tests.support import LLAMA_ROWS, adapter_tensors, save_adapter, tree
+from tests.support import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, tree
 
 
 def note(merging: Merging, **options: object) -> str:
@@ -71,6 +72,28 @@ def touch(merging: Merging) -> Path:
     return path
 
 
+def copy_over(merging: Merging) -> Path:
+    """As ``cp -p`` and ``rsync -t`` do: another model with the size and time of the one before."""
+    path = merging.base / "pytorch_model.bin"
+    status = path.stat()
+    torch.save({name: tensor * 1.5 for name, tensor in base_tensors().items()}, path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    return path
+
+
+def move_over(merging: Merging) -> Path:
+    """The same, made elsewhere and moved there."""
+    path = merging.base / "pytorch_model.bin"
+    status, other = path.stat(), merging.folder / "other.bin"
+    torch.save({name: tensor * 1.5 for name, tensor in base_tensors().items()}, other)
+    data = other.read_bytes()  # torch notes a file's own name in it
+    other.write_bytes(data + bytes(status.st_size - len(data)))
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+    return path
+
+
 def train_on(merging: Merging) -> Path:
     save_adapter(merging.adapter, adapter_tensors(LLAMA_ROWS, seed=5), pieces=LLAMA_ROWS)
     return merging.adapter / "adapter_model.bin"
@@ -82,7 +105,19 @@ def scale(merging: Merging) -> Path:
     return path
 
 
-@pytest.mark.parametrize("change", [touch, train_on, scale])
+no_change_time = pytest.mark.skipif(os.name == "nt", reason="Windows has no change time")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        touch,
+        pytest.param(copy_over, marks=no_change_time),
+        pytest.param(move_over, marks=no_change_time),
+        train_on,
+        scale,
+    ],
+)
 def test_input_that_has_changed_is_named(one: Merging, change: object) -> None:
     one.stop(one.nbytes // 2)
     assert callable(change)
