@@ -1,0 +1,86 @@
+"""A disk that is really full: a small file system of its own, where root may mount one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from merge.errors import OutputError
+from merge.journal import JOURNAL_NAME
+from tests.interruption.conftest import Merging, contents
+
+# Room for what a plan of three files asks for at least; other programs take it while a run writes.
+ROOM = 16 << 20
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        pytest.skip("only root on Linux can mount a small disk")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(folder)]
+    mounted = shutil.which("mount") and subprocess.run(words, capture_output=True, check=False)
+    if not mounted or mounted.returncode:
+        pytest.skip(f"no small disk: {mounted.stderr.decode() if mounted else 'no mount'}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Take all the room that is left on a disk."""
+    with path.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:
+            stream.write(bytes(1 << 16))
+    with path.open("ab", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:
+            stream.write(bytes(1))
+
+
+@pytest.mark.parametrize("share", [0.4, 0.8, 1.0])
+def test_run_goes_on_when_there_is_room_again(merging: Merging, disk: Path, share: float) -> None:
+    limit, filler, out = int(share * merging.nbytes), disk / "filler", disk / "out"
+
+    def progress(written: int, _: int) -> None:
+        if written >= limit and not filler.exists():
+            fill(filler)
+
+    whole = merging.whole()
+    with pytest.raises(OutputError, match="the disk took no more") as caught:
+        merging.merge(output_dir=out, on_progress=progress)
+    assert caught.value.facts["file"] == str(out)
+    assert caught.value.facts["found"] == os.strerror(errno.ENOSPC)
+    assert "what was written is kept" in caught.value.facts["remedy"]
+    assert all(path.name.startswith(".") for path in out.iterdir())
+    assert (out / JOURNAL_NAME).is_file()
+    filler.unlink()
+    report = merging.merge(output_dir=out, resume=True)
+    assert contents(out) == whole
+    assert "went on after" in report.notes[0]
+
+
+def test_earlier_result_stays_when_there_is_no_room_for_the_next(one: Merging, disk: Path) -> None:
+    out, filler = disk / "out", disk / "filler"
+    one.merge(output_dir=out, lora_weights="0.5")
+    earlier = contents(out)
+
+    def progress(*_: int) -> None:
+        if not filler.exists():
+            fill(filler)
+
+    with pytest.raises(OutputError, match="the disk took no more"):
+        one.merge(output_dir=out, overwrite=True, on_progress=progress)
+    assert {name: data for name, data in contents(out).items() if name in earlier} == earlier
+    filler.unlink()
+    one.merge(output_dir=out, overwrite=True)
+    assert contents(out) == one.whole()
