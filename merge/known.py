@@ -41,7 +41,8 @@ BEFORE = {
 }
 # Rows of LLaMA's vocabulary, of Chinese-LLaMA's, and of the second generation's.
 _LLAMA_ROWS, _CHINESE_LLAMA_ROWS, _CHINESE_LLAMA_2_ROWS = 32000, 49953, 55296
-_SECOND_GENERATION = re.compile(r"(.*/)?llama-2-\d+b-hf/?", re.IGNORECASE)
+# What a vocabulary of Chinese tokens was put into; Alpaca's has a token for padding.
+_CHINESE_ROWS = (_CHINESE_LLAMA_ROWS, _CHINESE_LLAMA_ROWS + 1, _CHINESE_LLAMA_2_ROWS)
 _GO_ON = "; --allow_unknown_combination merges them as they are given"
 
 
@@ -137,8 +138,8 @@ def known_adapter(digest: str) -> str | None:
 class Given:
     """An adapter as the user gave it, with its published name if it is known.
 
-    ``base_name`` is what its configuration calls its base, ``rows`` the vocabulary it was trained
-    with.
+    ``base_name`` is what its configuration calls its base, ``rows`` those of the vocabulary that
+    it brings whole.
     """
 
     source: str
@@ -147,34 +148,69 @@ class Given:
     rows: int | None = None
 
 
-def require_known_order(base_rows: int, adapters: Sequence[Given]) -> None:
-    """Raise ``UsageError`` for published adapters without those below them, or in another order."""
+def require_known_order(
+    base_rows: int, adapters: Sequence[Given], merged: Sequence[str | None] | None = None
+) -> tuple[str, ...]:
+    """What cannot be told of the order of published adapters, for the user to know.
+
+    ``merged`` are the names of the adapters that the base's own manifest says are in it, None where
+    it has no manifest. Raises ``UsageError`` for published adapters without those below them, in
+    another order, or on a vocabulary that they were not trained on.
+    """
+    notes: list[str] = []
+    rows = base_rows
     for number, adapter in enumerate(adapters):
-        _require_original_base(base_rows if number == 0 else None, adapter)
-        if adapter.name is None:
-            continue
-        below = adapters[number - 1].name if number else None
-        wanted = BEFORE.get(adapter.name)
-        if wanted is not None and below != wanted:
-            merged_already = number == 0 and base_rows == _CHINESE_LLAMA_ROWS
-            if not merged_already:
+        _require_own_vocabulary(rows, adapter)
+        wanted = BEFORE.get(adapter.name or "")
+        below = adapters[number - 1] if number else None
+        if wanted is not None and (below is None or below.name != wanted):
+            if below is not None or base_rows != _CHINESE_LLAMA_ROWS:
                 raise _wrong_order(adapters, adapter, wanted)
-        if wanted is None and below is not None:
-            raise UsageError(
-                f"{adapter.name} goes straight onto its base, not onto {below}",
-                file=adapter.source,
-                expected=f"--lora_model {adapter.source}",
-                found="--lora_model " + ",".join(given.source for given in adapters),
-                remedy="give it alone" + _GO_ON,
-            )
-        if wanted is None and number == 0 and base_rows != _LLAMA_ROWS:
-            raise UsageError(
-                f"{adapter.name} goes straight onto the original LLaMA",
-                file=adapter.source,
-                expected=f"a base of {_LLAMA_ROWS} rows",
-                found=f"{base_rows} rows: something has been merged into it already",
-                remedy="give the original base" + _GO_ON,
-            )
+            notes += _on_merged(adapter, wanted, merged)
+        if adapter.name is not None and wanted is None:
+            _require_straight_on_base(rows, adapters, number)
+        rows = adapter.rows or rows
+    return tuple(notes)
+
+
+def _require_straight_on_base(rows: int, adapters: Sequence[Given], number: int) -> None:
+    adapter = adapters[number]
+    if number:
+        below = adapters[number - 1]
+        raise UsageError(
+            f"{adapter.name} goes straight onto its base, not onto {below.name or below.source}",
+            file=adapter.source,
+            expected=f"--lora_model {adapter.source}",
+            found="--lora_model " + ",".join(given.source for given in adapters),
+            remedy="give it alone" + _GO_ON,
+        )
+    if rows != _LLAMA_ROWS:
+        raise UsageError(
+            f"{adapter.name} goes straight onto the original LLaMA",
+            file=adapter.source,
+            expected=f"a base of {_LLAMA_ROWS} rows",
+            found=f"{rows} rows: something has been merged into it already",
+            remedy="give the original base" + _GO_ON,
+        )
+
+
+def _on_merged(adapter: Given, wanted: str, merged: Sequence[str | None] | None) -> tuple[str, ...]:
+    """An adapter that is given alone, onto a base of as many rows as ``wanted`` makes."""
+    last = merged[-1] if merged else None
+    if last == wanted:
+        return ()
+    if last is not None:
+        raise UsageError(
+            f"{adapter.name} was trained on top of {wanted}, and something else is in this base",
+            file=adapter.source,
+            expected=f"a base into which {wanted} was merged",
+            found=f"{last}, by the base's merge_manifest.json",
+            remedy=f"merge {wanted} and {adapter.name} into the original LLaMA" + _GO_ON,
+        )
+    return (
+        f"{adapter.name} belongs on top of {wanted}; that the base is this one cannot be told from "
+        f"its {_CHINESE_LLAMA_ROWS} rows, which plain Chinese-LLaMA has as well",
+    )
 
 
 def _wrong_order(adapters: Sequence[Given], adapter: Given, wanted: str) -> UsageError:
@@ -188,15 +224,18 @@ def _wrong_order(adapters: Sequence[Given], adapter: Given, wanted: str) -> Usag
     )
 
 
-def _require_original_base(base_rows: int | None, adapter: Given) -> None:
-    """The second generation's adapters are for Llama-2 itself, whose rows they replace."""
-    named = _SECOND_GENERATION.fullmatch(adapter.base_name or "")
-    if named and adapter.rows == _CHINESE_LLAMA_2_ROWS == base_rows:
+def _require_own_vocabulary(rows: int, adapter: Given) -> None:
+    """The second generation's adapters bring the whole vocabulary, for Llama-2 as Meta made it.
+
+    Other people's, which were trained on a Chinese model and name it, have as many rows.
+    """
+    of_chinese = "chinese" in (adapter.base_name or "").lower()
+    if adapter.rows == _CHINESE_LLAMA_2_ROWS and rows in _CHINESE_ROWS and not of_chinese:
         raise UsageError(
             "this adapter of the second generation goes onto Llama-2 itself, not onto a model into "
             "which one has been merged",
             file=adapter.source,
-            expected=f"{adapter.base_name}, with {_LLAMA_ROWS} rows",
-            found=f"a base of {base_rows} rows",
-            remedy="give Llama-2-hf as the base" + _GO_ON,
+            expected=f"{adapter.base_name or 'Llama-2'}, with {_LLAMA_ROWS} rows",
+            found=f"{rows} rows",
+            remedy="give Llama-2-hf as the base, and this adapter alone" + _GO_ON,
         )

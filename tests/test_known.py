@@ -85,6 +85,114 @@ def test_second_generation_wants_llama_2_itself(rows: int) -> None:
             require_known_order(rows, [alpaca])
 
 
+PLUS, ALPACA_PLUS = "Chinese-LLaMA-Plus-7B", "Chinese-Alpaca-Plus-7B"
+# Rows of the base, then name, what the configuration calls its base, and rows of each adapter.
+REFUSED: dict[str, tuple[int, list[tuple[str | None, str | None, int | None]]]] = {
+    "something unknown below one that goes straight on": (
+        32000,
+        [(None, None, 49953), ("Chinese-LLaMA-7B", None, 49953)],
+    ),
+    "a LoRA without vocabulary below one that goes straight on": (
+        32000,
+        [(None, None, None), ("Chinese-Alpaca-7B", None, 49954)],
+    ),
+    "something unknown between the two": (
+        32000,
+        [(PLUS, None, 49953), (None, None, None), (ALPACA_PLUS, None, 49954)],
+    ),
+    "Pro after Plus": (
+        32000,
+        [(PLUS, None, 49953), (ALPACA_PLUS, None, 49954), ("Chinese-Alpaca-Pro-7B", None, 49954)],
+    ),
+    "Alpaca-Plus alone on the original": (32000, [(ALPACA_PLUS, None, 49954)]),
+    "second generation twice": (
+        32000,
+        [(None, "/x/Llama-2-7b-hf", 55296), (None, "/x/Llama-2-7b-hf", 55296)],
+    ),
+    "second generation after the first": (
+        32000,
+        [(PLUS, None, 49953), (None, "/x/Llama-2-7b-hf", 55296)],
+    ),
+}
+REFUSED |= {
+    f"second generation of {name} on {rows} rows": (rows, [(None, name, 55296)])
+    for name in (
+        "/root/llama-2-7b",
+        "meta-llama/Llama-2-7b-chat-hf",
+        "decapoda-research/llama-7b-hf",
+        None,
+    )
+    for rows in (49953, 49954, 55296)
+}
+
+
+@pytest.mark.parametrize(("rows", "chain"), REFUSED.values(), ids=REFUSED)
+def test_chain_whose_sizes_do_not_fit_is_refused(
+    rows: int, chain: list[tuple[str | None, str | None, int | None]]
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        require_known_order(rows, [Given(f"dir {n}", *it) for n, it in enumerate(chain)])
+    assert "--allow_unknown_combination" in caught.value.facts["remedy"]
+    assert {"file", "expected", "found"} <= caught.value.facts.keys()
+
+
+@pytest.mark.parametrize(
+    ("rows", "chain"),
+    [
+        (32000, [(None, "decapoda-research/llama-7b-hf", 55296)]),
+        (55296, [(None, "hfl/chinese-alpaca-2-7b", 55296)]),
+        (55296, [(None, "/root/llama-2-7b", None)]),
+        (32000, [(None, "/Llama-2-7b-hf", 55296), (None, "hfl/chinese-llama-2-7b", 55296)]),
+        (32016, [(None, "codellama/CodeLlama-7b-hf", 55296)]),
+    ],
+)
+def test_chain_whose_sizes_fit_passes(
+    rows: int, chain: list[tuple[str | None, str | None, int | None]]
+) -> None:
+    assert require_known_order(rows, [Given("dir", *it) for it in chain]) == ()
+
+
+def test_what_is_in_a_base_of_chinese_rows_is_told_by_its_manifest_or_not_at_all() -> None:
+    alone = [Given("dir", ALPACA_PLUS, None, 49954)]
+    assert require_known_order(49953, alone, [PLUS]) == ()
+    for unknown in (None, [None], []):
+        (note,) = require_known_order(49953, alone, unknown)
+        assert f"belongs on top of {PLUS}" in note
+    with pytest.raises(UsageError, match="something else is in this base") as caught:
+        require_known_order(49953, alone, ["Chinese-LLaMA-7B"])
+    assert "Chinese-LLaMA-7B" in caught.value.facts["found"]
+    assert require_known_order(32000, [Given("below", PLUS, None, 49953), *alone]) == ()
+
+
+@pytest.mark.parametrize(
+    ("below", "told"), [(PLUS, None), ("Chinese-LLaMA-7B", "refused"), (None, "note")]
+)
+def test_manifest_of_the_base_names_what_was_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str | None, told: str | None
+) -> None:
+    """No published adapter fits a tiny base, so two tiny ones are given published names."""
+    rows = 49953
+    first = save_adapter(tmp_path / "first", adapter_tensors(rows))
+    merged = tmp_path / "merged"
+    tokens = tmp_path / "tokenizer"
+    tokens.mkdir()
+    write_tokenizer(tokens, rows)
+    base = save_base(tmp_path / "base")
+    merge_lora(base, first, merged, output_type="huggingface", tokenizer=tokens)
+    second = save_adapter(tmp_path / "second", adapter_tensors(rows, seed=3))
+    names = {
+        hashlib.sha256((first / "adapter_model.bin").read_bytes()).hexdigest(): below,
+        hashlib.sha256((second / "adapter_model.bin").read_bytes()).hexdigest(): ALPACA_PLUS,
+    }
+    monkeypatch.setattr("merge.known.known_adapter", names.get)
+    if told == "refused":
+        with pytest.raises(UsageError, match="something else is in this base"):
+            merge_lora(merged, second, tmp_path / "out", tokenizer=tokens, dry_run=True)
+        return
+    report = merge_lora(merged, second, tmp_path / "out", tokenizer=tokens, dry_run=True)
+    assert ("cannot be told" in report.summary()) == (told == "note")
+
+
 @pytest.mark.slow
 def test_published_adapter_is_known_by_its_digest_alone(tmp_path: Path) -> None:
     """No digest of a published adapter can be made here, so a copy of the program is told that a

@@ -18,10 +18,11 @@ from tokenizer_tools.known import recognise_bytes
 from ..checksums import begin_digests, file_digest
 from ..deltas.adapter_config import WEIGHT_NAMES
 from ..documents import LLAMA_ONLY, ModelConfig, find_config, require_llama
-from ..errors import UsageError
+from ..errors import FormatError, UsageError
 from ..identity import Reads
+from ..json_text import read_json
 from ..layouts.folder import is_meta
-from ..outputs import require_names_free
+from ..outputs import MANIFEST_NAME, require_names_free
 from ..settings import MergeSettings, model_name
 from ..sources import Sources, find_sources
 from ..staging import Offload, require_space
@@ -104,7 +105,7 @@ class MergeJob:
     """A merge that has been checked and planned from headers.
 
     ``base`` is what the adapters are merged into: the ``plain`` base, with the ``delta`` on it
-    where there is one.
+    where there is one. ``notes`` are what cannot be told of the order of published adapters.
     """
 
     sources: Sources
@@ -117,6 +118,7 @@ class MergeJob:
     plan: Plan
     plain: Checkpoint
     delta: Checkpoint | None
+    notes: tuple[str, ...] = ()
 
     def reads(self) -> Reads:
         """What it reads."""
@@ -189,8 +191,8 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
         for folder, weight in zip(sources.adapters, weights, strict=True)
     )
     _require_different(adapters)
-    if not settings.allow_unknown_combination:
-        _require_known_order(sources, base, adapters)
+    ordered = not settings.allow_unknown_combination
+    notes = _require_known_order(sources, base, adapters) if ordered else ()
     vocabulary = _vocabulary(sources, base, adapters, settings.vocab_mismatch)
     rows = vocabulary.checked_rows(settings.new_token_init is not None)
     per_adapter = settings.rounding == "per_adapter"
@@ -201,7 +203,7 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     model = Model(tensors, merged.tied, rows, config, sources.tokenizer, named)
     plan = plan_output(model, settings)
     parts = (vocabulary, base, adapters, merged, plan, plain, delta)
-    return MergeJob(sources, settings, config, *parts)
+    return MergeJob(sources, settings, config, *parts, notes)
 
 
 def _with_new_rows(
@@ -238,21 +240,38 @@ def _require_different(adapters: Sequence[Adapter]) -> None:
                 )
 
 
-def _require_known_order(sources: Sources, base: Checkpoint, adapters: Sequence[Adapter]) -> None:
+def _require_known_order(
+    sources: Sources, base: Checkpoint, adapters: Sequence[Adapter]
+) -> tuple[str, ...]:
     from .. import known
-    from ..deltas.apply import vocabulary_rows
-    from ..layouts.decoder import embedding_rows
+    from ..layouts.decoder import VOCABULARY_TENSORS, embedding_rows
 
     given = [
         known.Given(
             source,
             known.known_adapter(a.digest) if a.weights.suffix == ".bin" else None,
             a.config.base_model_name_or_path,
-            vocabulary_rows(a),
+            next(
+                (a.replaced[name].rows for name in VOCABULARY_TENSORS if name in a.replaced), None
+            ),
         )
         for source, a in zip(sources.lora_models, adapters, strict=True)
     ]
-    known.require_known_order(embedding_rows(base.tensors), given)
+    return known.require_known_order(embedding_rows(base.tensors), given, _merged(sources.base))
+
+
+def _merged(base: Path) -> list[str | None] | None:
+    """Published names of the adapters that a base's own manifest says were merged into it."""
+    from .. import known
+
+    path = (base if base.is_dir() else base.parent) / MANIFEST_NAME
+    try:
+        entries = read_json(path)["inputs"]["adapters"] if path.is_file() else None
+        digests = [[str(f["sha256"]) for f in entry["files"]] for entry in entries or ()]
+    except (FormatError, KeyError, TypeError):  # not one of ours: it tells nothing
+        return None
+    names = [[known.known_adapter(digest) for digest in entry] for entry in digests]
+    return [next(filter(None, of_one), None) for of_one in names] or None
 
 
 def _vocabulary(

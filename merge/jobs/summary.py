@@ -74,6 +74,7 @@ def changes(job: MergeJob) -> Iterator[str]:
 def notes(job: MergeJob) -> Iterator[str]:
     """What the reader should know before using the result."""
     yield from job.config.notes
+    yield from job.notes
     if job.settings.output_type != "pth" and job.config.config is job.base.config:
         yield from job.base.notes
     understood = isinstance(job.sources.tokenizer, TokenizerFolder)
