@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
+from ..errors import UsageError, shown
 from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
 
 if TYPE_CHECKING:
@@ -70,11 +70,18 @@ def _compare(args: argparse.Namespace) -> int:
 
     with Offload(None, Path.cwd()) as offload:
         ours, theirs = open_any(args.a, offload), open_any(args.b, offload)
+        if not ours.tensors and not theirs.tensors:
+            raise UsageError(
+                "there is nothing to compare: neither of the two holds a tensor",
+                file=args.a,
+                found=f"no tensors, and none in {args.b}",
+                remedy="give two models, or two weight files",
+            )
         with progress_bar(args.quiet, "comparing") as on_progress:
             result = compare(*_tensors(ours, theirs), on_progress)
     if not args.quiet:
         for line in _report(ours, theirs, result, args):
-            print(line)
+            print(shown(line))
     return DIFFERENT if result.differ(args.max_ulp) else DONE
 
 

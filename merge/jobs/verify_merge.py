@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tokenizer_tools.huggingface import MODEL_NAME, read_tokenizer
 
 from ..checksums import read_digest
-from ..errors import MergeError, UsageError
+from ..errors import MergeError, UsageError, shown
 from ..json_text import read_json
 from ..layouts.config import CONFIG_NAME
 from ..layouts.folder import config_path, is_gguf
@@ -57,7 +57,7 @@ class Verification:
         lines += [f"not checked: {line}" for line in self.unchecked]
         lines += [f"took       {self.seconds:.1f} s{memory}"]
         head = f"WRONG: {len(self.faults)} faults" if self.faults else "Right:"
-        return "\n".join([head, *(f"  {line}" for line in lines)])
+        return "\n".join([head, *(f"  {shown(line)}" for line in lines)])
 
 
 def verify_merge(

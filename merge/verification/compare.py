@@ -7,11 +7,14 @@ error of its blocks (``reference.block_error``). Two in q8_0 are compared as the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 
 import torch
 
-from ..formats.gguf import Q8_0_NAME, type_name
+from ..errors import LayoutError
+from ..formats.file_tensor import FileTensor
+from ..formats.gguf import BLOCK, Q8_0_NAME, type_name
 from ..lazy import LazyTensor, dtype_name
 from .reading import Rows, one_torch_thread, side_by_side
 from .reference import block_error, half_ulp
@@ -19,6 +22,10 @@ from .ulps import BEYOND, bits, coarser, distances
 
 # So many differing elements are a handful, and are told one by one.
 HANDFUL = 8
+# Elements that are looked at together: their copies in float64 stay in a core's cache.
+_PIECE = 1 << 18
+# A row that can only be read whole is in memory four times.
+_WIDEST = 16 << 20
 
 OnProgress = Callable[[int, int], object]
 
@@ -116,34 +123,76 @@ def _compare_tensor(name: str, ours: LazyTensor, theirs: LazyTensor) -> TensorCo
     in_blocks = floats and types.count(Q8_0_NAME) == 1
     compared_in = coarser(*dtypes) if floats else None
     result = TensorComparison(name, ours.shape, types, compared_in, in_blocks)
-    for start, _, rows in side_by_side((ours, theirs)):
-        result.elements += rows[0].numel()
+    for _, _, rows in side_by_side(_streams(ours, theirs), in_blocks=False):
         if dtypes[0] != dtypes[1] or not torch.equal(*map(bits, rows)):
-            _add_rows(result, start, rows)
+            _add_elements(result, result.elements, rows)
+        result.elements += rows[0].numel()
     return result
 
 
-def _add_rows(result: TensorComparison, start: int, rows: Rows) -> None:
-    """Count what differs in rows from ``start`` on, in pieces that stay in the cache."""
-    for first, piece in _pieces(rows):
-        ours, theirs = piece
+def _streams(ours: LazyTensor, theirs: LazyTensor) -> tuple[LazyTensor, LazyTensor]:
+    """Two tensors of one shape such that no row is wide: as single elements, where they lie so.
+
+    Raises ``LayoutError`` for wide rows that can only be read whole.
+    """
+    flat = _flat(ours), _flat(theirs)
+    if flat[0] is not None and flat[1] is not None:
+        return flat[0], flat[1]
+    for tensor in (ours, theirs):
+        if tensor.row_bytes > _WIDEST:
+            raise LayoutError(
+                "a tensor has rows too wide to be compared",
+                file=tensor.path,
+                tensor=tensor.origin,
+                expected=f"rows of at most {_WIDEST:,} bytes, or elements that lie in a row",
+                found=f"shape {tensor.shape}, rows of {tensor.row_bytes:,} bytes",
+                remedy="no model has such rows; save the tensor anew, contiguous, as safetensors",
+            )
+    return ours, theirs
+
+
+def _flat(tensor: LazyTensor) -> LazyTensor | None:
+    """The elements of a tensor as one row of rows; None where they do not lie one by one."""
+    if not isinstance(tensor, FileTensor) or not tensor.is_contiguous():
+        return None
+    return replace(tensor, shape=(prod(tensor.shape),), strides=(1,))
+
+
+def _add_elements(result: TensorComparison, start: int, rows: Rows) -> None:
+    """Count what differs from element ``start`` on, in pieces that stay in the cache."""
+    sides = [part.reshape(-1) for part in rows]
+    for first in range(0, len(sides[0]), _PIECE):
+        ours, theirs = (side[first : first + _PIECE] for side in sides)
         apart = _apart(result, ours, theirs)
         if result.in_blocks:
             result.max_abs = max(result.max_abs, _largest(ours.double() - theirs.double()))
-        where = apart.nonzero()
+        where = apart.nonzero().flatten()
         if not len(where):
             continue
-        values = ours[tuple(where.T)].double(), theirs[tuple(where.T)].double()
-        ulps = apart[tuple(where.T)]
+        values = ours.double()[where], theirs.double()[where]
+        ulps = apart[where]
         result.differing += len(where)
         result.max_ulp = max(result.max_ulp, int(ulps.max()))
         result.max_abs = max(result.max_abs, _largest(values[0] - values[1]))
-        for index, one, other, ulp in zip(where, *values, ulps, strict=False):
-            if len(result.handful) > HANDFUL:
-                break
-            at = (start + first + int(index[0]), *map(int, index[1:]))
-            place = at if result.shape else ()
-            result.handful.append(Element(place, float(one), float(other), int(ulp)))
+        # A tensor that is iterated over becomes as many objects as it has elements.
+        few = slice(HANDFUL + 1 - len(result.handful))
+        listed = (side[few].tolist() for side in (where, *values, ulps))
+        for index, one, other, ulp in zip(*listed, strict=True):
+            place = _place(start + first + index, result.shape)
+            result.handful.append(Element(place, one, other, ulp))
+
+
+def _place(element: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The index of an element that is counted along the rows.
+
+    >>> _place(7, (2, 5)), _place(0, ())
+    ((1, 2), ())
+    """
+    index = []
+    for size in reversed(shape):
+        element, at = divmod(element, size)
+        index.append(at)
+    return tuple(reversed(index))
 
 
 def _apart(result: TensorComparison, ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
@@ -152,7 +201,8 @@ def _apart(result: TensorComparison, ours: torch.Tensor, theirs: torch.Tensor) -
         return (ours != theirs) * BEYOND
     if result.in_blocks:
         pair = (ours, theirs) if result.types[0] == Q8_0_NAME else (theirs, ours)
-        return beyond_block_error(*pair) * BEYOND
+        blocks = (side.view(-1, BLOCK) for side in pair)
+        return beyond_block_error(*blocks).flatten() * BEYOND
     return distances(ours.to(result.compared_in), theirs.to(result.compared_in))
 
 
@@ -173,12 +223,6 @@ def _largest(gaps: torch.Tensor) -> float:
     """The largest magnitude of finite numbers, 0 where there is none."""
     finite = gaps[gaps.isfinite()]
     return float(finite.abs().max()) if len(finite) else 0.0
-
-
-def _pieces(rows: Rows) -> Iterator[tuple[int, Rows]]:
-    step = max(1, (1 << 18) // max(1, rows[0][:1].numel()))
-    for first in range(0, len(rows[0]), step):
-        yield first, tuple(part[first : first + step] for part in rows)
 
 
 def told(tensor: TensorComparison) -> Iterator[str]:

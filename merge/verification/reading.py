@@ -29,13 +29,14 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def side_by_side(
-    tensors: Sequence[LazyTensor], span_bytes: int = SPAN_BYTES
+    tensors: Sequence[LazyTensor], span_bytes: int = SPAN_BYTES, in_blocks: bool = True
 ) -> Iterator[tuple[int, int, Rows]]:
     """Yield ``(start, stop, rows)`` from the first row of the longest tensor to its last.
 
     A shorter tensor gives the rows that it has. The rows live until the next ones are asked for.
+    They are whole blocks of the arithmetic, which without ``in_blocks`` is of no matter.
     """
-    step = _step(tensors, span_bytes)
+    step = _step(tensors, span_bytes, in_blocks)
     total = max(tensor.rows for tensor in tensors)
     readers = [tensor.reader() for tensor in tensors]
     free = [_buffers(tensors, min(step, total)) for _ in range(2)]
@@ -57,9 +58,9 @@ def side_by_side(
             free.append(buffers)
 
 
-def _step(tensors: Sequence[LazyTensor], span_bytes: int) -> int:
-    """Rows of a span: whole blocks of the arithmetic, as many as fit, at least one."""
-    grid = block_rows(tensors[0].shape)
+def _step(tensors: Sequence[LazyTensor], span_bytes: int, in_blocks: bool) -> int:
+    """Rows of a span: whole blocks of the arithmetic or rows, as many as fit, at least one."""
+    grid = block_rows(tensors[0].shape) if in_blocks else 1
     row_bytes = sum(tensor.row_bytes for tensor in tensors)
     return grid * max(1, span_bytes // max(1, grid * row_bytes))
 

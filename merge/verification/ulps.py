@@ -7,6 +7,8 @@ import torch
 # Further than any count: a number beside none (NaN), or a finite one beside an infinite one.
 BEYOND = torch.iinfo(torch.int64).max
 
+_NAN = 3
+
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -37,14 +39,15 @@ def distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     magnitudes, signs = (ours & low, theirs & low), (ours < 0) == (theirs < 0)
     apart = torch.where(signs, (magnitudes[0] - magnitudes[1]).abs(), magnitudes[0] + magnitudes[1])
     apart = torch.where(apart < 0, BEYOND, apart)  # float64 of opposite signs
-    kinds = _kind(one) != _kind(other)
-    both_nan = one.isnan() & other.isnan()
+    kinds = _kind(one), _kind(other)
+    both_nan = (kinds[0] == _NAN) & (kinds[1] == _NAN)
     apart = torch.where(both_nan, torch.zeros_like(apart), apart)
     apart = torch.where((ours != theirs) & (apart == 0), 1, apart)
-    return torch.where(kinds, BEYOND, apart)
+    return torch.where(kinds[0] != kinds[1], BEYOND, apart)
 
 
 def _kind(tensor: torch.Tensor) -> torch.Tensor:
-    """0 for a finite number, 1 and 2 for infinities, 3 for NaN."""
+    """0 for a finite number, 1 and 2 for infinities, ``_NAN``."""
+    tensor = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # float8 cannot be asked
     infinite = tensor.isinf().to(torch.int8) * torch.where(tensor > 0, 1, 2).to(torch.int8)
-    return infinite + 3 * tensor.isnan().to(torch.int8)
+    return infinite + _NAN * tensor.isnan().to(torch.int8)

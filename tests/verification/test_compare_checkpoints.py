@@ -179,3 +179,74 @@ def test_a_mistake_is_one_message(
 ) -> None:
     assert main([word.format(base=base) for word in arguments]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_no_tensors_are_nothing_to_compare(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty.safetensors"
+    save_tensors(empty, {})
+    assert main([str(empty), str(empty)]) == 2
+    assert "nothing to compare" in capsys.readouterr().err
+    assert main([str(empty), str(base)]) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_float8_is_counted_in_its_own_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: torch.dtype
+) -> None:
+    """All bit patterns against their neighbour; torch's own conversion says which are numbers."""
+    ours = torch.arange(256, dtype=torch.uint8)
+    theirs = ours ^ 1
+    numbers = ours.view(dtype).float().isfinite(), theirs.view(dtype).float().isfinite()
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    save_tensors(one, {"w": ours.view(dtype)})
+    save_tensors(two, {"w": theirs.view(dtype)})
+    assert main([str(one), str(one)]) == 0
+    assert main([str(one), str(two)]) == 1
+    assert f"{dtype}".removeprefix("torch.") in capsys.readouterr().out
+    both = numbers[0] & numbers[1]
+    save_tensors(one, {"w": ours[both].view(dtype)})
+    save_tensors(two, {"w": theirs[both].view(dtype)})
+    assert main([str(one), str(two)]) == 1
+    assert "at most 1 ulp" in capsys.readouterr().out
+    assert main([str(one), str(two), "--max_ulp", "1"]) == 0
+
+
+def test_a_name_with_a_line_end_forges_no_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, forged = "w", "the same: every tensor is identical"
+    for path, value in (("one", 0.0), ("two", 1.0)):
+        tensors = {f"{name}\n{forged}": torch.tensor([value])}
+        save_tensors(tmp_path / f"{path}.safetensors", tensors)
+    paths = [str(tmp_path / f"{path}.safetensors") for path in ("one", "two")]
+    assert main(paths) == 1
+    said = capsys.readouterr().out
+    assert forged not in said.splitlines()
+    assert f"w\\n{forged}" in said
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5), (1, 300_000), (300_000,), ()], ids=str)
+def test_elements_are_named_by_their_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shape: tuple[int, ...]
+) -> None:
+    ours = torch.zeros(shape)
+    theirs = ours.clone()
+    theirs.view(-1)[-1] = 1.0
+    paths = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    for path, tensor in zip(paths, (ours, theirs), strict=True):
+        save_tensors(path, {"w": tensor})
+    assert main([str(path) for path in paths]) == 1
+    assert f"{theirs.nonzero()[0].tolist()}: 0 and 1 " in capsys.readouterr().out
+
+
+def test_rows_that_are_too_wide_to_be_read_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every other element of a storage: no part of a row can be read by itself."""
+    every_other = torch.zeros(2 * (9 << 20), dtype=torch.float16)[::2].view(1, -1)
+    for name in ("one.bin", "two.bin"):
+        torch.save({"w": every_other}, tmp_path / name)
+    assert main([str(tmp_path / "one.bin"), str(tmp_path / "two.bin")]) == 2
+    assert "too wide" in capsys.readouterr().err
