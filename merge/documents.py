@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizer_tools.copied import CopiedTokenizer, Tokenizer, require_understood
 from tokenizer_tools.huggingface import CHAT_TEMPLATE_NAME, MODEL_NAME, TokenizerFolder
+from tokenizer_tools.huggingface import CONFIG_NAME as TOKENIZER_CONFIG_NAME
 from tokenizer_tools.huggingface import documents as tokenizer_documents
 
 from .errors import LayoutError
-from .json_text import json_bytes, read_json, read_small
+from .json_text import json_bytes, parse_json, read_json, read_small
 from .layouts.config import (
     CONFIG_NAME,
     EXTENDED_MODEL_TYPES,
@@ -23,10 +24,14 @@ from .layouts.config import (
     merged_decoder_config,
     read_config,
     require_decoder,
+    require_named_llama,
+    require_no_biases,
+    require_values,
     with_token_ids,
 )
 from .layouts.folder import config_path
 from .layouts.params import PARAMS_NAME, params_json
+from .layouts.values import CHAT_TEMPLATE, GENERATION, require
 from .sources import Sources
 
 if TYPE_CHECKING:
@@ -79,6 +84,9 @@ def find_config(
         code, notes = _code(config, sources.model)
         code |= _python_files(*sources.adapters) if copy_code else {}
         return ModelConfig(path, config, None, generation, notes, code)
+    for one, source in ((base_config, base_path), (config, path)):
+        require_values(one, source)
+        require_no_biases(one, source)
     shape = LlamaShape.from_config(config, path)
     theirs, ours = vars(shape), vars(LlamaShape.from_config(base_config, base_path))
     names = [name for name in ours if name != "tie_word_embeddings"]
@@ -148,9 +156,17 @@ def _has_config(folder: Path) -> bool:
 
 
 def _generation_config(*folders: Path) -> Mapping[str, Any]:
-    """The first of the folders' ``generation_config.json``, empty when there is none."""
+    """The first of the folders' ``generation_config.json``, empty when there is none.
+
+    Raises ``LayoutError`` when a value in it is of another kind than its key.
+    """
     paths = [folder / GENERATION_CONFIG_NAME for folder in folders]
-    return next((read_json(path) for path in paths if path.is_file()), {})
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return {}
+    generation = read_json(path)
+    require(generation, GENERATION, path)
+    return generation
 
 
 def _notes(path: Path, config: Mapping[str, Any]) -> list[str]:
@@ -197,6 +213,7 @@ def huggingface_documents(
     """``config.json``, ``generation_config.json`` and the tokenizer's files.
 
     Beside a tokenizer that is copied, the special tokens' ids stay as the configurations have them.
+    Raises ``LayoutError`` for a chat template that is none.
     """
     if isinstance(tokenizer, CopiedTokenizer):
         return _copied_documents(found, tokenizer, vocab_size, dtype, tied)
@@ -205,13 +222,15 @@ def huggingface_documents(
         for name in ("bos_token", "eos_token", "pad_token")
         for token in [getattr(tokenizer, name)]
     }
+    files, path = tokenizer_documents(tokenizer), tokenizer.path / TOKENIZER_CONFIG_NAME
+    require(parse_json(files[TOKENIZER_CONFIG_NAME], path), CHAT_TEMPLATE, path)
     config = merged_config(found.config, vocab_size, dtype, tied)
     generation = {"_from_model_config": True} if not found.generation else found.generation
     return {
         **found.code,
         CONFIG_NAME: json_bytes(with_token_ids(config, ids, vocab_size)),
         GENERATION_CONFIG_NAME: json_bytes(with_token_ids(generation, ids, vocab_size)),
-        **tokenizer_documents(tokenizer),
+        **files,
     }
 
 
@@ -242,6 +261,7 @@ def require_llama(
             found=f"{found.config.get('model_type')!r}{biases}",
             remedy="use --output_type huggingface, which any decoder can be written to",
         )
+    require_named_llama(found.config, found.path)
     return found.shape, require_understood(tokenizer, layout)
 
 

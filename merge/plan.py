@@ -133,6 +133,7 @@ def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
     parts = (model.config, model.tokenizer, model.rows, dtype, model.tied)
     description = gguf_metadata.Description(
         model.config.config,
+        model.config.path,
         shape,
         model.rows,
         tokenizer,

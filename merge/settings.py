@@ -35,6 +35,8 @@ _ONLY_FOR: dict[str, OutputType] = {
     "outtype": "gguf",
     "split_max_size": "gguf",
 }
+# Of a file, in bytes, on every system.
+_LONGEST_NAME = 255
 DEFAULT_MEMORY = "64MB"
 LARGEST_MEMORY = "256MB"
 
@@ -103,6 +105,7 @@ class OutputSettings:
         if self.split_max_size is not None:
             require_positive("split_max_size", _size("split_max_size", self.split_max_size))
         if self.output_type == "gguf":
+            _require_name(self.model_name)
             require_gguf()
 
     @property
@@ -191,6 +194,19 @@ def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise ``UsageError`` unless an option has one of its values."""
     if value not in choices:
         raise UsageError(f"--{name} has another value", expected=", ".join(choices), found=value)
+
+
+def _require_name(name: str) -> None:
+    """Raise ``UsageError`` for a model's name that can be neither a folder's nor text in a file."""
+    last = Path(name).name
+    strange = last == ".." or any(c == "\0" or "\ud800" <= c <= "\udfff" for c in last)
+    if strange or len(last.encode()) > _LONGEST_NAME:
+        raise UsageError(
+            "the model cannot be called so",
+            expected=f"a name that a folder can have, of at most {_LONGEST_NAME} bytes of UTF-8",
+            found=repr(name),
+            remedy="write into a folder of another name, or give model_name",
+        )
 
 
 def _numbers(weights: str | Sequence[float] | None) -> tuple[float, ...]:

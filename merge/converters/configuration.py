@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..json_text import read_json
-from ..layouts.config import CONFIG_NAME, LlamaShape, required_number, rope_scaling
+from ..layouts.config import CONFIG_NAME, LlamaShape, require_values, rope_scaling
 from ..layouts.params import PARAMS_NAME
+from ..layouts.values import required_number
 from .findings import Report
 
 _W1 = "layers.0.feed_forward.w1.weight"
@@ -92,6 +93,7 @@ def _from_config(path: Path, config: dict[str, Any], report: Report) -> Configur
     lengths = [k for k in ("max_sequence_length", "max_position_embeddings") if config.get(k)]
     if _lacks(path, missing + ([] if lengths else ["max_position_embeddings"]), report):
         return None
+    require_values(config, path)
     given = config.get("rope_scaling")
     kind = given.get("type") if isinstance(given, dict) else None
     if kind is not None and kind not in ("linear", "yarn"):

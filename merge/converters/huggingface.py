@@ -11,18 +11,73 @@ from tokenizer_tools.spm import MODEL_NAME
 from ..formats import open_container
 from ..json_text import read_json
 from ..layouts import llama
-from ..layouts.config import CONFIG_NAME, LlamaShape, rope_scaling
-from ..layouts.huggingface import weight_files
+from ..layouts.config import (
+    CONFIG_NAME,
+    LLAMA_ARCHITECTURES,
+    LlamaShape,
+    require_values,
+    rope_scaling,
+)
+from ..layouts.huggingface import GENERATION_CONFIG_NAME, weight_files
 from ..layouts.quantised import FLOATS
+from ..layouts.values import (
+    CHAT_TEMPLATE,
+    GENERATION,
+    LENGTH,
+    NO_NEGATIVE,
+    NUMBER,
+    OBJECT,
+    POSITIVE,
+    TEXT,
+    Kind,
+    Kinds,
+    or_null,
+    require,
+)
 from ..lazy import LazyTensor, dtype_name
 from .archive import begins_as_zip, open_archive, tensors_in
 from .findings import Report
+from .vocabulary import CONFIG as TOKENIZER_CONFIG
 from .vocabulary import check_huggingface_tokens, check_special_ids
 
 CONVERTER = "convert_hf_to_gguf.py"
 # Names under which that script knows a LLaMA with its own names of tensors.
-_ARCHITECTURES = (["LlamaForCausalLM"], ["LLaMAForCausalLM"])
-_SCALINGS = ("linear", "yarn", "llama3", "longrope", "su")
+_ARCHITECTURES = (*LLAMA_ARCHITECTURES, "MistralForCausalLM", "MixtralForCausalLM")
+# What it can store as float32: true goes in as 1.
+_FLOAT = Kind("a number", lambda value: isinstance(value, bool) or NUMBER.holds(value))
+# What that script reads of each kind of scaling that it knows.
+_SCALINGS: dict[str, Kinds] = {
+    "linear": {"factor": or_null(_FLOAT)},
+    "yarn": {
+        **dict.fromkeys(
+            (
+                *("factor", "extrapolation_factor", "attention_factor", "attn_factor"),
+                *("beta_fast", "beta_slow"),
+            ),
+            or_null(_FLOAT),
+        ),
+        "original_max_position_embeddings": LENGTH,
+    },
+    "llama3": {
+        **dict.fromkeys(("factor", "original_max_position_embeddings"), _FLOAT),
+        **dict.fromkeys(("low_freq_factor", "high_freq_factor"), POSITIVE),
+    },
+    "longrope": {},
+    "su": {},
+}
+# What it puts into the file as it is; what is of another kind ends it.
+_STORED: Kinds = {
+    "max_position_embeddings": or_null(LENGTH),
+    "rms_norm_eps": or_null(_FLOAT),
+    "rope_theta": or_null(_FLOAT),
+    "vocab_size": LENGTH,
+    **{
+        f"{kind}_token_id": NO_NEGATIVE
+        for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+    },
+}
+# Quantised weights that it makes whole.
+_DEQUANTISED = ("bitnet", "fp8", "gptq", "compressed-tensors", "modelopt")
 
 
 def applies(folder: Path) -> bool:
@@ -51,27 +106,71 @@ def check(folder: Path) -> Report:
         if tensors:
             _check_tensors(folder, config, shape, tensors, report)
         _check_tokenizer(folder, config, embeddings.rows if embeddings else None, report)
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        _check_sampling(folder / GENERATION_CONFIG_NAME, report)
     return report
 
 
 def _check_config(path: Path, config: Mapping[str, Any], report: Report) -> None:
-    architectures = config.get("architectures")
-    if not isinstance(architectures, list) or architectures[:1] not in _ARCHITECTURES:
+    require(config, dict.fromkeys(("rope_scaling", "rope_parameters"), or_null(OBJECT)), path)
+    named = config.get("architectures")
+    if not isinstance(named, list) or not named or named[0] not in _ARCHITECTURES:
         report.stops(
             "config.json does not name the architecture",
             file=path,
             expected='"architectures": ["LlamaForCausalLM"]',
-            found=architectures,
+            found=named,
             remedy="correct config.json",
         )
     scaling = rope_scaling(config) or {}
-    if scaling and scaling["type"] not in _SCALINGS:
+    _check_values(path, config, scaling, report)
+    _check_quantisation(path, config, report)
+    kind = str(scaling.get("type"))
+    lacks_factor = kind in ("linear", "yarn") and scaling.get("factor") is None
+    if scaling and (kind not in _SCALINGS or lacks_factor):
         report.silent(
             "the scaling of the rotary positions is left out",
             file=path,
-            expected=f"one of {', '.join(_SCALINGS)}",
+            expected=f"one of {', '.join(_SCALINGS)}, with its factor",
             found=scaling,
             remedy="llama.cpp can scale at run time: --rope-scaling, --rope-scale",
+        )
+
+
+def _check_values(
+    path: Path, config: Mapping[str, Any], scaling: Mapping[str, Any], report: Report
+) -> None:
+    """What the file cannot hold ends the converter; what no model can use goes into the file."""
+    before = len(report.findings)
+    with report.collecting():
+        require(config, _STORED, path)
+    with report.collecting():
+        require(scaling, {"type": TEXT}, path, "rope_scaling")
+        require(scaling, _SCALINGS.get(scaling.get("type", ""), {}), path, "rope_scaling")
+    if len(report.findings) == before:
+        with report.collecting("silent"):
+            require_values(config, path)
+
+
+def _check_sampling(path: Path, report: Report) -> None:
+    generation: Mapping[str, Any] = {}
+    with report.collecting("silent"):  # what is no JSON is left out
+        generation = read_json(path)
+    with report.collecting():
+        require(generation, GENERATION, path)
+
+
+def _check_quantisation(path: Path, config: Mapping[str, Any], report: Report) -> None:
+    said = config.get("quantization_config")
+    method = said.get("quant_method") if isinstance(said, dict) else said
+    if said and method is not None and method not in _DEQUANTISED:
+        report.stops(
+            "the converter does not know the quantisation that config.json speaks of",
+            file=path,
+            expected=f'"quant_method": {", ".join(_DEQUANTISED)}, or no "quantization_config"',
+            found=said,
+            remedy="take the original model; where the weights are whole, convert_checkpoint.py "
+            "writes a config.json without it",
         )
 
 
@@ -134,8 +233,18 @@ def _check_tensors(
     report: Report,
 ) -> None:
     entries = {entry.hf: entry for entry in llama.entries(shape)}
+    biases = _biases(config, entries)
     for name, tensor in tensors.items():
-        if name not in entries and not llama.is_leftover(name):
+        weight = entries.get(f"{name.removesuffix('.bias')}.weight")
+        if name.endswith(".bias") and weight is not None and name not in biases:
+            report.silent(
+                "a bias that config.json does not speak of goes into the file; transformers "
+                "leaves it out",
+                tensor=tensor.origin,
+                expected='"attention_bias": true, or "mlp_bias": true',
+                remedy="take weights and config.json from one place",
+            )
+        elif name not in entries and name not in biases and not llama.is_leftover(name):
             report.stops(
                 "a tensor is none of a LLaMA's, or of another layer than config.json describes",
                 tensor=tensor.origin,
@@ -151,6 +260,21 @@ def _check_tensors(
         rows = tensors[name].rows if name == llama.EMBED_TOKENS and name in tensors else size
         wanted = tuple(rows if part is None else part for part in entry.shape)
         _check_tensor(folder, name, wanted, tensors.get(name), report)
+    for name, bias_shape in biases.items():
+        _check_tensor(folder, name, bias_shape, tensors.get(name), report)
+
+
+def _biases(
+    config: Mapping[str, Any], entries: Mapping[str, llama.Entry]
+) -> dict[str, tuple[int | None, ...]]:
+    """The shapes of the biases that ``config.json`` speaks of, by name."""
+    parts = {".self_attn.": "attention_bias", ".mlp.": "mlp_bias"}
+    spoken_of = tuple(part for part, key in parts.items() if config.get(key))
+    return {
+        f"{name.removesuffix('weight')}bias": entry.shape[:1]
+        for name, entry in entries.items()
+        if any(part in name for part in spoken_of)
+    }
 
 
 def _check_tensor(
@@ -158,6 +282,8 @@ def _check_tensor(
 ) -> None:
     if tensor is None and name == llama.LM_HEAD:
         sentence = "there is no LM head; llama.cpp takes the embeddings for it"
+    elif tensor is None and name.endswith(".bias"):
+        sentence = "a bias that config.json speaks of is not there; llama.cpp does without"
     else:
         sentence = "a tensor is not what the model needs; llama.cpp refuses the file that comes out"
     if tensor is None or tensor.shape != wanted:
@@ -182,6 +308,10 @@ def _check_tensor(
 def _check_tokenizer(
     folder: Path, config: Mapping[str, Any], rows: int | None, report: Report
 ) -> None:
+    path = folder / TOKENIZER_CONFIG
+    said = read_json(path) if path.is_file() else {}
+    with report.collecting():
+        require(said, CHAT_TEMPLATE, path)
     if (folder / MODEL_NAME).is_file():
         check_huggingface_tokens(folder, config, rows, report)
         check_special_ids(folder, config, report)

@@ -10,7 +10,7 @@ from tokenizer_tools import spm
 
 from ..errors import FormatError
 from ..json_text import read_json
-from ..layouts.config import required_number
+from ..layouts.values import required_number
 from .findings import Report
 
 ADDED = "added_tokens.json"

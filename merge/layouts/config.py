@@ -14,6 +14,18 @@ from typing import Any
 
 from ..errors import LayoutError
 from ..json_text import read_json
+from .values import (
+    FLAG,
+    LENGTH,
+    NUMBER,
+    OBJECT,
+    POSITIVE,
+    TEXT,
+    Kinds,
+    or_null,
+    require,
+    required_number,
+)
 
 CONFIG_NAME = "config.json"
 DEFAULT_ROPE_THETA = 10000.0
@@ -21,9 +33,30 @@ DEFAULT_ROPE_THETA = 10000.0
 LLAMA_MODEL_TYPES = ("llama",)
 # A LLaMA with more beside it.
 EXTENDED_MODEL_TYPES = (*LLAMA_MODEL_TYPES, "llava")
-# Beyond every model, and small enough to make a list of its tensors.
-_LARGEST = 1 << 40
-_MOST = {"num_hidden_layers": 10_000, "n_layers": 10_000}
+# The names of its class; the second is that of conversions of early 2023.
+LLAMA_ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
+# What is read of config.json beside the numbers that fix shapes.
+_VALUES: Kinds = {
+    "max_position_embeddings": or_null(LENGTH),
+    "rms_norm_eps": POSITIVE,
+    "rope_parameters": or_null(OBJECT),
+    "rope_scaling": or_null(OBJECT),
+    "rope_theta": or_null(POSITIVE),
+    "tie_word_embeddings": or_null(FLAG),
+}
+# What is read of the rotary positions, of every kind of scaling.
+_ROTARY: Kinds = {
+    **dict.fromkeys(("type", "rope_type"), or_null(TEXT)),
+    **dict.fromkeys(
+        (
+            *("rope_theta", "factor", "low_freq_factor", "high_freq_factor"),
+            *("attention_factor", "attn_factor", "beta_fast", "beta_slow"),
+        ),
+        or_null(POSITIVE),
+    ),
+    "extrapolation_factor": or_null(NUMBER),
+    "original_max_position_embeddings": or_null(LENGTH),
+}
 
 
 def is_llama(config: Mapping[str, Any]) -> bool:
@@ -101,7 +134,8 @@ class LlamaShape:
     ) -> LlamaShape:
         """Read the numbers from a ``config.json``; ``source`` is its path, for errors.
 
-        Raises ``LayoutError`` when a number is missing or the architecture is another one.
+        Raises ``LayoutError`` when a number is missing, when heads are of an odd size, and when the
+        architecture is another one.
         """
         if config.get("model_type") not in model_types:
             raise LayoutError(
@@ -111,18 +145,26 @@ class LlamaShape:
                 found=repr(config.get("model_type")),
                 remedy="only LLaMA 1, LLaMA 2 and models of their architecture can be merged here",
             )
-        _require_rotary(config, source)
         hidden = required_number(config, "hidden_size", source)
         heads = required_number(config, "num_attention_heads", source)
         derived = {"num_key_value_heads": heads, "head_dim": hidden // heads}
         given = derived | {key: config[key] for key in derived if config.get(key)}
+        head_dim = required_number(given, "head_dim", source)
+        if head_dim % 2:
+            raise LayoutError(
+                "the heads are of a size that rotary positions cannot turn",
+                file=source,
+                expected='"head_dim", or "hidden_size" by "num_attention_heads": an even number',
+                found=head_dim,
+                remedy="take this file from the place where the weights are from",
+            )
         return cls(
             hidden_size=hidden,
             intermediate_size=required_number(config, "intermediate_size", source),
             num_hidden_layers=required_number(config, "num_hidden_layers", source),
             num_attention_heads=heads,
             num_key_value_heads=required_number(given, "num_key_value_heads", source),
-            head_dim=required_number(given, "head_dim", source),
+            head_dim=head_dim,
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         )
 
@@ -143,48 +185,41 @@ class LlamaShape:
         return self.num_hidden_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
 
 
-def required_number(config: Mapping[str, Any], key: str, source: object) -> int:
-    """A positive integer of a configuration, of a size that a model can have.
+def require_values(config: Mapping[str, Any], source: object) -> None:
+    """Raise ``LayoutError`` unless what is read of a LLaMA's ``config.json`` is of its kind."""
+    require(config, _VALUES, source)
+    for key in ("rope_parameters", "rope_scaling"):
+        require(config.get(key) or {}, _ROTARY, source, key)
 
-    Raises ``LayoutError`` when it is none.
-    """
-    value, most = config.get(key), _MOST.get(key, _LARGEST)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+
+def require_no_biases(config: Mapping[str, Any], source: object) -> None:
+    """Raise ``LayoutError`` for a LLaMA whose linear layers have biases."""
+    for key in ("attention_bias", "mlp_bias"):
+        if config.get(key):
+            raise LayoutError(
+                "this model is a LLaMA with biases, for which there is no place here",
+                file=source,
+                expected=f'"{key}": false',
+                found=repr(config[key]),
+                remedy="merge adapters into it with --output_type huggingface; if its weights have "
+                "no biases, correct config.json",
+            )
+
+
+def require_named_llama(config: Mapping[str, Any], source: object) -> None:
+    """Raise ``LayoutError`` when ``architectures`` contradicts a ``model_type`` of LLaMA's."""
+    named = config.get("architectures")
+    if config.get("model_type") not in LLAMA_MODEL_TYPES or not named:
+        return
+    if not isinstance(named, list) or named[0] not in LLAMA_ARCHITECTURES:
         raise LayoutError(
-            "the configuration lacks a number that the model cannot do without",
+            "config.json calls the model a LLaMA and names the class of another one",
             file=source,
-            expected=f'"{key}": a positive integer, at most {most:,}',
-            found=repr(value),
-            remedy="take this file from the place where the weights are from",
+            expected=f'"architectures": ["{LLAMA_ARCHITECTURES[0]}"]',
+            found=repr(named),
+            remedy="write --output_type huggingface; if the weights are those of a plain LLaMA, "
+            "correct config.json",
         )
-    return value
-
-
-def _require_rotary(config: Mapping[str, Any], source: object) -> None:
-    """Raise ``LayoutError`` unless what is said of rotary positions can be read."""
-    for key in ("rope_scaling", "rope_parameters"):
-        nested = config.get(key)
-        if nested and not isinstance(nested, Mapping):
-            raise _not_rotary(key, "an object or null", nested, source)
-    nested = config.get("rope_parameters") or {}
-    for theta in (config.get("rope_theta"), nested.get("rope_theta")):
-        if theta and not is_positive(theta):
-            raise _not_rotary("rope_theta", "a positive number", theta, source)
-
-
-def _not_rotary(key: str, expected: str, found: object, source: object) -> LayoutError:
-    return LayoutError(
-        "the configuration says nothing sensible of the rotary positions",
-        file=source,
-        expected=f'"{key}": {expected}',
-        found=repr(found),
-        remedy="take this file from the place where the weights are from",
-    )
-
-
-def is_positive(value: object) -> bool:
-    """Whether a value of a configuration is a positive number that float32 can hold."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 3e38
 
 
 def rope_theta(config: Mapping[str, Any]) -> float:
@@ -196,20 +231,13 @@ def rope_theta(config: Mapping[str, Any]) -> float:
 def rope_scaling(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Scaling of the rotary positions, in the spelling before transformers 5, or None.
 
-    Raises ``LayoutError`` for what is no object.
+    ``type`` is its kind: where ``rope_type`` says another one, that counts, as in transformers.
     """
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if not isinstance(scaling, dict):
-        raise LayoutError(
-            "the configuration scales rotary positions in a way that says nothing",
-            expected='"rope_scaling": {"type": ..., "factor": ...}, or null',
-            found=repr(scaling),
-            remedy="take config.json from the place where the weights are from",
-        )
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind == "default":
         return None
-    return {"type": kind} | {k: v for k, v in scaling.items() if k != "rope_theta"}
+    return {"type": kind} | {k: v for k, v in scaling.items() if k not in ("type", "rope_theta")}
 
 
 def merged_config(

@@ -13,9 +13,10 @@ from typing import Any
 
 from ..errors import LayoutError
 from ..lazy import LazyTensor
-from .config import CONFIG_NAME, required_number
+from .config import CONFIG_NAME
 from .llama import EMBED_TOKENS, LM_HEAD
 from .quantised import require_whole
+from .values import required_number
 
 # Embeddings of the decoders in use, each with the LM head that goes with it.
 HEAD_OF = {

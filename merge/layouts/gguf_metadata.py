@@ -19,23 +19,31 @@ from ..errors import LayoutError, VocabularyError
 from ..json_text import read_json
 from .config import LlamaShape, rope_scaling, rope_theta
 from .gguf_tokens import listed, puts_a_space_before
+from .values import NO_NEGATIVE, OBJECT, Kinds, require
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter, Metadata, SpecialVocab
 
 # What transformers takes a LLaMA's context to be that does not say it.
 _CONTEXT_LENGTH = 2048
+# What the package reads of config.json beside what is written here.
+_READ_BY_THE_PACKAGE: Kinds = {
+    **{f"{kind}_token_id": NO_NEGATIVE for kind in ("unk", "sep", "cls", "mask")},
+    "text_config": OBJECT,
+}
 
 
 @dataclass(frozen=True)
 class Description:
     """What is said of a model beside its tensors.
 
-    ``documents`` are those of a Hugging Face folder. ``name`` is what the model is called, and
-    ``sources`` are the names of the models that it was made from.
+    ``config`` is from the file ``source``, and its values are of their kinds
+    (``config.require_values``). ``documents`` are those of a Hugging Face folder. ``name`` is what
+    the model is called, and ``sources`` are the names of the models that it was made from.
     """
 
     config: Mapping[str, Any]
+    source: Path
     shape: LlamaShape
     rows: int
     tokenizer: TokenizerFolder
@@ -44,9 +52,13 @@ class Description:
     sources: Sequence[str]
 
     def add_to(self, writer: GGUFWriter, file_type: str) -> None:
-        """Add every key, in the order in which llama.cpp's converter does."""
+        """Add every key, in the order in which llama.cpp's converter does.
+
+        Raises ``LayoutError`` for what ``config.json`` must say for that and does not.
+        """
         from gguf import GGML_QUANT_VERSION, GGUFType, LlamaFileType
 
+        require(self.config, _READ_BY_THE_PACKAGE, self.source)
         with TemporaryDirectory() as parent:
             folder = Path(parent) / (Path(self.name).name or "model")
             folder.mkdir()
@@ -78,13 +90,14 @@ class Description:
         return metadata
 
     @property
-    def _context_length(self) -> int:
+    def context_length(self) -> int:
+        """How many tokens the model was made for."""
         return int(self.config.get("max_position_embeddings") or _CONTEXT_LENGTH)
 
     def _hyperparameters(self, writer: GGUFWriter) -> None:
         config, shape = self.config, self.shape
         writer.add_block_count(shape.num_hidden_layers)
-        writer.add_context_length(self._context_length)
+        writer.add_context_length(self.context_length)
         writer.add_embedding_length(shape.hidden_size)
         writer.add_feed_forward_length(shape.intermediate_size)
         writer.add_head_count(shape.num_attention_heads)
@@ -101,9 +114,10 @@ class Description:
         kind = scaling.get("type")
         if kind not in ("linear", "yarn"):
             return
-        if not isinstance(scaling.get("factor"), (int, float)):
+        if scaling.get("factor") is None:
             raise LayoutError(
                 "the configuration scales rotary positions without saying by how much",
+                file=self.source,
                 expected='"rope_scaling": {"factor": a number}',
                 found=repr(dict(scaling)),
                 remedy="take config.json from the place where the weights are from",
@@ -113,7 +127,7 @@ class Description:
         if kind == "linear":
             return
         length = scaling.get("original_max_position_embeddings")
-        writer.add_rope_scaling_orig_ctx_len(length or self._context_length)
+        writer.add_rope_scaling_orig_ctx_len(length or self.context_length)
         for names, add in (
             (("extrapolation_factor",), writer.add_rope_scaling_yarn_ext_factor),
             (("attention_factor", "attn_factor"), writer.add_rope_scaling_yarn_attn_factor),

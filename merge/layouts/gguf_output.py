@@ -20,7 +20,7 @@ from ..errors import LayoutError, NumberError
 from ..formats.gguf import ALIGNMENT, BLOCK, BLOCK_BYTES
 from ..lazy import LazyTensor, RowReader, block_rows, scratch
 from . import llama
-from .config import LlamaShape, rope_scaling, rope_theta
+from .config import rope_scaling, rope_theta
 from .gguf import ARCHITECTURE, ROTARY_FACTORS
 from .gguf_metadata import Description
 from .gguf_tokens import limits, require_bpe
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 _PLAIN = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 # What llama.cpp calls a file by the type of its matrices.
 _FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+# What llama.cpp's converter takes Llama 3.1's scaling to be that does not say it.
+_LLAMA_3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_LLAMA_3_LENGTH = 8192
 # A block's scale is a float16, for which its largest element is divided by 127.
 _LARGEST_Q8_0 = 65504.0 * 127
 
@@ -145,7 +148,7 @@ def pour(
 
     require_bpe(description.tokenizer)
     shape, scaling = description.shape, rope_scaling(description.config)
-    items = _rotary_factors(shape, scaling, rope_theta(description.config))
+    items = _rotary_factors(description)
     for entry in llama.entries(shape):
         if entry.hf in tensors:
             tensor = tensors[entry.hf]
@@ -202,7 +205,7 @@ def _notes(
             f"{len(whole)} tensors have rows that are no multiple of {BLOCK} long, which q8_0 "
             f"cannot hold; they are f16: {', '.join(whole[:3])}{', ...' if whole[3:] else ''}"
         )
-    if scaling is not None and scaling.get("type") == "dynamic":
+    if scaling is not None and scaling["type"] == "dynamic":
         notes.append(
             "the model scales rotary positions by the length of the text (dynamic), which "
             "llama.cpp does not: beyond its context length it will answer otherwise"
@@ -210,31 +213,32 @@ def _notes(
     return notes
 
 
-def _rotary_factors(
-    shape: LlamaShape, scaling: Mapping[str, object] | None, theta: float
-) -> list[tuple[str, str, LazyTensor]]:
+def _rotary_factors(description: Description) -> list[tuple[str, str, LazyTensor]]:
     """The tensor that llama.cpp divides rotary frequencies by, for Llama 3.1's scaling.
 
     Short waves stay, long ones are stretched by ``factor``, in between it goes over smoothly.
-    Source: Meta's ``apply_scaling`` in ``llama_models/llama3/model.py``.
+    Sources: Meta's ``apply_scaling`` in ``llama_models/llama3/model.py``; for numbers that are not
+    said llama.cpp's converter, which asks transformers first. Raises ``LayoutError`` for other
+    kinds of scaling.
     """
-    kind = None if scaling is None else scaling.get("type")
+    scaling, shape = rope_scaling(description.config), description.shape
+    kind = None if scaling is None else scaling["type"]
     if scaling is None or kind in ("linear", "yarn", "dynamic"):
         return []
     if kind != "llama3":
         raise LayoutError(
             "llama.cpp does not know how this model scales its rotary positions",
+            file=description.source,
             expected="no rope_scaling, or one of the kinds linear, yarn, dynamic, llama3",
             found=repr(kind),
             remedy="write --output_type huggingface",
         )
-    factor, low, high, length = (
-        float(scaling[key])  # type: ignore[arg-type]
-        for key in (
-            *("factor", "low_freq_factor", "high_freq_factor"),
-            "original_max_position_embeddings",
-        )
-    )
+    said = {key: value for key, value in scaling.items() if value is not None}
+    factor, low, high = (float(said.get(key, default)) for key, default in _LLAMA_3.items())
+    # transformers takes the context's length, but only beside all the others does it take anything
+    unsaid = description.context_length if _LLAMA_3.keys() <= said.keys() else _LLAMA_3_LENGTH
+    length = float(said.get("original_max_position_embeddings", unsaid))
+    theta = rope_theta(description.config)
     places = torch.arange(0, shape.head_dim, 2, dtype=torch.float32)
     waves = 2 * math.pi / (1.0 / theta ** (places / shape.head_dim))
     smooth = (length / waves - low) / (high - low)

@@ -24,6 +24,8 @@ from .config import (
     is_llama,
     read_config,
     require_decoder,
+    require_no_biases,
+    require_values,
 )
 from .pour import Piece, Poured
 from .quantised import is_quantised, require_whole
@@ -60,6 +62,8 @@ def open_base(
         return _open_decoder(folder, config, offload)
     known = EXTENDED_MODEL_TYPES if with_extra else LLAMA_MODEL_TYPES
     shape = LlamaShape.from_config(config, folder / CONFIG_NAME, known)
+    require_values(config, folder / CONFIG_NAME)
+    require_no_biases(config, folder / CONFIG_NAME)
     files = weight_files(folder)
     tensors = collect(files, offload)
     dropped = tuple(name for name in tensors if llama.is_leftover(name))

@@ -13,14 +13,8 @@ from typing import Any
 
 from ..errors import LayoutError
 from ..json_text import read_json
-from .config import (
-    DEFAULT_ROPE_THETA,
-    LlamaShape,
-    is_positive,
-    required_number,
-    rope_scaling,
-    rope_theta,
-)
+from .config import DEFAULT_ROPE_THETA, LlamaShape, rope_scaling, rope_theta
+from .values import POSITIVE, is_positive, or_null, require, required_number
 
 PARAMS_NAME = "params.json"
 # transformers' defaults for what params.json does not speak of, as every converted LLaMA has them.
@@ -65,15 +59,7 @@ def shape_from_params(
 
     Raises ``LayoutError`` for numbers that are missing or cannot be together.
     """
-    theta, eps = params.get("rope_theta"), params.get("norm_eps")
-    if (theta and not is_positive(theta)) or (eps is not None and not is_positive(eps)):
-        raise LayoutError(
-            "params.json has a number that is none",
-            file=source,
-            expected='"rope_theta" and "norm_eps": positive numbers',
-            found=f"{theta!r} and {eps!r}",
-            remedy=f"fetch {PARAMS_NAME} from the place where the weights are from",
-        )
+    require(params, {"rope_theta": or_null(POSITIVE), "norm_eps": POSITIVE}, source)
     dim, heads = required_number(params, "dim", source), required_number(params, "n_heads", source)
     kv_heads = heads
     if params.get("n_kv_heads") is not None:
@@ -241,7 +227,8 @@ def params_json(
 def _is_llama_3(scaling: Mapping[str, Any], dim: int) -> bool:
     """Whether these are the numbers that ``use_scaled_rope`` stands for in Meta's code."""
     expected = _LLAMA_3_SCALING | {"factor": _scaling_factor(dim)}
-    return {key: value for key, value in scaling.items() if key != "type"} == expected
+    said = {key: value for key, value in scaling.items() if key != "type"}
+    return said | {"rope_type": scaling["type"]} == expected
 
 
 def feed_forward_size(dim: int, multiple_of: int, ffn_dim_multiplier: float | None) -> int:

@@ -26,6 +26,7 @@ FIRST, SECOND = "consolidated.00.pth", "consolidated.01.pth"
 WQ = "layers.0.attention.wq.weight"
 BIN, Q_PROJ = "pytorch_model.bin", "model.layers.0.self_attn.q_proj.weight"
 CONFIG, PARAMS, ADDED = "config.json", "params.json", "added_tokens.json"
+GENERATION, TOKENIZER_CONFIG = "generation_config.json", "tokenizer_config.json"
 INV_FREQ = "model.layers.0.self_attn.rotary_emb.inv_freq"
 LAST = {chr(0x4E00 + ROWS - 1): ROWS - 1}  # the tokenizer's last piece
 Break = Callable[[Path], object]
@@ -144,6 +145,23 @@ def _halved(folder: Path) -> None:
     (folder / BIN).unlink()
 
 
+def biases(tensors: dict[str, Any]) -> dict[str, Any]:
+    """The same with a bias for every linear layer of attention."""
+    linear = [name for name in tensors if "self_attn" in name]
+    return tensors | {
+        name.replace("weight", "bias"): random_tensor(len(tensors[name])) for name in linear
+    }
+
+
+def change_weights(change: Callable[[dict[str, Any]], object]) -> Break:
+    """Change the mapping in the one file of weights of a Hugging Face folder."""
+    return _change(BIN, change)
+
+
+def _scaled(**scaling: object) -> Break:
+    return edit(CONFIG, rope_scaling=scaling)
+
+
 def _nothing(folder: Path) -> None:
     """The good folder."""
 
@@ -218,6 +236,41 @@ CASES = {
     "a layer too many": Case("hf", "silent", edit(CONFIG, num_hidden_layers=3)),
     "a layer too few": Case("hf", "stops", edit(CONFIG, num_hidden_layers=1)),
     "another file name": Case("hf", "silent", _rename(BIN, "weights.bin")),
+    "length as float": Case("hf", "stops", edit(CONFIG, max_position_embeddings=64.0)),
+    "length as text": Case("hf", "stops", edit(CONFIG, max_position_embeddings="64")),
+    "negative length": Case("hf", "stops", edit(CONFIG, max_position_embeddings=-5)),
+    "epsilon as text": Case("hf", "stops", edit(CONFIG, rms_norm_eps="1e-6")),
+    "negative pad": Case("hf", "stops", edit(CONFIG, pad_token_id=-1)),
+    "heads of odd size": Case(
+        "hf", "stops", edit(CONFIG, num_attention_heads=3, num_key_value_heads=3)
+    ),
+    "class of Mixtral": Case("hf", "right", edit(CONFIG, architectures=["MixtralForCausalLM"])),
+    "scaling that is text": Case("hf", "stops", edit(CONFIG, rope_scaling="linear")),
+    "kind that is a list": Case("hf", "stops", _scaled(type=["linear"], factor=2.0)),
+    "linear by text": Case("hf", "stops", _scaled(type="linear", factor="x")),
+    "linear by true": Case("hf", "silent", _scaled(type="linear", factor=True)),
+    "linear by -1": Case("hf", "silent", _scaled(type="linear", factor=-1)),
+    "yarn by text": Case("hf", "stops", _scaled(type="yarn", factor="x")),
+    "yarn with a length as float": Case(
+        "hf", "stops", _scaled(type="yarn", factor=2.0, original_max_position_embeddings=32.0)
+    ),
+    "yarn with text": Case("hf", "stops", _scaled(type="yarn", factor=2.0, beta_fast="x")),
+    "llama3 by text": Case(
+        "hf",
+        "stops",
+        _scaled(rope_type="llama3", factor="x", original_max_position_embeddings=64),
+    ),
+    "llama3 with zero": Case(
+        "hf", "stops", _scaled(rope_type="llama3", factor=2.0, low_freq_factor=0)
+    ),
+    "top_k as text": Case("hf", "stops", edit(GENERATION, top_k="x")),
+    "top_k as float": Case("hf", "stops", edit(GENERATION, top_k=1.5)),
+    "temperature as text": Case("hf", "stops", edit(GENERATION, temperature="hot")),
+    "template that is a number": Case("hf", "stops", edit(TOKENIZER_CONFIG, chat_template=[5])),
+    "quantisation": Case(
+        "hf", "stops", edit(CONFIG, quantization_config={"quant_method": "bitsandbytes"})
+    ),
+    "biases without a word": Case("hf", "silent", _change(BIN, biases)),
 }
 
 

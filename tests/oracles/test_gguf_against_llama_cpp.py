@@ -134,6 +134,16 @@ CASES = {
             original_max_position_embeddings=64,
         )
     ),
+    "llama3-unsaid": Case(_scaled(rope_type="llama3")),
+    "llama3-half-said": Case(_scaled(rope_type="llama3", factor=4, high_freq_factor=2)),
+    "llama3-of-its-length": Case(
+        _scaled(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=2.0)
+    ),
+    "linear-by-rope_type": Case(_scaled(type="dynamic", rope_type="linear", factor=2.0)),
+    "yarn-by-rope_type": Case(
+        _scaled(type="linear", rope_type="yarn", factor=2.0, original_max_position_embeddings=64)
+    ),
+    "unscaled-by-rope_type": Case(_scaled(type="linear", rope_type="default", factor=2.0)),
     "added-tokens": Case(_with_added_tokens),
     "chat-template": Case(_model, both={"chat_template": "alpaca"}),
     "generation": Case(_with_generation),
@@ -219,6 +229,9 @@ def test_the_cases_are_what_they_are_called(pairs: dict[str, tuple[Path, Path]])
         keys[name] = {key: value.contents() for key, value in reader.fields.items()}
     assert len(list(pairs["split"][1].glob("*.gguf"))) > 3
     assert keys["linear"]["llama.rope.scaling.type"] == "linear"
+    assert keys["linear-by-rope_type"]["llama.rope.scaling.type"] == "linear"
+    assert keys["yarn-by-rope_type"]["llama.rope.scaling.type"] == "yarn"
+    assert "llama.rope.scaling.type" not in keys["unscaled-by-rope_type"]
     assert keys["yarn-64k"]["llama.rope.scaling.original_context_length"] == 16
     assert keys["generation"]["general.sampling.temp"] == pytest.approx(0.6)
     assert "### Instruction:" in keys["chat-template"]["tokenizer.chat_template"]

@@ -11,7 +11,16 @@ import pytest
 
 from merge.commands.check_llama_cpp import main, reports_of
 from tests.oracles import llama_cpp_oracle
-from tests.oracles.llama_cpp_folders import CASES, ROWS, Case, edit, good_folders, tokenizer
+from tests.oracles.llama_cpp_folders import (
+    CASES,
+    ROWS,
+    Case,
+    biases,
+    change_weights,
+    edit,
+    good_folders,
+    tokenizer,
+)
 from tests.oracles.llama_cpp_oracle import HUGGINGFACE, LEGACY, Conversion, gguf_contents
 
 pytestmark = pytest.mark.slow
@@ -76,6 +85,7 @@ def test_our_shards_become_the_same_model_as_our_huggingface_output(
     [
         ("params.json", {"use_scaled_rope": True}),
         ("config.json", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+        ("config.json", {"rope_scaling": {"type": "linear"}}),
     ],
 )
 def test_scaled_positions_are_said_to_be_lost(
@@ -86,6 +96,19 @@ def test_scaled_positions_are_said_to_be_lost(
     (report,) = reports_of(good)
     assert [finding.outcome for finding in report.findings] == ["silent"]
     assert "positions" in report.findings[0].problem.sentence
+
+
+def test_biases_that_config_json_speaks_of_go_into_the_file(tmp_path: Path) -> None:
+    llama_cpp_oracle.converters()
+    folder, output = good_folders(tmp_path)["hf"], tmp_path / "model.gguf"
+    change_weights(biases)(folder)
+    edit("config.json", attention_bias=True)(folder)
+    (real,) = llama_cpp_oracle.convert([(HUGGINGFACE, folder, "--outfile", output)])
+    assert real.error is None
+    written = [name for name in gguf_contents(output) if name.endswith(".bias")]
+    assert len(written) == 2 * 4
+    (report,) = reports_of(folder)
+    assert report.findings == []
 
 
 def test_the_command_tells_what_to_mend(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,125 @@
+"""Kinds of values in configurations, and the one refusal of a value that is of another kind.
+
+JSON lets anything stand under any key. What is read of a file is named once, as a table from key to
+``Kind``, and held against it when the file is opened; whoever reads a value later need not ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import LayoutError
+
+# Beyond every model, and small enough to make a list of its tensors.
+_LARGEST = 1 << 40
+_MOST = {"num_hidden_layers": 10_000, "n_layers": 10_000}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What may stand under a key: ``words`` for people, ``holds`` for a value."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+Kinds = Mapping[str, Kind]
+
+
+def or_null(kind: Kind) -> Kind:
+    """The same, or null, which says as little as no key at all."""
+    return Kind(f"{kind.words}, or null", lambda value: value is None or kind.holds(value))
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a number that float32 can hold; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 3e38
+
+
+def is_positive(value: object) -> bool:
+    """Whether a value is a positive number that float32 can hold."""
+    return isinstance(value, (int, float)) and is_number(value) and value > 0
+
+
+def _is_whole(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_template(value: object) -> bool:
+    """Text, or as transformers 4 saves several: a list of names with their templates."""
+    if not isinstance(value, list):
+        return isinstance(value, str)
+    return all(
+        isinstance(entry, Mapping)
+        and isinstance(entry.get("name"), str)
+        and isinstance(entry.get("template"), str)
+        for entry in value
+    )
+
+
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+NUMBER = Kind("a number", is_number)
+POSITIVE = Kind("a positive number", is_positive)
+# GGUF's uint32 and int32.
+LENGTH = Kind(
+    "a positive whole number, below 2^32", lambda value: _is_whole(value, 1, (1 << 32) - 1)
+)
+COUNT = Kind(
+    "a whole number, below 2^31", lambda value: _is_whole(value, -(1 << 31), (1 << 31) - 1)
+)
+NO_NEGATIVE = Kind("no negative id", lambda value: not isinstance(value, int) or value >= 0)
+TEXT = Kind("text", lambda value: isinstance(value, str))
+OBJECT = Kind("an object", lambda value: isinstance(value, Mapping))
+TEMPLATE = Kind('text, or a list of {"name": text, "template": text}', _is_template)
+
+
+def require(values: Mapping[str, Any], kinds: Kinds, source: object, within: str = "") -> None:
+    """Raise ``LayoutError`` for a value of another kind than ``kinds`` says of its key.
+
+    A key that is not there is none. ``source`` is the file, and ``within`` the key of the object in
+    it that ``values`` are.
+    """
+    for key, kind in kinds.items():
+        if key in values and not kind.holds(values[key]):
+            expected = f'"{key}": {kind.words}'
+            raise LayoutError(
+                "a value of the configuration is of another kind than it must be",
+                file=source,
+                expected=f'"{within}": {{{expected}}}' if within else expected,
+                found=repr(values[key]),
+                remedy="correct this file, or take it from the place where the weights are from",
+            )
+
+
+def required_number(config: Mapping[str, Any], key: str, source: object) -> int:
+    """A positive integer of a configuration, of a size that a model can have.
+
+    Raises ``LayoutError`` when it is none.
+    """
+    value, most = config.get(key), _MOST.get(key, _LARGEST)
+    if not _is_whole(value, 1, most):
+        raise LayoutError(
+            "the configuration lacks a number that the model cannot do without",
+            file=source,
+            expected=f'"{key}": a positive integer, at most {most:,}',
+            found=repr(value),
+            remedy="take this file from the place where the weights are from",
+        )
+    return int(value)  # type: ignore[arg-type]
+
+
+# What llama.cpp's package reads of generation_config.json, by its keys and by transformers'.
+GENERATION: Kinds = {
+    **dict.fromkeys(("top_k", "penalty_last_n", "mirostat"), or_null(COUNT)),
+    **dict.fromkeys(
+        (
+            *("temperature", "top_p", "min_p", "xtc_probability", "xtc_threshold"),
+            *("penalty_repeat", "repetition_penalty", "mirostat_tau", "mirostat_eta"),
+        ),
+        or_null(NUMBER),
+    ),
+    "sequence": or_null(TEXT),
+}
+CHAT_TEMPLATE: Kinds = {"chat_template": or_null(TEMPLATE)}
