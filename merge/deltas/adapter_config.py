@@ -173,8 +173,8 @@ def read_adapter_config(folder: Path, weight: float = 1.0) -> AdapterConfig:
             )
     return AdapterConfig(
         path=path,
-        r=_rank(fields.get("r"), "r", path),
-        lora_alpha=_number(fields.get("lora_alpha"), "lora_alpha", path),
+        r=_rank(fields.get("r"), '"r"', path),
+        lora_alpha=_number(fields.get("lora_alpha"), '"lora_alpha"', path),
         use_rslora=bool(fields.get("use_rslora")),
         rank_pattern=_pattern(fields, "rank_pattern", path, _rank),
         alpha_pattern=_pattern(fields, "alpha_pattern", path, _number),
@@ -262,7 +262,7 @@ def _pattern(
                 rule.require_valid(text)
         except (re.error, OverflowError, RecursionError) as error:
             raise _no_expression(path, key, f"{text!r}: {error}") from None
-    return {text: read(value, f"{key}: {text}", path) for text, value in pattern.items()}
+    return {text: read(value, f'"{key}" of "{text}"', path) for text, value in pattern.items()}
 
 
 def _no_expression(path: Path, key: str, found: str) -> AdapterError:
@@ -292,7 +292,7 @@ def _within(value: Any, key: str, path: Path, expected: str, low: float, high: f
         raise AdapterError(
             "the adapter configuration lacks a number that the scaling is made of",
             file=path,
-            expected=f'"{key}": {expected}',
+            expected=f"{key}: {expected}",
             found=repr(value)[:80],
             remedy=_OF_THIS_RUN,
         )

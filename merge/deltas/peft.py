@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ..staging import Offload
 from .adapter_config import WEIGHT_NAMES, AdapterConfig, read_adapter_config
 from .keys import Claims, claim
 from .patches import AddedVector, LowRank, Patch, ReplacedRows, RowMagnitude
-from .whole import whole_tensors
+from .whole import Copies, whole_tensors
 
 # What a Trainer's checkpoint calls the same; taken when adapter_config.json lies beside it.
 _RAW_NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -29,6 +29,7 @@ class Adapter:
 
     Keys are the base's tensor names. ``trained`` are the replaced ones that the training changed;
     the others are the base's own copy. ``ignored`` are keys that were claimed and left aside.
+    ``copies`` are what ``require_equal_copies`` has to compare before anything is written.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class Adapter:
     replaced: Mapping[str, LazyTensor]
     trained: frozenset[str] = frozenset()
     ignored: tuple[str, ...] = ()
+    copies: Copies = field(default_factory=dict)
 
     @cached_property
     def changes_nothing(self) -> bool:
@@ -109,8 +111,8 @@ def open_adapter(folder: Path, offload: Offload | None = None, weight: float = 1
     claims = claim(path, tensors)
     _require_no_delta(path, claims)
     config = config.settled(_ranks(claims))
-    replaced, trained, ignored = whole_tensors(path, config, claims)
-    return Adapter(folder, path, config, _patches(path, config, claims), replaced, trained, ignored)
+    whole = whole_tensors(path, config, claims)
+    return Adapter(folder, path, config, _patches(path, config, claims), *whole)
 
 
 def _ranks(claims: Claims) -> dict[str, int]:
@@ -216,7 +218,7 @@ def _require_told(path: Path, config: AdapterConfig, claims: Claims) -> None:
             claims.parts["trainable_tokens_delta"].keys() or {""},
         ),
     }
-    for part, (field, is_told, modules) in told.items():
+    for part, (told_by, is_told, modules) in told.items():
         present = claims.parts[part].keys()
         wrong = sorted(present ^ modules if is_told else present)
         if part == "lora_bias" and is_told:
@@ -226,8 +228,8 @@ def _require_told(path: Path, config: AdapterConfig, claims: Claims) -> None:
                 f"the adapter's weights and its configuration do not agree about {part}",
                 file=path,
                 tensor=f"{wrong[0]}.{part}" if wrong[0] else part,
-                expected=f'as "{field}" in {config.path.name} says',
-                found=f"{part} of {len(present)} modules, {field} "
+                expected=f'as "{told_by}" in {config.path.name} says',
+                found=f"{part} of {len(present)} modules, {told_by} "
                 + ("set" if is_told else "not set"),
                 remedy="weights and adapter_config.json are from different runs, or the file is "
                 "incomplete: take both from one place",

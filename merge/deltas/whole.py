@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from ..errors import AdapterError
+from ..formats.file_tensor import FileTensor
 from ..lazy import LazyTensor, block_rows
 from .adapter_config import AdapterConfig
 from .keys import Claims
 
+# Two tensors under the names of the plain and of the trained copy of one.
+Copies = Mapping[str, tuple[LazyTensor, LazyTensor]]
+
 
 def whole_tensors(
     path: Path, config: AdapterConfig, claims: Claims
-) -> tuple[dict[str, LazyTensor], frozenset[str], tuple[str, ...]]:
-    """Whole tensors by name, those of them that were trained, and the keys left aside.
+) -> tuple[dict[str, LazyTensor], frozenset[str], tuple[str, ...], Copies]:
+    """Whole tensors by name, those that were trained, the keys left aside, and what must be equal.
 
     The trained copy is ``modules_to_save``; PEFT 0.21 also saves it under the plain name, and the
     untrained one as ``original_module``.
@@ -23,15 +28,10 @@ def whole_tensors(
     plain, trained = claims.parts["plain"], claims.parts["modules_to_save"]
     originals = claims.parts["original_module"]
     replaced = {**claims.parts["base_layer"], **plain, **trained}
-    for name in sorted(plain.keys() & trained.keys()):
-        if not same_content(plain[name], trained[name]):
-            raise AdapterError(
-                "the adapter holds two different versions of one trained tensor",
-                file=path,
-                tensor=f"{name} and {_inside(name, 'modules_to_save')}",
-                expected="equal tensors, as PEFT writes them",
-                remedy="save the adapter again, or remove the one that is not meant",
-            )
+    copies = {name: (plain[name], trained[name]) for name in plain.keys() & trained.keys()}
+    for name, (one, other) in sorted(copies.items()):
+        if one.shape != other.shape:
+            raise _two_versions(path, name)
     for name, original in originals.items():
         if name not in replaced:
             raise AdapterError(
@@ -56,7 +56,24 @@ def whole_tensors(
         for module in claims.parts["trainable_tokens_original"]
     ]
     by_training = {name for name in plain if config.saves(name.rpartition(".")[0])} | set(trained)
-    return replaced, frozenset(by_training), (*ignored, *claims.leftovers)
+    return replaced, frozenset(by_training), (*ignored, *claims.leftovers), copies
+
+
+def require_equal_copies(path: Path, copies: Copies) -> None:
+    """Raise ``AdapterError`` where the two copies of a trained tensor differ. Reads them."""
+    for name, (one, other) in sorted(copies.items()):
+        if not same_content(one, other):
+            raise _two_versions(path, name)
+
+
+def _two_versions(path: Path, name: str) -> AdapterError:
+    return AdapterError(
+        "the adapter holds two different versions of one trained tensor",
+        file=path,
+        tensor=f"{name} and {_inside(name, 'modules_to_save')}",
+        expected="equal tensors, as PEFT writes them",
+        remedy="save the adapter again, or remove the one that is not meant",
+    )
 
 
 def _inside(name: str, part: str) -> str:
@@ -70,7 +87,7 @@ def same_content(one: LazyTensor, other: LazyTensor) -> bool:
 
     Each is opened once: opening a sum reads its factors, and with DoRA of columns all of its rows.
     """
-    if one is other:
+    if one is other or _same_place(one, other):
         return True
     if one.shape != other.shape:
         return False
@@ -84,3 +101,11 @@ def same_content(one: LazyTensor, other: LazyTensor) -> bool:
         if not torch.equal(blocks[0].float(), blocks[1].float()):
             return False
     return True
+
+
+def _same_place(one: LazyTensor, other: LazyTensor) -> bool:
+    """Whether two tensors are the same elements of the same file, as a .bin shares them."""
+    if not isinstance(one, FileTensor) or not isinstance(other, FileTensor):
+        return False
+    places = [(t.path, t.offset, t.dtype, t.shape, t.strides) for t in (one, other)]
+    return places[0] == places[1]

@@ -44,7 +44,8 @@ def report(
 
     With ``base_model`` that is every check of a merge with its default options, as planned for each
     of ``layouts``; it is refused when none of them can hold the result. Without ``digest`` the
-    weights are not read, so published adapters are not recognised and their order is not checked.
+    weights are not read, so published adapters are not recognised, their order is not checked, and
+    tensors that they hold twice are not compared.
     """
     with Offload(None, Path.cwd()) as offload:
         fields = read_fields(folder)
@@ -55,12 +56,16 @@ def report(
         yield f"base       {fields.get('base_model_name_or_path') or 'not recorded'}"
 
         from ..deltas.peft import open_adapter
+        from .merge_lora import require_sound
 
         opened = open_adapter(folder, offload)
         yield from _modules(opened, every_module)
         yield from _contents(opened)
         if digest:
             yield from _digest(opened)
+            require_sound([opened])
+        elif opened.copies:
+            yield f"copies     of {len(opened.copies)} trained tensors not compared but by size"
         if base_model is not None:
             yield from _fit(str(folder), str(base_model), digest, layouts, offload)
 

@@ -85,6 +85,7 @@ def merge_lora(
         known = (require_published(sources.base, on_verify),) if verify_base else ()
         begin_digests(folder / name for folder in sources.adapters for name in WEIGHT_NAMES)
         job = plan_merge(sources, chosen, offload)
+        require_sound(job.adapters)
         require_names_free(output, job.plan.documents, overwrite)
         require_space(output, job.plan.disk_bytes)
         resumed = () if dry_run else write(job, output, chosen, replaced, on_progress)
@@ -224,6 +225,16 @@ def _with_new_rows(
     if own is not None and own.n_tokens == rows:
         require_extension(require_understood(own, "--new_token_init"), tokenizer)
     return grow_to_tokenizer(tensors, tokenizer, total, rows, init, config.config), total
+
+
+def require_sound(adapters: Sequence[Adapter]) -> None:
+    """Raise ``AdapterError`` for what only the content of adapters tells. Reads what they hold
+    twice.
+    """
+    from ..deltas.whole import require_equal_copies
+
+    for adapter in adapters:
+        require_equal_copies(adapter.weights, adapter.copies)
 
 
 def _require_different(adapters: Sequence[Adapter]) -> None:

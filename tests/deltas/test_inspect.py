@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from merge.commands.inspect_adapter import main
 from merge.commands.merge_lora import main as merge
+from merge.formats.files import InputFile
 from merge.jobs.inspect_adapter import compact
 from tests.support import (
     ALPACA_ROWS,
@@ -98,6 +100,64 @@ def test_every_module_of_its_own_rank_is_told(tmp_path: Path, said: Said) -> Non
     _, told = said(adapter, "--no_digest", "--verbose")
     for layer, words in enumerate(["2 x 2", "2 x 2", "4 x 1", "4 x 1", "2 x 2", "4 x 1", "2 x 2"]):
         assert f"adds       model.layers.{layer}.self_attn.q_proj: rank {words}" in told
+
+
+def sparse_adapter(folder: Path) -> Path:
+    """An adapter of 7B's vocabulary with the three keys of PEFT 0.21: 2.4 GB, none on the disk."""
+    shapes = {
+        f"{PREFIX}model.layers.{layer}.self_attn.q_proj.{half}.weight": shape
+        for layer in range(32)
+        for half, shape in (("lora_A", (8, 4096)), ("lora_B", (4096, 8)))
+    }
+    for name in ("model.embed_tokens", "lm_head"):
+        for part in ("", "modules_to_save.", "original_module."):
+            shapes[f"{PREFIX}{name}.{part}weight"] = (49953, 4096)
+    entries: dict[str, Any] = {}
+    end = 0
+    for name, (rows, columns) in shapes.items():
+        begin, end = end, end + 2 * rows * columns
+        entries[name] = {"dtype": "F16", "shape": [rows, columns], "data_offsets": [begin, end]}
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    folder.mkdir()
+    with (folder / "adapter_model.safetensors").open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little") + header)
+        stream.truncate(8 + len(header) + end)
+    fields = {"peft_type": "LORA", "r": 8, "lora_alpha": 32}
+    fields["modules_to_save"] = ["embed_tokens", "lm_head"]
+    (folder / "adapter_config.json").write_text(json.dumps(fields), encoding="utf-8")
+    return folder
+
+
+def test_without_a_digest_only_headers_are_read(
+    tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = sparse_adapter(tmp_path / "lora")
+    read: list[int] = []
+    into = InputFile.read_into
+
+    def counted(file: InputFile, buffer: memoryview, offset: int) -> None:
+        read.append(len(buffer))
+        into(file, buffer, offset)
+
+    monkeypatch.setattr(InputFile, "read_into", counted)
+    code, told = said(adapter, "--no_digest")
+    assert code == 0
+    assert "replaces   lm_head.weight: (49953, 4096)" in told
+    assert "copies     of 2 trained tensors not compared" in told
+    assert sum(read) < 100_000
+
+
+@pytest.mark.parametrize("flags", [(), ("--no_digest",)])
+def test_copies_that_differ_are_told_where_weights_are_read(
+    tmp_path: Path, said: Said, flags: tuple[str, ...]
+) -> None:
+    tensors = adapter_tensors(LLAMA_ROWS)
+    other = torch.ones_like(tensors[f"{PREFIX}lm_head.weight"])
+    tensors[f"{PREFIX}lm_head.modules_to_save.weight"] = other
+    code, told = said(save_adapter(tmp_path / "lora", tensors), *flags)
+    assert code == (0 if flags else 1)
+    assert ("two different versions" in told) != bool(flags)
 
 
 def test_names_are_told_together_only_when_they_differ_by_their_layer() -> None:
