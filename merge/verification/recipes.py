@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..errors import AdapterError
+from ..errors import AdapterError, LayoutError
 from ..layouts.conv1d import stores_transposed
 from ..layouts.decoder import HEAD_OF, embeddings
 from ..layouts.llama import EMBED_TOKENS
@@ -204,6 +204,7 @@ def _starts(inputs: Inputs) -> dict[str, Recipe]:
         base.setdefault(inputs.head, base[inputs.embeddings])
     made = {}
     for name, dense in inputs.dense.tensors.items():
+        _require_same_model(name, dense, base.get(name), inputs)
         if inputs.sign < 0:
             made[name] = _difference(dense, inputs.base.tensors.get(name))
             continue
@@ -217,6 +218,26 @@ def _starts(inputs: Inputs) -> dict[str, Recipe]:
             dtype = torch.promote_types(ours.dtype, dense.dtype)
             made[name] = made[name].with_step(Round(dtype))
     return made | {name: _plain(tensor) for name, tensor in inputs.dense.extra.items()}
+
+
+def _require_same_model(name: str, dense: LazyTensor, base: Recipe | None, inputs: Inputs) -> None:
+    """Raise ``LayoutError`` unless a delta can be added to the base, or a target be its sum.
+
+    Only the vocabulary may have more rows than the base.
+    """
+    ours = (base.rows, *base.columns) if base is not None else None
+    more = inputs.is_vocabulary(name) and ours is not None and dense.rows > ours[0]
+    if ours is None and inputs.sign < 0:
+        return
+    if ours is None or dense.shape[1:] != ours[1:] or not (more or dense.rows == ours[0]):
+        raise LayoutError(
+            "base and delta are of different models, so the arithmetic cannot be checked",
+            file=dense.path,
+            tensor=name,
+            expected=f"shape {ours}, as in the base" if ours else "a tensor that the base has",
+            found=f"shape {dense.shape}",
+            remedy="give both as they were when the result was made",
+        )
 
 
 def _difference(target: LazyTensor, base: LazyTensor | None) -> Recipe:

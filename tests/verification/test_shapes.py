@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from merge import merge_lora, verify_merge
-from merge.errors import AdapterError, MergeError, UsageError
+from merge import apply_delta, merge_lora, verify_merge
+from merge.errors import AdapterError, LayoutError, MergeError, UsageError
 from merge.jobs.resize_vocabulary import resize_vocabulary
 from tests.support import (
     BASE_ROWS,
@@ -220,6 +220,25 @@ def test_another_base_of_another_size_is_told_by_its_shapes(tmp_path: Path, made
     shapes = {f.facts["expected"]: f.facts["found"] for f in found if SHAPE in f.sentence}
     assert shapes["(48, 16)"] == "(24, 16)"
     assert shapes["(16, 48)"] == "(16, 24)"
+
+
+@pytest.mark.parametrize("change", ["rows", "columns"])
+def test_a_delta_of_another_model_is_refused(tmp_path: Path, change: str) -> None:
+    base, delta = save_base(tmp_path / "base"), save_base(tmp_path / "delta")
+    apply_delta(base, delta, tmp_path / "out")
+    assert not faults(tmp_path / "out")
+    tensors = base_tensors()
+    if change == "rows":
+        tensors |= {name: tensors[name][:30].clone() for name in VOCABULARY}
+    else:
+        tensors = {
+            name: torch.ones([size * 2 for size in tensor.shape])
+            for name, tensor in tensors.items()
+        }
+    sizes = {"hidden_size": 32, "intermediate_size": 48} if change == "columns" else {}
+    other = save_base(tmp_path / "other", tensors, pieces=30, **sizes)
+    with pytest.raises(LayoutError, match="different models"):
+        verify_merge(tmp_path / "out", base_model=base, delta_model=other)
 
 
 @pytest.mark.parametrize(
