@@ -144,6 +144,7 @@ class Journal:
         replaces: Iterable[str],
     ) -> None:
         self._path = folder / JOURNAL_NAME
+        self._fresh = folder / f"{JOURNAL_NAME}.new"
         names = {"files": list(files), "replaces": list(replaces)}
         self._head = {"format": _FORMAT, "identity": identity, **names}
         self._stream: BinaryIO | None = None
@@ -151,18 +152,27 @@ class Journal:
         self.is_useful = False
 
     def begin(self) -> None:
-        """Begin anew."""
-        self._path.unlink(missing_ok=True)
-        self._stream = self._path.open("xb")
-        self._write(self._head)
+        """Begin anew.
+
+        There is a journal at every moment: only an earlier one may know whose the files are that a
+        killed run has put in place.
+        """
+        self._fresh.unlink(missing_ok=True)
+        with self._fresh.open("xb") as stream:
+            end = stream.write(_line(self._head))
+        self._fresh.replace(self._path)
+        self._open(end)
 
     def go_on(self, end: int) -> None:
         """Write on after the lines up to byte ``end``; the others were not right."""
+        self._open(end)
+        self.is_useful = True
+
+    def _open(self, end: int) -> None:
         flags = os.O_RDWR | NO_LINKS | getattr(os, "O_BINARY", 0)
         self._stream = os.fdopen(os.open(self._path, flags), "r+b")
         self._stream.truncate(end)
         self._stream.seek(end)
-        self.is_useful = True
 
     def add(
         self, done: int, files: Mapping[str, Reached | Place], digests: Mapping[str, str]
@@ -191,7 +201,7 @@ class Journal:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         assert self._stream is not None
-        self._stream.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        self._stream.write(_line(line))
         self._stream.flush()
 
     def close(self) -> None:
@@ -202,7 +212,12 @@ class Journal:
     def remove(self) -> None:
         """Close the file and remove it."""
         self.close()
-        self._path.unlink(missing_ok=True)
+        for path in (self._fresh, self._path):
+            path.unlink(missing_ok=True)
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
 def _settled(place: Reached | Place) -> tuple[int, str, tuple[int, ...]] | None:

@@ -10,7 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..identity import Reads, identity, require_same
-from ..journal import Journal, read_record
+from ..journal import JOURNAL_NAME, Journal, read_record
 from ..json_text import json_bytes
 from ..lock import require_unlocked
 from ..outputs import MANIFEST_NAME, leftovers, require_free, require_possible
@@ -138,9 +138,11 @@ def _begin(
     if past:
         journal.go_on(past.end)
     else:
-        for path in leftovers(staged.folder):
-            path.unlink()
+        left = leftovers(staged.folder)
         journal.begin()
+        for path in left:
+            if path.name != JOURNAL_NAME:
+                path.unlink()
     staged.journal = journal
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +66,29 @@ class Merging:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@contextmanager
+def interrupted_at(number: int, folder: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Interrupt where a name in ``folder`` is given or taken away for the time after ``number``."""
+    left = number
+
+    def counted(act: Callable[..., None]) -> Callable[..., None]:
+        def acting(*paths: Path, **options: int) -> None:
+            nonlocal left
+            last = Path(paths[-1])
+            if last.parent == folder and not last.name.startswith("."):
+                if left == 0:
+                    raise KeyboardInterrupt
+                left -= 1
+            act(*paths, **options)
+
+        return acting
+
+    with patch.context() as inner:
+        for name in ("replace", "unlink"):
+            inner.setattr(os, name, counted(getattr(os, name)))
+        yield
 
 
 @pytest.fixture

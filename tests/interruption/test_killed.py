@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from tests.interruption.conftest import Merging, contents, interrupted_at
 from tests.support import ROOT, quick_environment
 
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes that are killed are forked"),
+]
+# Until a run has removed what another has left, it opens and removes about twenty files.
+POINTS = 25
 
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes that are killed are forked")
+
 def test_killed_and_resumed_runs_give_the_same_bytes() -> None:
     told = subprocess.run(
         [sys.executable, "-m", "tests.interruption.many", "--runs", "50", "--seed", "7"],
@@ -32,3 +39,31 @@ def test_killed_and_resumed_runs_give_the_same_bytes() -> None:
     assert went_on > 20
     assert tensors > 100
     assert only_names > 0
+
+
+def test_run_that_begins_anew_after_a_killed_one_may_be_killed_too(
+    one: Merging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the first run's files have names, and only a journal says whose they are."""
+    from tests.interruption.many import counted, die_at, in_a_process
+
+    def killed_at(point: int) -> int:
+        def work() -> None:
+            counted(one.out, die_at(point))
+            one.merge(overwrite=True)
+
+        return in_a_process(work)
+
+    whole, left = one.whole(), one.folder / "left"
+    with (
+        interrupted_at(len(whole) // 2, one.out, monkeypatch),
+        pytest.raises(KeyboardInterrupt, match="--resume"),
+    ):
+        one.merge()
+    one.out.rename(left)
+    for point in range(1, POINTS):
+        shutil.copytree(left, one.out)
+        assert killed_at(point)
+        one.merge(overwrite=True)
+        assert contents(one.out) == whole
+        shutil.rmtree(one.out)
