@@ -19,6 +19,13 @@ JSON_VALUES: tuple[Any, ...] = (
     *("", "\n", "0", "../x", "/etc/passwd", "\x1b[2J", "\ud800", "x" * 10_000, "(a+)+$", "("),
     *([], {}, [None], [[[]]], {"": None}, {"type": 3}, [1, 2], ["q_proj"], {"q_proj": -1}),
     *(float("nan"), 1e-320, 40, 41, 16, "float16", "linear", [0, 0], {"rope_type": []}),
+    *(10**30, 1e30, 1 << 53, -(1 << 63), "1e999", [10**400], {"factor": 10**400}, ["float32"]),
+)
+# What a file of a folder may be called instead; some make it a folder of another layout.
+NAMES = (
+    *("config.json", "params.json", "tokenizer.model", "pytorch_model.bin", "model.safetensors"),
+    *("consolidated.00.pth", "consolidated.07.pth", "consolidated.000.pth", "model.gguf"),
+    *("pytorch_model-00001-of-00002.bin", "model.safetensors.index.json", "a\x1b[2Jb\n.bin"),
 )
 
 
@@ -98,6 +105,37 @@ def apply_to_json(edits: Sequence[Edit], content: bytes) -> bytes:
             return apply(edits, json.dumps(value).encode())
         _replace(value, edit)
     return json.dumps(value).encode()
+
+
+def apply_to_values(edits: Sequence[Edit], content: bytes) -> bytes:
+    """Put values of other kinds in places of a JSON document, which stays one."""
+    value = json.loads(content)
+    for edit in edits:
+        _replace(value, edit)
+    return json.dumps(value).encode()
+
+
+def apply_in_folder(edits: Sequence[Edit], content: bytes) -> bytes:
+    """Change one file of a packed folder by the rules of its kind, rename it, or leave it out."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        files = {info.filename: archive.read(info) for info in archive.infolist()}
+    name = list(files)[edits[0].place % len(files)]
+    data, what = files[name], edits[-1].value % 16
+    if what == 0:
+        del files[name]
+    elif what == 1:
+        files[NAMES[(edits[0].value >> 8) % len(NAMES)]] = files.pop(name)
+    elif name.endswith(".json"):
+        files[name] = apply_to_json(edits, data)
+    elif name.endswith((".pth", ".bin")) and what % 2:
+        files[name] = apply_inside_zip(edits, data)
+    else:
+        files[name] = apply(edits, data)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name), data)
+    return buffer.getvalue()
 
 
 def _replace(value: Any, edit: Edit) -> None:

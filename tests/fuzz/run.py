@@ -19,6 +19,7 @@ from collections import Counter
 from pathlib import Path
 from types import FunctionType, ModuleType
 
+from tests.fuzz.folders import compared, configurations, manifests
 from tests.fuzz.subjects import Subject, all_subjects, edits_of, try_input
 
 # A plan of a whole merge takes ten times as long as opening one file.
@@ -40,7 +41,8 @@ def main() -> int:
     engine = args.engine if args.engine != "auto" else "atheris" if by_itself else "random"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        subjects = all_subjects(folder)
+        subjects = all_subjects(folder) | manifests(folder / "result")
+        subjects |= configurations(folder / "sizes") | compared(folder / "models")
         if args.only:
             subjects = {args.only: subjects[args.only]}
         if engine == "random":

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.edits import KINDS, Edit
+from tests.fuzz.folders import COMPARED, CONFIGURATIONS, RESULT, compared, configurations, manifests
 from tests.fuzz.subjects import DOCUMENTS, Subject, containers, documents, try_input, zipped_adapter
 
 EDIT = st.builds(
@@ -40,10 +41,11 @@ def fuzz(subject: Subject, folder: Path, inputs: int, record_property: Record) -
 
 
 def test_subjects_are_read_as_they_are(tmp_path: Path) -> None:
-    made = containers() | documents(tmp_path / "documents")
+    made = containers() | documents(tmp_path / "documents") | manifests(tmp_path / "result")
+    made |= configurations(tmp_path / "sizes") | compared(tmp_path / "models")
     for subject in made.values():
         assert subject.check(subject.content, tmp_path)
-    assert set(DOCUMENTS) < set(made)
+    assert {*DOCUMENTS, RESULT, *CONFIGURATIONS, *COMPARED} < set(made)
 
 
 @pytest.mark.parametrize("name", containers())
@@ -58,6 +60,22 @@ def test_document(tmp_path: Path, name: str, record_property: Record) -> None:
 
 def test_zipped_adapter(tmp_path: Path, record_property: Record) -> None:
     fuzz(zipped_adapter(tmp_path), tmp_path, 80, record_property)
+
+
+def test_manifest_given_to_verify_merge(tmp_path: Path, record_property: Record) -> None:
+    fuzz(manifests(tmp_path)[RESULT], tmp_path, 150, record_property)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_values_of_a_configuration(tmp_path: Path, name: str, record_property: Record) -> None:
+    fuzz(configurations(tmp_path)[name], tmp_path, 120, record_property)
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_folder_given_to_compare_checkpoints(
+    tmp_path: Path, name: str, record_property: Record
+) -> None:
+    fuzz(compared(tmp_path)[name], tmp_path, 80, record_property)
 
 
 @pytest.mark.parametrize("name", ["zip.bin", "legacy.bin", "w.safetensors", "w.gguf"])
