@@ -62,7 +62,7 @@ def configurations(folder: Path) -> dict[str, Subject]:
     def converted(source: Path, kind: str) -> Use:
         return lambda: convert_checkpoint(source, out, output_type=kind, dry_run=True)
 
-    kinds = ("huggingface", "pth")
+    kinds = ("huggingface", "pth", "gguf")
     uses = {
         CONFIGURATIONS[0]: [
             *(merged(kind) for kind in kinds),
