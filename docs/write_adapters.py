@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -10,21 +11,129 @@ sys.path.insert(0, str(ROOT))
 
 from merge.deltas.kinds import HANDLED, HARMLESS  # noqa: E402
 from merge.deltas.refusals import REFUSED  # noqa: E402
+from merge.layouts.decoder import HEAD_OF  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "adapters.md"
 _BEGIN, _END = "<!-- {} -->", "<!-- end -->"
 
 
+# Files in tests/deltas, and the beginning of the names of their cases: a row's own, or a group's.
+_IN_BIASES = ("trained biases", "bias of lora_B")
+# PEFT cannot make these where the tests run; test_refusals.py says why.
+BY_FIELD = (
+    "CorDA",
+    "LoftQ",
+    "any other start of its own",
+    "fused q, k, v (enable_lora)",
+    "Megatron",
+)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A row of the table of bases: what is done with them, and the tests that show it."""
+
+    names: str
+    what: str
+    tests: tuple[str, ...]
+
+
+_AGAINST_PEFT = "test_decoders.py::test_any_decoder_merges_as_peft_does"
+_REFUSED = "test_decoders.py::test_tensors_of_unusual_names_are_refused_by_name"
+BASES = (
+    Base(
+        "Qwen2, Qwen3, Mistral, Phi-3, LLaMA with biases",
+        "merged; with biases, DoRA, fused `qkv_proj`, trained vocabulary",
+        tuple(
+            f"{_AGAINST_PEFT}[{name}]"
+            for name in ("Qwen2", "Qwen3", "Mistral", "Phi-3", "LLaMA with biases")
+        ),
+    ),
+    Base(
+        "Gemma, tied Qwen2",
+        "merged; untied where one side was trained, as below",
+        tuple(f"{_AGAINST_PEFT}[{name}]" for name in ("Gemma", "Qwen2, tied")),
+    ),
+    Base(
+        "GPT-2 (Conv1D)",
+        "merged, if its files say `transformer.h...`, as transformers saves it; the oldest files "
+        "on the Hub lack `transformer.`: save them once anew",
+        tuple(f"{_AGAINST_PEFT}[{name}]" for name in ("GPT-2", "GPT-2, vocabulary")),
+    ),
+    Base(
+        "GPT-NeoX",
+        "merged; transformers 5 calls `embed_out` `lm_head`: an adapter that trained it there is "
+        "refused by that name",
+        (f"{_AGAINST_PEFT}[GPT-NeoX]",),
+    ),
+    Base(
+        "BLOOM, Falcon, OPT",
+        "merged",
+        tuple(f"{_AGAINST_PEFT}[{name}]" for name in ("BLOOM", "Falcon", "OPT")),
+    ),
+    Base(
+        "Baichuan (`W_pack`)",
+        "merged; modelling code named in `auto_map` is copied along, never run",
+        ("test_decoders.py::test_fused_attention_of_baichuan",),
+    ),
+    Base(
+        "Llama 3 (`tokenizer.json` alone)",
+        "merged; for Meta's layout name its `tokenizer.model` with `--tokenizer`",
+        ("test_decoders.py::test_llama_with_tokenizer_json_alone",),
+    ),
+    Base(
+        "Mixtral, Qwen-MoE, GPT-OSS",
+        "an adapter on attention is merged; trained tensors that are called neither `weight` nor "
+        "`bias` (`experts.down_proj`, `self_attn.sinks`) are refused by name, and so are adapters "
+        "on fused experts (`target_parameters`)",
+        tuple(f"{_REFUSED}[{name}]" for name in ("experts of Mixtral", "sinks of GPT-OSS")),
+    ),
+    Base(
+        "Mamba and others whose embeddings have another name",
+        "refused by the names of their tensors",
+        (f"{_REFUSED}[Mamba]",),
+    ),
+)
+
+
+def test_of_kind(name: str) -> str:
+    """The test of a kind that is merged; its cases begin with the kind's name."""
+    if name in _IN_BIASES:
+        return f"test_biases.py::test_biases_merge_as_peft_does[{name}...]"
+    return f"test_kinds.py::test_kind_merges_as_peft_does[{name}: ...]"
+
+
+def test_of_refusal(name: str) -> str:
+    """The test of a kind that is refused."""
+    how = "field" if name in BY_FIELD else "kind_that_peft_made"
+    return f"test_refusals.py::test_{how}_is_refused_by_name[{name}]"
+
+
 def tables() -> dict[str, str]:
     """The generated parts of the document, by the name of their place."""
-    handled = ["| kind | since PEFT | told by | what is done |", "| :-- | :-: | :-- | :-- |"]
-    handled += [f"| {k.name} | {k.since} | {k.told_by} | {k.result} |" for k in HANDLED]
-    refused = ["| kind | field | because | way out |", "| :-- | :-- | :-- | :-- |"]
-    refused += [f"| {r.name} | `{r.field}` | {r.reason} | {r.remedy} |" for r in REFUSED]
+    handled = ["| kind | since PEFT | told by | what is done | test |"]
+    handled += ["| :-- | :-: | :-- | :-- | :-- |"]
+    handled += [
+        f"| {k.name} | {k.since} | {k.told_by} | {k.result} | `{test_of_kind(k.name)}` |"
+        for k in HANDLED
+    ]
+    refused = ["| kind | field | because | way out | test |", "| :-- | :-- | :-- | :-- | :-- |"]
+    refused += [
+        f"| {r.name} | `{r.field}` | {r.reason} | {r.remedy} | `{test_of_refusal(r.name)}` |"
+        for r in REFUSED
+    ]
+    bases = ["| base | what is done | tests |", "| :-- | :-- | :-- |"]
+    bases += [
+        f"| {base.names} | {base.what} | {', '.join(f'`{test}`' for test in base.tests)} |"
+        for base in BASES
+    ]
+    names = [f"| `{one}` | `{head}` |" for one, head in HEAD_OF.items()]
     harmless = ", ".join(f"`{name}`" for name in sorted(HARMLESS))
     return {
         "merged": "\n".join(handled),
         "refused": "\n".join(refused),
+        "bases": "\n".join(bases),
+        "embeddings": "\n".join(["| embeddings | LM head |", "| :-- | :-- |", *names]),
         "harmless": f"{harmless}.",
     }
 

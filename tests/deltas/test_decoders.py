@@ -84,6 +84,17 @@ DECODERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         SIZES,
         {"target_modules": ["query_key_value"], "modules_to_save": ["embed_in"]},
     ),
+    "BLOOM": (
+        "BloomConfig",
+        {"vocab_size": 320, "hidden_size": 32, "n_layer": 2, "n_head": 4} | TIED,
+        {"target_modules": ["query_key_value", "dense"], "bias": "lora_only"},
+    ),
+    "Falcon": ("FalconConfig", SIZES | TIED, {"target_modules": ["query_key_value"]}),
+    "OPT": (
+        "OPTConfig",
+        SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 32, "pad_token_id": 0},
+        {"target_modules": ["q_proj", "fc1"], "modules_to_save": ["embed_tokens"]},
+    ),
 }
 
 
@@ -339,6 +350,47 @@ def broken(kind: str, base: Path, adapter: Path) -> None:
         (adapter / "config.json").write_text(json.dumps(config | {"hidden_size": 64}), "utf-8")
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+# By what is trained or what the base is: what is not merged, and the name that is told.
+UNNAMED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
+    "experts of Mixtral": (
+        "MixtralConfig",
+        SIZES | {"num_local_experts": 2},
+        {"modules_to_save": ["experts"], "target_modules": ["q_proj"]},
+        "mlp.experts.down_proj",
+    ),
+    "sinks of GPT-OSS": (
+        "GptOssConfig",
+        SIZES | {"head_dim": 8, "num_local_experts": 2, "layer_types": ["full_attention"] * 2},
+        {"modules_to_save": ["self_attn"], "target_modules": ["lm_head"]},
+        "self_attn.sinks",
+    ),
+    "Mamba": (
+        "MambaConfig",
+        {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+        {"target_modules": ["in_proj"]},
+        "backbone.embeddings.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "settings", "lora", "told"), UNNAMED.values(), ids=UNNAMED)
+def test_tensors_of_unusual_names_are_refused_by_name(
+    tmp_path: Path,
+    tokenizer: Path,
+    kind: str,
+    settings: dict[str, Any],
+    lora: dict[str, Any],
+    told: str,
+) -> None:
+    base = make_decoder(tmp_path / "base", kind, settings, tokenizer)
+    adapter = save_adapter(tmp_path / "lora", base, **lora)
+    with pytest.raises(MergeError) as caught:
+        merge_lora(base, adapter, tmp_path / "out", output_type="huggingface")
+    assert told in str(caught.value)
+    assert caught.value.facts["remedy"]
+    assert not (tmp_path / "out").exists()
 
 
 BROKEN = {
