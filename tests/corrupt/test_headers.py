@@ -17,7 +17,7 @@ from merge.formats import open_container
 from merge.sources import resolve
 from tests.corrupt.bounded import refused, require_one_message
 from tests.corrupt.conftest import Inputs
-from tests.support import adapter_tensors, base_config, save_adapter, write_json
+from tests.support import LLAMA_ROWS, adapter_tensors, base_config, save_adapter, write_json
 
 GOOD = '{"w":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}'
 
@@ -171,7 +171,7 @@ def test_adapter_configuration_that_costs_or_says_nothing(
 def test_pattern_that_would_keep_re_busy_is_matched_all_the_same(
     inputs: Inputs, pattern: str
 ) -> None:
-    save_adapter(inputs.llama, alpha_pattern={pattern: 4})
+    save_adapter(inputs.llama, adapter_tensors(LLAMA_ROWS), alpha_pattern={pattern: 4})
     inputs.merge(inputs.llama, dry_run=True)
 
 
