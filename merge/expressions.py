@@ -1,9 +1,9 @@
 """Regular expressions for names of modules, matched in bounded time whatever they say.
 
 Python's own ``re`` tries one way after the other: forty times ``.?`` in a file of a stranger's keep
-it busy for years. (The package ``regex`` can be told to give up matching, but compiles
-``(.{1000000000}){1000000000}`` without end.) Here every place of the name is asked once of every part of the expression, so
-the work grows with the length of both and with nothing else.
+it busy for years. The package ``regex`` can be told to give up matching, but compiles
+``(.{1000000000}){1000000000}`` without end. Here every place of the name is asked once of every
+part of the expression, so the work grows with the length of both and with nothing else.
 """
 
 from __future__ import annotations
