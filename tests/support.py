@@ -184,11 +184,17 @@ def save_adapter(
 ) -> Path:
     """Write an adapter folder, with a tokenizer when ``pieces`` says how large.
 
-    ``config`` replaces fields of adapter_config.json.
+    ``config`` replaces fields of adapter_config.json, which names the modules that are there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / name, adapter_tensors() if tensors is None else tensors)
-    write_json(folder / "adapter_config.json", adapter_config(**config))
+    tensors = adapter_tensors() if tensors is None else tensors
+    save_tensors(folder / name, tensors)
+    sides = ("embed_tokens", "lm_head")
+    saved = [side for side in sides if any(f"{side}.weight" in key for key in tensors)]
+    targets = {key.partition(".lora_")[0].rpartition(".")[2] for key in tensors if ".lora_" in key}
+    there = {"modules_to_save": saved or None, "target_modules": sorted(targets)}
+    fields = adapter_config(**(there | config))
+    write_json(folder / "adapter_config.json", fields)
     if pieces:
         (folder / "tokenizer.model").write_bytes(tokenizer_model(pieces))
     return folder

@@ -12,6 +12,7 @@ from ..errors import AdapterError
 from ..layouts.conv1d import stores_transposed
 from ..layouts.decoder import VOCABULARY_TENSORS
 from ..lazy import Checkpoint, LazyTensor, continued, first_rows
+from .announced import doubts, require_announced
 from .patches import (
     AddedVector,
     ColumnMagnitude,
@@ -50,12 +51,14 @@ class Step:
 class MergedModel:
     """The tensors of the result by Hugging Face name, with what was done to each.
 
-    ``tied`` says that there is no LM head of its own: the embeddings serve as one.
+    ``tied`` says that there is no LM head of its own: the embeddings serve as one. ``notes`` tell
+    what the adapters leave open.
     """
 
     tensors: Mapping[str, Merged]
     steps: Mapping[str, tuple[Step, ...]]
     tied: bool
+    notes: tuple[str, ...] = ()
 
 
 def apply_adapters(
@@ -71,8 +74,8 @@ def apply_adapters(
     of vocabulary rows that an adapter does not have: refused, kept as the base has them
     (``keep_base_rows``), or dropped (``truncate``).
 
-    Raises ``AdapterError`` for tensors that the base does not have, for shapes that do not fit, and
-    for an adapter that is merged already.
+    Raises ``AdapterError`` for tensors that the base does not have, for shapes that do not fit, for
+    what an adapter announces and does not hold, and for an adapter that is merged already.
     """
     starts = dict(base.tensors)
     sides = tied_sides(base)
@@ -81,6 +84,7 @@ def apply_adapters(
         starts.setdefault(sides.head, starts[sides.embeddings])
     for adapter in adapters:
         _require_fits(adapter, starts)
+        require_announced(adapter, base, sides)
         _require_not_merged_yet(adapter, base)
     makings = {name: _Making(name, start, vocab_mismatch) for name, start in starts.items()}
 
@@ -98,7 +102,9 @@ def apply_adapters(
     if sides is not None:
         del makings[sides.head]
     steps = {name: tuple(making.steps) for name, making in makings.items()}
-    return MergedModel({name: merged(name) for name in makings}, steps, tied=sides is not None)
+    notes = tuple(note for adapter in adapters for note in doubts(adapter, base))
+    tensors = {name: merged(name) for name in makings}
+    return MergedModel(tensors, steps, sides is not None, notes)
 
 
 def _turned(adapter: Adapter, config: Mapping[str, Any]) -> Adapter:

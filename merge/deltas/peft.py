@@ -13,6 +13,7 @@ from ..formats import open_container
 from ..lazy import LazyTensor, dtype_name
 from ..staging import Offload
 from .adapter_config import WEIGHT_NAMES, AdapterConfig, read_adapter_config
+from .collisions import require_no_collisions
 from .keys import Claims, claim
 from .patches import AddedVector, LowRank, Patch, ReplacedRows, RowMagnitude
 from .whole import Copies, whole_tensors
@@ -101,8 +102,8 @@ def open_adapter(folder: Path, offload: Offload | None = None, weight: float = 1
     """Read an adapter's configuration and headers; its weights stay in the file.
 
     ``weight`` multiplies what is added. Raises ``AdapterError`` for kinds that are not handled,
-    keys that nothing claims, halves without the other half, shapes that contradict the
-    configuration, and empty adapters.
+    keys that nothing claims, parts that contradict each other, halves without the other half,
+    shapes that contradict the configuration, and empty adapters.
     """
     config = read_adapter_config(folder, weight)
     path = find_weights(folder)
@@ -110,6 +111,7 @@ def open_adapter(folder: Path, offload: Offload | None = None, weight: float = 1
     _require_not_empty(path, tensors)
     claims = claim(path, tensors)
     _require_no_delta(path, claims)
+    require_no_collisions(path, config, claims)
     config = config.settled(_ranks(claims))
     whole = whole_tensors(path, config, claims)
     return Adapter(folder, path, config, _patches(path, config, claims), *whole)
@@ -168,7 +170,7 @@ def _require_no_delta(path: Path, claims: Claims) -> None:
 
 
 def _patches(path: Path, config: AdapterConfig, claims: Claims) -> dict[str, tuple[Patch, ...]]:
-    """What is added to each tensor, in order: product, magnitude, rows."""
+    """What is added to each tensor: product and then magnitude, or rows."""
     _require_pairs(path, claims)
     _require_told(path, config, claims)
     parts = claims.parts
@@ -183,8 +185,7 @@ def _patches(path: Path, config: AdapterConfig, claims: Claims) -> dict[str, tup
     for module, bias in parts["lora_bias"].items():
         stages[f"{module}.bias"] = (AddedVector(bias, config.scaling(module)),)
     for module, rows in parts["trainable_tokens_delta"].items():
-        name = f"{module}.weight"
-        stages[name] = (*stages.get(name, ()), _token_rows(path, config, module, rows))
+        stages[f"{module}.weight"] = (_token_rows(path, config, module, rows),)
     return stages
 
 
@@ -221,8 +222,6 @@ def _require_told(path: Path, config: AdapterConfig, claims: Claims) -> None:
     for part, (told_by, is_told, modules) in told.items():
         present = claims.parts[part].keys()
         wrong = sorted(present ^ modules if is_told else present)
-        if part == "lora_bias" and is_told:
-            wrong = sorted(present - modules)
         if wrong:
             raise AdapterError(
                 f"the adapter's weights and its configuration do not agree about {part}",

@@ -13,7 +13,7 @@ from ..lazy import LazyTensor, block_rows
 from .adapter_config import AdapterConfig
 from .keys import Claims
 
-# Two tensors under the names of the plain and of the trained copy of one.
+# Two tensors that must be equal, under the names of both.
 Copies = Mapping[str, tuple[LazyTensor, LazyTensor]]
 
 
@@ -28,29 +28,29 @@ def whole_tensors(
     plain, trained = claims.parts["plain"], claims.parts["modules_to_save"]
     originals = claims.parts["original_module"]
     replaced = {**claims.parts["base_layer"], **plain, **trained}
-    copies = {name: (plain[name], trained[name]) for name in plain.keys() & trained.keys()}
-    for name, (one, other) in sorted(copies.items()):
+    copies = _copies(claims)
+    for names, (one, other) in sorted(copies.items()):
         if one.shape != other.shape:
-            raise _two_versions(path, name)
+            raise _two_versions(path, names)
     for name, original in originals.items():
-        if name not in replaced:
+        if name not in plain and name not in trained:
             raise AdapterError(
                 "the adapter holds the untrained copy of a module without the trained one",
                 file=path,
-                tensor=_inside(name, "original_module"),
-                expected=f"{_inside(name, 'modules_to_save')} beside it",
+                tensor=inside(name, "original_module"),
+                expected=f"{inside(name, 'modules_to_save')} beside it",
                 remedy="the file is incomplete: save or fetch the adapter again",
             )
         if original.shape != replaced[name].shape:
             raise AdapterError(
                 "the untrained copy of a module has another shape than the trained one",
                 file=path,
-                tensor=_inside(name, "original_module"),
+                tensor=inside(name, "original_module"),
                 expected=replaced[name].shape,
                 found=original.shape,
                 remedy="save the adapter again, or remove the copy that is not meant",
             )
-    ignored = [_inside(name, "original_module") for name in originals]
+    ignored = [inside(name, "original_module") for name in originals]
     ignored += [
         f"{module}.trainable_tokens_original"
         for module in claims.parts["trainable_tokens_original"]
@@ -59,24 +59,38 @@ def whole_tensors(
     return replaced, frozenset(by_training), (*ignored, *claims.leftovers), copies
 
 
+def _copies(claims: Claims) -> Copies:
+    """Pairs of copies of one tensor: each that is there, and the one that counts more than it."""
+    held: dict[str, tuple[str, LazyTensor]] = {}
+    pairs: dict[str, tuple[LazyTensor, LazyTensor]] = {}
+    for part in ("base_layer", "plain", "modules_to_save"):
+        for name, tensor in claims.parts[part].items():
+            key = name if part == "plain" else inside(name, part)
+            if name in held:
+                other, copy = held[name]
+                pairs[f"{other} and {key}"] = (copy, tensor)
+            held[name] = (key, tensor)
+    return pairs
+
+
 def require_equal_copies(path: Path, copies: Copies) -> None:
-    """Raise ``AdapterError`` where the two copies of a trained tensor differ. Reads them."""
-    for name, (one, other) in sorted(copies.items()):
+    """Raise ``AdapterError`` where two copies of a tensor differ. Reads them."""
+    for names, (one, other) in sorted(copies.items()):
         if not same_content(one, other):
-            raise _two_versions(path, name)
+            raise _two_versions(path, names)
 
 
-def _two_versions(path: Path, name: str) -> AdapterError:
+def _two_versions(path: Path, names: str) -> AdapterError:
     return AdapterError(
-        "the adapter holds two different versions of one trained tensor",
+        "the adapter holds two different versions of one tensor",
         file=path,
-        tensor=f"{name} and {_inside(name, 'modules_to_save')}",
+        tensor=names,
         expected="equal tensors, as PEFT writes them",
         remedy="save the adapter again, or remove the one that is not meant",
     )
 
 
-def _inside(name: str, part: str) -> str:
+def inside(name: str, part: str) -> str:
     """``X.part.weight`` for ``X.weight``."""
     module, _, rest = name.rpartition(".")
     return f"{module}.{part}.{rest}"

@@ -96,6 +96,7 @@ def notes(job: MergeJob) -> Iterator[str]:
         yield f"the base's config.json says vocab_size {stated}; the weights decide"
     if job.base.dropped:
         yield f"left out {len(job.base.dropped)} rotary buffers of an old conversion"
+    yield from job.model.notes
     for adapter in job.adapters:
         if adapter.ignored:
             yield f"{adapter.name}: untrained copies left aside: {', '.join(adapter.ignored)}"

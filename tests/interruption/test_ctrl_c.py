@@ -60,7 +60,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("large")
     sizes = {"hidden_size": HIDDEN * TIMES, "intermediate_size": INTERMEDIATE * TIMES}
     save_base(folder / "base", large_tensors(), num_hidden_layers=MORE_LAYERS, **sizes)
-    save_adapter(folder / "lora", adapter_tensors(hidden=HIDDEN * TIMES))
+    first = list(range(LAYERS))
+    save_adapter(folder / "lora", adapter_tensors(hidden=HIDDEN * TIMES), layers_to_transform=first)
     return folder
 
 

@@ -110,7 +110,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write_json(folder / "base/config.json", config)
     (folder / "base/tokenizer.model").write_bytes(tokenizer_model(ROWS))
-    save_adapter(folder / "lora", adapter_tensors(hidden=HIDDEN))
+    save_adapter(folder / "lora", adapter_tensors(hidden=HIDDEN), layers_to_transform=[0, 1])
     options = {"output_type": "huggingface", "safe_serialization": True}
     merge_lora(folder / "base", folder / "lora", folder / "out", **options)
     return folder
