@@ -124,14 +124,14 @@ class _Making:
     def __init__(self, name: str, start: LazyTensor, vocab_mismatch: str) -> None:
         self.steps: list[Step] = []
         self._name = name
-        self._start = start
+        self._base = self._start = start
         self._stages: list[tuple[Patch, ...]] = []
         self._mismatch = vocab_mismatch if name in VOCABULARY_TENSORS else "error"
 
     def merge(self, number: int, adapter: Adapter) -> None:
         """Let one adapter replace the tensor, add to it, or cut its rows off."""
         before = self._start.rows
-        if self._name in adapter.replaced:
+        if self._name in adapter.replaced and not self._is_own_copy(adapter):
             self._replace(adapter)
             self.steps.append(Step(number, "replaced", before, self._start.rows))
         if self._mismatch == "truncate" and (rows := vocabulary_rows(adapter)):
@@ -146,6 +146,36 @@ class _Making:
         start = self._start
         return Merged(
             start.shape, dtype, start.origin, start, tuple(self._stages), round_each_stage
+        )
+
+    def _is_own_copy(self, adapter: Adapter) -> bool:
+        """Whether the adapter only holds the base's tensor, which earlier adapters have changed.
+
+        An untrained copy tells what the adapter was trained on: the base, or what the earlier ones
+        made of it, in the dtype of that run. Raises ``AdapterError`` where it is neither. Read only
+        where there is something to lose: for one adapter alone nothing is compared.
+        """
+        changed = self._stages or self._start is not self._base
+        if not changed or self._name in adapter.trained:
+            return False
+        copy, base = adapter.replaced[self._name], self._base
+        if copy.rows < base.rows and self._mismatch != "error":
+            base = first_rows(base, copy.rows)
+        so_far = self.result(torch.float32, round_each_stage=False)
+        dtypes = dict.fromkeys((copy.dtype, torch.float16, torch.bfloat16))
+        if any(same_content(copy, base, dtype) for dtype in dtypes):
+            return True
+        if any(same_content(copy, so_far, dtype) for dtype in dtypes):
+            return False
+        raise AdapterError(
+            "the adapter holds an untrained copy of a tensor that an earlier adapter changed, and "
+            "it is of another model",
+            file=adapter.weights,
+            tensor=self._name,
+            expected="the base's tensor, or what the earlier adapters made of it",
+            found="other values or rows",
+            remedy="give the base that this adapter was trained on; if it trained this tensor, "
+            'name its module in "modules_to_save" of adapter_config.json',
         )
 
     def _replace(self, adapter: Adapter) -> None:

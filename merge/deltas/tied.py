@@ -46,9 +46,12 @@ def on_both_sides(adapter: Adapter, sides: Sides) -> Adapter:
     Trained token rows are shared by both sides; a LoRA of the head goes around them, so its product
     is added after they are replaced (PEFT's ``TrainableTokensWrapper`` is the LoRA's base layer).
     With ``ensure_weight_tying`` the head follows in everything that it has no tensors of its own
-    for. A head that the adapter holds whole, or with rows of its own, is left as it is.
+    for, and was trained where the embeddings were. A head that the adapter holds whole, or with
+    rows of its own, is left as it is.
     """
     added, replaced = dict(adapter.added), dict(adapter.replaced)
+    if adapter.config.ensure_weight_tying and adapter.trained & {*sides}:
+        adapter = replace(adapter, trained=adapter.trained | {*sides})
     stage, own = added.get(sides.embeddings, ()), added.get(sides.head, ())
     if sides.head in replaced or any(isinstance(patch, ReplacedRows) for patch in own):
         return adapter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import torch
 
 from ..errors import AdapterError
 from ..formats.file_tensor import FileTensor
+from ..layouts.decoder import VOCABULARY_TENSORS
 from ..lazy import LazyTensor, block_rows
-from .adapter_config import AdapterConfig
+from .adapter_config import AdapterConfig, read_fields
 from .keys import Claims
 
 # Two tensors that must be equal, under the names of both.
@@ -55,8 +57,30 @@ def whole_tensors(
         f"{module}.trainable_tokens_original"
         for module in claims.parts["trainable_tokens_original"]
     ]
-    by_training = {name for name in plain if config.saves(name.rpartition(".")[0])} | set(trained)
+    by_training = _by_training(config, claims)
     return replaced, frozenset(by_training), (*ignored, *claims.leftovers), copies
+
+
+def _by_training(config: AdapterConfig, claims: Claims) -> set[str]:
+    """Names of whole tensors that the training changed; the others are the base's own.
+
+    PEFT compares the ends of modules' names without the dot before them, so that ``norm`` is for
+    every kind of norm too (``_set_trainable``), and with ``ensure_weight_tying`` it saves the other
+    side of tied embeddings as well.
+    """
+    names = {*claims.parts["plain"], *claims.parts["base_layer"]}
+    trained = {*claims.parts["modules_to_save"]}
+    trained |= {name for name in claims.parts["plain"] if _is_saved(name, config.modules_to_save)}
+    if config.ensure_weight_tying and trained & {*VOCABULARY_TENSORS}:
+        trained |= names & {*VOCABULARY_TENSORS}
+    if read_fields(config.path.parent).get("bias") in ("all", "lora_only"):
+        trained |= {name for name in names if name.endswith(".bias")}
+    return trained
+
+
+def _is_saved(name: str, modules: tuple[str, ...]) -> bool:
+    parents = (name[: match.start()] for match in re.finditer(r"\.", name))
+    return any(parent.endswith(modules) for parent in parents)
 
 
 def _copies(claims: Claims) -> Copies:
@@ -96,10 +120,11 @@ def inside(name: str, part: str) -> str:
     return f"{module}.{part}.{rest}"
 
 
-def same_content(one: LazyTensor, other: LazyTensor) -> bool:
+def same_content(one: LazyTensor, other: LazyTensor, rounded: torch.dtype | None = None) -> bool:
     """Whether two tensors are equal element by element, read in blocks up to the first difference.
 
-    Each is opened once: opening a sum reads its factors, and with DoRA of columns all of its rows.
+    With ``rounded``, whether ``one`` is what ``other`` becomes in that dtype. Each is opened once:
+    opening a sum reads its factors, and with DoRA of columns all of its rows.
     """
     if one is other or _same_place(one, other):
         return True
@@ -112,7 +137,8 @@ def same_content(one: LazyTensor, other: LazyTensor) -> bool:
         blocks = [torch.empty(shape, dtype=dtype) for dtype, _ in readers]
         for block, (_, read) in zip(blocks, readers, strict=True):
             read(start, start + len(block), block)
-        if not torch.equal(blocks[0].float(), blocks[1].float()):
+        wanted = blocks[1] if rounded is None else blocks[1].to(rounded)
+        if not torch.equal(blocks[0].float(), wanted.float()):
             return False
     return True
 

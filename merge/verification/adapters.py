@@ -71,6 +71,15 @@ class AdapterContents:
     whole: dict[str, LazyTensor] = field(default_factory=dict)
     rows: dict[str, tuple[tuple[int, ...], LazyTensor]] = field(default_factory=dict)
     vectors: dict[str, tuple[LazyTensor, float]] = field(default_factory=dict)
+    trained: set[str] = field(default_factory=set)
+
+    def trains(self, name: str) -> bool:
+        """Whether a whole tensor was trained; otherwise it is a copy of the base's."""
+        saved, bias = self.config.get("modules_to_save"), self.config.get("bias")
+        path = name.split(".")
+        parents = [".".join(path[:count]) for count in range(1, len(path))]
+        named = any(parent.endswith(tuple(saved or ())) for parent in parents)
+        return name in self.trained or named or (bias in ("all", "lora_only") and "bias" in name)
 
     @property
     def ties(self) -> bool:
@@ -116,6 +125,7 @@ def read_adapter(folder: Path, weight: float, offload: Offload | None = None) ->
     parts = _parts(open_container(path, offload))
     for kind in ("base_layer", "whole", "modules_to_save"):  # the trained copy wins
         contents.whole |= parts.get(kind, {})
+    contents.trained |= parts.get("modules_to_save", {}).keys()
     _add_products(contents, parts, weight)
     for module, tensor in parts.get("lora_magnitude_vector", {}).items():
         contents.magnitudes[f"{module}.weight"] = tensor

@@ -12,7 +12,7 @@ from ..errors import AdapterError, LayoutError
 from ..layouts.conv1d import stores_transposed
 from ..layouts.decoder import HEAD_OF, embeddings
 from ..layouts.llama import EMBED_TOKENS
-from ..lazy import Checkpoint, LazyTensor
+from ..lazy import Checkpoint, LazyTensor, block_rows
 from .adapters import AdapterContents
 from .reference import AddDense, AddProduct, AddVector, ReplaceRows, Round, ScaleRows, Step
 
@@ -262,14 +262,18 @@ def _with_adapters(
     An LM head that an adapter has nothing of follows the embeddings where the adapter asks for it.
     Raises ``AdapterError`` for parts that do not fit.
     """
-    sides = inputs.embeddings, inputs.head
+    sides, plain = (inputs.embeddings, inputs.head), recipe
     for number, adapter in enumerate(inputs.adapters):
         is_head = tied and name == inputs.head
         follows = is_head and adapter.ties and not adapter.touches(name)
         source = inputs.embeddings if follows else name
         _require_fit(source, recipe, adapter, name in sides)
         if source in adapter.whole:
-            recipe = recipe.replaced(adapter.whole[source])
+            copy = adapter.whole[source]
+            sisters = sides if adapter.ties and source in sides else (source,)
+            trained = any(map(adapter.trains, sisters))
+            kept = recipe != plain and not trained and _is_copy(copy, plain)
+            recipe = recipe if kept else recipe.replaced(copy)
         trained_with = adapter.vocabulary_rows(sides)
         if inputs.truncate and name in sides and trained_with is not None:
             recipe = recipe.cut(trained_with)
@@ -285,6 +289,27 @@ def _with_adapters(
             recipe = recipe.with_step(Round(dtype))
         tied = tied and _keeps_tied(adapter, inputs)
     return recipe
+
+
+def _is_copy(tensor: LazyTensor, plain: Recipe) -> bool:
+    """Whether a tensor is the base's own, perhaps rounded: it then takes nothing away from what
+    earlier adapters did.
+    """
+    start = plain.segments[0].start
+    if start is None or plain.segments[0].steps or tensor.rows > start.rows:
+        return False
+    ours, theirs = start.unordered().reader(), tensor.unordered().reader()
+    step = block_rows(tensor.shape)
+    same = {tensor.dtype, torch.float16, torch.bfloat16}
+    for first in range(0, tensor.rows, step):
+        shape = (min(step, tensor.rows - first), *tensor.shape[1:])
+        base, copy = torch.empty(shape, dtype=start.dtype), torch.empty(shape, dtype=tensor.dtype)
+        ours(first, first + shape[0], base)
+        theirs(first, first + shape[0], copy)
+        same = {dtype for dtype in same if torch.equal(base.to(dtype).float(), copy.float())}
+        if not same:
+            return False
+    return True
 
 
 def _require_fit(name: str, recipe: Recipe, adapter: AdapterContents, free_rows: bool) -> None:
