@@ -43,6 +43,8 @@ BEFORE = {
 _LLAMA_ROWS, _CHINESE_LLAMA_ROWS, _CHINESE_LLAMA_2_ROWS = 32000, 49953, 55296
 # What a vocabulary of Chinese tokens was put into; Alpaca's has a token for padding.
 _CHINESE_ROWS = (_CHINESE_LLAMA_ROWS, _CHINESE_LLAMA_ROWS + 1, _CHINESE_LLAMA_2_ROWS)
+# Columns of the largest model for which there are published adapters, 33B.
+_WIDEST = 6656
 _GO_ON = "; --allow_unknown_combination merges them as they are given"
 
 
@@ -132,6 +134,15 @@ def known_adapter(digest: str) -> str | None:
     """
     found = known_files().get(digest)
     return found.model if found is not None and found.group.startswith(_ADAPTERS) else None
+
+
+def could_be_published(columns: int) -> bool:
+    """Whether there are published adapters for models as wide as this one.
+
+    >>> could_be_published(4096), could_be_published(8192)
+    (True, False)
+    """
+    return columns <= _WIDEST
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,8 @@ def test_manifest_of_the_base_names_what_was_merged(
         hashlib.sha256((first / "adapter_model.bin").read_bytes()).hexdigest(): below,
         hashlib.sha256((second / "adapter_model.bin").read_bytes()).hexdigest(): ALPACA_PLUS,
     }
-    monkeypatch.setattr("merge.known.known_adapter", names.get)
+    for user in ("merge.known", "merge.deltas.peft"):
+        monkeypatch.setattr(f"{user}.known_adapter", names.get)
     if told == "refused":
         with pytest.raises(UsageError, match="something else is in this base"):
             merge_lora(merged, second, tmp_path / "out", tokenizer=tokens, dry_run=True)
@@ -199,7 +200,7 @@ def test_published_adapter_is_known_by_its_digest_alone(tmp_path: Path) -> None:
     tiny one is published.
     """
     base, output = save_base(tmp_path / "base"), tmp_path / "out"
-    adapter = save_adapter(tmp_path / "lora", adapter_tensors())
+    adapter = save_adapter(tmp_path / "lora", adapter_tensors(49954))
     program = tmp_path / "program"
     for part in ("merge", "tokenizer_tools", "scripts"):
         shutil.copytree(ROOT / part, program / part, ignore=shutil.ignore_patterns("__pycache__"))

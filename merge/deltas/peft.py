@@ -10,6 +10,7 @@ from pathlib import Path
 from ..checksums import file_digest
 from ..errors import AdapterError
 from ..formats import open_container
+from ..known import could_be_published, known_adapter
 from ..lazy import LazyTensor, dtype_name
 from ..staging import Offload
 from .adapter_config import WEIGHT_NAMES, AdapterConfig, read_adapter_config
@@ -65,6 +66,14 @@ class Adapter:
     def digest(self) -> str:
         """SHA-256 of the weight file."""
         return file_digest(self.weights)
+
+    @property
+    def published(self) -> str | None:
+        """The name under which it was published. Only what may have one is read for its digest."""
+        columns = next((tensor.shape[-1] for tensor in self.replaced.values()), None)
+        if self.weights.suffix != ".bin" or columns is None or not could_be_published(columns):
+            return None
+        return known_adapter(self.digest)
 
     @property
     def name(self) -> str:

@@ -83,7 +83,8 @@ def merge_lora(
         claim = claimed(output, sources.folders, chosen, overwrite, dry_run)
         replaced = held.enter_context(claim)
         known = (require_published(sources.base, on_verify),) if verify_base else ()
-        begin_digests(folder / name for folder in sources.adapters for name in WEIGHT_NAMES)
+        if not dry_run:  # which reads headers, and the rest only of what may be a published file
+            begin_digests(folder / name for folder in sources.adapters for name in WEIGHT_NAMES)
         job = plan_merge(sources, chosen, offload)
         require_sound(job.adapters)
         require_names_free(output, job.plan.documents, overwrite)
@@ -260,7 +261,7 @@ def _require_known_order(
     given = [
         known.Given(
             source,
-            known.known_adapter(a.digest) if a.weights.suffix == ".bin" else None,
+            a.published,
             a.config.base_model_name_or_path,
             next(
                 (a.replaced[name].rows for name in VOCABULARY_TENSORS if name in a.replaced), None

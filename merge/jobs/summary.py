@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tokenizer_tools.huggingface import TokenizerFolder
 
-from ..known import KnownFile, known_files
+from ..known import known_files
 
 if TYPE_CHECKING:
     from ..deltas.peft import Adapter
@@ -31,16 +31,17 @@ def inputs(job: MergeJob) -> Iterator[str]:
     if job.delta is not None:
         yield f"delta      {job.sources.delta} ({job.vocabulary.base_rows} rows)"
     for number, adapter in enumerate(job.adapters, start=1):
-        known = _known(known_files().get(adapter.digest))
+        known = _known(adapter.published)
         yield f"adapter {number}  {adapter.folder} ({_scalings(adapter)}; {known})"
     tokenizer = job.sources.tokenizer
-    known = _known(known_files().get(sha256(tokenizer.vocabulary).hexdigest()))
+    published = known_files().get(sha256(tokenizer.vocabulary).hexdigest())
+    known = _known(published.model if published else None)
     tokens = tokenizer.n_tokens or "unknown"
     yield f"tokenizer  {tokenizer.path} ({tokens} tokens; {known})"
 
 
-def _known(file: KnownFile | None) -> str:
-    return "no published checksum" if file is None else f"published as {file.model}"
+def _known(model: str | None) -> str:
+    return "no published checksum" if model is None else f"published as {model}"
 
 
 def _scalings(adapter: Adapter) -> str:
