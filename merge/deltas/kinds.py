@@ -63,7 +63,7 @@ HANDLED = (
         "chosen layers",
         "0.2",
         "`target_modules`, `exclude_modules`, `layers_to_transform`, `layers_pattern`",
-        "the tensors in the file decide; these fields only said where to train",
+        "the tensors in the file decide; where a list names modules, they must be those",
         ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     ),
     Kind(
