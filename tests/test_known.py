@@ -117,7 +117,7 @@ REFUSED: dict[str, tuple[int, list[tuple[str | None, str | None, int | None]]]] 
 REFUSED |= {
     f"second generation of {name} on {rows} rows": (rows, [(None, name, 55296)])
     for name in (
-        "/root/llama-2-7b",
+        "/models/llama-2-7b",
         "meta-llama/Llama-2-7b-chat-hf",
         "decapoda-research/llama-7b-hf",
         None,
@@ -141,7 +141,7 @@ def test_chain_whose_sizes_do_not_fit_is_refused(
     [
         (32000, [(None, "decapoda-research/llama-7b-hf", 55296)]),
         (55296, [(None, "hfl/chinese-alpaca-2-7b", 55296)]),
-        (55296, [(None, "/root/llama-2-7b", None)]),
+        (55296, [(None, "/models/llama-2-7b", None)]),
         (32000, [(None, "/Llama-2-7b-hf", 55296), (None, "hfl/chinese-llama-2-7b", 55296)]),
         (32016, [(None, "codellama/CodeLlama-7b-hf", 55296)]),
     ],
