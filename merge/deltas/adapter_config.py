@@ -51,6 +51,7 @@ class AdapterConfig:
     modules_to_save: tuple[str, ...] = ()
     trainable_token_indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] = ()
     peft_version: str | None = None
+    bias: str | None = None
     weight: float = 1.0
     rules: tuple[Rule, ...] = RULES[:1]
 
@@ -187,6 +188,7 @@ def read_adapter_config(folder: Path, weight: float = 1.0) -> AdapterConfig:
         modules_to_save=_names(fields, "modules_to_save", path),
         trainable_token_indices=_token_indices(fields, path),
         peft_version=_text(fields, "peft_version"),
+        bias=_text(fields, "bias"),
         weight=weight,
         rules=possible_rules(fields),
     )

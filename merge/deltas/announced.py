@@ -78,7 +78,7 @@ def doubts(adapter: Adapter, base: Checkpoint) -> Iterator[str]:
     announced = _announced(adapter, base, None)
     biases = [f"{module}.bias" for module in _low_rank(adapter)]
     mine = [name for name in biases if name in base.tensors]
-    lora_only = announced.fields.get("bias") == "lora_only"
+    lora_only = adapter.config.bias == "lora_only"
     if lora_only and mine and not adapter.replaced.keys() & {*mine}:
         yield (
             f'{adapter.name}: "bias" is "lora_only", but the file holds none of the {len(mine)} '
@@ -135,7 +135,7 @@ def _require_tokens(announced: _Announced) -> None:
 def _require_biases(announced: _Announced) -> None:
     biases = [name for name in announced.tensors if name.endswith(".bias")]
     missing = announced.missing(biases, announced.adapter.replaced)
-    if announced.fields.get("bias") == "all" and missing:
+    if announced.adapter.config.bias == "all" and missing:
         raise announced.error(
             "the adapter lacks biases that were trained",
             missing[0],

@@ -26,13 +26,15 @@ def require_no_collisions(path: Path, config: AdapterConfig, claims: Claims) -> 
     """
     _require_one_delta(path, claims)
     _require_no_delta_of_saved(path, config, claims)
-    lonely = claims.parts["trainable_tokens_original"].keys() - claims.parts[_DELTAS[2]].keys()
+    rows = claims.parts["trainable_tokens_delta"]
+    lonely = claims.parts["trainable_tokens_original"].keys() - rows.keys()
     if lonely:
         raise AdapterError(
             "the adapter holds the untrained rows of tokens without the trained ones",
             file=path,
             tensor=f"{min(lonely)}.trainable_tokens_original",
             expected=f"{min(lonely)}.trainable_tokens_delta beside it",
+            found="no such tensor",
             remedy="the file is incomplete: save or fetch the adapter again",
         )
 

@@ -12,7 +12,7 @@ from ..errors import AdapterError
 from ..formats.file_tensor import FileTensor
 from ..layouts.decoder import VOCABULARY_TENSORS
 from ..lazy import LazyTensor, block_rows
-from .adapter_config import AdapterConfig, read_fields
+from .adapter_config import AdapterConfig
 from .keys import Claims
 
 # Two tensors that must be equal, under the names of both.
@@ -73,7 +73,7 @@ def _by_training(config: AdapterConfig, claims: Claims) -> set[str]:
     trained |= {name for name in claims.parts["plain"] if _is_saved(name, config.modules_to_save)}
     if config.ensure_weight_tying and trained & {*VOCABULARY_TENSORS}:
         trained |= names & {*VOCABULARY_TENSORS}
-    if read_fields(config.path.parent).get("bias") in ("all", "lora_only"):
+    if config.bias in ("all", "lora_only"):
         trained |= {name for name in names if name.endswith(".bias")}
     return trained
 
@@ -110,6 +110,7 @@ def _two_versions(path: Path, names: str) -> AdapterError:
         file=path,
         tensor=names,
         expected="equal tensors, as PEFT writes them",
+        found="other shapes or values",
         remedy="save the adapter again, or remove the one that is not meant",
     )
 
