@@ -8,6 +8,8 @@ from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
+from .interruption import raise_if_interrupted
+
 # Large, because a thread waits for its turn after each while others run Python's code.
 _PIECE_BYTES = 16 << 20
 
@@ -47,6 +49,7 @@ def read_digest(path: Path, on_bytes: Callable[[int], object] | None = None) -> 
     digest, buffer = sha256(), bytearray(min(_PIECE_BYTES, path.stat().st_size + 1))
     with path.open("rb", buffering=0) as stream:
         while count := stream.readinto(buffer):
+            raise_if_interrupted()
             digest.update(memoryview(buffer)[:count])
             if on_bytes is not None:
                 on_bytes(count)

@@ -29,10 +29,10 @@ from .settings import IoMode
 if TYPE_CHECKING:
     from hashlib import _Hash as Sha256
 
-_PAGE = 4096
+PAGE = 4096
 # What one read carries: large enough for the disk.
 # One page more than a span of rows, because tensors begin anywhere in a page.
-READ_BYTES = (4 << 20) + _PAGE
+READ_BYTES = (4 << 20) + PAGE
 # Smaller reads gain nothing: the page cache reads ahead for them.
 SMALLEST_READ = 256 << 10
 # Places at which a file is asked for in the page cache.
@@ -74,11 +74,11 @@ class DirectReader:
         handle = self._open()
         if handle < 0:
             return 0
-        skipped = offset % _PAGE
+        skipped = offset % PAGE
         wanted = min(READ_BYTES, skipped + len(buffer))
         bounce = _bounce.buffer
         try:
-            view = memoryview(bounce.numpy())[: -(-wanted // _PAGE) * _PAGE]  # type: ignore[arg-type]
+            view = memoryview(bounce.numpy())[: -(-wanted // PAGE) * PAGE]  # type: ignore[arg-type]
             count = os.preadv(handle, [view], offset - skipped) - skipped
         except OSError as error:
             if error.errno not in _UNABLE:
@@ -124,8 +124,8 @@ def is_cached(handle: int, size: int) -> bool:
     """
     if not hasattr(os, "RWF_NOWAIT"):
         return False
-    page = bytearray(_PAGE)
-    step = max(_PAGE, size // _PROBES)
+    page = bytearray(PAGE)
+    step = max(PAGE, size // _PROBES)
     try:
         return all(
             os.preadv(handle, [page], offset, os.RWF_NOWAIT) > 0 for offset in range(0, size, step)
@@ -233,7 +233,7 @@ class OutputStream(io.RawIOBase):
         self._wait()
         view = memoryview(self._buffers[0].numpy())  # type: ignore[arg-type]
         fresh = view[self._filled - (self._length - self._digested) : self._filled]
-        whole = -(-self._filled // _PAGE) * _PAGE if self._direct else self._filled
+        whole = -(-self._filled // PAGE) * PAGE if self._direct else self._filled
         self._pending = (
             self._pool.submit(self._digest, fresh, self._digested, self._marks),
             self._pool.submit(self._write_out, view[:whole]),
@@ -295,7 +295,7 @@ def create(path: Path, mode: IoMode, buffer_bytes: int, begun: Begun | None = No
         stream = OutputStream(handle, buffer_bytes, direct=True, begun=begun)
         if begun is not None:
             with path.open("rb") as there:
-                there.seek(begun.nbytes // _PAGE * _PAGE)
+                there.seek(begun.nbytes // PAGE * PAGE)
                 stream.put_back(there.read())
         return stream
     if begun is None:  # some systems make the file and then cannot open it so

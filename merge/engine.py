@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from .digests import FreshDigests
 from .formats.files import tensor_bytes
+from .interruption import raise_if_interrupted
 from .journal import Journal
 from .layouts.pour import Piece, Poured
 from .lazy import LazyTensor, RowReader, block_rows, scratch
@@ -25,6 +25,7 @@ from .past import Past
 from .plan import Plan
 from .settings import IoMode
 from .staging import StagedFolder
+from .threads import ComputePool
 
 _SPAN_BYTES = 4 << 20
 # Beside the buffers of spans, a worker needs about this much for a block in float32 and the like.
@@ -79,8 +80,9 @@ def run(
     """
     files = OutputFiles(plan, staged, io, progress, past)
     digests = FreshDigests(named, past.digests)
-    with _one_torch_thread(), _Lanes(num_workers) as lanes:
+    with _Lanes(num_workers) as lanes:
         for span, rows in _in_order(lanes.compute, plan, num_workers, max_memory, past.done):
+            raise_if_interrupted()
             taken: list[Future[None]] = []
             for number, piece in enumerate(span.poured.pieces):
                 part = _part(piece, span, rows)
@@ -99,7 +101,7 @@ class _Lanes:
     """The threads of a run: workers that compute, and one that writes."""
 
     def __init__(self, num_workers: int) -> None:
-        self.compute = ThreadPoolExecutor(num_workers)
+        self.compute = ComputePool(num_workers)
         self.write = ThreadPoolExecutor(1)
 
     def __enter__(self) -> _Lanes:
@@ -122,7 +124,7 @@ def _spans(plan: Plan, span_bytes: int, done: int) -> Iterator[Span]:
 def _span_rows(tensor: LazyTensor, span_bytes: int) -> int:
     """Rows of a span: whole blocks, as many as fit, at least one."""
     grid = block_rows(tensor.shape)
-    return grid * max(1, span_bytes // (grid * tensor.row_bytes))
+    return grid * max(1, span_bytes // max(1, grid * tensor.row_bytes))
 
 
 def _in_order(
@@ -174,14 +176,3 @@ def _contiguous(part: torch.Tensor, number: int) -> torch.Tensor:
     if part.is_contiguous():
         return part
     return scratch(f"part {number}", tuple(part.shape), part.dtype).copy_(part)
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Keep torch's own threads out of the way of the workers."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -188,8 +188,8 @@ class Journal:
             places = {name: _settled(place) for name, place in files.items()}
             if None in places.values():
                 return
-            del self._waiting[0]
             self._write({"done": done, "files": places, "digests": digests})
+            del self._waiting[0]
             self.is_useful = True
 
     def commit(self, digests: Mapping[str, str]) -> None:

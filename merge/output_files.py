@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from .direct_io import Begun, OutputStream
+from .direct_io import PAGE, Begun, OutputStream
 from .formats import WRITERS, ContainerWriter
 from .journal import Place, Reached
 from .past import Past, Prefix
@@ -43,7 +43,8 @@ class OutputFiles:
         self._streams: dict[str, OutputStream] = {}
         self.written: dict[str, WrittenFile] = {}
         at_once = max((len(item.pieces) for item in plan.poured), default=1)
-        self._buffer_bytes = max(_LEAST_WRITE, _WRITE_BYTES // at_once)
+        share = _WRITE_BYTES // at_once // PAGE * PAGE  # direct writes are whole pages
+        self._buffer_bytes = max(_LEAST_WRITE, share)
         self._told: dict[str, int] = {}
         for file, prefix in past.files.items():
             self._take_up(file, prefix)

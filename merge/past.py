@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from .interruption import raise_if_interrupted
 from .journal import Entry, Record, partial_path
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ def _read_on(stream: BinaryIO, hasher: Sha256, count: int, progress: Progress) -
     """Hash the next bytes; False when the file has fewer."""
     buffer = memoryview(bytearray(min(_PIECE_BYTES, max(1, count))))
     while count > 0:
+        raise_if_interrupted()
         taken = stream.readinto(buffer[:count])  # type: ignore[attr-defined]
         if not taken:
             return False

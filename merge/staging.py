@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from .errors import OutputError
+from .interruption import raise_if_interrupted
 from .journal import Journal, partial_path
 from .lock import FolderLock, is_abandoned
 from .outputs import doors_last, leftovers
@@ -126,6 +127,7 @@ class StagedFolder:
         """Move everything into place. From the journal's last line on this can be done again."""
         for name in self._files:
             self.finish(name)
+        raise_if_interrupted()
         if self.journal is not None:
             self.journal.commit(self._digests)
             _sync_folder(self.folder)
@@ -141,6 +143,7 @@ class StagedFolder:
         self._is_complete = True
         if self.journal is not None:
             self.journal.remove()
+        raise_if_interrupted()
 
     def _withdraw_earlier(self, without_name: list[str]) -> None:
         """Remove the earlier result, whose place is about to be taken, by what readers open first.

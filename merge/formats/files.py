@@ -15,6 +15,7 @@ import torch
 
 from ..direct_io import SMALLEST_READ, DirectReader, is_cached
 from ..errors import FormatError
+from ..interruption import raise_if_interrupted
 from ..settings import IoMode
 
 _LFS_POINTER = b"version https://git-lfs"
@@ -42,6 +43,7 @@ class InputFile:
         """
         done = 0
         while done < len(buffer):
+            raise_if_interrupted()
             try:
                 count = self._read_some(buffer[done:], offset + done)
             except OSError as error:
@@ -95,8 +97,7 @@ class InputFile:
 
     def __del__(self) -> None:
         """Close what nobody reads any more: tensors share the file, and none of them owns it."""
-        if self._handle is not None:
-            self._handle.close()
+        self.close()
 
 
 def refuse_placeholder(file: InputFile) -> None:

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
 
 from ..lazy import LazyTensor, RowReader, block_rows
+from ..threads import ComputePool
 
 # Two of these are in memory at a time, over all tensors that are read together.
 SPAN_BYTES = 4 << 20
 
 Rows = tuple[torch.Tensor, ...]
-
-
-@contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Keep torch's own threads out of the way: blocks are small, and files are read beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def side_by_side(
@@ -42,7 +31,7 @@ def side_by_side(
     free = [_buffers(tensors, min(step, total)) for _ in range(2)]
     spans = iter(range(0, total, step))
     waiting: list[tuple[int, list[torch.Tensor], list[Future[torch.Tensor]]]] = []
-    with ThreadPoolExecutor(len(tensors)) as pool:
+    with ComputePool(len(tensors)) as pool:
         while True:
             while free and (start := next(spans, None)) is not None:
                 buffers = free.pop()

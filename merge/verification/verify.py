@@ -14,10 +14,10 @@ from ..errors import MergeError, VerificationError
 from ..layouts.decoder import VOCABULARY_TENSORS, embedding_rows
 from ..layouts.folder import is_gguf
 from ..lazy import Checkpoint, LazyTensor, dtype_name
+from ..threads import ComputePool, one_torch_thread
 from . import configuration
 from .manifest import Manifest, TensorEntry, check_files, listed_files
 from .mathematics import TensorResult, blocks_of, check_tensor
-from .reading import one_torch_thread
 from .recipes import Inputs, Recipe, Wanted, wanted
 
 OnProgress = Callable[[int, int], object]
@@ -69,7 +69,7 @@ def check_result(
     progress = _Progress(on_progress, _total(tensors, made) + _file_bytes(folder, manifest))
     with (
         ThreadPoolExecutor(1) as hashing,
-        ThreadPoolExecutor(workers) as pool,
+        ComputePool(workers) as pool,
         progress.ending(),
         one_torch_thread(),
     ):

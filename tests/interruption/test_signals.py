@@ -22,6 +22,7 @@ COMMAND = """
 import sys, time
 from pathlib import Path
 from merge.commands.common import command_parser, run
+from merge.interruption import raise_if_interrupted
 from merge.staging import StagedFolder
 
 def work(args):
@@ -29,7 +30,9 @@ def work(args):
         staged.write("a", b"half")
         try:
             print("begun", flush=True)
-            time.sleep(60)
+            while True:
+                raise_if_interrupted()
+                time.sleep(0.01)
         finally:
             {at_the_end}
     return 0
@@ -44,8 +47,10 @@ def work(args):
     import takes_long
     print("imported", flush=True)
     import time
-    time.sleep(60)
-    return 0
+    from merge.interruption import raise_if_interrupted
+    while True:
+        raise_if_interrupted()
+        time.sleep(0.01)
 
 sys.path.insert(0, {folder!r})
 sys.exit(run(command_parser("test"), work, []))
