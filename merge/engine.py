@@ -17,10 +17,10 @@ import torch
 from .digests import FreshDigests
 from .formats.files import tensor_bytes
 from .interruption import raise_if_interrupted
-from .journal import Journal
+from .journal import Journal, WrittenFile
 from .layouts.pour import Piece, Poured
 from .lazy import LazyTensor, RowReader, block_rows, scratch
-from .output_files import OutputFiles, Progress, WrittenFile
+from .output_files import OutputFiles, Progress
 from .past import Past
 from .plan import Plan
 from .settings import IoMode

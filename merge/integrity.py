@@ -12,8 +12,8 @@ from tokenizer_tools.copied import Tokenizer
 from . import __version__
 from .checksums import file_digest
 from .digests import content_digests
+from .journal import WrittenFile
 from .lazy import Checkpoint, LazyTensor, dtype_name
-from .output_files import WrittenFile
 from .plan import Plan
 
 

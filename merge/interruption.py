@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from types import FrameType
 
 INTERRUPTED = 130
+_OVER = 0
 _HURRIED = b"interrupted: ended without waiting; --resume goes on where that is possible\n"
 
 
@@ -45,9 +48,13 @@ def raise_if_interrupted() -> None:
 
     To be called wherever an exception does no harm; that is all that a signal can interrupt.
     """
-    if _request.number is not None:
+    _raise_for(_request.number)
+
+
+def _raise_for(number: int | None) -> None:
+    if number is not None:
         interruption = Interrupted()
-        interruption.exit_code = 128 + _request.number
+        interruption.exit_code = 128 + number
         raise interruption
 
 
@@ -67,20 +74,26 @@ def deferred_signals(grace_seconds: float | None = None) -> Iterator[None]:
     if _request.is_watched or not taken:
         yield
         return
-    came, over = threading.Event(), threading.Event()
+    # Of the classes by which threads wait only this one may be used in a handler: an Event's lock
+    # may be held by the very code that the handler interrupts.
+    events: SimpleQueue[int] = SimpleQueue()
 
     def handle(number: int, _: FrameType | None) -> None:
         first, _request.number = _request.number, _request.number or number
-        came.set()
+        events.put(number)
         if first == number == signal.SIGINT:
             if grace_seconds is not None:
                 exit_at_once(128 + number)
             raise KeyboardInterrupt
 
     def watch(seconds: float) -> None:
-        came.wait()
-        if not over.wait(seconds):
-            exit_at_once(128 + (_request.number or signal.SIGINT))
+        number = event = events.get()
+        end = time.monotonic() + seconds
+        while event != _OVER:
+            try:
+                event = events.get(timeout=max(0.0, end - time.monotonic()))
+            except Empty:
+                exit_at_once(128 + number)
 
     if grace_seconds is not None:
         threading.Thread(target=watch, args=(grace_seconds,), daemon=True).start()
@@ -88,13 +101,12 @@ def deferred_signals(grace_seconds: float | None = None) -> Iterator[None]:
     before = {number: signal.signal(number, handle) for number in taken}
     try:
         yield
-        raise_if_interrupted()
     finally:
-        over.set()
-        came.set()
+        events.put(_OVER)
         for number, handler in before.items():
             signal.signal(number, handler)
-        _request.number, _request.is_watched = None, False
+        came_first, _request.number, _request.is_watched = _request.number, None, False
+    _raise_for(came_first)
 
 
 def exit_at_once(code: int) -> None:

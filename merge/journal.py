@@ -27,6 +27,14 @@ def partial_path(folder: Path, name: str) -> Path:
 
 
 @dataclass(frozen=True)
+class WrittenFile:
+    """Size and SHA-256 of a file that was written whole."""
+
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Place:
     """How far a file had come: its length, SHA-256 up to there, and what its container's writer
     must be told of the tensors that were finished since the place before.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 from .direct_io import PAGE, Begun, OutputStream
 from .formats import WRITERS, ContainerWriter
-from .journal import Place, Reached
+from .journal import Place, Reached, WrittenFile
 from .past import Past, Prefix
 from .plan import Plan
 from .settings import IoMode
@@ -19,14 +18,6 @@ _WRITE_BYTES = 8 << 20
 _LEAST_WRITE = 1 << 20
 
 Progress = Callable[[int], object]
-
-
-@dataclass(frozen=True)
-class WrittenFile:
-    """Size and SHA-256 of a file that was written whole."""
-
-    nbytes: int
-    sha256: str
 
 
 class OutputFiles:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizer_tools.huggingface import CLASS_FILE_NAME
@@ -78,6 +78,8 @@ def require_free(folder: Path, overwrite: bool, resume: bool = False) -> list[Pa
 
     Those are the files of an earlier result, as its manifest lists them, or of an interrupted run.
     The folder's lock is held, or nothing will be written: otherwise another run may change it all.
+    With ``resume`` a result with a manifest passes too: whether it is this run's can only be told
+    from the plan (``complete.py``).
     Raises ``OutputError`` for what an interrupted run left unless with ``resume`` or ``overwrite``,
     for model files without ``overwrite``, and with it for model files that no manifest claims.
     """
@@ -96,14 +98,9 @@ def require_free(folder: Path, overwrite: bool, resume: bool = False) -> list[Pa
     present = sorted(path for path in found if path.is_file())
     interrupted = _files_of_interrupted_run(folder)
     may_replace = overwrite or (resume and interrupted.issuperset(path.name for path in present))
-    if present and not may_replace:
-        raise OutputError(
-            "the output folder holds a model already",
-            file=folder,
-            expected="a folder without model files",
-            found=_listed(present),
-            remedy="choose another --output_dir, or replace an earlier result with --overwrite",
-        )
+    may_be_complete = resume and not left and (folder / MANIFEST_NAME).is_file()
+    if present and not (may_replace or may_be_complete):
+        raise holds_a_model(folder, present)
     earlier = _files_of_earlier_run(folder) | interrupted
     if foreign := [path for path in present if path.name not in earlier]:
         raise OutputError(
@@ -113,6 +110,17 @@ def require_free(folder: Path, overwrite: bool, resume: bool = False) -> list[Pa
             remedy="choose another --output_dir, or move these files away",
         )
     return sorted(path for path in (folder / name for name in earlier) if path.is_file())
+
+
+def holds_a_model(folder: Path, present: Sequence[Path]) -> OutputError:
+    """The refusal of a folder in which there is another model."""
+    return OutputError(
+        "the output folder holds a model already",
+        file=folder,
+        expected="a folder without model files",
+        found=_listed(present),
+        remedy="choose another --output_dir, or replace an earlier result with --overwrite",
+    )
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -183,6 +191,6 @@ def _files_of_earlier_run(folder: Path) -> set[str]:
     return {MANIFEST_NAME, *(name for name in named if Path(name).name == name)}
 
 
-def _listed(paths: list[Path]) -> str:
+def _listed(paths: Sequence[Path]) -> str:
     names = [path.name for path in paths]
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from .journal import Entry, Record, partial_path
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Sha256
+
+    from .plan import Plan
 
 Progress = Callable[[int], object]
 
@@ -73,6 +76,25 @@ def verified(folder: Path, record: Record, progress: Progress = lambda _: None) 
     }
     digests = {name: digest for entry in entries for name, digest in entry.digests.items()}
     return Past(entries[-1].done, files, digests, end=entries[-1].end) if entries else Past()
+
+
+def entries_that_agree(entries: Sequence[Entry], plan: Plan) -> tuple[Entry, ...]:
+    """The first entries of a journal that the plan explains.
+
+    Each is about the tensor after that of the entry before, and names the files that it went into,
+    with as many whole tensors as the plan has for them by then.
+    """
+    finished: Counter[str] = Counter()
+    due: Counter[str] = Counter()
+    for number, entry in enumerate(entries):
+        if entry.done != number + 1 or entry.done > len(plan.poured):
+            return tuple(entries[:number])
+        finished.update({name: len(place.finished) for name, place in entry.files.items()})
+        files = [piece.file for piece in plan.poured[number].pieces]
+        due.update(files)
+        if entry.files.keys() != set(files) or any(finished[f] != due[f] for f in files):
+            return tuple(entries[:number])
+    return tuple(entries)
 
 
 def _is_whole(folder: Path, name: str, digest: str, progress: Progress) -> bool:

@@ -99,7 +99,8 @@ def _run(
         inputs, dry_run = (base, other, tokenizer.path), chosen.dry_run
         with claimed(output, inputs, settings, chosen.overwrite, dry_run) as replaced:
             job = _prepare(names, role, tokenizer, settings, chosen, offload)
-            return carry_out(job, output, settings, replaced, started, dry_run, chosen.on_progress)
+            run = {"overwrite": chosen.overwrite, "dry_run": dry_run}
+            return carry_out(job, output, settings, replaced, started, chosen.on_progress, **run)
 
 
 def _require_two(base: Path, other: Path, role: str) -> None:

@@ -55,7 +55,8 @@ def convert_checkpoint(
         found = read_tokenizer(own or folder)
         with claimed(output, (folder, found.path), chosen, overwrite, dry_run) as replaced:
             job = _prepare(str(model), folder, found, chosen, context_length, offload)
-            return carry_out(job, output, chosen, replaced, started, dry_run, on_progress)
+            run = {"overwrite": overwrite, "dry_run": dry_run}
+            return carry_out(job, output, chosen, replaced, started, on_progress, **run)
 
 
 def _prepare(

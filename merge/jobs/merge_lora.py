@@ -25,7 +25,7 @@ from ..layouts.folder import is_meta
 from ..outputs import MANIFEST_NAME, require_names_free
 from ..settings import MergeSettings, model_name
 from ..sources import Sources, find_sources
-from ..staging import Offload, require_space
+from ..staging import Offload
 from ..verification.published import require_published
 from ..vocabulary import AdapterRows, Vocabulary, require_extension
 from . import summary
@@ -34,8 +34,8 @@ from .writing import OnProgress, Report, claimed, write
 if TYPE_CHECKING:
     from ..deltas.apply import MergedModel
     from ..deltas.peft import Adapter
+    from ..journal import WrittenFile
     from ..lazy import Checkpoint, LazyTensor
-    from ..output_files import WrittenFile
     from ..plan import Plan
 
 
@@ -87,9 +87,9 @@ def merge_lora(
             begin_digests(folder / name for folder in sources.adapters for name in WEIGHT_NAMES)
         job = plan_merge(sources, chosen, offload)
         require_sound(job.adapters)
-        require_names_free(output, job.plan.documents, overwrite)
-        require_space(output, job.plan.disk_bytes)
-        resumed = () if dry_run else write(job, output, chosen, replaced, on_progress)
+        require_names_free(output, job.plan.documents, overwrite or chosen.resume)
+        run = {"overwrite": overwrite, "dry_run": dry_run}
+        resumed = write(job, output, chosen, replaced, on_progress, **run)
         return MergeReport(
             output,
             job.plan,

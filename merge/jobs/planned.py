@@ -12,13 +12,12 @@ from tokenizer_tools.huggingface import TokenizerFolder
 
 from ..identity import Reads
 from ..settings import OutputSettings
-from ..staging import require_space
 from ..vocabulary import Vocabulary
 from .writing import OnProgress, Report, write
 
 if TYPE_CHECKING:
+    from ..journal import WrittenFile
     from ..lazy import Checkpoint
-    from ..output_files import WrittenFile
     from ..plan import Plan
 
 
@@ -85,12 +84,14 @@ def carry_out(
     settings: OutputSettings,
     replaced: Sequence[Path],
     started: float,
-    dry_run: bool,
     on_progress: OnProgress | None,
+    *,
+    overwrite: bool,
+    dry_run: bool,
 ) -> Report:
     """Write what was planned, unless ``dry_run``, and report. ``started`` is a monotonic time."""
-    require_space(output, job.plan.disk_bytes)
-    resumed = () if dry_run else write(job, output, settings, replaced, on_progress)
+    run = {"overwrite": overwrite, "dry_run": dry_run}
+    resumed = write(job, output, settings, replaced, on_progress, **run)
     seconds = time.monotonic() - started
     notes = job.notes if dry_run else (*resumed, *job.notes, *job.found_out(bool(resumed)))
     return Report(output, job.plan, seconds, dry_run, job.inputs(), job.changes, notes)

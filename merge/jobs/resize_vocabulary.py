@@ -23,13 +23,13 @@ from ..settings import (
     require_positive,
 )
 from ..sources import Sources, resolve, resolve_tokenizer, tokenizer_home
-from ..staging import Offload, require_space
+from ..staging import Offload
 from ..vocabulary import require_extension
 from .writing import OnProgress, Report, claimed, write
 
 if TYPE_CHECKING:
+    from ..journal import WrittenFile
     from ..lazy import Checkpoint
-    from ..output_files import WrittenFile
     from ..plan import Plan
 
 
@@ -66,8 +66,8 @@ def resize_vocabulary(
         claim = claimed(output, sources.folders, chosen, overwrite, dry_run)
         replaced = held.enter_context(claim)
         job = _prepare(sources, chosen, init, pad_to_multiple_of, seed, offload)
-        require_space(output, job.plan.disk_bytes)
-        resumed = () if dry_run else write(job, output, chosen, replaced, on_progress)
+        run = {"overwrite": overwrite, "dry_run": dry_run}
+        resumed = write(job, output, chosen, replaced, on_progress, **run)
         return Report(
             output,
             job.plan,

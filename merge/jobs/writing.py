@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..complete import is_complete
 from ..identity import Reads, identity, require_same
-from ..journal import JOURNAL_NAME, Journal, read_record
+from ..interruption import deferred_signals
+from ..journal import JOURNAL_NAME, Journal, WrittenFile, read_record
 from ..json_text import json_bytes
 from ..lock import require_unlocked
-from ..outputs import MANIFEST_NAME, leftovers, require_free, require_possible
-from ..past import Past, verified
+from ..outputs import MANIFEST_NAME, holds_a_model, leftovers, require_free, require_possible
+from ..past import Past, entries_that_agree, verified
 from ..settings import OutputSettings
 from ..sizes import peak_memory, size_text
-from ..staging import StagedFolder, held
+from ..staging import StagedFolder, held, require_space
 
 if TYPE_CHECKING:
-    from ..output_files import WrittenFile
     from ..plan import Plan
 
 OnProgress = Callable[[int, int], object]
@@ -65,21 +66,41 @@ def write(
     settings: OutputSettings,
     replaced: Sequence[Path],
     on_progress: OnProgress | None,
+    *,
+    overwrite: bool,
+    dry_run: bool,
 ) -> tuple[str, ...]:
     """Write weights first and the manifest last: the folder is complete when that is there.
 
     The folder is ``claimed``. ``replaced`` are the files of an earlier result, which go when the
     new ones are ready to take their place. Where ``settings`` say to resume, what an interrupted
     run has written is checked first, which counts as progress too. Returns what is to be told of
-    that run.
+    that run. With ``dry_run`` nothing is written. A result that is complete already stays as it is
+    where ``settings`` say to resume; raises ``OutputError`` for another run's, without
+    ``overwrite``.
     """
+    plan = job.plan
+    if settings.resume and not leftovers(output) and replaced:
+        planned = job.manifest(dict.fromkeys(plan.files, WrittenFile(0, "")))
+        reads = job.reads()
+        inputs = [*reads.adapters, *(path for m in reads.models.values() for path in m.files)]
+        if is_complete(output, planned, plan.files, inputs):
+            return ("complete already: the result of the same run is there, as it was written",)
+        if not overwrite:
+            raise holds_a_model(output, replaced)
+    require_space(output, plan.disk_bytes)
+    if dry_run:
+        return ()
+
     from .. import engine
 
-    plan, reads = job.plan, job.reads()
-    with StagedFolder(output, obsolete=replaced) as staged:
+    reads = job.reads()
+    with deferred_signals(), StagedFolder(output, obsolete=replaced) as staged:
         this = identity(plan, settings, reads)
         total = plan.tensor_bytes
-        past = _past(output, this, _added_up(on_progress, total)) if settings.resume else Past()
+        past = Past()
+        if settings.resume:
+            past = _past(output, plan, this, _added_up(on_progress, total))
         _begin(staged, plan, this, replaced, past)
         if past.committed:
             for name, digest in past.committed.items():
@@ -117,7 +138,9 @@ def _added_up(on_progress: OnProgress | None, total: int) -> Callable[[int], Non
     return progress
 
 
-def _past(output: Path, this: Mapping[str, Any], progress: Callable[[int], None]) -> Past:
+def _past(
+    output: Path, plan: Plan, this: Mapping[str, Any], progress: Callable[[int], None]
+) -> Past:
     """What an interrupted run has left that is right.
 
     Raises ``OutputError`` when that run was another one than ``this``.
@@ -126,7 +149,8 @@ def _past(output: Path, this: Mapping[str, Any], progress: Callable[[int], None]
     if record is None or not record.is_useful:
         return Past()
     require_same(output, record.identity, this)
-    return verified(output, record, progress)
+    entries = entries_that_agree(record.entries, plan)
+    return verified(output, replace(record, entries=entries), progress)
 
 
 def _begin(
