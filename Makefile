@@ -4,7 +4,8 @@
 # make llama_cpp  llama.cpp for tests and demo, compiled once; make test does it by itself
 # make fuzz    20,000 changed files of every kind, against torch, safetensors and gguf (INPUTS=...);
 #              led by coverage where atheris installs, at random elsewhere and with FUZZ="--seed 1"
-# make kill-test  1,000 merges that are killed at random points and resumed (RUNS=..., SEED=...)
+# make kill-test  1,000 merges that are killed at random points and resumed, and 1,000 commands with
+#              Ctrl-C between two random lines (RUNS=..., SEED=...)
 # make bench   a merge of a 1.1B-shaped model against copies and other tools, in time and memory
 # make bench-all   everything in docs/performance.md; needs 40 GB of disk and an hour
 #
@@ -60,6 +61,7 @@ SEED ?= 2026
 
 kill-test: $(VENV)/.test
 	$(BIN)/python -m tests.interruption.many --runs $(RUNS) --seed $(SEED)
+	$(BIN)/python -m tests.interruption.between_lines --runs $(RUNS) --seed $(SEED)
 
 BENCH ?= --shape 1b --output_type huggingface --runs 3 --peers peft mergekit --verify
 EXPERIMENTS ?= all

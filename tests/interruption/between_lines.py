@@ -27,13 +27,15 @@ from typing import Any
 from merge import output_files
 from merge.commands import apply_delta, common, convert_checkpoint, make_delta, merge_lora
 from merge.commands import resize_vocabulary as resize
+from merge.jobs import writing
 from tests.interruption.doors import require_nothing_half
 from tests.interruption.many import SMALL_WRITES, contents
 from tests.support import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
 from tests.tiny import make_adapter, make_base
 
 Command = Callable[[Sequence[str]], int]
-FOR_EVER = 1 << 60
+# Of the work of a command: never interrupted but counted, and neither.
+NEVER, UNTRACED = 1 << 60, 0
 # The grace of a command is for people; a traced one on a busy machine takes longer to its end.
 GRACE_SECONDS = 20.0
 
@@ -50,9 +52,15 @@ class Kind:
     before: dict[str, str] = field(default_factory=dict)
     wanted: dict[str, str] = field(default_factory=dict)
     lines: int = 0
+    first_written: int = 0
 
-    def run(self, out: Path, told: Path, at: int = FOR_EVER, *more: str) -> tuple[int, int]:
-        """Run the command in a process of its own; return exit code and number of lines.
+    def point(self, chance: random.Random) -> int:
+        """A line at random, half of the time one after writing has begun."""
+        return chance.randint(chance.choice((1, self.first_written)), self.lines)
+
+    def run(self, out: Path, told: Path, at: int = NEVER, *more: str) -> tuple[int, int, int]:
+        """Run the command in a process of its own; return exit code and number of lines, the
+        latter also up to where writing begins.
 
         At line ``at`` of its work SIGINT is raised. What it says goes to the file ``told``.
         """
@@ -63,8 +71,8 @@ class Kind:
         """Put an earlier result there, if there is to be one."""
         if self.earlier is not None:
             command = merge_lora.main
-            code, _ = in_a_process(
-                lambda: command([*(self.earlier or ()), "--output_dir", str(out)]), told, FOR_EVER
+            code, *_ = in_a_process(
+                lambda: command([*(self.earlier or ()), "--output_dir", str(out)]), told, UNTRACED
             )
             assert code == 0, told.read_text(encoding="utf-8")
 
@@ -73,15 +81,15 @@ class Kind:
         out, told = work / "out", work / "told"
         self.prepare(out, told)
         self.before = contents(out)
-        code, self.lines = self.run(out, told)
+        code, self.lines, self.first_written = self.run(out, told)
         assert code == 0, told.read_text(encoding="utf-8")
         self.wanted = contents(out)
         shutil.rmtree(out)
 
 
-def in_a_process(work: Callable[[], int], told: Path, at: int) -> tuple[int, int]:
-    """Fork, run ``work`` with SIGINT at its line ``at``; return its exit code and its lines."""
-    reading, writing = os.pipe()
+def in_a_process(work: Callable[[], int], told: Path, at: int) -> tuple[int, int, int]:
+    """Fork, run ``work`` with SIGINT at its line ``at``; return what ``traced`` does."""
+    reading, reporting = os.pipe()
     process = os.fork()
     if process == 0:
         handle = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -92,34 +100,40 @@ def in_a_process(work: Callable[[], int], told: Path, at: int) -> tuple[int, int
         faulthandler.dump_traceback_later(GRACE_SECONDS / 2)
         output_files._LEAST_WRITE = output_files._WRITE_BYTES = SMALL_WRITES
         common._GRACE_SECONDS = GRACE_SECONDS
-        code, lines = traced(work, at)
-        os.write(writing, str(lines).encode())
+        code, lines, first = traced(work, at)
+        os.write(reporting, f"{lines} {first}".encode())
         common.leave_at_once(code)
-    os.close(writing)
+    os.close(reporting)
     with os.fdopen(reading, "rb") as stream:
-        lines = int(stream.read() or 0)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), lines
+        lines, first = map(int, stream.read().split() or (0, 0))
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), lines, first
 
 
-def traced(work: Callable[[], int], at: int) -> tuple[int, int]:
-    """Run ``work``, and raise SIGINT at line ``at`` of what it does while it handles signals."""
-    count = 0
+def traced(work: Callable[[], int], at: int) -> tuple[int, int, int]:
+    """Run ``work``, and raise SIGINT at line ``at`` of what it does while it handles signals.
+
+    Returns its exit code, its lines, and those up to where a plan begins to be written.
+    """
+    count = first = 0
     usual = signal.getsignal(signal.SIGINT)
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal count
+        nonlocal count, first
+        if not first and frame.f_code is writing.write.__code__:
+            first = count
         if event == "line" and signal.getsignal(signal.SIGINT) is not usual:
             count += 1
             if count == at:
                 signal.raise_signal(signal.SIGINT)
         return trace
 
-    sys.settrace(trace)
+    if at != UNTRACED:
+        sys.settrace(trace)
     try:
         code = work()
     finally:
         sys.settrace(None)
-    return code, count
+    return code, count, first
 
 
 def kinds(folder: Path) -> list[Kind]:
@@ -169,12 +183,12 @@ def interrupted_run_is_right(kind: Kind, at: int, work: Path) -> bool:
         shutil.rmtree(out, ignore_errors=True)
         kind.prepare(out, told)
         at = min(at, lines or at)
-        code, lines = kind.run(out, told, at)
+        code, lines, _ = kind.run(out, told, at)
     text = told.read_text(encoding="utf-8")
     if code != 130 or "Traceback" in text or "without waiting" in text:
         raise RuntimeError(f"exit code {code}:\n{text}")
     require_nothing_half(contents(out), kind.before, kind.wanted)
-    code, _ = kind.run(out, told, FOR_EVER, "--resume")
+    code, *_ = kind.run(out, told, UNTRACED, "--resume")
     if code != 0:
         raise RuntimeError(f"resume ended with {code}:\n{told.read_text(encoding='utf-8')}")
     if contents(out) != kind.wanted:
@@ -197,7 +211,7 @@ def main() -> int:
             print(f"{kind.name}: {kind.lines} lines", flush=True)
         for number in range(args.runs):
             kind = cases[number % len(cases)]
-            at = chance.randint(1, kind.lines)
+            at = kind.point(chance)
             try:
                 right += interrupted_run_is_right(kind, at, work)
             except RuntimeError as error:
