@@ -165,6 +165,7 @@ class OutputStream(io.RawIOBase):
         self._filled = 0
         self._length = 0
         self._sha256 = begun.sha256.copy() if begun else sha256()
+        self.path: str | None = None
         self._pool = ThreadPoolExecutor(2)
         self._pending: tuple[Future[None], ...] = ()
         self._digested = 0
@@ -249,8 +250,12 @@ class OutputStream(io.RawIOBase):
         self._sha256.update(data)
 
     def _write_out(self, view: memoryview) -> None:
-        while view:
-            view = view[os.write(self._handle, view) :]
+        try:
+            while view:
+                view = view[os.write(self._handle, view) :]
+        except OSError as error:
+            error.filename = self.path  # which a write to a descriptor does not say
+            raise
 
     def _wait(self) -> None:
         pending, self._pending = self._pending, ()
@@ -286,6 +291,12 @@ def create(path: Path, mode: IoMode, buffer_bytes: int, begun: Begun | None = No
     It goes out ``buffer_bytes`` at a time, a multiple of a page, from two buffers. The file is a
     new one, in place of what was there, or goes on from what was ``begun``. No link is followed.
     """
+    stream = _open_stream(path, mode, buffer_bytes, begun)
+    stream.path = str(path)
+    return stream
+
+
+def _open_stream(path: Path, mode: IoMode, buffer_bytes: int, begun: Begun | None) -> OutputStream:
     flags = os.O_WRONLY | NO_LINKS
     if begun is None:
         path.unlink(missing_ok=True)

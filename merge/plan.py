@@ -102,7 +102,7 @@ def plan_output(model: Model, settings: OutputSettings) -> Plan:
         poured = meta.pour(whole, shape, settings.num_shards)
         documents = meta_documents(model.config, model.tokenizer, model.rows)
         return Plan(tuple(poured), documents, result, checked=checked)
-    poured = huggingface.pour(checked, settings.suffix, settings.max_shard_size)
+    poured = huggingface.pour(checked, settings.suffix, settings.shard_bytes)
     dtype = dtype_name(result[embeddings(result) or EMBED_TOKENS].dtype)
     documents = {
         **huggingface_documents(model.config, model.tokenizer, model.rows, dtype, model.tied),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from .errors import UsageError
 from .sizes import parse_size
@@ -21,6 +22,7 @@ IO_MODES: tuple[IoMode, ...] = ("auto", "direct", "buffered")
 ROUNDINGS: tuple[Rounding, ...] = ("once", "per_adapter")
 NEW_TOKEN_INITS = ("subtokens", "mean", "zeros", "normal")
 OUTPUT_TYPES: tuple[OutputType, ...] = ("pth", "huggingface", "gguf")
+SHORT_NAMES: dict[str, OutputType] = {"hf": "huggingface"}
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 CHAT_TEMPLATES = ("alpaca",)
@@ -39,6 +41,9 @@ _ONLY_FOR: dict[str, OutputType] = {
 _LONGEST_NAME = 255
 DEFAULT_MEMORY = "64MB"
 LARGEST_MEMORY = "256MB"
+_LEAST_MEMORY = 1_000_000
+# What a worker needs: a block in float32 and the like, and the buffers of a span.
+WORKER_BYTES = 12 << 20
 
 
 @dataclass(frozen=True)
@@ -58,11 +63,11 @@ class OutputSettings:
 
     output_type: OutputType = "pth"
     dtype: str = ""
-    max_shard_size: str = "10GB"
+    max_shard_size: int | str = "10GB"
     safe_serialization: bool = False
     num_shards: int | None = None
     outtype: str = "auto"
-    split_max_size: str | None = None
+    split_max_size: int | str | None = None
     chat_template: str | None = None
     model_name: str = "model"
     max_memory: int | str = DEFAULT_MEMORY
@@ -72,7 +77,11 @@ class OutputSettings:
     allow_nonfinite: bool = False
 
     def __post_init__(self) -> None:
+        if self.output_type in SHORT_NAMES:
+            object.__setattr__(self, "output_type", SHORT_NAMES[self.output_type])
         require_one_of("output_type", self.output_type, OUTPUT_TYPES)
+        for name in ("safe_serialization", "resume", "allow_nonfinite"):
+            require_bool(name, getattr(self, name))
         require_one_of("outtype", self.outtype, OUTTYPES)
         if not self.dtype:
             object.__setattr__(self, "dtype", _DTYPE_FOR.get(self.outtype, "float16"))
@@ -80,7 +89,10 @@ class OutputSettings:
         require_one_of("io", self.io, IO_MODES)
         require_positive("max_shard_size", _size("max_shard_size", self.max_shard_size))
         self._require_fitting_options()
-        require_positive("max_memory", self.memory)
+        if self.memory < _LEAST_MEMORY:
+            raise UsageError(
+                "--max_memory is too small for any buffer", expected="1MB", found=self.max_memory
+            )
         require_positive("num_shards", self.num_shards)
         require_positive("num_workers", self.num_workers)
 
@@ -109,6 +121,11 @@ class OutputSettings:
             require_gguf()
 
     @property
+    def shard_bytes(self) -> int:
+        """Largest Hugging Face shard, in bytes."""
+        return _size("max_shard_size", self.max_shard_size)
+
+    @property
     def split_bytes(self) -> int:
         """Largest GGUF file, in bytes; 0 for one file however large."""
         return _size("split_max_size", self.split_max_size) if self.split_max_size else 0
@@ -120,8 +137,12 @@ class OutputSettings:
 
     @property
     def workers(self) -> int:
-        """Threads that compute. More than two rarely help: the disk is the limit."""
-        return self.num_workers or min(2, os.cpu_count() or 1)
+        """Threads that compute, as many as the budget of memory has room for.
+
+        More than two rarely help: the disk is the limit.
+        """
+        wanted = self.num_workers or min(2, os.cpu_count() or 1)
+        return min(wanted, max(1, self.memory // WORKER_BYTES))
 
     @property
     def suffix(self) -> str:
@@ -156,6 +177,8 @@ class MergeSettings(OutputSettings):
         super().__post_init__()
         require_one_of("rounding", self.rounding, ROUNDINGS)
         require_one_of("vocab_mismatch", self.vocab_mismatch, VOCAB_MISMATCHES)
+        for name in ("allow_unknown_combination", "copy_code"):
+            require_bool(name, getattr(self, name))
         require_positive("context_length", self.context_length)
         if self.new_token_init is not None:
             require_one_of("new_token_init", self.new_token_init, NEW_TOKEN_INITS)
@@ -166,13 +189,16 @@ class MergeSettings(OutputSettings):
         if self.lora_weights is None:
             return (1.0,) * count
         weights = _numbers(self.lora_weights)
-        if len(weights) != count or not all(map(math.isfinite, weights)):
+        if len(weights) != count:
             raise UsageError(
                 "--lora_weights must have one number for each adapter",
                 expected=f"{count} numbers, such as " + ",".join(["1.0"] * max(1, count)),
                 found=self.lora_weights,
             )
         return weights
+
+
+Settings = TypeVar("Settings", bound=OutputSettings)
 
 
 def require_gguf() -> None:
@@ -193,7 +219,36 @@ def model_name(output_dir: str | Path) -> str:
 def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise ``UsageError`` unless an option has one of its values."""
     if value not in choices:
-        raise UsageError(f"--{name} has another value", expected=", ".join(choices), found=value)
+        raise UsageError(
+            f"--{name} is not one of its values", expected=", ".join(choices), found=repr(value)
+        )
+
+
+def require_bool(name: str, value: object) -> None:
+    """Raise ``UsageError`` unless a switch is on or off; every text is true to Python."""
+    if not isinstance(value, bool):
+        raise UsageError(f"--{name} is a switch", expected="True or False", found=repr(value))
+
+
+def require_known(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ``UsageError`` for a keyword that is none, naming the one that was perhaps meant."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            raise UsageError(
+                f"there is no option {name}",
+                expected=", ".join(known),
+                remedy=f"{close[0]} is perhaps meant" if close else "leave it out",
+            )
+
+
+def settings_named(kind: type[Settings], given: Mapping[str, Any], own: Iterable[str]) -> Settings:
+    """Make settings of keywords. Raises ``UsageError`` for one that is neither theirs nor of the
+    caller's ``own``.
+    """
+    require_known(given, [*own, *kind.__dataclass_fields__])
+    return kind(**given)
 
 
 def _require_name(name: str) -> None:
@@ -210,22 +265,35 @@ def _require_name(name: str) -> None:
 
 
 def _numbers(weights: str | Sequence[float] | None) -> tuple[float, ...]:
-    parts = weights.replace(",", " ").split() if isinstance(weights, str) else weights or ()
     try:
-        return tuple(float(part) for part in parts)
+        parts = weights.replace(",", " ").split() if isinstance(weights, str) else weights or ()
+        numbers = tuple(float(part) for part in parts)
     except (TypeError, ValueError):
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
         raise UsageError(
-            "--lora_weights holds something that is no number", expected="1.0,0.5", found=weights
-        ) from None
+            "--lora_weights holds something that is no finite number",
+            expected="such as 1.0,0.5",
+            found=weights,
+        )
+    return numbers
 
 
 def require_positive(name: str, value: int | None) -> None:
-    """Raise ``UsageError`` for a number below 1."""
+    """Raise ``UsageError`` for what is no whole number, or below 1."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise UsageError(f"--{name} must be a whole number", found=repr(value))
     if value is not None and value < 1:
         raise UsageError(f"--{name} must be at least 1", found=value)
 
 
 def _size(name: str, value: int | str) -> int:
+    if not isinstance(value, (int, str)) or isinstance(value, bool):
+        raise UsageError(
+            f"--{name} is no size",
+            expected="256MB, or a number of bytes",
+            found=repr(value),
+        )
     try:
         return parse_size(value) if isinstance(value, str) else value
     except ValueError as error:

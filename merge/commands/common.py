@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import MergeError, shown
@@ -88,9 +89,21 @@ def _tell(message: str, verbose: bool, code: int) -> int:
 
 
 def _os_error(error: OSError) -> str:
-    """Say what the operating system refused, and to which file."""
-    reason = error.strerror or str(error)
-    return f"{reason}\n  file:     {shown(str(error.filename))}" if error.filename else reason
+    """Say what the operating system refused, by which operation, and to which file."""
+    lines = [error.strerror or str(error)]
+    if error.filename:
+        lines.append(f"  file:     {shown(os.fsdecode(str(error.filename)))}")
+    if operation := _operation(error):
+        lines.append(f"  found:    it failed in {operation}")
+    return "\n".join(lines)
+
+
+def _operation(error: OSError) -> str:
+    """The function of this program that asked the system, by its name."""
+    package = str(Path(__file__).parent.parent)
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    names = (frame.name.strip("_") for frame in frames if frame.filename.startswith(package))
+    return next(names, "")
 
 
 def command_parser(description: str, examples: str | None = None) -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ from ..documents import ModelConfig, find_model_config
 from ..errors import UsageError
 from ..layouts.config import read_config
 from ..layouts.folder import is_meta
-from ..settings import OutputSettings, model_name, require_positive
+from ..settings import OutputSettings, model_name, require_positive, settings_named
 from ..sources import resolve, resolve_tokenizer, tokenizer_home
 from ..staging import Offload
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
@@ -82,7 +82,7 @@ def _run(
     own = {key: options.pop(key) for key in vars(DeltaOptions()) if key in options}
     chosen = DeltaOptions(**own)
     defaults = {"output_type": "huggingface", "model_name": model_name(output_dir)}
-    settings = OutputSettings(**defaults | options)
+    settings = settings_named(OutputSettings, defaults | options, vars(chosen))
     if role == "target_model" and settings.output_type == "gguf":
         raise UsageError("a delta is no model that llama.cpp could run", remedy=_NOT_GGUF)
     output = Path(output_dir).expanduser()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..errors import UsageError
 from ..layouts.config import read_config
 from ..layouts.folder import is_meta
 from ..layouts.params import PARAMS_NAME
-from ..settings import OutputSettings, model_name, require_positive
+from ..settings import OutputSettings, model_name, require_positive, settings_named
 from ..sources import resolve, resolve_tokenizer, tokenizer_home
 from ..staging import Offload
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
@@ -43,7 +44,8 @@ def convert_checkpoint(
     """
     started = time.monotonic()
     defaults = {"output_type": "huggingface", "dtype": "auto", "model_name": model_name(output_dir)}
-    chosen = OutputSettings(**defaults | settings)
+    known = signature(convert_checkpoint).parameters
+    chosen = settings_named(OutputSettings, defaults | settings, known)
     require_positive("context_length", context_length)
     output = Path(output_dir).expanduser()
     parent = Path(offload_dir).expanduser() if offload_dir else None

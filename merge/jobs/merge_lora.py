@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from ..identity import Reads
 from ..json_text import read_json
 from ..layouts.folder import is_meta
 from ..outputs import MANIFEST_NAME, require_names_free
-from ..settings import MergeSettings, model_name
+from ..settings import MergeSettings, model_name, require_bool, settings_named
 from ..sources import Sources, find_sources
 from ..staging import Offload
 from ..verification.published import require_published
@@ -67,7 +68,10 @@ def merge_lora(
     Raises ``MergeError`` for every mistake in the input; the output folder is then as it was.
     """
     started = time.monotonic()
-    chosen = MergeSettings(**{"model_name": model_name(output_dir)} | settings)
+    for name, switch in (("overwrite", overwrite), ("dry_run", dry_run)):
+        require_bool(name, switch)
+    given = {"model_name": model_name(output_dir)} | settings
+    chosen = settings_named(MergeSettings, given, signature(merge_lora).parameters)
     output = Path(output_dir).expanduser()
     loras = [lora_model] if isinstance(lora_model, (str, Path)) else lora_model
     parent = Path(offload_dir).expanduser() if offload_dir else None

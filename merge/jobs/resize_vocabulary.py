@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from ..settings import (
     model_name,
     require_one_of,
     require_positive,
+    settings_named,
 )
 from ..sources import Sources, resolve, resolve_tokenizer, tokenizer_home
 from ..staging import Offload
@@ -55,7 +57,8 @@ def resize_vocabulary(
     """
     started = time.monotonic()
     defaults = {"output_type": "huggingface", "dtype": "auto", "model_name": model_name(output_dir)}
-    chosen = OutputSettings(**defaults | settings)
+    known = signature(resize_vocabulary).parameters
+    chosen = settings_named(OutputSettings, defaults | settings, known)
     require_one_of("init", init, NEW_TOKEN_INITS)
     require_positive("pad_to_multiple_of", pad_to_multiple_of)
     output = Path(output_dir).expanduser()

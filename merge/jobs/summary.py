@@ -103,6 +103,8 @@ def notes(job: MergeJob) -> Iterator[str]:
             yield f"{adapter.name}: untrained copies left aside: {', '.join(adapter.ignored)}"
         if adapter.config.unknown:
             yield f"{adapter.name}: fields not known here: {', '.join(adapter.config.unknown)}"
+        if adapter.config.weight == 0:
+            yield f"{adapter.name}: its weight is 0, so nothing that it adds is merged"
         if adapter.config.weight != 1 and adapter.replaced:
             yield (
                 f"{adapter.name}: its weight {adapter.config.weight:g} is for what it adds; the "

@@ -13,7 +13,6 @@ from ..errors import LayoutError
 from ..formats import open_container
 from ..json_text import json_bytes, read_json
 from ..lazy import Checkpoint, LazyTensor
-from ..sizes import parse_size
 from ..staging import Offload
 from . import decoder, llama
 from .config import (
@@ -261,13 +260,13 @@ def _check_tensor(folder: Path, name: str, tensor: LazyTensor, wanted: tuple[int
         )
 
 
-def pour(tensors: Mapping[str, LazyTensor], suffix: str, max_shard_size: str) -> list[Poured]:
+def pour(tensors: Mapping[str, LazyTensor], suffix: str, max_shard_size: int) -> list[Poured]:
     """Distribute tensors over numbered shards, by huggingface_hub's own rule of sizes."""
     plan = split_state_dict_into_shards_factory(
         dict(tensors),
         get_storage_size=lambda tensor: tensor.nbytes,
         filename_pattern=STEMS[suffix] + "{suffix}" + suffix,
-        max_shard_size=parse_size(max_shard_size),
+        max_shard_size=max_shard_size,
     )
     count = len(plan.filename_to_tensors)
     files = {
