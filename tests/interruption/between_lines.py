@@ -97,6 +97,8 @@ def in_a_process(work: Callable[[], int], told: Path, at: int) -> tuple[int, int
         os.dup2(handle, 2)
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        # A shell that starts this in the background has it ignore SIGINT.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         faulthandler.dump_traceback_later(GRACE_SECONDS / 2)
         output_files._LEAST_WRITE = output_files._WRITE_BYTES = SMALL_WRITES
         common._GRACE_SECONDS = GRACE_SECONDS
