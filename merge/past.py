@@ -38,7 +38,7 @@ class Prefix:
 class Past:
     """What an earlier run has left that is right: ``done`` tensors of the plan, in these files.
 
-    ``committed`` are the files' digests when all were whole; they only want their names. ``end`` is
+    ``unexplained`` entries of the journal were not believed. ``committed`` are the files' digests when all were whole; they only want their names. ``end`` is
     where the last line ends that says so.
     """
 
@@ -47,6 +47,7 @@ class Past:
     digests: Mapping[str, str] = field(default_factory=dict)
     committed: Mapping[str, str] = field(default_factory=dict)
     end: int = 0
+    unexplained: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.done or self.committed)

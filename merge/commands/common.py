@@ -186,7 +186,9 @@ def add_output_options(
     )
     group.add_argument("--overwrite", action="store_true", help="replace an earlier result there")
     group.add_argument(
-        "--resume", action="store_true", help="go on with a run that was interrupted there"
+        "--resume",
+        action="store_true",
+        help="go on with a run that was interrupted there; of a complete result, end with 0",
     )
     group.add_argument(
         "--allow_nonfinite",
@@ -227,10 +229,13 @@ def add_resource_options(parser: argparse.ArgumentParser) -> None:
         "--max_memory",
         default="64MB",
         metavar="SIZE",
-        help="budget for buffers, at most 256MB (default: %(default)s)",
+        help="budget for buffers, from 1MB; what is over 256MB is not used (default: %(default)s)",
     )
     group.add_argument(
-        "--num_workers", type=int, metavar="N", help="threads that compute (default: up to 2)"
+        "--num_workers",
+        type=int,
+        metavar="N",
+        help="threads that compute, as many as --max_memory has room for (default: up to 2)",
     )
     group.add_argument(
         "--io",

@@ -150,7 +150,8 @@ def _past(
         return Past()
     require_same(output, record.identity, this)
     entries = entries_that_agree(record.entries, plan)
-    return verified(output, replace(record, entries=entries), progress)
+    past = verified(output, replace(record, entries=entries), progress)
+    return replace(past, unexplained=len(record.entries) - len(entries))
 
 
 def _begin(
@@ -171,6 +172,11 @@ def _begin(
 
 
 def _told(past: Past, plan: Plan) -> tuple[str, ...]:
+    odd = f"{past.unexplained} entries of the journal were left aside, which no plan explains"
+    return (*_went_on(past, plan), *((odd,) if past.unexplained else ()))
+
+
+def _went_on(past: Past, plan: Plan) -> tuple[str, ...]:
     if not past:
         return ("an interrupted run had left nothing to go on from: everything was made anew",)
     return (f"went on after {past.done} of {len(plan.poured)} tensors of the interrupted run",)

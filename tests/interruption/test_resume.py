@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,12 +59,42 @@ def test_interruption_before_the_first_tensor_leaves_nothing(merging: Merging) -
     assert "nothing to go on from" in note(merging)
 
 
-def test_finished_result_is_not_resumed(one: Merging) -> None:
-    one.merge()
-    before = tree(one.folder)
-    with pytest.raises(OutputError, match="holds a model already"):
-        one.merge(resume=True)
-    assert tree(one.folder) == before
+def lost(lines: list[bytes]) -> None:
+    del lines[len(lines) // 2]
+
+
+def doubled(lines: list[bytes]) -> None:
+    lines.insert(len(lines) // 2, lines[len(lines) // 2])
+
+
+def of_another_file(lines: list[bytes]) -> None:
+    middle = len(lines) // 2
+    lines[middle] = lines[middle].replace(b"consolidated.01", b"consolidated.07")
+
+
+def with_a_piece_too_many(lines: list[bytes]) -> None:
+    middle = len(lines) // 2
+    lines[middle] = re.sub(rb"\[(\d+)\]\]", rb"[\1,\1]]", lines[middle])
+
+
+@pytest.mark.parametrize("change", [lost, doubled, of_another_file, with_a_piece_too_many])
+def test_entries_that_no_plan_explains_are_not_gone_on_from(
+    one: Merging, change: Callable[[list[bytes]], None]
+) -> None:
+    """As an interruption between the two halves of writing an entry once left them."""
+    one.stop(one.nbytes * 3 // 4)
+    journal = one.out / JOURNAL_NAME
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert len(lines) > 8
+    before = list(lines)
+    change(lines)
+    assert lines != before
+    journal.write_bytes(b"".join(lines))
+    kept = len(before) // 2 - 1  # the first line says what the run is
+    told = one.merge(resume=True).summary()
+    assert f"went on after {kept} of" in told or f"went on after {kept + 1} of" in told
+    assert "no plan explains" in told
+    assert contents(one.out) == one.whole()
 
 
 def touch(merging: Merging) -> Path:
