@@ -38,8 +38,9 @@ class Prefix:
 class Past:
     """What an earlier run has left that is right: ``done`` tensors of the plan, in these files.
 
-    ``unexplained`` entries of the journal were not believed. ``committed`` are the files' digests when all were whole; they only want their names. ``end`` is
-    where the last line ends that says so.
+    ``unexplained`` entries of the journal were not believed. ``committed`` are the files' digests
+    when all were whole; they only want their names. ``end`` is where the last line ends that says
+    so.
     """
 
     done: int = 0
