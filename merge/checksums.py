@@ -30,8 +30,14 @@ def begin_digests(paths: Iterable[Path]) -> None:
 
 
 def _begun(path: Path) -> Future[str]:
+    """The digest of a file as it is now; one that failed or was interrupted is made again."""
     status = path.stat()
-    return _digest(path, status.st_size, status.st_mtime_ns)
+    key = (path, status.st_size, status.st_mtime_ns)
+    future = _digest(*key)
+    if future.done() and (future.cancelled() or future.exception() is not None):
+        _digest.cache_clear()
+        future = _digest(*key)
+    return future
 
 
 @lru_cache(maxsize=64)

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from merge.interruption import raise_if_interrupted
+
 
 def write_whole(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Write files into ``folder``, each beside its final name first, replacing what was there.
@@ -17,6 +19,7 @@ def write_whole(folder: Path, contents: Mapping[str, bytes]) -> None:
     try:
         for name, content in contents.items():
             _write_durably(partials[name], content)
+        raise_if_interrupted()
         for name, partial in partials.items():
             partial.replace(folder / name)
     finally:

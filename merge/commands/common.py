@@ -68,17 +68,29 @@ def _run(
             stream.reconfigure(encoding="utf-8", errors="replace")
     args = parser.parse_args(argv)
     verbose = bool(getattr(args, "verbose", False))
+    codes = []
     try:
         with deferred_signals(_GRACE_SECONDS):
-            return command(args)
-    except MergeError as error:
+            codes.append(command(args))
+    except _ENDINGS as error:
+        return _told(error, verbose, is_done=bool(codes))
+    return codes[0]
+
+
+# What ends a command other than its own exit code.
+_ENDINGS = (MergeError, OSError, KeyboardInterrupt)
+
+
+def _told(error: BaseException, verbose: bool, is_done: bool) -> int:
+    """Tell what ended a command; return the exit code."""
+    if isinstance(error, MergeError):
         return _tell(f"error: {error}", verbose, WRONG_INPUT)
-    except OSError as error:
+    if isinstance(error, OSError):
         return _tell(f"error: {_os_error(error)}", verbose, WRONG_INPUT)
-    except KeyboardInterrupt as interruption:
-        code = interruption.exit_code if isinstance(interruption, Interrupted) else INTERRUPTED
-        kept = str(interruption) or "nothing was written under a final name"
-        return _tell(f"interrupted: {kept}", verbose, code)
+    code = error.exit_code if isinstance(error, Interrupted) else INTERRUPTED
+    unfinished = "nothing was written under a final name"
+    state = str(error) or ("everything was done by then" if is_done else unfinished)
+    return _tell(f"interrupted: {state}", verbose, code)
 
 
 def _tell(message: str, verbose: bool, code: int) -> int:

@@ -25,13 +25,22 @@ from types import FrameType
 from typing import Any
 
 from merge import output_files
-from merge.commands import apply_delta, common, convert_checkpoint, make_delta, merge_lora
+from merge.commands import (
+    apply_delta,
+    common,
+    convert_checkpoint,
+    convert_llama_weights_to_hf,
+    make_delta,
+    merge_lora,
+    merge_tokenizers,
+)
 from merge.commands import resize_vocabulary as resize
 from merge.jobs import writing
 from tests.interruption.doors import require_nothing_half
 from tests.interruption.many import SMALL_WRITES, contents
 from tests.support import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
 from tests.tiny import make_adapter, make_base
+from tests.tokenizer_tools.conftest import TEXT, train
 
 Command = Callable[[Sequence[str]], int]
 # Of the work of a command: never interrupted but counted, and neither.
@@ -49,6 +58,7 @@ class Kind:
     output: str
     arguments: Sequence[str]
     earlier: Sequence[str] | None = None
+    again: str = "--resume"
     before: dict[str, str] = field(default_factory=dict)
     wanted: dict[str, str] = field(default_factory=dict)
     lines: int = 0
@@ -156,6 +166,12 @@ def kinds(folder: Path) -> list[Kind]:
     add = ["--base-model-path", base, "--delta-path", str(folder / "delta")]
     subtract = ["--base-model-path", base, "--target-model-path", str(folder / "delta")]
     grow = ["--base_model", base, "--tokenizer", str(make_tokenizer)]
+    meta = folder / "meta"
+    to_meta = ["--input", str(folder / "base"), "--output", str(meta), "--output_type", "pth"]
+    code, *_ = in_a_process(lambda: convert_checkpoint.main(to_meta), folder / "told", UNTRACED)
+    assert code == 0
+    (folder / "tokenizer.model").write_bytes(llama_tokenizer())
+    pad = ["--llama_tokenizer_dir", str(folder / "tokenizer.model"), "--pad_token"]
     main = merge_lora.main
     return [
         Kind("pth, 2 files", main, to, [*merge, "--num_shards", "2"]),
@@ -175,7 +191,17 @@ def kinds(folder: Path) -> list[Kind]:
         Kind("apply_delta", apply_delta.main, "--target-model-path", [*add, *hf]),
         Kind("make_delta", make_delta.main, "--delta-path", [*subtract, *hf]),
         Kind("resize", resize.main, to, [*grow, *hf]),
+        Kind("from Meta", convert_llama_weights_to_hf.main, to, ["--input_dir", str(meta)]),
+        Kind("merge_tokenizers", merge_tokenizers.main, to, pad, again=overwrite),
     ]
+
+
+def llama_tokenizer() -> bytes:
+    """A small BPE model with the pieces of bytes that LLaMA's has."""
+    lines = TEXT.read_text(encoding="utf-8").splitlines()
+    settings = {"model_type": "bpe", "vocab_size": 400, "byte_fallback": True}
+    model = train([line for line in lines if line.strip() and line.isascii()], **settings)
+    return bytes(model.SerializeToString())
 
 
 def interrupted_run_is_right(kind: Kind, at: int, work: Path) -> bool:
@@ -190,7 +216,7 @@ def interrupted_run_is_right(kind: Kind, at: int, work: Path) -> bool:
     if code != 130 or "Traceback" in text or "without waiting" in text:
         raise RuntimeError(f"exit code {code}:\n{text}")
     require_nothing_half(contents(out), kind.before, kind.wanted)
-    code, *_ = kind.run(out, told, UNTRACED, "--resume")
+    code, *_ = kind.run(out, told, UNTRACED, kind.again)
     if code != 0:
         raise RuntimeError(f"resume ended with {code}:\n{told.read_text(encoding='utf-8')}")
     if contents(out) != kind.wanted:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from merge import interruption
 from tests.support import ROOT
 
 pytestmark = pytest.mark.skipif(
@@ -144,3 +145,59 @@ def test_signal_while_a_library_is_loaded_waits_for_it_but_not_long(
     assert told.startswith("interrupted: ")
     assert told.count("\n") == 1
     assert time.monotonic() - begun_at < WITHIN
+
+
+PATIENT = """
+from merge.commands import common
+common._GRACE_SECONDS = 1000.0
+"""
+ENDING = 'print("ending", flush=True); time.sleep(60)'
+
+
+def test_second_ctrl_c_ends_at_once_whatever_the_first_waits_for(tmp_path: Path) -> None:
+    text = PATIENT + COMMAND.format(folder=str(tmp_path), at_the_end=ENDING)
+    with started(text) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ending\n"
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert told.startswith("interrupted: ended without waiting")
+    assert "a" not in {path.name for path in tmp_path.iterdir()}
+
+
+DONE = """
+import os, signal, sys
+from merge.commands.common import command_parser, run
+
+def work(args):
+    os.kill(os.getpid(), signal.SIGINT)
+    return 0
+
+print("begun", flush=True)
+sys.exit(run(command_parser("test"), work, []))
+"""
+
+
+def test_command_that_was_done_when_the_signal_came_says_so() -> None:
+    with started(DONE) as process:
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert told == "interrupted: everything was done by then\n"
+
+
+def test_digest_that_was_interrupted_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hashlib import sha256
+
+    from merge import checksums
+
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    with monkeypatch.context() as patch:
+        patch.setattr(interruption._request, "number", signal.SIGINT)
+        with pytest.raises(interruption.Interrupted):
+            checksums.file_digest(path)
+    assert checksums.file_digest(path) == sha256(b"content").hexdigest()
