@@ -173,7 +173,7 @@ class StagedFolder:
             self._discard()
         if isinstance(reason, KeyboardInterrupt) and kept:
             reason.args = (f"what was written is kept; {_GO_ON}",)
-        if isinstance(reason, OSError):
+        if isinstance(reason, OSError) and (kept or reason.errno in _FULL):
             raise _told(reason, self.folder, kept) from reason
 
     def _keep(self, journal: Journal, may_go_on: bool) -> bool:
@@ -205,9 +205,7 @@ def _told(reason: OSError, folder: Path, kept: bool) -> OutputError:
         "reading or writing failed on the way",
         file=reason.filename or folder,
         found=reason.strerror or reason,
-        remedy=f"mend that; what was written is kept, and {_GO_ON}"
-        if kept
-        else "mend that; what was written is removed",
+        remedy=f"mend that; what was written is kept, and {_GO_ON}",
     )
 
 

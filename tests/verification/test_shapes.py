@@ -246,7 +246,7 @@ def test_a_delta_of_another_model_is_refused(tmp_path: Path, change: str) -> Non
     [("rounding", "twice"), ("vocab_mismatch", "drop"), ("new_token_init", "ones")],
 )
 def test_an_option_of_another_value_is_refused(made: Path, option: str, value: str) -> None:
-    with pytest.raises(UsageError, match=f"--{option} has another value"):
+    with pytest.raises(UsageError, match=f"--{option} is not one of its values"):
         verify_merge(made / "out", **{option: value})  # type: ignore[arg-type]
 
 
