@@ -58,13 +58,13 @@ def _agree(expected: Any, found: Any) -> bool:
     return bool(expected == found)
 
 
-def _require_size(path: Path, expected: int) -> None:
+def _require_size(path: Path, expected: object) -> None:
     found = path.stat().st_size if path.is_file() else None
     if found != expected:
         raise OutputError(
             "the result was complete, and one of its files is not as it was written",
             file=path,
-            expected=f"{expected:,} bytes",
-            found="no such file" if found is None else f"{found:,} bytes",
+            expected=f"{expected} bytes",
+            found="no such file" if found is None else f"{found} bytes",
             remedy="write the result again with --overwrite",
         )

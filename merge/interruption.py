@@ -60,17 +60,17 @@ def _raise_for(number: int | None) -> None:
 
 @contextmanager
 def deferred_signals(grace_seconds: float | None = None) -> Iterator[None]:
-    """Note SIGINT and SIGTERM in the block; ``raise_if_interrupted`` raises them.
+    """Note SIGINT in the block, and SIGTERM in a command; ``raise_if_interrupted`` raises them.
 
     With ``grace_seconds`` the process is this program's own: it ends that long after the first
     signal where no orderly end was reached (a library that is being imported, a slow disk), and at
-    once with a second Ctrl-C. Files are then as after ``kill -9``. Without, a second Ctrl-C raises
-    ``KeyboardInterrupt`` at once, as Python does.
+    once with a second Ctrl-C. Files are then as after ``kill -9``. Without, the process is somebody
+    else's: a second Ctrl-C raises ``KeyboardInterrupt`` at once, and SIGTERM does what it does.
 
     In a block within another one, in other threads than the main one, and of signals that somebody
     else handles or ignores (``nohup``), nothing is changed.
     """
-    taken = _signals_left_to_us()
+    taken = _signals_left_to_us(is_command=grace_seconds is not None)
     if _request.is_watched or not taken:
         yield
         return
@@ -115,8 +115,10 @@ def exit_at_once(code: int) -> None:
     os._exit(code)
 
 
-def _signals_left_to_us() -> list[signal.Signals]:
+def _signals_left_to_us(is_command: bool) -> list[signal.Signals]:
     if threading.current_thread() is not threading.main_thread():
         return []
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    usual: dict[signal.Signals, object] = {signal.SIGINT: signal.default_int_handler}
+    if is_command:
+        usual[signal.SIGTERM] = signal.SIG_DFL
     return [number for number, handler in usual.items() if signal.getsignal(number) is handler]

@@ -172,7 +172,7 @@ def _begin(
 
 
 def _told(past: Past, plan: Plan) -> tuple[str, ...]:
-    odd = f"{past.unexplained} entries of the journal were left aside, which no plan explains"
+    odd = f"{past.unexplained} entries of the journal do not match the plan and were ignored"
     return (*_went_on(past, plan), *((odd,) if past.unexplained else ()))
 
 
