@@ -185,11 +185,24 @@ class LlamaShape:
         return self.num_hidden_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
 
 
+_ROTARY_KEYS = ("rope_scaling", "rope_parameters")
+
+
 def require_values(config: Mapping[str, Any], source: object) -> None:
     """Raise ``LayoutError`` unless what is read of a LLaMA's ``config.json`` is of its kind."""
     require(config, _VALUES, source)
-    for key in ("rope_parameters", "rope_scaling"):
+    for key in _ROTARY_KEYS:
         require(config.get(key) or {}, _ROTARY, source, key)
+    said = _rope_thetas(config)
+    if len(set(said.values())) > 1:
+        raise LayoutError(
+            "config.json gives two bases of the rotary frequencies",
+            file=source,
+            expected="one rope_theta",
+            found=", ".join(f"{place} {theta:g}" for place, theta in said.items()),
+            remedy="transformers 4 takes the one at the top level, transformers 5 the nested one: "
+            "keep the one that the model was trained with",
+        )
 
 
 def require_no_biases(config: Mapping[str, Any], source: object) -> None:
@@ -223,9 +236,21 @@ def require_named_llama(config: Mapping[str, Any], source: object) -> None:
 
 
 def rope_theta(config: Mapping[str, Any]) -> float:
-    """Base of the rotary frequencies, 10000 when nothing is said."""
-    nested = config.get("rope_parameters") or {}
-    return float(config.get("rope_theta") or nested.get("rope_theta") or DEFAULT_ROPE_THETA)
+    """Base of the rotary frequencies, 10000 when nothing is said.
+
+    transformers 5 keeps it in ``rope_parameters``, and reads it from ``rope_scaling`` too.
+    """
+    return next(iter(_rope_thetas(config).values()), DEFAULT_ROPE_THETA)
+
+
+def _rope_thetas(config: Mapping[str, Any]) -> dict[str, float]:
+    """Every ``rope_theta`` that is given, by its place."""
+    places = {"rope_theta": config} | {f"{key}.rope_theta": config.get(key) for key in _ROTARY_KEYS}
+    return {
+        place: float(fields["rope_theta"])
+        for place, fields in places.items()
+        if fields and fields.get("rope_theta")
+    }
 
 
 def rope_scaling(config: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -95,6 +95,8 @@ def _numbers(config: Mapping[str, Any]) -> dict[str, Any]:
     nested = config.get("rope_parameters") or {}
     scaling = config.get("rope_scaling") or nested
     theta = config.get("rope_theta") or nested.get("rope_theta")
+    if not theta and isinstance(scaling, Mapping):  # transformers 5 reads it there too
+        theta = scaling.get("rope_theta")
     if config.get("model_type") == "llama":
         heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
         said = _LLAMA | {"num_key_value_heads": heads} | said
