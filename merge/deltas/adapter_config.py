@@ -21,6 +21,8 @@ from .refusals import refusal
 CONFIG_NAME = "adapter_config.json"
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
 _LARGEST_RANK = 2**31
+# Trainings use up to some hundreds.
+_LARGEST_SCALING = 1e6
 _LARGEST_FLOAT32 = 3.4028234663852886e38
 # Of expressions that are more than names, all together.
 _LONGEST_PATTERNS = 4000
@@ -62,9 +64,11 @@ class AdapterConfig:
     def scaling(self, module: str) -> float:
         """``lora_alpha / r``, or ``lora_alpha / sqrt(r)`` with rsLoRA, times the user's weight.
 
-        Raises ``AdapterError`` for one that float32 does not hold.
+        Raises ``AdapterError`` for one that no training had: zero, or beyond all reason; and with
+        the weight for one that float32 does not hold.
         """
-        scaling = self.weight * _scaling(self, self.rules[0], module)
+        trained = _scaling(self, self.rules[0], module)
+        scaling = self.weight * trained
         if abs(scaling) > _LARGEST_FLOAT32:
             raise AdapterError(
                 "what the adapter adds would be multiplied by more than float32 holds",
@@ -74,6 +78,18 @@ class AdapterConfig:
                 found=f"{scaling:g}, with --lora_weights {self.weight:g}",
                 remedy="give --lora_weights near 1, and take adapter_config.json from the run "
                 "that trained the adapter",
+            )
+        if trained == 0 or abs(trained) > _LARGEST_SCALING:
+            raise AdapterError(
+                "the adapter configuration gives a scaling that no training had"
+                + (", so the adapter would add nothing" if trained == 0 else ""),
+                file=self.path,
+                tensor=module,
+                expected=f"lora_alpha / r of a training, not 0 and at most {_LARGEST_SCALING:g}",
+                found=f"{trained:g}: r {self.rank(module)}, lora_alpha or alpha_pattern "
+                f"{_rank_and_alpha(self, self.rules[0], module)[1]:g}",
+                remedy="write the lora_alpha of the training into that file; some tools that "
+                "convert checkpoints write 0 there",
             )
         return scaling
 

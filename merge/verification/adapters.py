@@ -176,11 +176,24 @@ def _add_products(
     for letter_a, letter_b, embedding in letters:
         for module, a in parts.get(letter_a, {}).items():
             root = a.shape[0] ** 0.5 if config.get("use_rslora") else a.shape[0]
+            _require_trained(contents, module, alphas[module] / root)
             scaling = weight * alphas[module] / root
             b = parts[letter_b][module]
             contents.products[f"{module}.weight"] = Product(a, b, scaling, embedding)
             if not embedding and module in parts.get("lora_bias", {}):
                 contents.vectors[f"{module}.bias"] = (parts["lora_bias"][module], scaling)
+
+
+def _require_trained(contents: AdapterContents, module: str, scaling: float) -> None:
+    """Raise ``AdapterError`` for a scaling of nothing, or one in the millions."""
+    if not 0 < abs(scaling) <= 1_000_000:
+        raise AdapterError(
+            "the adapter's configuration gives a scaling with which nobody trains",
+            file=contents.folder / CONFIG_NAME,
+            tensor=module,
+            found=f"{scaling:g}",
+            remedy="write the lora_alpha of the training into that file, and merge again",
+        )
 
 
 def _require_product(

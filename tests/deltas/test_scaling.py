@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from merge import merge_lora
+from merge import merge_lora, verify_merge
 from merge.errors import AdapterError
 from tests.deltas.making import merge_with_peft, save_adapter
 from tests.support import save_adapter as save_bare
@@ -18,9 +18,7 @@ from tests.tiny import load_weights, make_base
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 UNUSUAL: dict[str, dict[str, Any]] = {
-    "zero": {"lora_alpha": 0},
     "negative": {"lora_alpha": -4},
-    "zero for some": {"alpha_pattern": {"q_proj": 0}},
     "negative for some": {"alpha_pattern": {"layers.0.*q_proj": -3, "q_proj": 2.5}},
     "five groups": {"alpha_pattern": {"(m)(o)(d)(e)(l)[.].*_proj": 7}},
     "from the first letter on": {"alpha_pattern": {"^model.layers.[01].self_attn.q_proj$": 5}},
@@ -36,6 +34,29 @@ def test_unusual_alphas_are_merged_as_peft_does(tmp_path: Path, settings: dict[s
     merged = load_weights(out)
     for name, expected in merge_with_peft(base, [adapter]).items():
         torch.testing.assert_close(merged[name], expected, rtol=1e-5, atol=1e-5, msg=name)
+
+
+NEVER_TRAINED: dict[str, dict[str, Any]] = {
+    "zero, as verl's merger writes it": {"lora_alpha": 0},
+    "zero by a pattern": {"alpha_pattern": {"q_proj": 0}},
+    "beyond all reason": {"lora_alpha": 2e8},
+    "beyond all reason, negative": {"alpha_pattern": {"q_proj": -2e8}},
+}
+
+
+@pytest.mark.parametrize("fields", NEVER_TRAINED.values(), ids=NEVER_TRAINED)
+def test_scaling_that_no_training_had_is_refused_by_merge_and_verification(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    base, adapter = save_base(tmp_path / "base"), save_bare(tmp_path / "lora")
+    merge_lora(base, adapter, tmp_path / "out")
+    save_bare(adapter, **fields)
+    with pytest.raises(AdapterError, match="scaling that no training had") as caught:
+        merge_lora(base, adapter, tmp_path / "other")
+    assert {"file", "tensor", "expected", "found", "remedy"} <= caught.value.facts.keys()
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(AdapterError, match="scaling"):
+        verify_merge(tmp_path / "out", base_model=base, lora_model=adapter)
 
 
 TOO_MUCH: dict[str, tuple[dict[str, Any], str | None]] = {
