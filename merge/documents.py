@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizer_tools.copied import CopiedTokenizer, Tokenizer, require_understood
-from tokenizer_tools.huggingface import CHAT_TEMPLATE_NAME, MODEL_NAME, TokenizerFolder
+from tokenizer_tools.huggingface import (
+    ADDED_TOKENS_NAME,
+    CHAT_TEMPLATE_NAME,
+    MODEL_NAME,
+    TokenizerFolder,
+)
 from tokenizer_tools.huggingface import CONFIG_NAME as TOKENIZER_CONFIG_NAME
 from tokenizer_tools.huggingface import documents as tokenizer_documents
 
@@ -266,11 +271,15 @@ def require_llama(
 
 
 def meta_documents(found: ModelConfig, tokenizer: Tokenizer, vocab_size: int) -> dict[str, bytes]:
-    """``params.json`` and ``tokenizer.model``; nothing of Hugging Face's, which would mislead
-    llama.cpp's converter. Raises ``LayoutError`` for what ``params.json`` cannot say.
+    """``params.json``, ``tokenizer.model``, and ``added_tokens.json`` where tokens come on top of
+    its pieces, as llama.cpp's legacy converter reads them; nothing else of Hugging Face's, which
+    would mislead that converter. Raises ``LayoutError`` for what ``params.json`` cannot say.
     """
     shape, understood = require_llama(found, tokenizer, LLAMA_ONLY["pth"])
-    return {
+    documents = {
         PARAMS_NAME: json_bytes(params_json(found.config, shape, vocab_size, found.path)),
         MODEL_NAME: understood.vocabulary,
     }
+    if understood.added_tokens:
+        documents[ADDED_TOKENS_NAME] = json_bytes(understood.added_tokens)
+    return documents
