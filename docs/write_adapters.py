@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from merge.deltas.adapter_files import FOREIGN, READ, SAYS_NOTHING  # noqa: E402
 from merge.deltas.kinds import HANDLED, HARMLESS  # noqa: E402
 from merge.deltas.refusals import REFUSED  # noqa: E402
 from merge.layouts.decoder import HEAD_OF  # noqa: E402
@@ -129,7 +130,14 @@ def tables() -> dict[str, str]:
     ]
     names = [f"| `{one}` | `{head}` |" for one, head in HEAD_OF.items()]
     harmless = ", ".join(f"`{name}`" for name in sorted(HARMLESS))
+    files = ["| file | what is read from it |", "| :-- | :-- |"]
+    files += [f"| `{pattern}` | {what} |" for pattern, what in READ.items()]
+    unclaimed = ["| file | what it is | way out |", "| :-- | :-- | :-- |"]
+    unclaimed += [f"| `{one.pattern}` | {one.what} | {one.remedy} |" for one in FOREIGN]
     return {
+        "files": "\n".join(files),
+        "silent": ", ".join(f"`{pattern}`" for pattern in SAYS_NOTHING) + ".",
+        "unclaimed": "\n".join(unclaimed),
         "merged": "\n".join(handled),
         "refused": "\n".join(refused),
         "bases": "\n".join(bases),

@@ -161,7 +161,8 @@ class MergeSettings(OutputSettings):
     ``vocab_mismatch`` says what becomes of vocabulary rows that an adapter lacks: ``error``,
     ``keep_base_rows`` or ``truncate``. ``allow_unknown_combination`` merges published adapters in
     orders that nobody published. ``copy_code`` takes Python files of adapters along, which nothing
-    here runs. ``context_length`` is that of a base in Meta's layout, whose
+    here runs. ``ignore_file`` names weight files of adapters' folders that are no part of the
+    adapter. ``context_length`` is that of a base in Meta's layout, whose
     files do not say it.
     """
 
@@ -172,6 +173,7 @@ class MergeSettings(OutputSettings):
     new_token_init: str | None = None
     context_length: int | None = None
     copy_code: bool = False
+    ignore_file: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -180,6 +182,8 @@ class MergeSettings(OutputSettings):
         for name in ("allow_unknown_combination", "copy_code"):
             require_bool(name, getattr(self, name))
         require_positive("context_length", self.context_length)
+        if isinstance(self.ignore_file, str):
+            object.__setattr__(self, "ignore_file", (self.ignore_file,))
         if self.new_token_init is not None:
             require_one_of("new_token_init", self.new_token_init, NEW_TOKEN_INITS)
         self.weights(len(_numbers(self.lora_weights)))

@@ -104,6 +104,14 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         help="copy the Python files of adapters into a Hugging Face folder; nothing here ever runs "
         "them",
     )
+    group.add_argument(
+        "--ignore_file",
+        default=[],
+        action="append",
+        metavar="NAME",
+        help="a weight file in an adapter's folder that is no part of it; may be repeated "
+        "(default: weights that are not known are refused)",
+    )
     add_context_length_option(group)
 
 
@@ -172,6 +180,7 @@ def _merge(args: argparse.Namespace) -> int:
                 allow_unknown_combination=args.allow_unknown_combination,
                 context_length=args.context_length,
                 copy_code=args.copy_code,
+                ignore_file=args.ignore_file,
                 new_token_init=args.new_token_init,
                 **job_options(args),
             ),

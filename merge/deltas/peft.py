@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,9 @@ from ..known import could_be_published, known_adapter
 from ..lazy import LazyTensor, dtype_name
 from ..staging import Offload
 from .adapter_config import WEIGHT_NAMES, AdapterConfig, read_adapter_config
+from .adapter_files import TRAINABLE_PARAMS, AdapterFiles, find_files
 from .collisions import require_no_collisions
-from .keys import Claims, claim
+from .keys import Claims, claim, normalised
 from .patches import AddedVector, LowRank, Patch, ReplacedRows, RowMagnitude
 from .whole import Copies, whole_tensors
 
@@ -35,7 +36,7 @@ class Adapter:
     """
 
     folder: Path
-    weights: Path
+    files: AdapterFiles
     config: AdapterConfig
     added: Mapping[str, tuple[Patch, ...]]
     replaced: Mapping[str, LazyTensor]
@@ -62,6 +63,11 @@ class Adapter:
             if isinstance(patch, LowRank)
         }
 
+    @property
+    def weights(self) -> Path:
+        """The file with the adapter's tensors."""
+        return self.files.weights
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the weight file."""
@@ -85,45 +91,79 @@ def _has_values(tensor: LazyTensor) -> bool:
     return bool(tensor.read().any())
 
 
-def find_weights(folder: Path) -> Path:
-    """Return the adapter's weight file. Raises ``AdapterError`` when there is none or two."""
-    for names in (WEIGHT_NAMES, _RAW_NAMES):
-        present = [folder / name for name in names if (folder / name).is_file()]
-        if len(present) == 1:
-            return present[0]
-        if present:
-            raise AdapterError(
-                "the folder holds the adapter twice, and the two may differ",
-                file=folder,
-                found=" and ".join(path.name for path in present),
-                remedy="keep the file that is meant, move the other away",
-            )
-    raise AdapterError(
-        "the folder holds no adapter weights",
-        file=folder,
-        expected=" or ".join(WEIGHT_NAMES),
-        found=", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "an empty folder",
-        remedy="give the folder into which PEFT saved the adapter",
-    )
-
-
-def open_adapter(folder: Path, offload: Offload | None = None, weight: float = 1.0) -> Adapter:
+def open_adapter(
+    folder: Path,
+    offload: Offload | None = None,
+    weight: float = 1.0,
+    ignore_file: Collection[str] = (),
+) -> Adapter:
     """Read an adapter's configuration and headers; its weights stay in the file.
 
-    ``weight`` multiplies what is added. Raises ``AdapterError`` for kinds that are not handled,
-    keys that nothing claims, parts that contradict each other, halves without the other half,
-    shapes that contradict the configuration, and empty adapters.
+    ``weight`` multiplies what is added; ``ignore_file`` names weight files that may be left out.
+    Raises ``AdapterError`` for kinds that are not handled, files and keys that nothing claims,
+    parts that contradict each other, halves without the other half, shapes that contradict the
+    configuration, and empty adapters.
     """
     config = read_adapter_config(folder, weight)
-    path = find_weights(folder)
+    files = find_files(folder, (WEIGHT_NAMES, _RAW_NAMES), ignore_file)
+    path = files.weights
     tensors = open_container(path, offload)
     _require_not_empty(path, tensors)
+    copies = _duplicates(files, tensors, offload)
+    trained = _trainable_params(files, offload)
+    for name, tensor in trained.items():
+        key = next((key for key in tensors if normalised(key) == name), None)
+        if key is None:
+            tensors = {**tensors, name: tensor}
+        else:
+            copies[f"{name} of {TRAINABLE_PARAMS} and {key}"] = (tensor, tensors[key])
     claims = claim(path, tensors)
     _require_no_delta(path, claims)
     require_no_collisions(path, config, claims)
     config = config.settled(_ranks(claims))
-    whole = whole_tensors(path, config, claims)
-    return Adapter(folder, path, config, _patches(path, config, claims), *whole)
+    replaced, by_training, unused, pairs = whole_tensors(path, config, claims)
+    return Adapter(
+        folder,
+        files,
+        config,
+        _patches(path, config, claims),
+        replaced,
+        by_training | (trained.keys() & replaced.keys()),
+        unused,
+        {**pairs, **copies},
+    )
+
+
+def _duplicates(
+    files: AdapterFiles, tensors: Mapping[str, LazyTensor], offload: Offload | None
+) -> dict[str, tuple[LazyTensor, LazyTensor]]:
+    """Pairs that must be equal where the adapter lies there in both containers; PEFT takes
+    safetensors.
+    """
+    if files.duplicate is None:
+        return {}
+    others = open_container(files.duplicate, offload)
+    names = f"{files.weights.name} and {files.duplicate.name}"
+    if tensors.keys() != others.keys():
+        lonely = sorted(tensors.keys() ^ others.keys())
+        raise AdapterError(
+            "the folder holds the adapter twice, and the two differ",
+            file=files.weights.parent,
+            tensor=lonely[0],
+            expected=f"the same tensors in {names}",
+            found=f"{len(lonely)} in one of them alone",
+            remedy="keep the file that is meant, move the other away",
+        )
+    return {f"{key} in {names}": (tensors[key], others[key]) for key in tensors}
+
+
+def _trainable_params(files: AdapterFiles, offload: Offload | None) -> dict[str, LazyTensor]:
+    """LongLoRA's trained tensors under the base's names, which replace the base's."""
+    if files.trainable_params is None:
+        return {}
+    found = open_container(files.trainable_params, offload)
+    _require_not_empty(files.trainable_params, found)
+    return {normalised(key): tensor for key, tensor in found.items()}
 
 
 def _ranks(claims: Claims) -> dict[str, int]:

@@ -145,6 +145,10 @@ def _contents(adapter: Adapter) -> Iterator[str]:
     yield f"vocabulary {vocabulary_rows(adapter) or 'no'} rows"
     for ignored in adapter.ignored:
         yield f"left aside {ignored}"
+    for path in filter(None, (adapter.files.trainable_params, adapter.files.duplicate)):
+        yield f"read too   {path.name}"
+    for name in adapter.files.unknown:
+        yield f"not read   {name}"
     if adapter.config.unknown:
         yield f"unknown    {', '.join(adapter.config.unknown)} (not set)"
 

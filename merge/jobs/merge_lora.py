@@ -132,7 +132,9 @@ class MergeJob:
         if self.delta is not None:
             models["delta_model"] = self.delta
         configs = {a.config.path: file_digest(a.config.path) for a in self.adapters}
-        return Reads(models, configs | {a.weights: a.digest for a in self.adapters})
+        more = [a.files.trainable_params for a in self.adapters if a.files.trainable_params]
+        digests = configs | {path: file_digest(path) for path in more}
+        return Reads(models, digests | {a.weights: a.digest for a in self.adapters})
 
     def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this merge."""
@@ -144,7 +146,12 @@ class MergeJob:
                 {
                     "source": source,
                     "weight": a.config.weight,
-                    "files": [file_entry(a.config.path), file_entry(a.weights, a.digest)],
+                    "files": [
+                        file_entry(a.config.path),
+                        file_entry(a.weights, a.digest),
+                        *map(file_entry, filter(None, [a.files.trainable_params])),
+                    ],
+                    **({"ignored": list(a.files.ignored)} if a.files.ignored else {}),
                 }
                 for source, a in zip(self.sources.lora_models, self.adapters, strict=True)
             ],
@@ -193,10 +200,11 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     config = find_config(sources, base, any_decoder, settings.copy_code)
     weights = settings.weights(len(sources.adapters))
     adapters = tuple(
-        open_adapter(folder, offload, weight)
+        open_adapter(folder, offload, weight, settings.ignore_file)
         for folder, weight in zip(sources.adapters, weights, strict=True)
     )
     _require_different(adapters)
+    _require_ignored_files(adapters, settings.ignore_file)
     ordered = not settings.allow_unknown_combination
     notes = _require_known_order(sources, base, adapters) if ordered else ()
     vocabulary = _vocabulary(sources, base, adapters, settings.vocab_mismatch)
@@ -240,6 +248,18 @@ def require_sound(adapters: Sequence[Adapter]) -> None:
 
     for adapter in adapters:
         require_equal_copies(adapter.weights, adapter.copies)
+
+
+def _require_ignored_files(adapters: Sequence[Adapter], names: Sequence[str]) -> None:
+    """A file that was to be ignored and is nowhere is a slip of the pen."""
+    there = {name for adapter in adapters for name in adapter.files.ignored}
+    if lost := [name for name in names if name not in there]:
+        raise UsageError(
+            "--ignore_file names a file that is in no adapter's folder",
+            expected="the name of a file, without its folder",
+            found=lost[0],
+            remedy="check the spelling, or leave the option out",
+        )
 
 
 def _require_different(adapters: Sequence[Adapter]) -> None:

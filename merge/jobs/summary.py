@@ -101,6 +101,15 @@ def notes(job: MergeJob) -> Iterator[str]:
     for adapter in job.adapters:
         if adapter.ignored:
             yield f"{adapter.name}: untrained copies left aside: {', '.join(adapter.ignored)}"
+        if adapter.files.trainable_params:
+            name = adapter.files.trainable_params.name
+            yield f"{adapter.name}: {name} read too, whose tensors replace the base's"
+        if adapter.files.duplicate:
+            yield f"{adapter.name}: {adapter.files.duplicate.name} holds the same and is not needed"
+        if adapter.files.ignored:
+            yield f"{adapter.name}: ignored as asked: {', '.join(adapter.files.ignored)}"
+        if adapter.files.unknown:
+            yield f"{adapter.name}: files not read: {', '.join(adapter.files.unknown)}"
         if adapter.config.unknown:
             yield f"{adapter.name}: fields not known here: {', '.join(adapter.config.unknown)}"
         if adapter.config.weight == 0:

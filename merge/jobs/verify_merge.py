@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tokenizer_tools.huggingface import MODEL_NAME, read_tokenizer
 
 from ..checksums import read_digest
-from ..errors import MergeError, UsageError, shown
+from ..errors import MergeError, UsageError, VerificationError, shown
 from ..json_text import read_json
 from ..layouts.config import CONFIG_NAME
 from ..layouts.folder import config_path, is_gguf
@@ -181,6 +181,7 @@ def _check(
         files = check_files(folder, manifest, read_digest) if manifest is not None else ()
         return Findings(faults=[*files, error])
     found = check_result(folder, result, manifest, made, workers, on_progress)
+    found.faults += _unmerged_files(made, manifest)
     rows = embedding_rows(result.tensors)
     kept = inputs is not None and inputs.mismatch == "keep_base_rows"
     padded = kept or (manifest is not None and manifest.is_resized)
@@ -205,6 +206,20 @@ def _check(
         found.checked += more.checked
         found.unchecked += more.unchecked
     return found
+
+
+def _unmerged_files(made: Inputs | None, manifest: Manifest | None) -> Iterator[MergeError]:
+    """Weights beside an adapter that are no part of the result, and were not ignored on purpose."""
+    ignored = {name for entry in (manifest.adapters if manifest else ()) for name in entry.ignored}
+    for adapter in made.adapters if made is not None else ():
+        for name in adapter.unread:
+            if name not in ignored:
+                yield VerificationError(
+                    "weights that lie beside the adapter are no part of the result",
+                    file=adapter.folder / name,
+                    remedy="merge with the program that wrote them; or, if they are no part of the "
+                    "adapter, merge again with --ignore_file",
+                )
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,10 @@ _WEIGHTS = (
     "model.safetensors",
     "pytorch_model.bin",
 )
+# LongLoRA's embeddings and norms: they take the place of the base's, then the LoRA is added.
+_LONG_LORA = "trainable_params.bin"
+_WEIGHT_SUFFIXES = (".bin", ".pt", ".pth", ".safetensors", ".ckpt", ".gguf", ".npz")
+_TRAINER_STATE = re.compile(r"(optimizer|scheduler|rng_state|random_states|scaler|training_args)")
 _WRAPPED = re.compile(r"\b_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 _KEY = re.compile(
     r"(?P<module>.+?)\.(?:token_adapter\.)?(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B"
@@ -72,6 +76,7 @@ class AdapterContents:
     rows: dict[str, tuple[tuple[int, ...], LazyTensor]] = field(default_factory=dict)
     vectors: dict[str, tuple[LazyTensor, float]] = field(default_factory=dict)
     trained: set[str] = field(default_factory=set)
+    unread: tuple[str, ...] = ()
 
     def trains(self, name: str) -> bool:
         """Whether a whole tensor was trained; otherwise it is a copy of the base's."""
@@ -126,6 +131,13 @@ def read_adapter(folder: Path, weight: float, offload: Offload | None = None) ->
     for kind in ("base_layer", "whole", "modules_to_save"):  # the trained copy wins
         contents.whole |= parts.get(kind, {})
     contents.trained |= parts.get("modules_to_save", {}).keys()
+    replaced = folder / _LONG_LORA
+    if replaced.is_file():
+        for key, tensor in open_container(replaced, offload).items():
+            name = _WRAPPED.sub("", key).removeprefix("base_model.model.")
+            contents.whole.setdefault(name, tensor)
+            contents.trained.add(name)
+    contents.unread = tuple(_unread(folder, path))
     _add_products(contents, parts, weight)
     for module, tensor in parts.get("lora_magnitude_vector", {}).items():
         contents.magnitudes[f"{module}.weight"] = tensor
@@ -133,6 +145,16 @@ def read_adapter(folder: Path, weight: float, offload: Offload | None = None) ->
         indices = _token_indices(contents.config.get("trainable_token_indices"), module)
         contents.rows[f"{module}.weight"] = (indices, tensor)
     return contents
+
+
+def _unread(folder: Path, weights: Path) -> Iterator[str]:
+    """Names of weight files beside an adapter's own that are no state of a trainer."""
+    for path in sorted(folder.iterdir()):
+        is_weights = path.suffix.lower() in _WEIGHT_SUFFIXES and path.is_file()
+        same = path.name in _WEIGHTS[:2] and weights.name in _WEIGHTS[:2]
+        is_read = same or path.name in (weights.name, _LONG_LORA)
+        if is_weights and not is_read and not _TRAINER_STATE.match(path.name):
+            yield path.name
 
 
 def _parts(tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, LazyTensor]]:

@@ -57,6 +57,7 @@ class AdapterEntry:
     source: str
     weight: float
     digests: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ def _adapter(said: Any) -> AdapterEntry:
         raise _OtherFormError(f"{place}.weight", "a number that float64 holds", weight)
     files = [_object(file, f"{place}.files") for file in _list(entry.get("files", []), place)]
     digests = tuple(_digest(file.get("sha256"), f"{place}.files.sha256", 64) for file in files)
-    return AdapterEntry(_source(entry, place), float(weight), digests)
+    ignored = tuple(_text(n, f"{place}.ignored") for n in _list(entry.get("ignored", []), place))
+    return AdapterEntry(_source(entry, place), float(weight), digests, ignored)
 
 
 def _source(entry: Mapping[str, Any], place: str) -> str:

@@ -1,0 +1,186 @@
+"""THE registry of files in an adapter's folder: what is read, what says nothing, what is refused.
+
+As every key of a weight file is claimed or refused, so is every file: what nobody claims here is
+named in the summary, and weights that nobody claims stop the merge. ``docs/adapters.md`` is
+generated from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from ..errors import AdapterError
+
+TRAINABLE_PARAMS = "trainable_params.bin"
+
+# Patterns of names, and what is read from them.
+READ = {
+    "adapter_config.json": "kind, ranks and scalings",
+    "adapter_model.safetensors": "the adapter's tensors",
+    "adapter_model.bin": "the adapter's tensors, as PEFT before 0.6 saved them",
+    "model.safetensors": "the adapter's tensors in a training checkpoint",
+    "pytorch_model.bin": "the adapter's tensors in a training checkpoint",
+    TRAINABLE_PARAMS: "LongLoRA's trained embeddings and norms, which replace the base's before "
+    "the LoRA is added",
+    "tokenizer.model": "the vocabulary",
+    "tokenizer*.json": "special and added tokens",
+    "special_tokens_map.json": "special tokens",
+    "added_tokens.json": "tokens beyond the vocabulary's pieces",
+    "vocab.*": "the vocabulary of other decoders",
+    "merges.txt": "the vocabulary of other decoders",
+    "*.tiktoken": "the vocabulary of other decoders",
+    "tekken.json": "the vocabulary of other decoders",
+    "chat_template.*": "the chat format",
+    "config.json": "the configuration of the result",
+    "generation_config.json": "defaults for generation",
+    "*.py": "code of the model, taken along with --copy_code",
+}
+# What a training leaves beside an adapter that says nothing about the merged model.
+SAYS_NOTHING = (
+    *("optimizer*", "scheduler*", "rng_state*", "random_states*", "scaler*", "sampler*"),
+    *("training_args*", "trainer_state.json", "trainer_log.jsonl", "*_results.json"),
+    *("events.out.tfevents*", "zero_to_fp32.py", "latest", "*.log", "*.md", "*.txt", "*.rst"),
+    *("LICENSE*", "NOTICE*", "README*", "SHA256*", "*.sha256", "*.png", "*.jpg", "*.svg"),
+    *("*.pdf", "*.yaml", "*.yml", ".*", "merge_manifest.json"),
+)
+WEIGHT_SUFFIXES = (
+    *(".bin", ".pt", ".pth", ".safetensors", ".ckpt", ".gguf", ".npz", ".npy", ".h5", ".msgpack"),
+    *(".pkl", ".distcp", ".enc"),
+)
+
+
+@dataclass(frozen=True)
+class ForeignFile:
+    """A weight file that other tools write beside an adapter: what it is and what to do."""
+
+    pattern: str
+    what: str
+    remedy: str
+
+
+_IGNORE = "; --ignore_file {name} merges without it"
+FOREIGN = (
+    ForeignFile(
+        "non_lora_trainables.bin",
+        "the weights that LLaVA's training changed outside the language model's LoRA, such as its "
+        "projector",
+        "merge with LLaVA's own merge_lora_weights.py if the projector is wanted",
+    ),
+    ForeignFile("mm_projector.bin", "LLaVA's projector", "merge with LLaVA's own scripts"),
+    ForeignFile(
+        "value_head.*",
+        "the value head of a reward model, which a language model has no place for",
+        "copy it beside the result by hand if it is wanted",
+    ),
+    ForeignFile(
+        "extra_embeddings.pt",
+        "Open-Assistant's embedding rows of added tokens, without rows of the LM head",
+        "merge with Open-Assistant's load_peft_model",
+    ),
+    ForeignFile(
+        "new_embeddings.safetensors",
+        "vLLM's rows of added tokens, which are no part of PEFT's format",
+        "save the adapter with PEFT and save_embedding_layers=True",
+    ),
+    ForeignFile(
+        "pytorch_model_fsdp.bin",
+        "the state of an FSDP run",
+        "rename it to pytorch_model.bin if it is the adapter, and no other weights are there",
+    ),
+    ForeignFile(
+        "model_world_size_*_rank_*.pt",
+        "one process's part of a verl checkpoint",
+        "join the parts with verl's model_merger",
+    ),
+    ForeignFile(
+        "*.distcp",
+        "a part of a distributed checkpoint",
+        "join the parts with torch.distributed.checkpoint.format_utils",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """The weight files of an adapter's folder that are read, and what lies beside them unread.
+
+    ``duplicate`` holds the same tensors as ``weights`` in the other container. ``ignored`` are
+    weight files that the user lets be ignored, ``unknown`` other files that no rule speaks of.
+    """
+
+    weights: Path
+    duplicate: Path | None = None
+    trainable_params: Path | None = None
+    ignored: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+def find_files(
+    folder: Path, names: Collection[Collection[str]], ignored: Collection[str] = ()
+) -> AdapterFiles:
+    """Account for every file directly in an adapter's folder.
+
+    ``names`` are those that the weights may have, groups in the order of preference. Raises
+    ``AdapterError`` when there are none, and for weights that nobody claims unless ``ignored``.
+    """
+    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+    left_out = tuple(name for name in files if name in ignored)
+    there = {name: path for name, path in files.items() if name not in left_out}
+    group = next((group for group in names if any(name in there for name in group)), ())
+    found = [there[name] for name in group if name in there]
+    if not found:
+        raise AdapterError(
+            "the folder holds no adapter weights",
+            file=folder,
+            expected=" or ".join(next(iter(names))),
+            found=", ".join(list(files)[:8]) or "an empty folder",
+            remedy="give the folder into which PEFT saved the adapter",
+        )
+    claimed = {path.name for path in found} | {TRAINABLE_PARAMS}
+    others = [path for name, path in there.items() if name not in claimed]
+    for path in others:
+        if is_unclaimed(path):
+            raise _unclaimed(path)
+    return AdapterFiles(
+        found[0],
+        found[1] if len(found) > 1 else None,
+        there.get(TRAINABLE_PARAMS),
+        left_out,
+        tuple(path.name for path in others if not _is_known(path.name)),
+    )
+
+
+def is_unclaimed(path: Path) -> bool:
+    """Whether a file, by its name, holds weights that the training of an adapter needs."""
+    return path.name.lower().endswith(WEIGHT_SUFFIXES) and not _matches(path.name, SAYS_NOTHING)
+
+
+def _is_known(name: str) -> bool:
+    return _matches(name, SAYS_NOTHING) or _matches(name, READ)
+
+
+def _matches(name: str, patterns: Collection[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _unclaimed(path: Path) -> AdapterError:
+    foreign = next((f for f in FOREIGN if fnmatch(path.name, f.pattern)), None)
+    ignore = _IGNORE.format(name=path.name)
+    if foreign is not None:
+        return AdapterError(
+            "beside the adapter lie weights that are not merged here",
+            file=path,
+            found=foreign.what,
+            remedy=foreign.remedy + ignore,
+        )
+    return AdapterError(
+        "beside the adapter lies a weight file that is not known here, so the merge might lack a "
+        "part of what was trained",
+        file=path,
+        expected=f"adapter_model.safetensors or adapter_model.bin alone, or {TRAINABLE_PARAMS}",
+        found=path.name,
+        remedy="move it away if it is no part of the adapter" + ignore,
+    )

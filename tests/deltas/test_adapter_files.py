@@ -1,0 +1,193 @@
+"""Files beside an adapter: read, known to say nothing, named, or refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from merge import merge_lora, verify_merge
+from merge.errors import AdapterError, UsageError
+from tests.support import (
+    HIDDEN,
+    adapter_tensors,
+    run_merge,
+    save_adapter,
+    save_base,
+    tree,
+)
+from tests.tiny import Tensors, load_weights, make_adapter, make_base
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return save_base(tmp_path / "base")
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    return save_adapter(tmp_path / "lora")
+
+
+def long_lora(tmp_path: Path) -> tuple[Path, Path, Tensors]:
+    """A base, an adapter with trained embeddings and norms beside it, and those tensors."""
+    base = make_base(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "lora", base, modules_to_save=None)
+    torch.manual_seed(5)
+    trained = {
+        name: torch.randn(tensor.shape).half()
+        for name, tensor in load_weights(base).items()
+        if "embed" in name or "norm" in name
+    }
+    torch.save(trained, adapter / "trainable_params.bin")
+    return base, adapter, trained
+
+
+def test_trained_embeddings_and_norms_of_long_lora_are_merged_as_its_own_script_does(
+    tmp_path: Path,
+) -> None:
+    base, adapter, trained = long_lora(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.load_state_dict({k: v.float() for k, v in trained.items()}, strict=False)
+    expected = PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
+    out = tmp_path / "out"
+    report = merge_lora(base, adapter, out, output_type="huggingface", dtype="float32")
+    found = load_weights(out)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
+    assert "trainable_params.bin" in report.summary()
+    verification = verify_merge(out)
+    assert not verification.faults, verification.faults
+
+
+def test_verification_calls_a_merge_without_them_wrong(tmp_path: Path) -> None:
+    base, adapter, _ = long_lora(tmp_path)
+    alone = tmp_path / "alone"
+    shutil.copytree(adapter, alone)
+    (alone / "trainable_params.bin").unlink()
+    out = tmp_path / "out"
+    merge_lora(base, alone, out, output_type="huggingface")
+    (out / "merge_manifest.json").unlink()
+    assert verify_merge(out, base_model=base, lora_model=adapter).faults
+
+
+def test_names_with_pefts_prefix_are_the_same(tmp_path: Path) -> None:
+    base, adapter, trained = long_lora(tmp_path)
+    merge_lora(base, adapter, tmp_path / "plain")
+    prefixed = {f"base_model.model.{name}": tensor for name, tensor in trained.items()}
+    torch.save(prefixed, adapter / "trainable_params.bin")
+    merge_lora(base, adapter, tmp_path / "prefixed")
+    files = [tmp_path / name / "consolidated.00.pth" for name in ("plain", "prefixed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+UNCLAIMED = [
+    "non_lora_trainables.bin",
+    "value_head.safetensors",
+    "value_head.bin",
+    "extra_embeddings.pt",
+    "mm_projector.bin",
+    "pytorch_model_fsdp.bin",
+    "new_embeddings.safetensors",
+    "something.pt",
+    "consolidated.00.pth",
+    "ADAPTER.GGUF",
+    "model_world_size_4_rank_0.pt",
+]
+
+
+@pytest.mark.parametrize("name", UNCLAIMED)
+def test_weights_that_nothing_claims_are_refused_by_name(
+    base: Path, lora: Path, tmp_path: Path, name: str
+) -> None:
+    torch.save({"weight": torch.ones(2)}, lora / name)
+    before = tree(tmp_path)
+    with pytest.raises(AdapterError, match="beside the adapter") as caught:
+        merge_lora(base, lora, tmp_path / "out")
+    assert caught.value.facts["file"] == str(lora / name)
+    assert f"--ignore_file {name}" in caught.value.facts["remedy"]
+    assert tree(tmp_path) == before
+
+
+def test_file_that_is_to_be_ignored_is_ignored_and_told(
+    base: Path, lora: Path, tmp_path: Path
+) -> None:
+    merge_lora(base, lora, tmp_path / "plain")
+    torch.save({"weight": torch.ones(2)}, lora / "something.pt")
+    words = ("--base_model", base, "--lora_model", lora, "--output_dir", tmp_path / "out")
+    ended = run_merge(*words, "--ignore_file", "something.pt", "--verify")
+    assert ended.returncode == 0, ended.stderr
+    assert "ignored as asked: something.pt" in ended.stdout
+    files = [tmp_path / name / "consolidated.00.pth" for name in ("plain", "out")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with pytest.raises(UsageError, match="in no adapter's folder"):
+        merge_lora(base, lora, tmp_path / "other", ignore_file=["something.pt", "else.pt"])
+
+
+def test_verification_calls_weights_that_were_not_merged_a_fault(
+    base: Path, lora: Path, tmp_path: Path
+) -> None:
+    merge_lora(base, lora, tmp_path / "out")
+    assert not verify_merge(tmp_path / "out").faults
+    torch.save({"weight": torch.ones(2)}, lora / "non_lora_trainables.bin")
+    (fault,) = verify_merge(tmp_path / "out").faults
+    assert "non_lora_trainables.bin" in str(fault)
+
+
+def test_state_of_a_trainer_says_nothing_and_other_files_are_named(
+    base: Path, lora: Path, tmp_path: Path
+) -> None:
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state_0.pth", "training_args.bin"):
+        torch.save({"state": torch.ones(2)}, lora / name)
+    for name in ("trainer_state.json", "README.md", "LICENSE", "all_results.json"):
+        (lora / name).write_text("{}", encoding="utf-8")
+    assert "files not read" not in merge_lora(base, lora, tmp_path / "out").summary()
+    (lora / "notes.xyz").write_text("what is this", encoding="utf-8")
+    summary = merge_lora(base, lora, tmp_path / "other").summary()
+    assert "files not read: notes.xyz" in summary
+    assert not verify_merge(tmp_path / "out").faults
+
+
+def test_adapter_in_both_containers_is_read_once_where_they_hold_the_same(
+    base: Path, lora: Path, tmp_path: Path
+) -> None:
+    merge_lora(base, lora, tmp_path / "bin")
+    save_file(adapter_tensors(), lora / "adapter_model.safetensors")
+    report = merge_lora(base, lora, tmp_path / "both")
+    assert "adapter_model.bin holds the same" in report.summary()
+    files = [tmp_path / name / "consolidated.00.pth" for name in ("bin", "both")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert not verify_merge(tmp_path / "both").faults
+
+
+def test_adapter_in_both_containers_with_other_values_is_refused(
+    base: Path, lora: Path, tmp_path: Path
+) -> None:
+    save_file(adapter_tensors(seed=9), lora / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match="two different versions"):
+        merge_lora(base, lora, tmp_path / "out")
+    fewer = dict(list(adapter_tensors().items())[:-1])
+    save_file(fewer, lora / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match="holds the adapter twice"):
+        merge_lora(base, lora, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_trained_tensor_of_another_shape_or_name_is_refused(
+    base: Path, lora: Path, tmp_path: Path
+) -> None:
+    for wrong in (
+        {"model.norm.weight": torch.ones(HIDDEN + 1)},
+        {"model.other.weight": torch.ones(3)},
+    ):
+        torch.save(wrong, lora / "trainable_params.bin")
+        with pytest.raises(AdapterError):
+            merge_lora(base, lora, tmp_path / "out")
