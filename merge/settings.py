@@ -20,6 +20,8 @@ Rounding = Literal["once", "per_adapter"]
 
 IO_MODES: tuple[IoMode, ...] = ("auto", "direct", "buffered")
 ROUNDINGS: tuple[Rounding, ...] = ("once", "per_adapter")
+DELTA_EMBEDDINGS = ("auto", "whole", "difference")
+DELTA_TOKEN_INITS = ("zeros", "mean")
 NEW_TOKEN_INITS = ("subtokens", "mean", "zeros", "normal")
 OUTPUT_TYPES: tuple[OutputType, ...] = ("pth", "huggingface", "gguf")
 SHORT_NAMES: dict[str, OutputType] = {"hf": "huggingface"}
@@ -162,8 +164,9 @@ class MergeSettings(OutputSettings):
     ``keep_base_rows`` or ``truncate``. ``allow_unknown_combination`` merges published adapters in
     orders that nobody published. ``copy_code`` takes Python files of adapters along, which nothing
     here runs. ``ignore_file`` names weight files of adapters' folders that are no part of the
-    adapter. ``context_length`` is that of a base in Meta's layout, whose
-    files do not say it.
+    adapter. ``delta_embeddings`` says how a delta stores the vocabulary: ``whole``, as a
+    ``difference``, or what its values tell (``auto``). ``context_length`` is that of a base in
+    Meta's layout, whose files do not say it.
     """
 
     rounding: Rounding = "once"
@@ -174,6 +177,7 @@ class MergeSettings(OutputSettings):
     context_length: int | None = None
     copy_code: bool = False
     ignore_file: Sequence[str] = ()
+    delta_embeddings: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -182,6 +186,7 @@ class MergeSettings(OutputSettings):
         for name in ("allow_unknown_combination", "copy_code"):
             require_bool(name, getattr(self, name))
         require_positive("context_length", self.context_length)
+        require_one_of("delta_embeddings", self.delta_embeddings, DELTA_EMBEDDINGS)
         if isinstance(self.ignore_file, str):
             object.__setattr__(self, "ignore_file", (self.ignore_file,))
         if self.new_token_init is not None:

@@ -56,8 +56,8 @@ def base_tensors(rows: int = BASE_ROWS, dtype: torch.dtype = torch.float16) -> T
         for seed, (module, shape) in enumerate(LINEAR.items()):
             tensors[f"{prefix}.{module}.weight"] = random_tensor(*shape, seed=10 * layer + seed)
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"{prefix}.{norm}.weight"] = random_tensor(HIDDEN, seed=90 + layer)
-    tensors["model.norm.weight"] = random_tensor(HIDDEN, seed=98)
+            tensors[f"{prefix}.{norm}.weight"] = random_tensor(HIDDEN, seed=90 + layer).abs()
+    tensors["model.norm.weight"] = random_tensor(HIDDEN, seed=98).abs()
     tensors["lm_head.weight"] = random_tensor(rows, HIDDEN, seed=99)
     return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 

@@ -72,8 +72,10 @@ def make_base(
     config = base_config(**changes)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, std=0.5)
+        if "norm" in name:  # a model's are positive, a difference's are not
+            parameter.data.abs_()
     model.config.dtype = dtype
     config.save_pretrained(folder)
     state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}

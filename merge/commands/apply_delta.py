@@ -7,8 +7,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ..settings import DELTA_EMBEDDINGS, DELTA_TOKEN_INITS
 from .common import (
     add_context_length_option,
+    add_delta_embeddings_option,
     add_output_options,
     add_output_volume_options,
     add_resource_options,
@@ -47,7 +49,14 @@ def _parser() -> argparse.ArgumentParser:
         (("target-model-path", "target", "output_dir"), "where to", "DIR"),
     ):
         add_path(group, names, words, metavar)
-    add_delta_options(group)
+    add_delta_options(group, DELTA_EMBEDDINGS)
+    group.add_argument(
+        "--expect_sum",
+        type=float,
+        metavar="NUMBER",
+        help="sum of all elements of the result, as published beside stanford_alpaca's deltas: "
+        "nothing is kept where the elements do not add up to it",
+    )
     group.add_argument(
         "--low-cpu-mem", action="store_true", help="accepted and without effect: it is always low"
     )
@@ -64,7 +73,7 @@ def add_path(
     group.add_argument(*(f"--{n}" for n in names), required=True, metavar=metavar, help=words)
 
 
-def add_delta_options(group: argparse._ArgumentGroup) -> None:
+def add_delta_options(group: argparse._ArgumentGroup, embeddings: Sequence[str]) -> None:
     """Add what ``apply_delta`` and ``make_delta`` share."""
     group.add_argument(
         "--tokenizer",
@@ -76,6 +85,13 @@ def add_delta_options(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="copy tensors that a LLaMA does not have, such as LLaVA's projector",
     )
+    add_delta_embeddings_option(group, embeddings, embeddings[0])
+    group.add_argument(
+        "--new_token_init",
+        choices=DELTA_TOKEN_INITS,
+        help="what is taken for rows that the base lacks: zeros, as Vicuna's deltas, or the mean "
+        "of its rows, as stanford_alpaca's weight_diff.py (default: zeros)",
+    )
     add_context_length_option(group)
 
 
@@ -85,6 +101,8 @@ def delta_options(args: argparse.Namespace) -> dict[str, Any]:
         "tokenizer": args.tokenizer,
         "keep_extra_tensors": args.keep_extra_tensors,
         "context_length": args.context_length,
+        "delta_embeddings": args.delta_embeddings,
+        "new_token_init": args.new_token_init,
     }
 
 
@@ -98,6 +116,7 @@ def _apply(args: argparse.Namespace) -> int:
             args.delta_path,
             args.target_model_path,
             on_progress=on_progress,
+            expect_sum=args.expect_sum,
             **delta_options(args),
         ),
     )

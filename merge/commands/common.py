@@ -146,6 +146,20 @@ def add_output_volume_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--quiet", action="store_true", help="print errors only")
 
 
+def add_delta_embeddings_option(
+    group: argparse._ArgumentGroup, choices: Sequence[str], default: str
+) -> None:
+    """Add how a delta stores embeddings and LM head."""
+    told = "; auto: as a few of its values tell" if "auto" in choices else ""
+    group.add_argument(
+        "--delta_embeddings",
+        choices=choices,
+        default=default,
+        help="whether the delta holds embeddings and LM head whole, as Ziya's does, or as "
+        f"differences{told} (default: %(default)s)",
+    )
+
+
 def add_context_length_option(group: argparse._ArgumentGroup) -> None:
     """Add ``--context_length``, for bases in Meta's layout."""
     group.add_argument(

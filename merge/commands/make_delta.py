@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         (("delta-path", "delta", "output_dir"), "where to", "DIR"),
     ):
         add_path(group, names, words, metavar)
-    add_delta_options(group)
+    add_delta_options(group, ("difference", "whole"))
     add_output_options(parser, dtype="float16")
     add_resource_options(parser)
     add_output_volume_options(parser)

@@ -6,8 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from ..settings import DELTA_EMBEDDINGS
 from .common import (
     add_context_length_option,
+    add_delta_embeddings_option,
     add_output_options,
     add_output_volume_options,
     add_resource_options,
@@ -112,6 +114,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         help="a weight file in an adapter's folder that is no part of it; may be repeated "
         "(default: weights that are not known are refused)",
     )
+    add_delta_embeddings_option(group, DELTA_EMBEDDINGS, "auto")
     add_context_length_option(group)
 
 
@@ -181,6 +184,7 @@ def _merge(args: argparse.Namespace) -> int:
                 context_length=args.context_length,
                 copy_code=args.copy_code,
                 ignore_file=args.ignore_file,
+                delta_embeddings=args.delta_embeddings,
                 new_token_init=args.new_token_init,
                 **job_options(args),
             ),

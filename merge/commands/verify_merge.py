@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..settings import NEW_TOKEN_INITS, ROUNDINGS, VOCAB_MISMATCHES
+from ..settings import DELTA_EMBEDDINGS, NEW_TOKEN_INITS, ROUNDINGS, VOCAB_MISMATCHES
 from .common import (
     DIFFERENT,
     DONE,
@@ -72,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
         "else none)",
     )
     add(
+        "--delta_embeddings",
+        choices=DELTA_EMBEDDINGS,
+        help="as in the merge (default: as the manifest says, else auto)",
+    )
+    add(
         "--files_only",
         action="store_true",
         help="leave the inputs aside: files, content digests and tokenizer only",
@@ -102,6 +107,7 @@ def _verify(args: argparse.Namespace) -> int:
             rounding=args.rounding,
             vocab_mismatch=args.vocab_mismatch,
             new_token_init=args.new_token_init,
+            delta_embeddings=args.delta_embeddings,
             files_only=args.files_only,
             context_length=args.context_length,
             num_workers=args.num_workers,

@@ -6,13 +6,16 @@ than the base (FastChat's v0) was made from a base grown by rows of zeros, so th
 Rounding loses nothing where ``target - base`` has no more digits than the delta's dtype: certainly
 where the two differ by a factor of at most two. Else the element comes back with an error of at
 most half a unit in the last place of the difference, and one rounding to the dtype of the result.
+
+Other families subtract the mean of the base's rows from new rows (stanford_alpaca), or store the
+vocabulary whole (Ziya); ``DeltaForm`` says which.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +25,7 @@ from ..layouts.folder import open_checkpoint
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
 from ..lazy import Checkpoint, LazyTensor, scratch
 from ..staging import Offload
+from .differences import whole_embeddings
 from .new_rows import Grown, NewRows
 from .patches import Blocks, Merged, Patch, RowPatch
 
@@ -41,6 +45,33 @@ class Added(Patch):
             return block.add_(rows)
 
         return add
+
+
+class ElementSum:
+    """The sum of all elements that pass, in float64."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.value = 0.0
+
+    def add(self, value: float) -> None:
+        """Add the sum of a block."""
+        with self._lock:
+            self.value += value
+
+
+@dataclass(frozen=True)
+class Summed(Patch):
+    """Changes nothing, and adds up the elements (float32, before they are rounded)."""
+
+    total: ElementSum
+
+    def opened(self, before: Blocks) -> RowPatch:
+        def add_up(block: torch.Tensor, start: int, stop: int) -> object:
+            self.total.add(float(block.sum(dtype=torch.float64)))
+            return block
+
+        return add_up
 
 
 class Losses:
@@ -90,16 +121,32 @@ class Subtracted(Patch):
 
 
 @dataclass(frozen=True)
+class DeltaForm:
+    """How a delta stores what a plain difference leaves open.
+
+    ``embeddings`` is one of ``settings.DELTA_EMBEDDINGS``. ``new_token_init`` says what was
+    subtracted from rows that the base lacks: ``zeros``, or the ``mean`` of the base's rows.
+    """
+
+    embeddings: str = "auto"
+    new_token_init: str = "zeros"
+
+
+@dataclass(frozen=True)
 class DenseResult:
     """A whole model made of two: its tensors, those that only one has, and the rows it grew by.
 
-    ``losses`` counts, as the tensors are read, what a difference cannot bring back.
+    ``whole`` are tensors of the vocabulary that the delta stores whole, and why that is thought.
+    ``losses`` counts, as the tensors are read, what a difference cannot bring back, and ``total``
+    adds up the elements of a sum.
     """
 
     tensors: Mapping[str, Merged]
     extra: Mapping[str, LazyTensor]
     grown: int
+    whole: Mapping[str, str] = field(default_factory=dict)
     losses: Losses = field(default_factory=Losses)
+    total: ElementSum = field(default_factory=ElementSum)
 
     @property
     def tied(self) -> bool:
@@ -128,41 +175,75 @@ def open_model(
     return checkpoint
 
 
-def add_delta(base: Checkpoint, delta: Checkpoint, dtype: torch.dtype | None) -> DenseResult:
+def add_delta(
+    base: Checkpoint,
+    delta: Checkpoint,
+    dtype: torch.dtype | None,
+    form: DeltaForm | None = None,
+    sum_up: bool = False,
+) -> DenseResult:
     """``base + delta`` in ``dtype``, or in one that holds both where that is None.
 
     Raises ``LayoutError`` unless both are of one shape; only the delta may have more tokens.
     """
+    form = form or DeltaForm()
+    pairs = _pairs(base, delta, "delta")
+    whole = whole_embeddings(
+        {name: ours for name, (ours, _) in pairs.items()}, delta.tensors, form.embeddings
+    )
+    grown = _growth(base, delta) if EMBED_TOKENS not in whole else 0
+    result = DenseResult({}, _cast(delta.extra, dtype), grown, whole)
+    counted = (Summed(result.total),) if sum_up else ()
+    steps = (counted,) if counted else ()
     tensors: dict[str, Merged] = {}
-    for name, (ours, theirs) in _pairs(base, delta, "delta").items():
+    for name, (ours, theirs) in pairs.items():
         wanted = dtype or torch.promote_types(ours.dtype, theirs.dtype)
+        if name in whole:
+            tensors[name] = Merged(theirs.shape, wanted, theirs.origin, theirs, steps)
+            continue
+        start = _grown(ours, theirs.rows, form.new_token_init)
         origin = f"{ours.origin} plus {theirs.origin}"
-        tensors[name] = Merged(ours.shape, wanted, origin, ours, ((Added(theirs),),))
-    return DenseResult(tensors, _cast(delta.extra, dtype), _growth(base, delta))
+        tensors[name] = Merged(start.shape, wanted, origin, start, ((Added(theirs), *counted),))
+    return replace(result, tensors=tensors)
 
 
-def with_delta(base: Checkpoint, delta: Checkpoint) -> Checkpoint:
+def with_delta(
+    base: Checkpoint, delta: Checkpoint, form: DeltaForm | None = None
+) -> tuple[Checkpoint, DenseResult]:
     """``base + delta`` as a base for adapters: rounded as the published model is, before they are
     added. The configuration is the delta's.
     """
-    result = add_delta(base, delta, None)
+    result = add_delta(base, delta, None, form)
     files, dropped = (*base.files, *delta.files), (*base.dropped, *delta.dropped)
-    return Checkpoint(result.tensors, delta.config, files, dropped, delta.notes)
+    return Checkpoint(result.tensors, delta.config, files, dropped, delta.notes), result
 
 
-def subtract_base(base: Checkpoint, target: Checkpoint, dtype: torch.dtype | None) -> DenseResult:
+def subtract_base(
+    base: Checkpoint,
+    target: Checkpoint,
+    dtype: torch.dtype | None,
+    form: DeltaForm | None = None,
+) -> DenseResult:
     """``target - base`` in ``dtype``; the inverse of ``add_delta`` but for what rounding takes.
 
     Raises ``LayoutError`` unless both are of one shape; only the target may have more tokens.
     """
-    result = DenseResult({}, _cast(target.extra, dtype), _growth(base, target))
+    form = form or DeltaForm()
+    pairs = _pairs(base, target, "target")
+    is_whole = form.embeddings == "whole"
+    whole = {name: "as asked" for name in (EMBED_TOKENS, LM_HEAD) if is_whole and name in pairs}
+    result = DenseResult({}, _cast(target.extra, dtype), _growth(base, target), whole)
     tensors: dict[str, Merged] = {}
-    for name, (ours, theirs) in _pairs(base, target, "target").items():
+    for name, (ours, theirs) in pairs.items():
         wanted = dtype or torch.promote_types(ours.dtype, theirs.dtype)
+        if name in whole:
+            tensors[name] = Merged(theirs.shape, wanted, theirs.origin, theirs)
+            continue
+        start = _grown(ours, theirs.rows, form.new_token_init)
         origin = f"{theirs.origin} minus {ours.origin}"
-        patch = Subtracted(ours, wanted, theirs.dtype, result.losses)
+        patch = Subtracted(start, wanted, theirs.dtype, result.losses)
         tensors[name] = Merged(theirs.shape, wanted, origin, theirs, ((patch,),))
-    return DenseResult(tensors, result.extra, result.grown, result.losses)
+    return replace(result, tensors=tensors)
 
 
 def _cast(tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None) -> dict[str, LazyTensor]:
@@ -182,7 +263,7 @@ def _growth(base: Checkpoint, other: Checkpoint) -> int:
 def _pairs(
     base: Checkpoint, other: Checkpoint, role: str
 ) -> dict[str, tuple[LazyTensor, LazyTensor]]:
-    """Each tensor of the base, grown to the other's rows, beside the other's of that name."""
+    """Each tensor of the base beside the other's of that name."""
     ours = dict(base.tensors)
     if LM_HEAD in other.tensors:
         ours.setdefault(LM_HEAD, ours[EMBED_TOKENS])  # tied: the embeddings serve as LM head
@@ -191,7 +272,7 @@ def _pairs(
     pairs = {}
     for name, theirs in other.tensors.items():
         _require_same_model(role, name, ours[name], theirs)
-        pairs[name] = (_grown(ours[name], theirs.rows), theirs)
+        pairs[name] = (ours[name], theirs)
     return pairs
 
 
@@ -223,11 +304,16 @@ def _other_model(role: str, name: str, expected: str, found: str) -> LayoutError
     )
 
 
-def _grown(tensor: LazyTensor, rows: int) -> LazyTensor:
-    """The tensor with rows of zeros after its own, up to ``rows``."""
+def _grown(tensor: LazyTensor, rows: int, init: str) -> LazyTensor:
+    """The tensor with rows of zeros, or of its rows' mean, after its own, up to ``rows``.
+
+    A mean is kept in float32, as the tool that subtracts it does.
+    """
     if tensor.rows == rows:
         return tensor
-    zeros = NewRows("zeros", ((),) * (rows - tensor.rows), 0.0, 0)
-    origin = f"{tensor.origin}, rows of zeros"
+    if init == "mean":
+        tensor = Merged(tensor.shape, torch.float32, tensor.origin, tensor)
+    new = NewRows(init, ((),) * (rows - tensor.rows), 0.0, 0)
+    origin = f"{tensor.origin}, rows of {init}"
     shape = (rows, *tensor.shape[1:])
-    return Grown(shape, tensor.dtype, origin, tensor, tensor.rows, zeros)
+    return Grown(shape, tensor.dtype, origin, tensor, tensor.rows, new)

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizer_tools.huggingface import TokenizerFolder, read_tokenizer
 
 from ..documents import ModelConfig, find_model_config
-from ..errors import UsageError
-from ..layouts.config import read_config
+from ..errors import UsageError, VerificationError
+from ..layouts.config import CONFIG_NAME, EXTENDED_MODEL_TYPES, LlamaShape, read_config
 from ..layouts.folder import is_meta
-from ..settings import OutputSettings, model_name, require_positive, settings_named
+from ..settings import (
+    DELTA_EMBEDDINGS,
+    DELTA_TOKEN_INITS,
+    OutputSettings,
+    model_name,
+    require_one_of,
+    require_positive,
+    settings_named,
+)
 from ..sources import resolve, resolve_tokenizer, tokenizer_home
 from ..staging import Offload
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
@@ -32,8 +41,8 @@ def apply_delta(
 
     All are local folders, the inputs may be Hub ids; the base may be in Meta's layout. ``options``
     are the fields of ``DeltaOptions`` and ``OutputSettings``. A delta with more rows than the base
-    is added to a base grown by rows of zeros. Raises ``MergeError`` for every mistake in the input;
-    the output folder is then as it was.
+    is added to a base grown by rows of zeros, or of its rows' mean. Raises ``MergeError`` for every
+    mistake in the input; the output folder is then as it was.
     """
     return _run("delta_model", base_model, delta_model, output_dir, options)
 
@@ -51,13 +60,22 @@ def make_delta(
 
 @dataclass(frozen=True)
 class DeltaOptions:
-    """What a job on deltas is told beside how to write: ``keep_extra_tensors`` copies those that a
-    LLaMA does not have from the delta (or target), which is refused without.
+    """What a job on deltas is told beside how to write.
+
+    ``keep_extra_tensors`` copies those that a LLaMA does not have from the delta (or target), which
+    is refused without. ``delta_embeddings`` says whether the delta holds the vocabulary ``whole``
+    or as a ``difference``; by default ``apply_delta`` asks the values (``auto``) and ``make_delta``
+    makes differences. ``new_token_init`` is what is subtracted from rows that the base lacks:
+    ``zeros`` (the default, as Vicuna) or the ``mean`` of the base's rows, as stanford_alpaca's
+    weight_diff.py. ``expect_sum`` is the sum of all elements that ``apply_delta`` must come to.
     """
 
     tokenizer: str | Path | None = None
     context_length: int | None = None
     keep_extra_tensors: bool = False
+    delta_embeddings: str | None = None
+    new_token_init: str | None = None
+    expect_sum: float | None = None
     offload_dir: str | Path | None = None
     overwrite: bool = False
     dry_run: bool = False
@@ -65,8 +83,16 @@ class DeltaOptions:
 
     def __post_init__(self) -> None:
         require_positive("context_length", self.context_length)
+        if self.delta_embeddings is not None:
+            require_one_of("delta_embeddings", self.delta_embeddings, DELTA_EMBEDDINGS)
+        if self.new_token_init is not None:
+            require_one_of("new_token_init", self.new_token_init, DELTA_TOKEN_INITS)
+        if self.expect_sum is not None and not isfinite(self.expect_sum):
+            raise UsageError("--expect_sum is no finite number", found=self.expect_sum)
 
 
+# stanford_alpaca's own check allows as much for its 6.7 billion elements.
+_SUM_TOLERANCE = 0.01
 _NOT_GGUF = "use --output_type huggingface; apply_delta can write the result as GGUF"
 
 
@@ -85,6 +111,7 @@ def _run(
     settings = settings_named(OutputSettings, defaults | options, vars(chosen))
     if role == "target_model" and settings.output_type == "gguf":
         raise UsageError("a delta is no model that llama.cpp could run", remedy=_NOT_GGUF)
+    _require_fitting(role, chosen, settings)
     output = Path(output_dir).expanduser()
     parent = Path(chosen.offload_dir).expanduser() if chosen.offload_dir else None
     with Offload(parent, output, settings.io) as offload:
@@ -101,6 +128,25 @@ def _run(
             job = _prepare(names, role, tokenizer, settings, chosen, offload)
             run = {"overwrite": chosen.overwrite, "dry_run": dry_run}
             return carry_out(job, output, settings, replaced, started, chosen.on_progress, **run)
+
+
+def _require_fitting(role: str, options: DeltaOptions, settings: OutputSettings) -> None:
+    """Raise ``UsageError`` for options that mean nothing in this direction, or in a resumed run."""
+    if role == "target_model" and options.delta_embeddings == "auto":
+        raise UsageError(
+            "--delta_embeddings auto is for applying a delta, whose values can be asked",
+            remedy="use whole or difference",
+        )
+    if options.expect_sum is None:
+        return
+    if role == "target_model":
+        raise UsageError("--expect_sum is the sum of a model, and a delta is made here")
+    if settings.resume:
+        raise UsageError(
+            "--expect_sum adds up every element while it is written, and a resumed run does not "
+            "see what was written before",
+            remedy="leave --resume out",
+        )
 
 
 def _require_two(base: Path, other: Path, role: str) -> None:
@@ -127,10 +173,9 @@ def _prepare(
     options: DeltaOptions,
     offload: Offload,
 ) -> PlannedJob:
-    from ..deltas.dense import add_delta, open_model, subtract_base
+    from ..deltas.dense import open_model
     from ..digests import digested_checkpoint
     from ..layouts.folder import open_checkpoint
-    from ..lazy import dtype_named
 
     (base_name, base_folder), (other_name, other_folder) = names["base_model"], names[role]
     for_base = options.context_length if is_meta(base_folder) else None
@@ -143,8 +188,7 @@ def _prepare(
             options.context_length if for_base is None else None,
         )
     )
-    combine = add_delta if role == "delta_model" else subtract_base
-    result = combine(base, other, dtype_named(settings.dtype))
+    result = _combined(names, role, base, other, settings, options)
     models = {
         "base_model": Input(base_name, base_folder, base),
         role: Input(other_name, other_folder, other),
@@ -154,17 +198,86 @@ def _prepare(
     notes = (*config.notes, *require_enough_rows(rows, tokenizer), *_notes(settings, base, other))
     named = tuple(name for name, _ in names.values())
     plan = _plan(result, rows, config, tokenizer, named, settings)
-    how = {"dtype": settings.dtype}
-    changes = _changes(role, result)
+    changes = _changes(role, result, options)
     return PlannedJob(
         plan,
         models,
         tokenizer,
-        how,
+        _recorded(role, settings, options),
         changes,
         notes,
         lambda resumed: _losses(role, result, resumed),
+        lambda: _require_sum(options.expect_sum, result, other),
     )
+
+
+def _combined(
+    names: dict[str, tuple[str, Path]],
+    role: str,
+    base: Checkpoint,
+    other: Checkpoint,
+    settings: OutputSettings,
+    options: DeltaOptions,
+) -> DenseResult:
+    """The sum or the difference, after asking a few values whether that makes sense."""
+    from ..deltas.dense import DeltaForm, add_delta, subtract_base
+    from ..deltas.differences import require_difference, require_known_filling, require_model
+    from ..lazy import dtype_named
+
+    (_, base_folder), (other_name, other_folder) = names["base_model"], names[role]
+    require_model(
+        base,
+        base_folder,
+        "base model",
+        "check that base and delta are not exchanged, and give the model that the delta was made "
+        "from as base",
+    )
+    dtype, init = dtype_named(settings.dtype), options.new_token_init or "zeros"
+    if role == "target_model":
+        require_model(other, other_folder, "target", "give the trained model itself")
+        form = DeltaForm(options.delta_embeddings or "difference", init)
+        return subtract_base(base, other, dtype, form)
+    require_difference(base, other, other_folder)
+    form = DeltaForm(options.delta_embeddings or "auto", init)
+    result = add_delta(base, other, dtype, form, options.expect_sum is not None)
+    if options.new_token_init is None:
+        called = (other_name, other_folder.name, str(other.config.get("_name_or_path", "")))
+        remedy = "say --new_token_init mean, or zeros for a delta as Vicuna's"
+        require_known_filling(result.grown, called, remedy)
+    return result
+
+
+def _recorded(role: str, settings: OutputSettings, options: DeltaOptions) -> dict[str, Any]:
+    """What the manifest and the identity of a run say of the settings."""
+    usual = "auto" if role == "delta_model" else "difference"
+    form = {
+        "embeddings": options.delta_embeddings or usual,
+        "new_token_init": options.new_token_init or "zeros",
+    }
+    return {"dtype": settings.dtype, "delta": form}
+
+
+def _require_sum(expected: float | None, result: DenseResult, delta: Checkpoint) -> None:
+    """Raise ``VerificationError`` unless the elements add up to ``expected``.
+
+    The published sums are of state dicts in which old releases of transformers kept the rotary
+    frequencies of each layer; a delta whose files have them may count them.
+    """
+    if expected is None:
+        return
+    total = result.total.value
+    dim = LlamaShape.from_config(delta.config, Path(CONFIG_NAME), EXTENDED_MODEL_TYPES).head_dim
+    frequencies = sum(1.0 / 10000.0 ** (i / dim) for i in range(0, dim, 2))
+    with_buffers = total + frequencies * len(delta.dropped)
+    allowed = max(_SUM_TOLERANCE, abs(expected) * 1e-7)
+    if min(abs(total - expected), abs(with_buffers - expected)) > allowed:
+        raise VerificationError(
+            "the elements of the result do not add up to what --expect_sum says",
+            expected=f"{expected:.4f}, within {allowed:.2g}",
+            found=f"{total:.4f}",
+            remedy="check that base and delta are the ones that belong together, and "
+            "--new_token_init if there are new tokens",
+        )
 
 
 def _plan(
@@ -188,12 +301,15 @@ def _plan(
     return plan_output(Model(tensors, result.tied, rows, config, tokenizer, sources), settings)
 
 
-def _changes(role: str, result: DenseResult) -> tuple[str, ...]:
-    count = len(result.tensors)
+def _changes(role: str, result: DenseResult, options: DeltaOptions) -> tuple[str, ...]:
+    count = len(result.tensors) - len(result.whole)
     made = f"added to {count} tensors" if role == "delta_model" else f"subtracted from {count}"
-    grown = f", base grown by {result.grown} rows of zeros" if result.grown else ""
+    filling = "the mean of its rows" if options.new_token_init == "mean" else "zeros"
+    grown = f", base grown by {result.grown} rows of {filling}" if result.grown else ""
+    whole = tuple(f"{name} taken whole ({why})" for name, why in result.whole.items())
+    summed = f"elements add up to {options.expect_sum}" if options.expect_sum is not None else ""
     extra = (f"copied as they are: {', '.join(result.extra)}",) if result.extra else ()
-    return (made + grown, *extra)
+    return (made + grown, *whole, *extra, *filter(None, [summed]))
 
 
 def _notes(settings: OutputSettings, base: Checkpoint, other: Checkpoint) -> tuple[str, ...]:

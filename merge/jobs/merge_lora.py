@@ -92,8 +92,9 @@ def merge_lora(
         job = plan_merge(sources, chosen, offload)
         require_sound(job.adapters)
         require_names_free(output, job.plan.documents, overwrite or chosen.resume)
-        run = {"overwrite": overwrite, "dry_run": dry_run}
-        resumed = write(job, output, chosen, replaced, on_progress, **run)
+        resumed = write(
+            job, output, chosen, replaced, on_progress, overwrite=overwrite, dry_run=dry_run
+        )
         return MergeReport(
             output,
             job.plan,
@@ -164,7 +165,9 @@ class MergeJob:
             for name, steps in self.model.steps.items()
         }
         recorded = ("dtype", "rounding", "vocab_mismatch", "new_token_init")
-        how = {name: getattr(self.settings, name) for name in recorded}
+        how: dict[str, Any] = {name: getattr(self.settings, name) for name in recorded}
+        if self.delta is not None:
+            how["delta"] = {"embeddings": self.settings.delta_embeddings}
         return manifest(self.plan, written, inputs, self.sources.tokenizer, how, steps)
 
 
@@ -184,7 +187,7 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
             require_llama(described, sources.tokenizer, layout)
 
     from ..deltas.apply import apply_adapters
-    from ..deltas.dense import open_model, with_delta
+    from ..deltas.dense import open_model
     from ..deltas.peft import open_adapter
     from ..digests import digested_checkpoint
     from ..layouts.folder import open_checkpoint
@@ -196,7 +199,7 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
         open_checkpoint(sources.base, offload, context_length, any_decoder=any_decoder)
     )
     delta = digested_checkpoint(open_model(sources.delta, offload)) if sources.delta else None
-    base = with_delta(plain, delta) if delta else plain
+    base, delta_notes = _with_delta(sources, settings, plain, delta)
     config = find_config(sources, base, any_decoder, settings.copy_code)
     weights = settings.weights(len(sources.adapters))
     adapters = tuple(
@@ -217,7 +220,38 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     model = Model(tensors, merged.tied, rows, config, sources.tokenizer, named)
     plan = plan_output(model, settings)
     parts = (vocabulary, base, adapters, merged, plan, plain, delta)
-    return MergeJob(sources, settings, config, *parts, notes)
+    return MergeJob(sources, settings, config, *parts, (*delta_notes, *notes))
+
+
+def _with_delta(
+    sources: Sources, settings: MergeSettings, plain: Checkpoint, delta: Checkpoint | None
+) -> tuple[Checkpoint, tuple[str, ...]]:
+    """What the adapters are merged into, after asking a few values whether base and delta are such;
+    and notes on the delta.
+    """
+    from ..deltas.dense import DeltaForm, with_delta
+    from ..deltas.differences import require_difference, require_known_filling, require_model
+
+    require_model(
+        plain,
+        sources.base,
+        "base model",
+        "give the LLaMA that the delta was made from with --base_model, and the delta with "
+        "--delta_model",
+    )
+    if delta is None or sources.delta is None:
+        return plain, ()
+    require_difference(plain, delta, sources.delta)
+    base, result = with_delta(plain, delta, DeltaForm(settings.delta_embeddings))
+    called = (sources.delta_model or "", str(delta.config.get("_name_or_path", "")))
+    require_known_filling(
+        result.grown,
+        called,
+        "apply it first, with apply_delta.py --new_token_init mean, and give its result as "
+        "--base_model",
+    )
+    whole = (f"{name} is the delta's, whole ({why})" for name, why in result.whole.items())
+    return base, tuple(whole)
 
 
 def _with_new_rows(

@@ -43,7 +43,8 @@ class PlannedJob:
 
     ``models`` are its inputs by their names in the manifest, ``how`` its settings there.
     ``changes`` and ``notes`` are lines for people, ``found_out`` gives those that are known only
-    when everything has been written, and is told whether the run was resumed.
+    when everything has been written, and is told whether the run was resumed. ``check`` raises
+    ``MergeError`` where what was written shows that something is wrong.
     """
 
     plan: Plan
@@ -53,6 +54,7 @@ class PlannedJob:
     changes: tuple[str, ...]
     notes: tuple[str, ...]
     found_out: Callable[[bool], tuple[str, ...]] = lambda _: ()
+    check: Callable[[], None] = lambda: None
 
     def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this job."""
@@ -91,7 +93,7 @@ def carry_out(
 ) -> Report:
     """Write what was planned, unless ``dry_run``, and report. ``started`` is a monotonic time."""
     run = {"overwrite": overwrite, "dry_run": dry_run}
-    resumed = write(job, output, settings, replaced, on_progress, **run)
+    resumed = write(job, output, settings, replaced, on_progress, check=job.check, **run)
     seconds = time.monotonic() - started
     notes = job.notes if dry_run else (*resumed, *job.notes, *job.found_out(bool(resumed)))
     return Report(output, job.plan, seconds, dry_run, job.inputs(), job.changes, notes)

@@ -69,8 +69,9 @@ def resize_vocabulary(
         claim = claimed(output, sources.folders, chosen, overwrite, dry_run)
         replaced = held.enter_context(claim)
         job = _prepare(sources, chosen, init, pad_to_multiple_of, seed, offload)
-        run = {"overwrite": overwrite, "dry_run": dry_run}
-        resumed = write(job, output, chosen, replaced, on_progress, **run)
+        resumed = write(
+            job, output, chosen, replaced, on_progress, overwrite=overwrite, dry_run=dry_run
+        )
         return Report(
             output,
             job.plan,

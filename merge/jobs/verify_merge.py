@@ -17,6 +17,7 @@ from ..layouts.config import CONFIG_NAME
 from ..layouts.folder import config_path, is_gguf
 from ..outputs import MANIFEST_NAME
 from ..settings import (
+    DELTA_EMBEDDINGS,
     NEW_TOKEN_INITS,
     ROUNDINGS,
     VOCAB_MISMATCHES,
@@ -70,6 +71,7 @@ def verify_merge(
     rounding: str | None = None,
     vocab_mismatch: str | None = None,
     new_token_init: str | None = None,
+    delta_embeddings: str | None = None,
     files_only: bool = False,
     context_length: int | None = None,
     num_workers: int | None = None,
@@ -93,6 +95,7 @@ def verify_merge(
         ("rounding", rounding, ROUNDINGS),
         ("vocab_mismatch", vocab_mismatch, VOCAB_MISMATCHES),
         ("new_token_init", new_token_init, NEW_TOKEN_INITS),
+        ("delta_embeddings", delta_embeddings, DELTA_EMBEDDINGS),
     ):
         if value is not None:
             require_one_of(option, value, choices)
@@ -105,6 +108,7 @@ def verify_merge(
         rounding,
         vocab_mismatch,
         new_token_init,
+        delta_embeddings,
         context_length,
     )
     parent = Path(offload_dir).expanduser() if offload_dir else None
@@ -132,6 +136,7 @@ class _Named:
     rounding: str | None
     vocab_mismatch: str | None
     new_token_init: str | None
+    delta_embeddings: str | None
     context_length: int | None
 
     def assumed(self) -> str:
@@ -171,6 +176,7 @@ def _check(
     from ..layouts.folder import open_checkpoint
     from ..verification.manifest import check_files
     from ..verification.metadata import check_metadata
+    from ..verification.norms import check_norms
     from ..verification.verify import Findings, check_result
     from ..verification.vocabulary import check_tokenizer, check_vocabulary
 
@@ -182,6 +188,7 @@ def _check(
         return Findings(faults=[*files, error])
     found = check_result(folder, result, manifest, made, workers, on_progress)
     found.faults += _unmerged_files(made, manifest)
+    found.faults += check_norms(made) if made is not None else ()
     rows = embedding_rows(result.tensors)
     kept = inputs is not None and inputs.mismatch == "keep_base_rows"
     padded = kept or (manifest is not None and manifest.is_resized)
@@ -304,6 +311,11 @@ def _inputs(named: _Named, manifest: Manifest | None, offload: Offload) -> _Open
     )
     rounding = named.rounding or (manifest.rounding if manifest else "once")
     mismatch = named.vocab_mismatch or (manifest.vocab_mismatch if manifest else "error")
+    # Without adapters, new rows are the delta's.
+    init = named.new_token_init or (manifest.new_token_init if manifest else None)
+    mean = manifest is not None and manifest.delta_token_init == "mean"
+    if dense is not None and not adapters:
+        mean, init = init == "mean" or mean, None
     inputs = Inputs(
         base,
         dense,
@@ -312,12 +324,14 @@ def _inputs(named: _Named, manifest: Manifest | None, offload: Offload) -> _Open
         rounding == "per_adapter",
         dtype_named(manifest.dtype if manifest else "auto"),
         mismatch == "truncate",
+        delta_embeddings=named.delta_embeddings
+        or (manifest.delta_embeddings if manifest else "auto"),
+        delta_mean=mean,
     )
     giving = [adapter.folder for adapter in adapters if inputs.embeddings in adapter.whole]
     home = tokenizer_home(base_folder)
     last = giving[-1] if giving else home
     parents = [last] if last is not None and (last / MODEL_NAME).is_file() else []
-    init = named.new_token_init or (manifest.new_token_init if manifest else None)
     return _Opened(inputs, parents, models, mismatch, init)
 
 

@@ -69,12 +69,14 @@ def write(
     *,
     overwrite: bool,
     dry_run: bool,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[str, ...]:
     """Write weights first and the manifest last: the folder is complete when that is there.
 
     The folder is ``claimed``. ``replaced`` are the files of an earlier result, which go when the
     new ones are ready to take their place. Where ``settings`` say to resume, what an interrupted
-    run has written is checked first, which counts as progress too. Returns what is to be told of
+    run has written is checked first, which counts as progress too. ``check`` may refuse the result
+    before anything of it gets its name. Returns what is to be told of
     that run. With ``dry_run`` nothing is written. A result that is complete already stays as it is
     where ``settings`` say to resume; raises ``OutputError`` for another run's, without
     ``overwrite``.
@@ -118,6 +120,7 @@ def write(
             past=past,
             named=reads.tensors(plan),
         )
+        check()
         for name, data in plan.documents.items():
             staged.write(name, data)
         staged.write(MANIFEST_NAME, json_bytes(job.manifest(written_files)))

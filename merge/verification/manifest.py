@@ -12,7 +12,14 @@ from typing import Any
 from ..errors import FormatError, VerificationError
 from ..json_text import read_json
 from ..outputs import MANIFEST_NAME
-from ..settings import DTYPES, NEW_TOKEN_INITS, ROUNDINGS, VOCAB_MISMATCHES
+from ..settings import (
+    DELTA_EMBEDDINGS,
+    DELTA_TOKEN_INITS,
+    DTYPES,
+    NEW_TOKEN_INITS,
+    ROUNDINGS,
+    VOCAB_MISMATCHES,
+)
 
 # Files that some reader would take for a part of the model.
 _WEIGHTS = ("*.pth", "*.bin", "*.safetensors", "*.gguf", "*.index.json")
@@ -67,7 +74,8 @@ class Manifest:
     ``models`` are the inputs by role. ``tokenizer`` is the SHA-256 of its vocabulary. What a job
     does not record has the value that leaves things as they are. ``new_token_init`` is how rows
     begin that only the tokenizer asks for; ``is_resized`` where the model's own rows end with its
-    tokens, and ``multiple`` is then the number of rows that theirs is rounded up to.
+    tokens, and ``multiple`` is then the number of rows that theirs is rounded up to. The last two
+    say how a delta stores the vocabulary, and what was taken for rows that the base lacks.
     """
 
     files: Mapping[str, FileEntry]
@@ -81,6 +89,8 @@ class Manifest:
     new_token_init: str | None
     is_resized: bool
     multiple: int
+    delta_embeddings: str = "auto"
+    delta_token_init: str = "zeros"
 
     @property
     def base(self) -> ModelEntry | None:
@@ -125,6 +135,7 @@ def _manifest(said: Mapping[str, Any]) -> Manifest:
     key = "init" if resized else "new_token_init"
     init = said.get(key)
     multiple = said.get("pad_to_multiple_of")
+    delta = _object(said.get("delta", {}), "delta")
     tokenizer = _object(inputs.get("tokenizer", {}), "inputs.tokenizer").get("sha256")
     return Manifest(
         {
@@ -141,6 +152,8 @@ def _manifest(said: Mapping[str, Any]) -> Manifest:
         None if init is None and not resized else _one_of(init, key, NEW_TOKEN_INITS),
         resized,
         1 if multiple is None else _number(multiple, "pad_to_multiple_of", 1),
+        _one_of(delta.get("embeddings", "auto"), "delta.embeddings", DELTA_EMBEDDINGS),
+        _one_of(delta.get("new_token_init", "zeros"), "delta.new_token_init", DELTA_TOKEN_INITS),
     )
 
 

@@ -14,7 +14,21 @@ from ..layouts.decoder import HEAD_OF, embeddings
 from ..layouts.llama import EMBED_TOKENS
 from ..lazy import Checkpoint, LazyTensor, block_rows
 from .adapters import AdapterContents
-from .reference import AddDense, AddProduct, AddVector, ReplaceRows, Round, ScaleRows, Step
+from .reference import (
+    AddDense,
+    AddMean,
+    AddProduct,
+    AddVector,
+    ReplaceRows,
+    Round,
+    ScaleRows,
+    Step,
+    doubled,
+)
+
+# Rows that tell whether a delta stores the vocabulary whole, and the cosine from which it does.
+_TOLD_BY = 256
+_SAME_WAY = 0.6
 
 
 @dataclass(frozen=True)
@@ -91,6 +105,8 @@ class Inputs:
     ``dtype`` is that of the sums where the container has another one, as GGUF may: None keeps
     that of the base. ``truncate`` says that rows of the vocabulary which an adapter lacks were
     dropped; else they are the model's. ``growth`` is None where no rows were added for new tokens.
+    ``delta_embeddings`` says how ``dense`` stores the vocabulary, ``delta_mean`` that rows which
+    the base lacks are less the mean of its rows.
     """
 
     base: Checkpoint
@@ -101,6 +117,8 @@ class Inputs:
     dtype: torch.dtype | None = None
     truncate: bool = False
     growth: Growth | None = None
+    delta_embeddings: str = "auto"
+    delta_mean: bool = False
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -205,16 +223,20 @@ def _starts(inputs: Inputs) -> dict[str, Recipe]:
     made = {}
     for name, dense in inputs.dense.tensors.items():
         _require_same_model(name, dense, base.get(name), inputs)
+        ours = inputs.base.tensors.get(name, inputs.base.tensors[inputs.embeddings])
+        if inputs.is_vocabulary(name) and _is_whole(dense, ours, inputs):
+            made[name] = _plain(dense)
+            continue
         if inputs.sign < 0:
-            made[name] = _difference(dense, inputs.base.tensors.get(name))
+            made[name] = _difference(dense, inputs.base.tensors.get(name), inputs.delta_mean)
             continue
         recipe = base[name]
         if dense.rows > recipe.rows:
-            grown = Segment(recipe.rows, dense.rows, None)
+            filling = (AddMean(ours, 1),) if inputs.delta_mean else ()
+            grown = Segment(recipe.rows, dense.rows, None, filling)
             recipe = replace(recipe, segments=(*recipe.segments, grown))
         made[name] = recipe.with_step(AddDense(dense, 1))
         if inputs.adapters:
-            ours = inputs.base.tensors.get(name, inputs.base.tensors[inputs.embeddings])
             dtype = torch.promote_types(ours.dtype, dense.dtype)
             made[name] = made[name].with_step(Round(dtype))
     return made | {name: _plain(tensor) for name, tensor in inputs.dense.extra.items()}
@@ -240,13 +262,27 @@ def _require_same_model(name: str, dense: LazyTensor, base: Recipe | None, input
         )
 
 
-def _difference(target: LazyTensor, base: LazyTensor | None) -> Recipe:
-    """``target - base``; rows that the base lacks are the target's own."""
+def _is_whole(dense: LazyTensor, base: LazyTensor, inputs: Inputs) -> bool:
+    """Whether a dense model stores a tensor of the vocabulary as it is, and not as a difference.
+
+    Where nobody says it, the first rows of both are held against each other.
+    """
+    if inputs.delta_embeddings != "auto" or inputs.sign < 0:
+        return inputs.delta_embeddings == "whole"
+    rows = min(dense.rows, base.rows, _TOLD_BY)
+    ours, theirs = (doubled(t.unordered().read(0, rows)).flatten() for t in (base, dense))
+    sizes = float(ours.norm()), float(theirs.norm())
+    turned = float(ours @ theirs) > _SAME_WAY * sizes[0] * sizes[1]
+    return turned and sizes[1] > sizes[0] / 3
+
+
+def _difference(target: LazyTensor, base: LazyTensor | None, mean: bool) -> Recipe:
+    """``target - base``; rows that the base lacks are the target's own, less its rows' ``mean``."""
     plain = _plain(target)
     if base is None:
         return replace(plain, uncovered="the base has no such tensor")
     head = Segment(0, base.rows, target, (AddDense(base, -1),))
-    tail = Segment(base.rows, target.rows, target)
+    tail = Segment(base.rows, target.rows, target, (AddMean(base, -1),) if mean else ())
     return replace(plain, segments=(head, tail) if target.rows > base.rows else (head,))
 
 

@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import linear
 
 from ..formats.gguf import BLOCK
-from ..lazy import LazyTensor
+from ..lazy import LazyTensor, block_rows
 from .adapters import Product
 
 # Half a unit in the last place of a float32 in [1, 2).
@@ -133,6 +133,34 @@ class AddDense(Step):
             piece.values.add_(rows, alpha=self.sign)
             piece.relative = 2 * U
             piece.probe.add_(linear(rows, signs), alpha=self.sign)
+
+        return change
+
+
+@dataclass(frozen=True)
+class AddMean(Step):
+    """``W += sign * mean(base)``: the mean of the base's rows, kept in float32, on every row."""
+
+    base: LazyTensor
+    sign: int
+
+    def opened(self, signs: torch.Tensor) -> Change:
+        read, step = self.base.unordered().reader(), block_rows(self.base.shape)
+        mean = torch.zeros(self.base.shape[1:], dtype=torch.float64)
+        for first in range(0, self.base.rows, step):
+            rows = torch.empty(
+                (min(step, self.base.rows - first), *self.base.shape[1:]), dtype=self.base.dtype
+            )
+            read(first, first + len(rows), rows)
+            mean += doubled(rows).sum(dim=0)
+        mean /= self.base.rows
+
+        def change(piece: Expected, _: int, __: Sequence[torch.Tensor]) -> None:
+            piece.settle()
+            piece.values.add_(mean, alpha=self.sign)
+            piece.tolerance.add_(mean.abs().float(), alpha=2 * U)
+            piece.relative = 2 * U
+            piece.probe.add_(linear(mean, signs), alpha=self.sign)
 
         return change
 

@@ -340,7 +340,7 @@ def test_base_that_is_the_delta(tmp_path: Path) -> None:
 def test_base_and_delta_exchanged(tmp_path: Path) -> None:
     base, _, delta = make_vicuna(tmp_path, ROWS + 1)
     exchanged = {"base_model": delta, "delta_model": base}
-    error = refused(tmp_path, LayoutError, "more tokens than the delta", **exchanged)
+    error = refused(tmp_path, LayoutError, "the base model is a delta", **exchanged)
     assert "exchanged" in error.facts["remedy"]
 
 

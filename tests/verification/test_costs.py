@@ -100,6 +100,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shapes |= dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), (ROWS, HIDDEN))
     (folder / "base").mkdir()
     tensors = {name: torch.randn(shape).half() for name, shape in shapes.items()}
+    for name in (name for name in tensors if "norm" in name):
+        tensors[name].abs_()
     save_file(tensors, folder / "base/model.safetensors", metadata={"format": "pt"})
     config = base_config(
         hidden_size=HIDDEN,

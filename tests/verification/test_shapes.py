@@ -224,7 +224,8 @@ def test_another_base_of_another_size_is_told_by_its_shapes(tmp_path: Path, made
 
 @pytest.mark.parametrize("change", ["rows", "columns"])
 def test_a_delta_of_another_model_is_refused(tmp_path: Path, change: str) -> None:
-    base, delta = save_base(tmp_path / "base"), save_base(tmp_path / "delta")
+    differences = {name: tensor * -0.5 for name, tensor in base_tensors().items()}
+    base, delta = save_base(tmp_path / "base"), save_base(tmp_path / "delta", differences)
     apply_delta(base, delta, tmp_path / "out")
     assert not faults(tmp_path / "out")
     tensors = base_tensors()
