@@ -217,7 +217,8 @@ def huggingface_documents(
 ) -> dict[str, bytes]:
     """``config.json``, ``generation_config.json`` and the tokenizer's files.
 
-    Beside a tokenizer that is copied, the special tokens' ids stay as the configurations have them.
+    Beside a tokenizer that is copied from the configuration's own folder, the special tokens' ids
+    stay as the configurations have them; one from elsewhere says where text ends.
     Raises ``LayoutError`` for a chat template that is none.
     """
     if isinstance(tokenizer, CopiedTokenizer):
@@ -243,9 +244,15 @@ def _copied_documents(
     found: ModelConfig, tokenizer: CopiedTokenizer, vocab_size: int, dtype: str, tied: bool
 ) -> dict[str, bytes]:
     described = merged_config if found.shape else merged_decoder_config
-    documents = {CONFIG_NAME: json_bytes(described(found.config, vocab_size, dtype, tied))}
-    if found.generation:
-        documents[GENERATION_CONFIG_NAME] = json_bytes(found.generation)
+    config, generation = described(found.config, vocab_size, dtype, tied), found.generation
+    if tokenizer.path != found.path.parent and tokenizer.token_ids:
+        ids = {"pad_token_id": config.get("pad_token_id"), **tokenizer.token_ids}
+        config = with_token_ids(config, ids, vocab_size)
+        ids = {"pad_token_id": generation.get("pad_token_id"), **tokenizer.token_ids}
+        generation = with_token_ids(generation, ids, vocab_size) if generation else generation
+    documents = {CONFIG_NAME: json_bytes(config)}
+    if generation:
+        documents[GENERATION_CONFIG_NAME] = json_bytes(generation)
     return {**documents, **found.code, **tokenizer.contents}
 
 

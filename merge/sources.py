@@ -8,12 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 
-from tokenizer_tools.copied import FAST_NAME, Tokenizer, has_tokenizer, read_copied
-from tokenizer_tools.huggingface import MODEL_NAME, read_tokenizer
+from tokenizer_tools.copied import Tokenizer, has_tokenizer, read_copied
+from tokenizer_tools.fast_tokenizer import FAST_NAME
+from tokenizer_tools.huggingface import (
+    MODEL_NAME,
+    TokenizerFolder,
+    has_details,
+    has_template_file,
+    read_tokenizer,
+)
 
 from .archives import unpack, zipped_folder
 from .deltas.adapter_config import read_adapter_config
-from .errors import FormatError, UsageError
+from .errors import FormatError, UsageError, VocabularyError
 from .json_text import read_json
 from .layouts.config import CONFIG_NAME, is_llama
 from .layouts.folder import is_meta
@@ -21,7 +28,10 @@ from .staging import Offload
 
 # What a Hub id looks like: owner/name, each of letters, digits, dots, dashes and underscores.
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_WANTED = ("*.json", "tokenizer.model", "*.jinja", "vocab.txt", "merges.txt", "*.tiktoken", "*.py")
+_WANTED = (
+    *("*.json", "tokenizer.model", "*.jinja", "additional_chat_templates/*", "vocab.txt"),
+    *("merges.txt", "*.tiktoken", "*.py"),
+)
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -199,27 +209,66 @@ def _tokenizers(
 ) -> tuple[Tokenizer | None, Tokenizer]:
     """The tokenizer of the last of ``models`` that has one, and that of the result."""
     if _holds_llama(models[0]):
-        home = next(filter(None, map(tokenizer_home, models)), None)
-        theirs = [folder for folder in adapters if (folder / MODEL_NAME).is_file()]
-        chosen = named or next(iter(theirs), home)
-        nothing = not any(map(has_tokenizer, [chosen] if chosen else [*adapters, *models]))
-        if nothing or (chosen is not None and _is_understood(chosen)):
-            own = read_tokenizer(home) if home else None
-            return own, read_tokenizer(chosen or models[-1])
+        own = find_tokenizer(models)
+        folders = [*adapters, *models]
+        chosen = _named(named, folders) if named else find_tokenizer(folders)
+        if chosen is not None:
+            return own, chosen
+        if not named and not any(map(has_tokenizer, folders)):
+            return own, read_tokenizer(models[-1])  # which says what is missing
     home = next(filter(has_tokenizer, models), None)
-    chosen = named or next(filter(has_tokenizer, adapters), home or models[-1])
-    return read_copied(home) if home else None, read_copied(chosen)
+    copied = named or next(filter(has_tokenizer, adapters), home or models[-1])
+    return read_copied(home) if home else None, read_copied(copied)
+
+
+def find_tokenizer(folders: Sequence[Path]) -> TokenizerFolder | None:
+    """LLaMA's tokenizer from the first of ``folders`` that says something of one.
+
+    The ``tokenizer.model`` may be that of a later folder: trainers that save with transformers 5
+    leave it out of an adapter's. None where no folder has a ``tokenizer.model``. Raises
+    ``VocabularyError`` where a ``tokenizer.json`` agrees with none of them.
+    """
+    homes = [tokenizer_home(folder) for folder in folders]
+    for number, (folder, home) in enumerate(zip(folders, homes, strict=True)):
+        if home is not None:
+            return read_tokenizer(home)
+        later = [home for home in homes[number:] if home is not None]
+        if later and (has_details(folder) or has_template_file(folder)):
+            return _with_details(later, folder)
+    return None
+
+
+def _with_details(homes: Sequence[Path], details: Path) -> TokenizerFolder:
+    """What ``details`` says of the first vocabulary that it agrees with."""
+    errors = []
+    for home in homes:
+        try:
+            return read_tokenizer(home, details)
+        except VocabularyError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _named(path: Path, folders: Sequence[Path]) -> TokenizerFolder | None:
+    """The tokenizer that ``--tokenizer`` names, or None where it can only be copied."""
+    if path.is_file():
+        return read_tokenizer(path) if path.name != FAST_NAME else None
+    if (path / MODEL_NAME).is_file():
+        return read_tokenizer(path)
+    if not has_details(path) and not has_template_file(path):
+        return None
+    try:
+        return find_tokenizer([path, *folders])
+    except VocabularyError:
+        if (path / FAST_NAME).is_file():
+            return None
+        raise
 
 
 def _holds_llama(folder: Path) -> bool:
     """Whether a folder's model is a LLaMA; one without ``config.json`` is refused later."""
     path = folder / CONFIG_NAME
     return is_meta(folder) or not path.is_file() or is_llama(read_json(path))
-
-
-def _is_understood(path: Path) -> bool:
-    """Whether ``--tokenizer`` names a ``tokenizer.model``: a file of any name, or its folder."""
-    return path.name != FAST_NAME if path.is_file() else (path / MODEL_NAME).is_file()
 
 
 def tokenizer_home(folder: Path) -> Path | None:

@@ -50,6 +50,7 @@ def wide_model(heads: int) -> tuple[Tensors, dict[str, Any]]:
     }
     torch.manual_seed(heads)
     tensors = {name: torch.randn(shape).mul_(0.02).half() for name, shape in shapes.items()}
+    tensors["model.norm.weight"].abs_()
     config = {
         "hidden_size": width,
         "intermediate_size": inner,

@@ -6,6 +6,7 @@ understood but the ids, so that nothing can be changed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,17 @@ from typing import Any
 from merge.errors import FormatError, UsageError
 from merge.json_text import read_json
 
+from .chat_templates import CHAT_TEMPLATE_NAME, read_templates
+from .fast_tokenizer import FAST_NAME, added_entries
 from .huggingface import TokenizerFolder
-from .special_tokens import ADDED_TOKENS_NAME, CONFIG_NAME, MODEL_NAME, SPECIAL_TOKENS_NAME
+from .special_tokens import (
+    ADDED_TOKENS_NAME,
+    CONFIG_NAME,
+    MODEL_NAME,
+    SPECIAL_TOKENS_NAME,
+    content_of,
+)
 
-FAST_NAME = "tokenizer.json"
 # A folder has a tokenizer if it has one of these.
 _VOCABULARIES = (FAST_NAME, MODEL_NAME, "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
 _BESIDE = (
@@ -25,7 +33,7 @@ _BESIDE = (
     SPECIAL_TOKENS_NAME,
     ADDED_TOKENS_NAME,
     "merges.txt",
-    "chat_template.jinja",
+    CHAT_TEMPLATE_NAME,
     "chat_template.json",
 )
 
@@ -35,11 +43,14 @@ class CopiedTokenizer:
     """The files of a tokenizer, by name, as they are.
 
     ``n_tokens`` is one more than the largest id in them; None where no file tells ids.
+    ``token_ids`` are those of the end of text and of padding, as configurations name them, where
+    files tell them.
     """
 
     path: Path
     contents: dict[str, bytes] = field(repr=False)
     n_tokens: int | None
+    token_ids: dict[str, int] = field(default_factory=dict)
 
     @property
     def vocabulary(self) -> bytes:
@@ -90,7 +101,24 @@ def read_copied(path: Path) -> CopiedTokenizer:
         if (path / CONFIG_NAME).is_file() and "auto_map" in read_json(path / CONFIG_NAME):
             found += sorted(path.glob("*.py"))
     contents = {file.name: file.read_bytes() for file in dict.fromkeys(found)}
-    return CopiedTokenizer(path, contents, _count(folder, contents))
+    if path.is_dir():
+        contents = _with_templates(path, contents)
+    return CopiedTokenizer(path, contents, _count(folder, contents), _token_ids(folder, contents))
+
+
+def _with_templates(folder: Path, contents: dict[str, bytes]) -> dict[str, bytes]:
+    """The files, with templates that transformers reads from nowhere, or that lie in a folder of
+    their own: one as ``chat_template.jinja``, several in ``tokenizer_config.json``.
+    """
+    config = read_json(folder / CONFIG_NAME) if CONFIG_NAME in contents else {}
+    templates = read_templates(folder, config)
+    if isinstance(templates, list) and templates != config.get("chat_template"):
+        listed = json.dumps({**config, "chat_template": templates}, ensure_ascii=False, indent=2)
+        contents = {**contents, CONFIG_NAME: f"{listed}\n".encode()}
+        contents.pop(CHAT_TEMPLATE_NAME, None)  # it would hide the others
+    elif isinstance(templates, str) and templates != config.get("chat_template"):
+        contents = {**contents, CHAT_TEMPLATE_NAME: templates.encode("utf-8")}
+    return contents
 
 
 def _matching(folder: Path, patterns: Iterable[str]) -> Iterator[Path]:
@@ -101,6 +129,27 @@ def _count(folder: Path, contents: Mapping[str, bytes]) -> int | None:
     """One more than the largest id that any file tells."""
     largest = max(_ids(folder, contents), default=-1)
     return None if largest < 0 else largest + 1
+
+
+def _token_ids(folder: Path, contents: Mapping[str, bytes]) -> dict[str, int]:
+    """The ids of eos and pad."""
+    files = {name: read_json(folder / name) for name in contents if name.endswith(".json")}
+    config = files.get(CONFIG_NAME, {})
+    fast = files.get(FAST_NAME, {})
+    vocab = (fast.get("model") or {}).get("vocab")
+    ids: dict[str, Any] = dict(vocab) if isinstance(vocab, dict) else {}
+    ids |= files.get("vocab.json", {}) if not ids else {}
+    ids |= files.get(ADDED_TOKENS_NAME, {})
+    decoder = config.get("added_tokens_decoder") or {}
+    ids |= {content_of(token): int(n) for n, token in decoder.items() if str(n).isdigit()}
+    ids |= {entry["content"]: entry["id"] for entry in added_entries(fast, folder / FAST_NAME)}
+    special = files.get(SPECIAL_TOKENS_NAME, {})
+    found = {}
+    for name in ("eos_token", "pad_token"):
+        content = content_of(config.get(name)) or content_of(special.get(name))
+        if type(id_ := ids.get(content)) is int:
+            found[f"{name}_id"] = id_
+    return found
 
 
 def _ids(folder: Path, contents: Mapping[str, bytes]) -> Iterator[int]:

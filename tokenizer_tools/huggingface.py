@@ -1,8 +1,8 @@
 """The tokenizer files of a Hugging Face folder: read, checked, and made ready for a merged model.
 
-``tokenizer.model`` is the tokenizer; the JSON files beside it only say which of its pieces are
-special and what was added to it. ``tokenizer.json`` is never read or written: the merges of such
-a file cannot express vocabularies whose appended pieces all have the score 0.
+``tokenizer.model`` is the tokenizer; the JSON files beside it, or of the folder of an adapter that
+was trained with it, only say which of its pieces are special and what was added to it. Of
+``tokenizer.json`` the added tokens are read; it is never written.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from merge.errors import FormatError
 from merge.json_text import parse_json, read_small
 
+from .chat_templates import CHAT_TEMPLATE_NAME, TEMPLATE_NAMES, read_templates
+from .fast_tokenizer import FAST_NAME, added_entries, frame, require_same_pieces
 from .special_tokens import (
     ADDED_TOKENS_NAME,
     CONFIG_NAME,
@@ -48,8 +50,7 @@ __all__ = [
 
 # A vocabulary of 256,000 pieces has 5 MB.
 _MOST_BYTES = 64 << 20
-
-CHAT_TEMPLATE_NAME = "chat_template.jinja"
+_DETAILS = (CONFIG_NAME, SPECIAL_TOKENS_NAME, ADDED_TOKENS_NAME, FAST_NAME)
 
 CLASS_FILE_NAME = "sentencepiece_llama.py"
 AUTO_MAP = {"AutoTokenizer": ["sentencepiece_llama.LlamaTokenizer", None]}
@@ -84,7 +85,8 @@ class TokenizerFolder:
     unk_token: Token | None
     pad_token: Token | None
     contents: dict[str, bytes] = field(repr=False)
-    """The files as they are, by name."""
+    """The files by name. What ``tokenizer.json`` and further files of templates say is in
+    ``tokenizer_config.json`` and ``chat_template.jinja``; the others are as they are."""
     special_tokens: dict[str, Any] = field(repr=False)
     """By ``SPECIAL_NAMES``, as the JSON files have it: text or an ``AddedToken`` object. What the
     model supplied is filled in."""
@@ -97,37 +99,60 @@ class TokenizerFolder:
         return self.n_pieces + len(self.added_tokens)
 
     @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template."""
+        config = _json(self.contents, self.path, CONFIG_NAME)
+        return CHAT_TEMPLATE_NAME in self.contents or bool(config.get("chat_template"))
+
+    @property
     def vocabulary(self) -> bytes:
         """The file that holds the vocabulary, by which the tokenizer is known."""
         return self.contents[MODEL_NAME]
 
 
-def read_tokenizer(path: Path) -> TokenizerFolder:
+def read_tokenizer(path: Path, details: Path | None = None) -> TokenizerFolder:
     """Read a folder with a ``tokenizer.model``, or such a file alone, without anything beside it.
 
-    ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json`` and
-    ``chat_template.jinja`` may be missing. Where the two JSON files disagree about a special token,
-    ``special_tokens_map.json`` wins unless it is empty there, as in transformers 4. Missing or
-    empty bos, eos and unk are the model's own; a missing pad is its last piece if that is one of
+    ``details`` is another folder that everything but ``tokenizer.model`` is read from: an
+    adapter's, which was trained with that vocabulary. A template alone there joins what else is in
+    ``path``. The files beside ``tokenizer.model`` may be missing. Where ``tokenizer_config.json``
+    and ``special_tokens_map.json`` disagree about a special token, the latter wins unless it is
+    empty there, as in transformers 4. Missing or empty bos, eos and unk are the model's own; a
+    missing pad is its last piece if that is one of
     ``PAD_PIECES``.
 
     Raises :class:`FormatError` for a missing or unreadable file, :class:`VocabularyError` for
     added tokens without consecutive ids and for special tokens that are no tokens.
     """
     contents = _contents(path)
-    folder = path if path.is_dir() else path.parent
-    model = _load(contents[MODEL_NAME], path if path.is_file() else path / MODEL_NAME)
+    model_file = path if path.is_file() else path / MODEL_NAME
+    model = _load(contents[MODEL_NAME], model_file)
+    if details is not None and has_details(details):
+        contents = {MODEL_NAME: contents[MODEL_NAME], **_beside(details)}
+    described = details if details is not None and has_details(details) else path
+    folder = described if described.is_dir() else described.parent
     config = _json(contents, folder, CONFIG_NAME)
+    fast = _json(contents, folder, FAST_NAME)
+    entries = added_entries(fast, folder / FAST_NAME)
+    if fast:
+        require_same_pieces(fast, folder / FAST_NAME, model, model_file)
     special_map = _json(contents, folder, SPECIAL_TOKENS_NAME)
-    added = added_tokens(_json(contents, folder, ADDED_TOKENS_NAME), config, model, folder)
+    listed = _json(contents, folder, ADDED_TOKENS_NAME)
+    added = added_tokens(listed, config, entries, model, folder)
+    if fast:
+        config = _with_fast(config, fast, entries)
+    if template_folder := next(filter(Path.is_dir, filter(None, (details, path))), None):
+        config, contents = _with_templates(template_folder, config, contents)
+    if config != _json(contents, folder, CONFIG_NAME):
+        contents[CONFIG_NAME] = _dump(config)
+    contents.pop(FAST_NAME, None)
     special = special_tokens(config, special_map, model)
     more = more_special_tokens(config, special_map)
     tokens = {name: find_token(name, special[name], model, added, folder) for name in special}
     for value in more:
         find_token(MORE, value, model, added, folder)
-    _text(contents, folder, CHAT_TEMPLATE_NAME)
     return TokenizerFolder(
-        path=path,
+        path=details or path,
         n_pieces=model.get_piece_size(),
         added_tokens=added,
         bos_token=tokens.get("bos_token"),
@@ -174,9 +199,55 @@ def _contents(path: Path) -> dict[str, bytes]:
             remedy="copy the tokenizer.model that the adapter was trained with into the folder, "
             "or name a folder that has it with --tokenizer",
         )
-    names = (MODEL_NAME, CONFIG_NAME, SPECIAL_TOKENS_NAME, ADDED_TOKENS_NAME, CHAT_TEMPLATE_NAME)
-    present = [name for name in names if (path / name).is_file()]
-    return {name: read_small(path / name, _MOST_BYTES) for name in present}
+    return {MODEL_NAME: read_small(path / MODEL_NAME, _MOST_BYTES), **_beside(path)}
+
+
+def _beside(folder: Path) -> dict[str, bytes]:
+    present = [name for name in _DETAILS if (folder / name).is_file()]
+    return {name: read_small(folder / name, _MOST_BYTES) for name in present}
+
+
+def has_details(folder: Path) -> bool:
+    """Whether a folder says which tokens are special or were added."""
+    return any((folder / name).is_file() for name in _DETAILS)
+
+
+def has_template_file(folder: Path) -> bool:
+    """Whether a folder has a file with a chat template alone."""
+    return any((folder / name).is_file() for name in TEMPLATE_NAMES)
+
+
+def _with_fast(
+    config: dict[str, Any], fast: dict[str, Any], entries: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """``tokenizer_config.json`` as transformers 4 would have written it beside ``tokenizer.json``:
+    with the added tokens and their flags, and whether bos and eos frame a text.
+    """
+    decoder = {
+        str(entry["id"]): {key: value for key, value in entry.items() if key != "id"}
+        for entry in entries
+    }
+    said = {key: value for key, value in config.items() if value is not None}
+    decoder |= config.get("added_tokens_decoder") or {}
+    return {
+        **config,
+        **frame(fast),
+        **said,
+        **({"added_tokens_decoder": decoder} if decoder else {}),
+    }
+
+
+def _with_templates(
+    folder: Path, config: dict[str, Any], contents: dict[str, bytes]
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """One template as a file of its own where it was one; several in ``tokenizer_config.json``."""
+    templates = read_templates(folder, config)
+    if isinstance(templates, str):
+        if has_template_file(folder):
+            contents = {**contents, CHAT_TEMPLATE_NAME: templates.encode("utf-8")}
+    elif templates is not None and templates != config.get("chat_template"):
+        config = {**config, "chat_template": templates}
+    return config, contents
 
 
 def _load(content: bytes, file: Path) -> SentencePieceProcessor:
@@ -203,13 +274,6 @@ def _load(content: bytes, file: Path) -> SentencePieceProcessor:
             remedy="fetch it again; LLaMA's has 499723 bytes",
         ) from error
     return model
-
-
-def _text(contents: dict[str, bytes], folder: Path, name: str) -> str:
-    try:
-        return contents.get(name, b"").decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise FormatError("The file is not UTF-8.", file=folder / name, found=str(error)) from error
 
 
 def _json(contents: dict[str, bytes], folder: Path, name: str) -> dict[str, Any]:
@@ -244,7 +308,7 @@ def _normalised_config(folder: TokenizerFolder) -> dict[str, Any]:
         if folder.more_special_tokens:
             config[MORE] = _marked(folder.more_special_tokens, True)
     if CHAT_TEMPLATE_NAME in folder.contents:  # transformers before 4.49 reads it only from here
-        config["chat_template"] = _text(folder.contents, folder.path, CHAT_TEMPLATE_NAME)
+        config["chat_template"] = folder.contents[CHAT_TEMPLATE_NAME].decode("utf-8")
     config["auto_map"] = AUTO_MAP
     return config
 

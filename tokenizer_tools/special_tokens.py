@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from merge.errors import FormatError, VocabularyError
+
+from .fast_tokenizer import FAST_NAME
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -33,12 +34,15 @@ class Token(NamedTuple):
 
 
 def _added_ids(
-    added: dict[str, Any], config: dict[str, Any], folder: Path
+    added: dict[str, Any], config: dict[str, Any], fast: list[dict[str, Any]], folder: Path
 ) -> Iterator[tuple[str, int, Path]]:
-    """Yield content, id and source of every token in both places that list added tokens.
+    """Yield content, id and source of every token in the places that list added tokens.
 
-    ``added_tokens_decoder`` of transformers 4.34 and later maps ids to ``AddedToken`` objects.
+    ``added_tokens_decoder`` of transformers 4.34 and later maps ids to ``AddedToken`` objects;
+    ``fast`` is the list of ``tokenizer.json``.
     """
+    for entry in fast:
+        yield entry["content"], entry["id"], folder / FAST_NAME
     for content, id_ in added.items():
         yield content, _integer(id_, folder / ADDED_TOKENS_NAME), folder / ADDED_TOKENS_NAME
     decoder = config.get("added_tokens_decoder") or {}
@@ -60,17 +64,22 @@ def _integer(value: object, file: Path) -> int:
 
 
 def added_tokens(
-    listed: dict[str, Any], config: dict[str, Any], model: SentencePieceProcessor, folder: Path
+    listed: dict[str, Any],
+    config: dict[str, Any],
+    fast: list[dict[str, Any]],
+    model: SentencePieceProcessor,
+    folder: Path,
 ) -> dict[str, int]:
     """Return the tokens beyond the model's pieces, in id order; refuse what contradicts it."""
     n_pieces = model.get_piece_size()
     added: dict[str, int] = {}
-    for content, id_, file in _added_ids(listed, config, folder):
+    sources: dict[str, Path] = {}
+    for content, id_, file in _added_ids(listed, config, fast, folder):
         is_piece = _piece_id(content, model)
         known = added.get(content, id_) if is_piece is None else is_piece
         if known != id_ or (id_ < n_pieces and is_piece is None):
             raise VocabularyError(
-                f"The added token {content!r} contradicts {MODEL_NAME}.",
+                f"The added token {content!r} contradicts {sources.get(content, MODEL_NAME)}.",
                 file=file,
                 expected=f"id {known}" if known != id_ else f"{model.id_to_piece(id_)!r} as {id_}",
                 found=f"{content!r} as id {id_}",
@@ -78,6 +87,7 @@ def added_tokens(
             )
         if is_piece is None:
             added[content] = id_
+            sources.setdefault(content, file)
     added = dict(sorted(added.items(), key=lambda item: item[1]))
     if list(added.values()) != list(range(n_pieces, n_pieces + len(added))):
         raise VocabularyError(
@@ -137,9 +147,9 @@ def find_token(
             f"The {name} {content!r} is not a token of this tokenizer.",
             file=folder,
             expected=f"one of the {n_tokens} pieces and added tokens",
-            remedy=f"if the adapter has a row for it, put {{{json.dumps(content)}: {n_tokens}}} "
-            f"into {ADDED_TOKENS_NAME} or take the tokenizer.model that has it; "
-            f"if not, remove it from {SPECIAL_TOKENS_NAME} and {CONFIG_NAME}",
+            remedy=f"if the adapter has a row for it, take the file that gives its id from where "
+            f"the adapter was trained ({MODEL_NAME}, {FAST_NAME} or {ADDED_TOKENS_NAME}); "
+            "if not, remove it from the file that names it",
         )
     return Token(content, id_)
 

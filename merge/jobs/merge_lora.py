@@ -164,7 +164,10 @@ class MergeJob:
             name: {"steps": [step.as_json() for step in steps]}
             for name, steps in self.model.steps.items()
         }
-        recorded = ("dtype", "rounding", "vocab_mismatch", "new_token_init")
+        recorded = (
+            *("dtype", "rounding", "vocab_mismatch", "new_token_init"),
+            "allow_unknown_combination",
+        )
         how: dict[str, Any] = {name: getattr(self.settings, name) for name in recorded}
         if self.delta is not None:
             how["delta"] = {"embeddings": self.settings.delta_embeddings}
@@ -232,13 +235,15 @@ def _with_delta(
     from ..deltas.dense import DeltaForm, with_delta
     from ..deltas.differences import require_difference, require_known_filling, require_model
 
-    require_model(
-        plain,
-        sources.base,
-        "base model",
-        "give the LLaMA that the delta was made from with --base_model, and the delta with "
-        "--delta_model",
-    )
+    if not settings.allow_unknown_combination:
+        require_model(
+            plain,
+            sources.base,
+            "base model",
+            "give the LLaMA that the delta was made from with --base_model, and the delta with "
+            "--delta_model; for a model whose norms are so nevertheless, "
+            "--allow_unknown_combination",
+        )
     if delta is None or sources.delta is None:
         return plain, ()
     require_difference(plain, delta, sources.delta)

@@ -188,7 +188,8 @@ def _check(
         return Findings(faults=[*files, error])
     found = check_result(folder, result, manifest, made, workers, on_progress)
     found.faults += _unmerged_files(made, manifest)
-    found.faults += check_norms(made) if made is not None else ()
+    if made is not None and not (manifest is not None and manifest.allow_unknown):
+        found.faults += check_norms(made)
     rows = embedding_rows(result.tensors)
     kept = inputs is not None and inputs.mismatch == "keep_base_rows"
     padded = kept or (manifest is not None and manifest.is_resized)

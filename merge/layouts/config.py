@@ -299,19 +299,22 @@ def merged_decoder_config(
 def with_token_ids(
     config: Mapping[str, Any], ids: Mapping[str, int | None], vocab_size: int
 ) -> dict[str, Any]:
-    """Set ``bos_token_id`` and ``eos_token_id`` to what the tokenizer says.
+    """Set ``bos_token_id``, ``eos_token_id`` and ``pad_token_id`` to what the tokenizer says.
 
     LLaMA conversions of early 2023 have 0 and 1 there, and such a model never stops. A list of
-    several ends is kept when it holds the tokenizer's. A padding id outside the vocabulary is
-    replaced by the tokenizer's own.
+    several ends is kept, with the tokenizer's in it. Where the tokenizer has no padding, an id
+    outside the vocabulary becomes null.
     """
     mended = dict(config)
     for key in ("bos_token_id", "eos_token_id"):
         wanted, given = ids.get(key), config.get(key)
-        listed = isinstance(given, list) and wanted in given
-        if wanted is not None and given != wanted and not listed:
+        if wanted is None or given == wanted:
+            continue
+        if isinstance(given, list):
+            mended[key] = given if wanted in given else [*given, wanted]
+        else:
             mended[key] = wanted
-    pad = config.get("pad_token_id")
-    if not isinstance(pad, int) or not 0 <= pad < vocab_size:
-        mended["pad_token_id"] = ids.get("pad_token_id")
+    pad, wanted = config.get("pad_token_id"), ids.get("pad_token_id")
+    if wanted is not None or not isinstance(pad, int) or not 0 <= pad < vocab_size:
+        mended["pad_token_id"] = wanted
     return mended

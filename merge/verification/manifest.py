@@ -74,8 +74,9 @@ class Manifest:
     ``models`` are the inputs by role. ``tokenizer`` is the SHA-256 of its vocabulary. What a job
     does not record has the value that leaves things as they are. ``new_token_init`` is how rows
     begin that only the tokenizer asks for; ``is_resized`` where the model's own rows end with its
-    tokens, and ``multiple`` is then the number of rows that theirs is rounded up to. The last two
-    say how a delta stores the vocabulary, and what was taken for rows that the base lacks.
+    tokens, and ``multiple`` is then the number of rows that theirs is rounded up to.
+    ``delta_embeddings`` and ``delta_token_init`` say how a delta stores the vocabulary, and what
+    was taken for rows that the base lacks.
     """
 
     files: Mapping[str, FileEntry]
@@ -91,6 +92,7 @@ class Manifest:
     multiple: int
     delta_embeddings: str = "auto"
     delta_token_init: str = "zeros"
+    allow_unknown: bool = False
 
     @property
     def base(self) -> ModelEntry | None:
@@ -154,6 +156,7 @@ def _manifest(said: Mapping[str, Any]) -> Manifest:
         1 if multiple is None else _number(multiple, "pad_to_multiple_of", 1),
         _one_of(delta.get("embeddings", "auto"), "delta.embeddings", DELTA_EMBEDDINGS),
         _one_of(delta.get("new_token_init", "zeros"), "delta.new_token_init", DELTA_TOKEN_INITS),
+        said.get("allow_unknown_combination") is True,
     )
 
 

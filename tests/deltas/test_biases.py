@@ -38,8 +38,10 @@ def qwen2(folder: Path) -> Checkpoint:
     """A random Qwen2, whose q, k and v have biases, as transformers saves it."""
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(Qwen2Config(**SIZES, **HEADS))
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, std=0.5)
+        if "norm" in name:
+            parameter.data.abs_()
     model.save_pretrained(folder)
     tensors = open_container(folder / "model.safetensors")
     return Checkpoint(tensors, {"model_type": "qwen2", "tie_word_embeddings": False})

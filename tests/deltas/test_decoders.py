@@ -120,8 +120,10 @@ def make_decoder(folder: Path, kind: str, settings: dict[str, Any], tokenizer: P
     torch.manual_seed(0)
     config = getattr(transformers, kind)(**settings)
     model = transformers.AutoModelForCausalLM.from_config(config)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, std=0.3)
+        if "norm" in name:
+            parameter.data.abs_()
     model.save_pretrained(folder)
     if tokenizer is not None:
         shutil.copytree(tokenizer, folder, dirs_exist_ok=True)

@@ -45,7 +45,7 @@ def meta_tensors(
         return torch.randn(shape, generator=generator).mul_(0.3).to(dtype)
 
     kv_rows = DIM // HEADS * kv_heads
-    tensors = {"tok_embeddings.weight": random(rows, DIM), "norm.weight": random(DIM)}
+    tensors = {"tok_embeddings.weight": random(rows, DIM), "norm.weight": random(DIM).abs()}
     for layer in range(LAYERS):
         shapes = {
             "attention.wq": (DIM, DIM),

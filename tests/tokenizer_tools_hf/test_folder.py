@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sentencepiece import SentencePieceProcessor
 
 from merge.errors import FormatError, VocabularyError
 from tests.oracles.transformers_446 import run_in_transformers_446
@@ -169,7 +170,9 @@ print(json.dumps([len(tokenizer), ids, tokenizer("a<a>b<b>c").input_ids.count(0)
 def test_model_and_chat_template_are_kept_and_tokenizer_json_is_not(
     folder_with: FolderWith, small_model: bytes
 ) -> None:
-    path = folder_with(tokenizer={"model": {"type": "BPE"}})
+    pieces = SentencePieceProcessor(model_proto=small_model)
+    vocab = {pieces.id_to_piece(n): n for n in range(pieces.get_piece_size())}
+    path = folder_with(tokenizer={"model": {"type": "BPE", "vocab": vocab}})
     (path / "chat_template.jinja").write_text("{{ 你好 }}\n", encoding="utf-8")
     files = documents(read_tokenizer(path))
     assert files["tokenizer.model"] == small_model
