@@ -53,6 +53,12 @@ class CopiedTokenizer:
     token_ids: dict[str, int] = field(default_factory=dict)
 
     @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template."""
+        config = json.loads(self.contents.get(CONFIG_NAME, b"{}"))
+        return CHAT_TEMPLATE_NAME in self.contents or bool(config.get("chat_template"))
+
+    @property
     def vocabulary(self) -> bytes:
         """The file that holds the vocabulary, by which the tokenizer is known."""
         return next(iter(self.contents.values()))

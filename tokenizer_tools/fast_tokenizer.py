@@ -46,8 +46,21 @@ def added_entries(fast: Mapping[str, Any], file: Path) -> list[dict[str, Any]]:
     ]
 
 
-def frame(fast: Mapping[str, Any]) -> dict[str, bool]:
-    """Whether a text begins with bos and ends with eos, as its template of a single text says."""
+def settings(fast: Mapping[str, Any]) -> dict[str, bool]:
+    """What ``tokenizer_config.json`` of transformers 4 says of the same: whether bos and eos frame
+    a text, and whether a space is put before each part between special tokens (``legacy``) or
+    before the first alone. transformers 5 writes none of it there.
+    """
+    return {**_frame(fast), **_spaces(fast)}
+
+
+def _spaces(fast: Mapping[str, Any]) -> dict[str, bool]:
+    before = fast.get("pre_tokenizer")
+    scheme = before.get("prepend_scheme") if isinstance(before, dict) else None
+    return {"legacy": scheme == "always"} if scheme in ("always", "first") else {}
+
+
+def _frame(fast: Mapping[str, Any]) -> dict[str, bool]:
     processor = fast.get("post_processor")
     if not isinstance(processor, dict):
         return {}
@@ -96,6 +109,7 @@ def _ids(fast: Mapping[str, Any], file: Path) -> Iterator[tuple[str, int]]:
             "The file holds no vocabulary.",
             file=file,
             expected='"model": {"vocab": pieces with their ids}',
+            found=repr(vocab)[:80],
             remedy="fetch it again, or save the tokenizer again with transformers",
         )
 

@@ -16,7 +16,7 @@ from merge.errors import FormatError
 from merge.json_text import parse_json, read_small
 
 from .chat_templates import CHAT_TEMPLATE_NAME, TEMPLATE_NAMES, read_templates
-from .fast_tokenizer import FAST_NAME, added_entries, frame, require_same_pieces
+from .fast_tokenizer import FAST_NAME, added_entries, require_same_pieces, settings
 from .special_tokens import (
     ADDED_TOKENS_NAME,
     CONFIG_NAME,
@@ -221,7 +221,7 @@ def _with_fast(
     config: dict[str, Any], fast: dict[str, Any], entries: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """``tokenizer_config.json`` as transformers 4 would have written it beside ``tokenizer.json``:
-    with the added tokens and their flags, and whether bos and eos frame a text.
+    with the added tokens and their flags, and how a text is framed and spaced.
     """
     decoder = {
         str(entry["id"]): {key: value for key, value in entry.items() if key != "id"}
@@ -231,7 +231,7 @@ def _with_fast(
     decoder |= config.get("added_tokens_decoder") or {}
     return {
         **config,
-        **frame(fast),
+        **settings(fast),
         **said,
         **({"added_tokens_decoder": decoder} if decoder else {}),
     }

@@ -81,6 +81,7 @@ def notes(job: MergeJob) -> Iterator[str]:
     understood = isinstance(job.sources.tokenizer, TokenizerFolder)
     if job.settings.output_type == "huggingface":
         yield EXACT_IDS if understood else COPIED
+    yield from _template_notes(job)
     tokens, rows = job.vocabulary.tokens or 0, job.vocabulary.checked_rows(new_tokens=True)
     if understood and tokens > rows:
         yield (
@@ -121,3 +122,17 @@ def notes(job: MergeJob) -> Iterator[str]:
             )
         if adapter.changes_nothing:
             yield f"{adapter.name}: every lora_B is zero, so this adapter changes nothing"
+
+
+def _template_notes(job: MergeJob) -> Iterator[str]:
+    """A chat template that falls away."""
+    theirs, own = job.sources.tokenizer, job.sources.base_tokenizer
+    had = own is not None and own.has_template
+    if job.settings.output_type == "pth":
+        if had or theirs.has_template:
+            yield "Meta's layout has no place for a chat template: it falls away"
+    elif had and not theirs.has_template and not job.settings.chat_template:
+        yield (
+            f"the base's chat template falls away: the tokenizer of {theirs.path} has none; put "
+            "the base's chat_template.jinja beside it if it is wanted"
+        )
