@@ -245,15 +245,22 @@ def _copied_documents(
 ) -> dict[str, bytes]:
     described = merged_config if found.shape else merged_decoder_config
     config, generation = described(found.config, vocab_size, dtype, tied), found.generation
-    if tokenizer.path != found.path.parent and tokenizer.token_ids:
-        ids = {"pad_token_id": config.get("pad_token_id"), **tokenizer.token_ids}
-        config = with_token_ids(config, ids, vocab_size)
-        ids = {"pad_token_id": generation.get("pad_token_id"), **tokenizer.token_ids}
-        generation = with_token_ids(generation, ids, vocab_size) if generation else generation
+    if tokenizer.path != found.path.parent:
+        config = _with_ends(config, tokenizer, vocab_size)
+        generation = _with_ends(generation, tokenizer, vocab_size) if generation else generation
     documents = {CONFIG_NAME: json_bytes(config)}
     if generation:
         documents[GENERATION_CONFIG_NAME] = json_bytes(generation)
     return {**documents, **found.code, **tokenizer.contents}
+
+
+def _with_ends(
+    config: Mapping[str, Any], tokenizer: CopiedTokenizer, vocab_size: int
+) -> Mapping[str, Any]:
+    """Where text ends and what pads it, as far as the tokenizer says it."""
+    ids = {"pad_token_id": config.get("pad_token_id"), **tokenizer.token_ids}
+    mended = with_token_ids(config, ids, vocab_size)
+    return {key: value for key, value in mended.items() if key in config or value is not None}
 
 
 def require_llama(

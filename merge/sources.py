@@ -147,7 +147,8 @@ def _download(repo_id: str, role: str, offload: Offload | None) -> Path:
 class Sources:
     """The folders that a merge reads, and the words by which the user named them.
 
-    ``base_tokenizer`` is None when the base has none. ``delta`` is added to the base before the
+    ``base_tokenizer`` is None when the base has none; ``tokenizer_named`` where the tokenizer was
+    named apart. ``delta`` is added to the base before the
     adapters, and what is said of the base is then said of the sum.
     """
 
@@ -159,6 +160,7 @@ class Sources:
     base_tokenizer: Tokenizer | None
     delta_model: str | None = None
     delta: Path | None = None
+    tokenizer_named: bool = False
 
     @property
     def model(self) -> Path:
@@ -201,7 +203,9 @@ def find_sources(
     models = [folder for folder in (delta, base) if folder]
     named = resolve_tokenizer(tokenizer, offload) if tokenizer else None
     own, found = _tokenizers(named, adapters[::-1], models)
-    return Sources(base_model, tuple(names), base, adapters, found, own, delta_model, delta)
+    return Sources(
+        base_model, tuple(names), base, adapters, found, own, delta_model, delta, named is not None
+    )
 
 
 def _tokenizers(

@@ -23,7 +23,7 @@ from ..settings import (
     require_positive,
     settings_named,
 )
-from ..sources import resolve, resolve_tokenizer, tokenizer_home
+from ..sources import find_tokenizer, resolve, resolve_tokenizer
 from ..staging import Offload
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
 from .writing import OnProgress, Report, claimed
@@ -162,7 +162,7 @@ def _tokenizer(options: DeltaOptions, other: Path, base: Path, offload: Offload)
     """The one named, else the delta's or target's, else the base's: early deltas had none."""
     if options.tokenizer:
         return read_tokenizer(resolve_tokenizer(str(options.tokenizer), offload))
-    return read_tokenizer(tokenizer_home(other) or tokenizer_home(base) or other)
+    return find_tokenizer([other, base]) or read_tokenizer(other)
 
 
 def _prepare(
@@ -254,7 +254,8 @@ def _recorded(role: str, settings: OutputSettings, options: DeltaOptions) -> dic
         "embeddings": options.delta_embeddings or usual,
         "new_token_init": options.new_token_init or "zeros",
     }
-    return {"dtype": settings.dtype, "delta": form}
+    named = options.tokenizer is not None
+    return {"dtype": settings.dtype, "delta": form, "tokenizer_named": named}
 
 
 def _require_sum(expected: float | None, result: DenseResult, delta: Checkpoint) -> None:

@@ -15,7 +15,7 @@ from ..layouts.config import read_config
 from ..layouts.folder import is_meta
 from ..layouts.params import PARAMS_NAME
 from ..settings import OutputSettings, model_name, require_positive, settings_named
-from ..sources import resolve, resolve_tokenizer, tokenizer_home
+from ..sources import find_tokenizer, resolve, resolve_tokenizer
 from ..staging import Offload
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
 from .writing import OnProgress, Report, claimed
@@ -51,14 +51,20 @@ def convert_checkpoint(
     parent = Path(offload_dir).expanduser() if offload_dir else None
     with Offload(parent, output, chosen.io) as offload:
         folder = resolve(str(model), "model", offload)
-        own = resolve_tokenizer(str(tokenizer), offload) if tokenizer else tokenizer_home(folder)
         if not is_meta(folder):
             read_config(folder)
-        found = read_tokenizer(own or folder)
+        found = _tokenizer(tokenizer, folder, offload)
         with claimed(output, (folder, found.path), chosen, overwrite, dry_run) as replaced:
-            job = _prepare(str(model), folder, found, chosen, context_length, offload)
+            named = tokenizer is not None
+            job = _prepare(str(model), folder, found, chosen, context_length, offload, named)
             run = {"overwrite": overwrite, "dry_run": dry_run}
             return carry_out(job, output, chosen, replaced, started, on_progress, **run)
+
+
+def _tokenizer(named: str | Path | None, folder: Path, offload: Offload) -> TokenizerFolder:
+    if named:
+        return read_tokenizer(resolve_tokenizer(str(named), offload))
+    return find_tokenizer([folder]) or read_tokenizer(folder)
 
 
 def _prepare(
@@ -68,6 +74,7 @@ def _prepare(
     settings: OutputSettings,
     context_length: int | None,
     offload: Offload,
+    named: bool,
 ) -> PlannedJob:
     from ..deltas.apply import apply_adapters
     from ..digests import digested_checkpoint
@@ -88,7 +95,7 @@ def _prepare(
     if checkpoint.dropped:
         notes.append(f"left out {len(checkpoint.dropped)} rotary buffers, which every reader makes")
     changes = (f"{len(checkpoint.tensors)} tensors, dtype {settings.dtype}",)
-    how = {"dtype": settings.dtype}
+    how = {"dtype": settings.dtype, "tokenizer_named": named}
     return PlannedJob(plan, {"model": model}, tokenizer, how, changes, tuple(notes))
 
 

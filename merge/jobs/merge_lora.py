@@ -169,6 +169,7 @@ class MergeJob:
             "allow_unknown_combination",
         )
         how: dict[str, Any] = {name: getattr(self.settings, name) for name in recorded}
+        how["tokenizer_named"] = self.sources.tokenizer_named
         if self.delta is not None:
             how["delta"] = {"embeddings": self.settings.delta_embeddings}
         return manifest(self.plan, written, inputs, self.sources.tokenizer, how, steps)

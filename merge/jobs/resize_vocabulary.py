@@ -24,7 +24,7 @@ from ..settings import (
     require_positive,
     settings_named,
 )
-from ..sources import Sources, resolve, resolve_tokenizer, tokenizer_home
+from ..sources import Sources, find_tokenizer, resolve, resolve_tokenizer
 from ..staging import Offload
 from ..vocabulary import require_extension
 from .writing import OnProgress, Report, claimed, write
@@ -86,8 +86,7 @@ def resize_vocabulary(
 def _find_sources(base_model: str, tokenizer: str, offload: Offload) -> Sources:
     base = resolve(base_model, "base model", offload)
     new = read_tokenizer(resolve_tokenizer(tokenizer, offload))
-    home = tokenizer_home(base)
-    own = read_tokenizer(home) if home else None
+    own = find_tokenizer([base])
     if own is not None:
         require_extension(own, new)
     return Sources(base_model, (), base, (), new, own)

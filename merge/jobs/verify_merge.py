@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizer_tools.huggingface import MODEL_NAME, read_tokenizer
+from tokenizer_tools.copied import has_tokenizer
+from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder
 
 from ..checksums import read_digest
 from ..errors import MergeError, UsageError, VerificationError, shown
 from ..json_text import read_json
-from ..layouts.config import CONFIG_NAME
+from ..layouts.config import CONFIG_NAME, is_llama
 from ..layouts.folder import config_path, is_gguf
 from ..outputs import MANIFEST_NAME
 from ..settings import (
@@ -26,7 +27,7 @@ from ..settings import (
     require_positive,
 )
 from ..sizes import peak_memory, size_text
-from ..sources import resolve, split_list, tokenizer_home
+from ..sources import find_tokenizer, resolve, split_list, tokenizer_home
 from ..staging import Offload
 from .writing import OnProgress
 
@@ -177,6 +178,7 @@ def _check(
     from ..verification.manifest import check_files
     from ..verification.metadata import check_metadata
     from ..verification.norms import check_norms
+    from ..verification.tokenizer_files import check_copied_end, check_tokenizer_files
     from ..verification.verify import Findings, check_result
     from ..verification.vocabulary import check_tokenizer, check_vocabulary
 
@@ -197,6 +199,8 @@ def _check(
         padded = padded or rows == embedding_rows((made.dense or made.base).tensors)
     if not is_gguf(folder) and not (folder / MODEL_NAME).is_file():
         found.unchecked.append(f"vocabulary: {rows} rows, but no {MODEL_NAME} beside them")
+        if inputs is not None and any(map(has_tokenizer, inputs.adapters)):
+            found.faults += check_copied_end(folder)
         return found
     parents = inputs.parents if inputs is not None and described is None else []
     merged = manifest.tokenizer if manifest is not None else None
@@ -208,6 +212,9 @@ def _check(
     padded = padded and not is_gguf(folder)
     found.faults += check_vocabulary(folder, result, parents, padded, may_be_shorter)
     found.checked.append(f"vocabulary {rows} rows and the tokenizer")
+    named = manifest is not None and manifest.tokenizer_named
+    if inputs is not None and not named and not is_gguf(folder) and (own := inputs.tokenizer()):
+        found.faults += check_tokenizer_files(folder, own)
     if described is not None:
         more = check_metadata(folder, rows, described)
         found.faults += more.faults
@@ -245,6 +252,17 @@ class _Opened:
     mismatch: str
     new_token_init: str | None
 
+    @property
+    def adapters(self) -> list[Path]:
+        """The adapters' folders, the last one first."""
+        return [adapter.folder for adapter in self.made.adapters[::-1]]
+
+    def tokenizer(self) -> TokenizerFolder | None:
+        """LLaMA's tokenizer of a merge with the defaults, if it has one."""
+        if not is_llama(self.made.base.config):
+            return None
+        return find_tokenizer([*self.adapters, *self.models])
+
     def described(self) -> Described:
         """What the inputs say of a model that was made with the merge's defaults.
 
@@ -253,17 +271,15 @@ class _Opened:
         """
         from ..verification.demands import Described
 
-        adapters = [adapter.folder for adapter in self.made.adapters[::-1]]
+        adapters = self.adapters
         own = [path for folder in adapters if (path := folder / CONFIG_NAME).is_file()]
-        tokenizers = [folder for folder in adapters if (folder / MODEL_NAME).is_file()]
-        home = next(filter(None, (*tokenizers, *map(tokenizer_home, self.models))), None)
         model = self.made.dense or self.made.base
         # Meta's layout does not say how long the context is; what is assumed has a note.
         assumed = frozenset({"max_position_embeddings"} if model.notes and not own else ())
         return Described(
             read_json(own[0]) if own else model.config,
             own[0] if own else config_path(self.models[0]),
-            read_tokenizer(home) if home else None,
+            self.tokenizer(),
             assumed,
         )
 

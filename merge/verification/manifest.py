@@ -93,6 +93,7 @@ class Manifest:
     delta_embeddings: str = "auto"
     delta_token_init: str = "zeros"
     allow_unknown: bool = False
+    tokenizer_named: bool = False
 
     @property
     def base(self) -> ModelEntry | None:
@@ -157,6 +158,7 @@ def _manifest(said: Mapping[str, Any]) -> Manifest:
         _one_of(delta.get("embeddings", "auto"), "delta.embeddings", DELTA_EMBEDDINGS),
         _one_of(delta.get("new_token_init", "zeros"), "delta.new_token_init", DELTA_TOKEN_INITS),
         said.get("allow_unknown_combination") is True,
+        said.get("tokenizer_named") is True,
     )
 
 

@@ -437,3 +437,53 @@ def test_other_jobs_still_want_a_llama(tmp_path: Path, tokenizer: Path) -> None:
     with pytest.raises(LayoutError, match="no LLaMA"):
         open_checkpoint(base)
     assert base_config().model_type == "llama"
+
+
+def test_text_ends_where_the_adapters_tokenizer_ends_it(tmp_path: Path, tokenizer: Path) -> None:
+    """As Qwen's chat models do: the base ends with another token than the adapter's training."""
+    settings = SIZES | {"eos_token_id": 0}
+    base = make_decoder(tmp_path / "base", "Qwen2Config", settings, tokenizer)
+    generation = {"eos_token_id": [0, 1], "top_p": 0.5}
+    (base / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    adapter = save_adapter(tmp_path / "lora", base)
+    shutil.copytree(tokenizer, adapter, dirs_exist_ok=True)
+    out = tmp_path / "out"
+    merge_lora(base, adapter, out, output_type="huggingface")
+    found = AutoTokenizer.from_pretrained(out)
+    assert found.eos_token == "<|im_end|>"
+    assert load(out).config.eos_token_id == found.eos_token_id
+    said = json.loads((out / "generation_config.json").read_bytes())
+    assert said == {"eos_token_id": [0, 1, found.eos_token_id], "top_p": 0.5}
+    assert not verify_merge(out).faults
+    config = json.loads((out / "config.json").read_bytes()) | {"eos_token_id": 0}
+    (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (out / "merge_manifest.json").unlink()
+    faults = verify_merge(out, base_model=base, lora_model=adapter).faults
+    assert any("generation would not end" in str(fault) for fault in faults)
+    # The base's own tokenizer changes nothing that the base's own configuration says.
+    plain = save_adapter(tmp_path / "plain", base)
+    merge_lora(base, plain, tmp_path / "as it is", output_type="huggingface")
+    assert load(tmp_path / "as it is").config.eos_token_id == 0
+
+
+def test_templates_of_further_files_are_where_transformers_reads_them(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    base = make_decoder(tmp_path / "base", "Qwen2Config", SIZES, tokenizer)
+    adapter = save_adapter(tmp_path / "lora", base)
+    shutil.copytree(tokenizer, adapter, dirs_exist_ok=True)
+    (adapter / "chat_template.jinja").unlink()
+    said = json.dumps({"chat_template": "{{ messages }}"})
+    (adapter / "chat_template.json").write_text(said, encoding="utf-8")
+    merge_lora(base, adapter, tmp_path / "json", output_type="huggingface")
+    found = AutoTokenizer.from_pretrained(tmp_path / "json")
+    assert found.chat_template == "{{ messages }}"
+    (adapter / "additional_chat_templates").mkdir()
+    (adapter / "additional_chat_templates/rag.jinja").write_text("rag", encoding="utf-8")
+    merge_lora(base, adapter, tmp_path / "several", output_type="huggingface")
+    found = AutoTokenizer.from_pretrained(tmp_path / "several")
+    assert found.chat_template == {"default": "{{ messages }}", "rag": "rag"}
+    for path in adapter.glob("*chat_template*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    report = merge_lora(base, adapter, tmp_path / "none", output_type="huggingface")
+    assert "chat template falls away" in report.summary()

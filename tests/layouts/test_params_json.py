@@ -102,10 +102,11 @@ def test_both_spellings_of_the_configuration_become_the_older_one() -> None:
     ("given", "expected"),
     [
         ({"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": -1}, (1, 2, 7)),
-        ({"bos_token_id": 1, "eos_token_id": [2, 5], "pad_token_id": 0}, (1, [2, 5], 0)),
+        ({"bos_token_id": 1, "eos_token_id": [2, 5], "pad_token_id": 0}, (1, [2, 5], 7)),
+        ({"bos_token_id": 1, "eos_token_id": [5, 6]}, (1, [5, 6, 2], 7)),
         ({}, (1, 2, 7)),
     ],
-    ids=["early conversions", "several ends", "nothing said"],
+    ids=["early conversions", "several ends", "other ends", "nothing said"],
 )
 def test_token_ids_follow_the_tokenizer(given: dict[str, Any], expected: tuple[Any, ...]) -> None:
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 7}

@@ -387,3 +387,52 @@ def test_list_of_ends_is_kept_and_extended(tmp_path: Path, made: Made) -> None:
     assert said["eos_token_id"] == [2, 7, PIECES + 1]
     assert said["temperature"] == 0.5
     assert json.loads((tmp_path / "out/config.json").read_bytes())["eos_token_id"] == PIECES + 1
+
+
+def lost_template(out: Path) -> None:
+    (out / "chat_template.jinja").unlink(missing_ok=True)
+    path = out / "tokenizer_config.json"
+    said = json.loads(path.read_bytes())
+    said.pop("chat_template")
+    write_json(path, said)
+
+
+def other_end(out: Path) -> None:
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = out / name
+        write_json(path, json.loads(path.read_bytes()) | {"eos_token": "</s>"})
+    for name in ("config.json", "generation_config.json"):
+        path = out / name
+        write_json(path, json.loads(path.read_bytes()) | {"eos_token_id": 2})
+
+
+def other_generation(out: Path) -> None:
+    path = out / "generation_config.json"
+    write_json(path, json.loads(path.read_bytes()) | {"eos_token_id": 2})
+
+
+LOSSES = {"template": lost_template, "end": other_end, "end of generation": other_generation}
+
+
+@pytest.mark.parametrize("lose", LOSSES.values(), ids=LOSSES)
+def test_verification_calls_what_was_lost_wrong(tmp_path: Path, made: Made, lose: Any) -> None:
+    """As merges did that read no tokenizer.json; without a manifest, which has digests."""
+    base = make_base(tmp_path / "base", made)
+    adapter = make_adapter(tmp_path / "lora", made.by_5 / "chatml", PIECES + 2)
+    out = tmp_path / "out"
+    merge_lora(base, adapter, out, output_type="huggingface")
+    (out / "merge_manifest.json").unlink()
+    inputs = {"base_model": base, "lora_model": adapter}
+    assert not verify_merge(out, **inputs).faults
+    lose(out)
+    assert verify_merge(out, **inputs).faults
+
+
+def test_verification_calls_lost_added_tokens_of_pth_wrong(tmp_path: Path, made: Made) -> None:
+    base = make_base(tmp_path / "base", made)
+    adapter = make_adapter(tmp_path / "lora", made.by_5 / "chatml", PIECES + 2)
+    out = tmp_path / "out"
+    merge_lora(base, adapter, out)
+    (out / "merge_manifest.json").unlink()
+    (out / "added_tokens.json").unlink()
+    assert verify_merge(out, base_model=base, lora_model=adapter).faults

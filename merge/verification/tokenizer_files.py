@@ -1,0 +1,80 @@
+"""What the tokenizer's files of a result say beside the vocabulary, against those of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizer_tools.copied import read_copied
+from tokenizer_tools.huggingface import TokenizerFolder, read_tokenizer
+
+from ..errors import MergeError, VerificationError
+from ..json_text import read_json
+from ..layouts.config import CONFIG_NAME
+from ..layouts.folder import is_meta
+
+_GENERATION_NAME = "generation_config.json"
+_REMEDY = "merge again; or put the file that lacks it beside the result"
+
+
+def check_tokenizer_files(folder: Path, wanted: TokenizerFolder) -> Iterator[MergeError]:
+    """Added tokens, special tokens and template of the inputs' tokenizer must be in the result.
+
+    Meta's layout has no place but for the added tokens.
+    """
+    try:
+        found = read_tokenizer(folder)
+    except MergeError:
+        return  # told by the check of the vocabulary
+    if found.added_tokens != wanted.added_tokens:
+        odd = sorted(found.added_tokens.items() ^ wanted.added_tokens.items())
+        yield _fault(folder, "added tokens differ", wanted, f"otherwise: {odd[:4]}")
+    if is_meta(folder):
+        return
+    for name in ("bos_token", "eos_token", "pad_token"):
+        theirs, ours = getattr(wanted, name), getattr(found, name)
+        if theirs is not None and theirs != ours:
+            told = f"{ours.content!r} ({ours.id})" if ours is not None else "none"
+            expected = f"{name} {theirs.content!r} ({theirs.id})"
+            yield _fault(folder, f"the {name} is another one", wanted, told, expected)
+    if wanted.has_template and not found.has_template:
+        yield _fault(folder, "the chat template is lost", wanted, "none", "a chat template")
+    if found.eos_token is not None:
+        yield from _ends(folder / _GENERATION_NAME, found.eos_token.id)
+
+
+def check_copied_end(folder: Path) -> Iterator[VerificationError]:
+    """Beside a tokenizer that came with an adapter, configurations must end text where it does."""
+    end = read_copied(folder).token_ids.get("eos_token_id")
+    if end is not None:
+        for name in (CONFIG_NAME, _GENERATION_NAME):
+            yield from _ends(folder / name, end)
+
+
+def _ends(path: Path, end: int) -> Iterator[VerificationError]:
+    """Hold a configuration's end of text against the tokenizer's; that of LLaMA's ``config.json``
+    is checked with the vocabulary.
+    """
+    said: Any = read_json(path).get("eos_token_id") if path.is_file() else None
+    if said is not None and end not in (said if isinstance(said, list) else [said]):
+        yield VerificationError(
+            "generation would not end where the tokenizer ends a text",
+            file=path,
+            expected=f"eos_token_id {end}",
+            found=f"eos_token_id {said}",
+            remedy="merge again, or write the tokenizer's id there",
+        )
+
+
+def _fault(
+    folder: Path, sentence: str, wanted: TokenizerFolder, found: str, expected: str | None = None
+) -> VerificationError:
+    tokens = ", ".join(f"{text!r}: {id_}" for text, id_ in wanted.added_tokens.items()) or "none"
+    return VerificationError(
+        f"the tokenizer is not that of the inputs: {sentence}",
+        file=folder,
+        expected=f"{expected or tokens}, as in {wanted.path}",
+        found=found,
+        remedy=_REMEDY,
+    )
