@@ -244,7 +244,8 @@ def _copied_documents(
     found: ModelConfig, tokenizer: CopiedTokenizer, vocab_size: int, dtype: str, tied: bool
 ) -> dict[str, bytes]:
     described = merged_config if found.shape else merged_decoder_config
-    config, generation = described(found.config, vocab_size, dtype, tied), found.generation
+    config: Mapping[str, Any] = described(found.config, vocab_size, dtype, tied)
+    generation = found.generation
     if tokenizer.path != found.path.parent:
         config = _with_ends(config, tokenizer, vocab_size)
         generation = _with_ends(generation, tokenizer, vocab_size) if generation else generation
