@@ -28,7 +28,7 @@ from .layouts.decoder import embeddings
 from .layouts.llama import EMBED_TOKENS, LM_HEAD
 from .layouts.pour import Poured, files
 from .lazy import LazyTensor, dtype_name
-from .settings import OutputSettings
+from .settings import MergeSettings, OutputSettings
 
 # Room for containers' headers and for the manifest, beside the tensors themselves.
 _ALLOWANCE = 1 << 20
@@ -126,7 +126,8 @@ def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
     from .layouts import gguf_metadata, gguf_output
 
     shape, tokenizer = require_llama(model.config, model.tokenizer, LLAMA_ONLY["gguf"])
-    gguf_metadata.require_a_row_for_each_token(model.rows, tokenizer)
+    kept = isinstance(settings, MergeSettings) and settings.vocab_mismatch == "keep_base_rows"
+    gguf_metadata.require_a_row_for_each_token(model.rows, tokenizer, kept)
     require_plain_llama(model.config.config, model.config.path)
     outtype = gguf_output.chosen_outtype(model.tensors, settings.outtype)
     dtype = dtype_name(model.tensors[EMBED_TOKENS].dtype)

@@ -10,11 +10,13 @@ from tokenizer_tools.known import KnownTokenizer, mixup
 
 from .errors import VocabularyError
 
+_LEAST_MULTIPLE = 8
 _NEW_TOKENS = (
     "\nor, if this tokenizer is meant and the model will be trained on, let the missing rows begin "
     "with\n--new_token_init subtokens, mean, zeros or normal"
 )
 
+_PADDED = "\nor, if the rows beyond the tokens are padding, --vocab_mismatch keep_base_rows"
 _OWN_TOKENIZER = (
     "give the tokenizer that the last adapter was trained with, with --tokenizer DIR or by putting "
     "its files (tokenizer.model, or tokenizer.json) into the adapter's folder"
@@ -22,6 +24,19 @@ _OWN_TOKENIZER = (
 _MISMATCH = (
     "or, if these rows are padding, choose with --vocab_mismatch: keep_base_rows or truncate"
 )
+
+
+def are_padding(surplus: int, rows: int) -> bool:
+    """Whether ``surplus`` rows beyond the tokens are padding, as trainers add it for GPUs.
+
+    They round the rows up to a multiple of 8, 64, 128 or so: there are fewer of them than that
+    multiple. One row too many, as after a mix-up of tokenizers, is none.
+
+    >>> are_padding(61, 32064), are_padding(413, 60928), are_padding(1, 49954)
+    (True, True, False)
+    """
+    multiple = rows & -rows  # the largest power of two that divides them
+    return multiple >= _LEAST_MULTIPLE and 0 < surplus < multiple
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,10 @@ class Vocabulary:
         """Whether the base had more rows than its tokenizer has tokens, and keeps them."""
         tokens = self.tokens
         return tokens is not None and tokens < self.base_rows and tokens == self.base_tokens
+
+    def padding(self, rows: int) -> int:
+        """Rows of a result of ``rows`` that have no token."""
+        return max(0, rows - self.tokens) if self.tokens is not None else 0
 
     def table(self) -> str:
         """Every size, one a line, for messages."""
@@ -157,6 +176,8 @@ class Vocabulary:
             return
         if tokens < rows and self.mismatch == "keep_base_rows":
             return
+        if mixup(self.known_tokenizer, rows) is None and are_padding(rows - tokens, rows):
+            return
         if self.may_pad:
             self._require_room(rows, tokens)
             return
@@ -164,7 +185,8 @@ class Vocabulary:
             "tokenizer and embeddings do not belong together",
             expected=f"{rows} tokens, one for each row",
             found=f"{tokens} tokens",
-            remedy=self._tokenizer_remedy(rows, tokens) + (_NEW_TOKENS if tokens > rows else ""),
+            remedy=self._tokenizer_remedy(rows, tokens)
+            + (_NEW_TOKENS if tokens > rows else _PADDED),
         )
 
     def _require_room(self, rows: int, tokens: int) -> None:

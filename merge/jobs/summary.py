@@ -88,10 +88,11 @@ def notes(job: MergeJob) -> Iterator[str]:
             f"{tokens - rows} tokens have no row in any adapter: theirs begin as "
             f"{job.settings.new_token_init}, so the model has to be trained on"
         )
-    if job.vocabulary.is_padded and job.settings.output_type == "pth":
+    if padding := job.vocabulary.padding(rows):
+        needs = "; llama.cpp's converter needs --pad-vocab for that"
         yield (
-            f"the base has {job.vocabulary.base_rows} rows for {job.vocabulary.tokens} tokens; "
-            "llama.cpp's converter needs --pad-vocab for that"
+            f"{rows} rows for {job.vocabulary.tokens} tokens: the last {padding} are padding"
+            + (needs if job.settings.output_type == "pth" else "")
         )
     stated = job.base.config.get("vocab_size")
     if stated != job.vocabulary.base_rows:

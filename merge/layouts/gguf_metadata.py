@@ -17,6 +17,7 @@ from tokenizer_tools.huggingface import TokenizerFolder
 
 from ..errors import LayoutError, VocabularyError
 from ..json_text import read_json
+from ..vocabulary import are_padding
 from .config import LlamaShape, rope_scaling, rope_theta
 from .gguf_tokens import listed, puts_a_space_before
 from .values import NO_NEGATIVE, OBJECT, Kinds, require
@@ -146,7 +147,7 @@ class Description:
             writer.add_add_space_prefix(config["add_prefix_space"])
         elif not puts_a_space_before(self.tokenizer):
             writer.add_add_space_prefix(False)
-        tokens = listed(self.tokenizer, folder, config)
+        tokens = listed(self.tokenizer, folder, config, self.rows)
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_list([token.text.encode("utf-8") for token in tokens])
@@ -180,9 +181,13 @@ def _source(name: str) -> dict[str, str]:
     return entry
 
 
-def require_a_row_for_each_token(rows: int, tokenizer: TokenizerFolder) -> None:
-    """llama.cpp loads no model whose tokens and rows differ. Raises ``VocabularyError``."""
-    if rows != tokenizer.n_tokens:
+def require_a_row_for_each_token(rows: int, tokenizer: TokenizerFolder, kept: bool) -> None:
+    """llama.cpp loads no model whose tokens and rows differ; rows that are padding are given tokens
+    that are never used. ``kept``: so the user wants all rows beyond the tokens to be. Raises
+    ``VocabularyError`` for tokens without a row, and for rows that are no padding.
+    """
+    surplus = rows - tokenizer.n_tokens
+    if surplus and not are_padding(surplus, rows) and not (kept and surplus > 0):
         raise VocabularyError(
             "a GGUF file must have a token for each row of the embeddings",
             file=tokenizer.path,

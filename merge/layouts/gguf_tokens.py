@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Scores of tokens that are no pieces of the SentencePiece model.
 _ADDED_SCORE = -1000.0
+_PADDING_SCORE = -10000.0
 # Added tokens that are taken for control tokens though nothing marks them so.
 _LOOK_SPECIAL = ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
 
@@ -35,8 +36,11 @@ class Token:
     kind: int
 
 
-def listed(tokenizer: TokenizerFolder, folder: Path, config: Mapping[str, Any]) -> list[Token]:
-    """Every token by id: the pieces of the SentencePiece model, then the added ones.
+def listed(
+    tokenizer: TokenizerFolder, folder: Path, config: Mapping[str, Any], rows: int
+) -> list[Token]:
+    """Every token by id: the pieces of the SentencePiece model, then the added ones, then one for
+    each of ``rows`` that is padding.
 
     ``folder`` holds the tokenizer's documents, ``config`` is its ``tokenizer_config.json``.
     """
@@ -54,7 +58,8 @@ def listed(tokenizer: TokenizerFolder, folder: Path, config: Mapping[str, Any]) 
         # llama.cpp looks for user-defined tokens in the text as it is typed.
         text = text if is_control else text.replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
         tokens[int(id_)] = Token(text, _ADDED_SCORE, kind)
-    return tokens
+    padding = range(len(tokens), rows)
+    return tokens + [Token(f"[PAD{n}]", _PADDING_SCORE, TokenType.UNUSED) for n in padding]
 
 
 def _pieces(model: bytes) -> Iterator[Token]:

@@ -114,7 +114,7 @@ def _of_gguf(path: Path) -> Vocabulary:
 
 def _counts(ours: Vocabulary, rows: int, padded: bool) -> Iterator[VerificationError]:
     count = len(ours.tokens)
-    if count == rows or (count < rows and padded):
+    if count == rows or (count < rows and (padded or _rounded_up(count, rows, ours))):
         return
     yield VerificationError(
         "tokenizer and rows do not belong together",
@@ -123,6 +123,16 @@ def _counts(ours: Vocabulary, rows: int, padded: bool) -> Iterator[VerificationE
         found=f"{count} tokens",
         remedy=mixup(ours.known, rows) or _PUT_BACK,
     )
+
+
+def _rounded_up(tokens: int, rows: int, ours: Vocabulary) -> bool:
+    """Whether rows are the tokens, rounded up to 8, 16, 32 ... as trainers do for GPUs. llama.cpp
+    needs a token for each.
+    """
+    if is_gguf(ours.path) or mixup(ours.known, rows) is not None:
+        return False
+    multiples = (8 << n for n in range(10))
+    return any(rows == -(-tokens // multiple) * multiple for multiple in multiples)
 
 
 def _special_ids(ours: Vocabulary, result: Checkpoint) -> Iterator[VerificationError]:
