@@ -20,6 +20,7 @@ from .documents import (
     require_llama,
     with_chat_template,
 )
+from .errors import LayoutError
 from .finite import finite
 from .formats.container import TensorInfo
 from .layouts import huggingface, meta
@@ -93,6 +94,16 @@ def plan_output(model: Model, settings: OutputSettings) -> Plan:
         understood = require_understood(model.tokenizer, "--chat_template")
         named = with_chat_template(understood, settings.chat_template)
         model = replace(model, tokenizer=named)
+    if settings.output_type in LLAMA_ONLY and EMBED_TOKENS not in model.tensors:
+        raise LayoutError(
+            f"the base has no LM head, and {LLAMA_ONLY[settings.output_type]} is for models that "
+            "have one",
+            file=model.config.path.parent,
+            expected=EMBED_TOKENS,
+            found="the names of AutoModel, without model. before them",
+            remedy="use --output_type huggingface, or give the base as AutoModelForCausalLM "
+            "saves it",
+        )
     if settings.output_type == "gguf":
         return _plan_gguf(model, settings)
     result, checked = _checked(model.tensors, settings)

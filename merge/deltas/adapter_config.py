@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 from ..errors import AdapterError
 from ..expressions import is_plain
 from ..json_text import read_json
+from .foreign_config import as_peft
 from .kinds import KNOWN_FIELDS
 from .patterns import RULES, Rule, possible_rules
-from .refusals import refusal
+from .refusals import Refusal, refusal
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -27,6 +28,7 @@ _LARGEST_FLOAT32 = 3.4028234663852886e38
 # Of expressions that are more than names, all together.
 _LONGEST_PATTERNS = 4000
 N = TypeVar("N", int, float)
+_CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})(?:/|$)")
 _OF_THIS_RUN = "take adapter_config.json from the run that trained the adapter"
 
 
@@ -149,16 +151,41 @@ def read_fields(folder: Path) -> dict[str, Any]:
     """The fields of ``adapter_config.json``. Raises ``AdapterError`` when there is none."""
     path = folder / CONFIG_NAME
     if not path.is_file():
-        model = (folder / "config.json").is_file()
-        raise AdapterError(
-            "the folder holds no adapter configuration",
-            file=path,
-            expected=CONFIG_NAME,
-            found="a whole model (config.json)" if model else f"no {CONFIG_NAME}",
-            remedy="give the folder into which PEFT saved the adapter; beside the weights of a "
-            "training checkpoint, put the adapter_config.json of its run",
-        )
+        raise _no_configuration(folder)
     return read_json(path)
+
+
+def _no_configuration(folder: Path) -> AdapterError:
+    if below := adapters_below(folder):
+        listed = ", ".join(path.relative_to(folder).as_posix() for path in below[:5])
+        return AdapterError(
+            "the folder holds no adapter itself, but folders below it do",
+            file=folder,
+            expected=CONFIG_NAME,
+            found=listed + (f" and {len(below) - 5} more" if below[5:] else ""),
+            remedy=f"give one of them, such as {below[0]}",
+        )
+    model = (folder / "config.json").is_file()
+    return AdapterError(
+        "the folder holds no adapter configuration",
+        file=folder / CONFIG_NAME,
+        expected=CONFIG_NAME,
+        found="a whole model (config.json)" if model else f"no {CONFIG_NAME}",
+        remedy="give the folder into which PEFT saved the adapter; beside the weights of a "
+        "training checkpoint, put the adapter_config.json of its run",
+    )
+
+
+def adapters_below(folder: Path) -> list[Path]:
+    """Folders up to three floors below that hold an adapter, the newest checkpoint first."""
+    patterns = ("/".join(["*"] * depth + [CONFIG_NAME]) for depth in (1, 2, 3))
+    found = {path.parent for pattern in patterns for path in folder.glob(pattern)}
+
+    def newest(path: Path) -> tuple[int, str]:
+        steps = _CHECKPOINT.search(path.as_posix())
+        return -int(steps[1]) if steps else 0, path.as_posix()
+
+    return sorted(found, key=newest)
 
 
 def read_adapter_config(folder: Path, weight: float = 1.0) -> AdapterConfig:
@@ -167,11 +194,11 @@ def read_adapter_config(folder: Path, weight: float = 1.0) -> AdapterConfig:
     Raises ``AdapterError`` when it is missing, lacks what the arithmetic needs, or describes a kind
     of adapter that is not merged here.
     """
-    path, fields = folder / CONFIG_NAME, read_fields(folder)
+    path, fields = folder / CONFIG_NAME, as_peft(read_fields(folder), folder / CONFIG_NAME)
     unknown = _unknown(fields)
     if refused := refusal(fields):
         raise AdapterError(
-            f"this adapter cannot be merged ({refused.name}): {refused.reason}",
+            f"this adapter cannot be merged ({_told(refused, fields)}): {refused.reason}",
             file=path,
             found=f'"{refused.field}": {fields.get(refused.field)!r}',
             remedy=refused.remedy,
@@ -208,6 +235,13 @@ def read_adapter_config(folder: Path, weight: float = 1.0) -> AdapterConfig:
         weight=weight,
         rules=possible_rules(fields),
     )
+
+
+def _told(refused: Refusal, fields: Mapping[str, Any]) -> str:
+    """The kind's name; one of no table has only what the file calls it."""
+    if refused.name.startswith("any other"):
+        return f"{refused.field} {str(fields.get(refused.field))[:40]}"
+    return refused.name
 
 
 def _unknown(fields: Mapping[str, Any]) -> tuple[str, ...]:

@@ -7,15 +7,19 @@ generated from here.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
 from ..errors import AdapterError
+from ..json_text import read_json
 
 TRAINABLE_PARAMS = "trainable_params.bin"
 
+FSDP_NAME = "pytorch_model_fsdp.bin"
+MLX_NAME = "adapters.safetensors"
 # Patterns of names, and what is read from them.
 READ = {
     "adapter_config.json": "kind, ranks and scalings",
@@ -23,6 +27,10 @@ READ = {
     "adapter_model.bin": "the adapter's tensors, as PEFT before 0.6 saved them",
     "model.safetensors": "the adapter's tensors in a training checkpoint",
     "pytorch_model.bin": "the adapter's tensors in a training checkpoint",
+    FSDP_NAME: "the adapter's tensors in a checkpoint of FSDP, where it is the only weight file",
+    "adapter_model-*-of-*": "the adapter's tensors in several files, all of which must be there",
+    "adapter_model.*.index.json": "which of several files holds which tensor",
+    MLX_NAME: "the adapter's tensors, as mlx-lm saves them",
     TRAINABLE_PARAMS: "LongLoRA's trained embeddings and norms, which replace the base's before "
     "the LoRA is added",
     "tokenizer.model": "the vocabulary",
@@ -46,6 +54,7 @@ SAYS_NOTHING = (
     *("LICENSE*", "NOTICE*", "README*", "SHA256*", "*.sha256", "*.png", "*.jpg", "*.svg"),
     *("*.pdf", "*.yaml", "*.yml", ".*", "merge_manifest.json"),
 )
+_PART = re.compile(r"adapter_model-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 WEIGHT_SUFFIXES = (
     *(".bin", ".pt", ".pth", ".safetensors", ".ckpt", ".gguf", ".npz", ".npy", ".h5", ".msgpack"),
     *(".pkl", ".distcp", ".enc"),
@@ -86,9 +95,9 @@ FOREIGN = (
         "save the adapter with PEFT and save_embedding_layers=True",
     ),
     ForeignFile(
-        "pytorch_model_fsdp.bin",
-        "the state of an FSDP run",
-        "rename it to pytorch_model.bin if it is the adapter, and no other weights are there",
+        FSDP_NAME,
+        "the state of an FSDP run, of which other files beside it hold an adapter too",
+        "keep the one that is meant",
     ),
     ForeignFile(
         "model_world_size_*_rank_*.pt",
@@ -107,15 +116,22 @@ FOREIGN = (
 class AdapterFiles:
     """The weight files of an adapter's folder that are read, and what lies beside them unread.
 
+    ``weights`` is the first of several ``parts`` where the adapter is in more than one file.
     ``duplicate`` holds the same tensors as ``weights`` in the other container. ``ignored`` are
     weight files that the user lets be ignored, ``unknown`` other files that no rule speaks of.
     """
 
     weights: Path
+    parts: tuple[Path, ...] = ()
     duplicate: Path | None = None
     trainable_params: Path | None = None
     ignored: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+
+    @property
+    def further(self) -> tuple[Path, ...]:
+        """What is read beside ``weights``."""
+        return (*self.parts[1:], *filter(None, [self.trainable_params]))
 
 
 def find_files(
@@ -131,6 +147,9 @@ def find_files(
     there = {name: path for name, path in files.items() if name not in left_out}
     group = next((group for group in names if any(name in there for name in group)), ())
     found = [there[name] for name in group if name in there]
+    parts = _parts(folder, there) if not found or group != next(iter(names)) else ()
+    if parts:
+        found = [parts[0]]
     if not found:
         raise AdapterError(
             "the folder holds no adapter weights",
@@ -139,18 +158,43 @@ def find_files(
             found=", ".join(list(files)[:8]) or "an empty folder",
             remedy="give the folder into which PEFT saved the adapter",
         )
-    claimed = {path.name for path in found} | {TRAINABLE_PARAMS}
+    claimed = {path.name for path in (*found, *parts)} | {TRAINABLE_PARAMS}
     others = [path for name, path in there.items() if name not in claimed]
     for path in others:
         if is_unclaimed(path):
             raise _unclaimed(path)
     return AdapterFiles(
         found[0],
+        parts,
         found[1] if len(found) > 1 else None,
         there.get(TRAINABLE_PARAMS),
         left_out,
         tuple(path.name for path in others if not _is_known(path.name)),
     )
+
+
+def _parts(folder: Path, there: Mapping[str, Path]) -> tuple[Path, ...]:
+    """The files of an adapter that was saved in several. Raises ``AdapterError`` for a gap."""
+    numbered = {name: match for name in there if (match := _PART.fullmatch(name))}
+    for suffix in (".safetensors", ".bin"):
+        index = there.get(f"adapter_model{suffix}.index.json")
+        listed = read_json(index).get("weight_map") if index is not None else None
+        names = {str(name) for name in listed.values()} if isinstance(listed, dict) else set()
+        for match in (match for match in numbered.values() if match["suffix"] == suffix):
+            count = int(match["count"])
+            names |= {f"adapter_model-{n:05}-of-{count:05}{suffix}" for n in range(1, count + 1)}
+            break
+        if lost := sorted(name for name in names if name not in there):
+            raise AdapterError(
+                "a part of the adapter is missing",
+                file=folder / lost[0],
+                expected=f"{len(names)} files",
+                found=f"{len(lost)} missing: {', '.join(lost[:5])}",
+                remedy="fetch or copy the missing files into this folder",
+            )
+        if names:
+            return tuple(there[name] for name in sorted(names))
+    return ()
 
 
 def is_unclaimed(path: Path) -> bool:

@@ -20,13 +20,12 @@ from pathlib import Path
 
 from ..errors import AdapterError
 from ..layouts.llama import is_leftover
+from ..layouts.names import without_wrappers
 from ..lazy import LazyTensor
 from .kinds import HANDLED, PLAIN_KEY
 from .refusals import foreign
 
 _PREFIX = "base_model.model."
-# What torch.compile, FSDP and gradient checkpointing put into names.
-_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _TOKEN_ADAPTER = ".token_adapter"
 
 PARTS = {part: re.compile(key) for kind in HANDLED for part, key in kind.keys.items()}
@@ -95,7 +94,7 @@ def normalised(key: str) -> str:
     >>> normalised("base_model.model._orig_mod.model.norm.weight")
     'model.norm.weight'
     """
-    return _WRAPPERS.sub("", _WRAPPERS.sub("", key).removeprefix(_PREFIX))
+    return without_wrappers(without_wrappers(key).removeprefix(_PREFIX))
 
 
 def _part(name: str) -> tuple[str, re.Match[str]] | None:

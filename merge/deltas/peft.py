@@ -14,7 +14,13 @@ from ..known import could_be_published, known_adapter
 from ..lazy import LazyTensor, dtype_name
 from ..staging import Offload
 from .adapter_config import WEIGHT_NAMES, AdapterConfig, read_adapter_config
-from .adapter_files import TRAINABLE_PARAMS, AdapterFiles, find_files
+from .adapter_files import (
+    FSDP_NAME,
+    MLX_NAME,
+    TRAINABLE_PARAMS,
+    AdapterFiles,
+    find_files,
+)
 from .collisions import require_no_collisions
 from .keys import Claims, claim, normalised
 from .patches import AddedVector, LowRank, Patch, ReplacedRows, RowMagnitude
@@ -32,7 +38,8 @@ class Adapter:
 
     Keys are the base's tensor names. ``trained`` are the replaced ones that the training changed;
     the others are the base's own copy. ``ignored`` are keys that were claimed and left aside.
-    ``copies`` are what ``require_equal_copies`` has to compare before anything is written.
+    ``copies`` are what ``require_equal_copies`` has to compare before anything is written;
+    ``renamed`` says how its names were made the base's, where they were not.
     """
 
     folder: Path
@@ -43,6 +50,7 @@ class Adapter:
     trained: frozenset[str] = frozenset()
     ignored: tuple[str, ...] = ()
     copies: Copies = field(default_factory=dict)
+    renamed: str = ""
 
     @cached_property
     def changes_nothing(self) -> bool:
@@ -105,9 +113,9 @@ def open_adapter(
     configuration, and empty adapters.
     """
     config = read_adapter_config(folder, weight)
-    files = find_files(folder, (WEIGHT_NAMES, _RAW_NAMES), ignore_file)
+    files = find_files(folder, (WEIGHT_NAMES, _RAW_NAMES, (FSDP_NAME,), (MLX_NAME,)), ignore_file)
     path = files.weights
-    tensors = open_container(path, offload)
+    tensors = _opened(files, offload)
     _require_not_empty(path, tensors)
     copies = _duplicates(files, tensors, offload)
     trained = _trainable_params(files, offload)
@@ -132,6 +140,34 @@ def open_adapter(
         unused,
         {**pairs, **copies},
     )
+
+
+def _opened(files: AdapterFiles, offload: Offload | None) -> dict[str, LazyTensor]:
+    """The tensors of all files, under PEFT's names. Raises ``AdapterError`` for one in two."""
+    tensors: dict[str, LazyTensor] = {}
+    for path in files.parts or (files.weights,):
+        for key, tensor in open_container(path, offload).items():
+            if key in tensors:
+                raise AdapterError(
+                    "two files of the adapter hold the same tensor",
+                    file=path,
+                    tensor=key,
+                    found=f"also in {tensors[key].origin}",
+                    remedy="fetch the adapter again",
+                )
+            tensors[key] = tensor
+    return _of_mlx(tensors) if files.weights.name == MLX_NAME else tensors
+
+
+def _of_mlx(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """mlx-lm's ``lora_a`` (in, r) and ``lora_b`` (r, out) are PEFT's matrices, transposed."""
+    renamed = {}
+    for key, tensor in tensors.items():
+        module, _, part = key.rpartition(".")
+        is_matrix = part in ("lora_a", "lora_b") and len(tensor.shape) == 2
+        name = f"{module}.lora_{part[-1].upper()}.weight" if is_matrix else key
+        renamed[name] = tensor.transposed() if is_matrix else tensor
+    return renamed
 
 
 def _duplicates(
@@ -286,6 +322,8 @@ def _require_told(path: Path, config: AdapterConfig, claims: Claims) -> None:
 
 def _pair(path: Path, config: AdapterConfig, module: str, a: LazyTensor, b: LazyTensor) -> LowRank:
     rank = config.rank(module)
+    if len(a.shape) == 2 and len(b.shape) == 2:
+        _require_not_sliced(path, module, a, b, rank)
     if len(a.shape) != 2 or len(b.shape) != 2 or (a.shape[0], b.shape[1]) != (rank, rank):
         raise AdapterError(
             "the adapter's matrices and its configuration give different ranks",
@@ -297,6 +335,20 @@ def _pair(path: Path, config: AdapterConfig, module: str, a: LazyTensor, b: Lazy
             "weights, since the scaling comes from it",
         )
     return LowRank(a, b, config.scaling(module))
+
+
+def _require_not_sliced(path: Path, module: str, a: LazyTensor, b: LazyTensor, rank: int) -> None:
+    """FSDP gives each process equal slices of rows; one process's are no adapter."""
+    if 0 < a.shape[0] < rank and rank % a.shape[0] == 0 and b.shape[1] == rank:
+        raise AdapterError(
+            "the file holds one process's part of an adapter, as FSDP slices it",
+            file=path,
+            tensor=f"{module}.lora_A.weight",
+            expected=f"{rank} rows, as lora_B has columns",
+            found=f"{a.shape[0]} rows: 1 of {rank // a.shape[0]} parts",
+            remedy="save the adapter again with the full state dict (accelerate: "
+            "fsdp_state_dict_type: FULL_STATE_DICT)",
+        )
 
 
 def _magnitude(

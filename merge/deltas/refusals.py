@@ -22,11 +22,17 @@ class Refusal:
     marks: tuple[str, ...] = ()
 
 
+TRAINABLE_TOKENS = "TRAINABLE_TOKENS"
 _MERGE_WITH_PEFT = "merge it with PEFT's own merge_and_unload on a machine with enough memory"
 _USE_UNMERGED = "use it unmerged, with PEFT"
 _CONVERT = (
     "save it once with PEFT's path_initial_model_for_weight_conversion, which turns it into a "
     "plain LoRA"
+)
+_RESIDUAL = (
+    "give the residual base that was saved with the run, and write true for init_lora_weights into "
+    "this file; or merge it with PEFT's merge_and_unload on the plain base, which makes the start "
+    "anew"
 )
 _OTHER_BASE = (
     "it was trained relative to a base that the initialisation changed, so on the plain base it "
@@ -51,11 +57,11 @@ def _type(name: str, peft_type: str, reason: str, remedy: str, *marks: str) -> R
     return Refusal(name, "peft_type", lambda value: value == peft_type, reason, remedy, marks)
 
 
-def _start(name: str, *starts: str) -> Refusal:
+def _start(name: str, *starts: str, remedy: str = _CONVERT) -> Refusal:
     def applies(value: object) -> bool:
         return isinstance(value, str) and value.lower().startswith(starts)
 
-    return Refusal(name, "init_lora_weights", applies, _OTHER_BASE, _CONVERT)
+    return Refusal(name, "init_lora_weights", applies, _OTHER_BASE, remedy)
 
 
 REFUSED = (
@@ -80,12 +86,12 @@ REFUSED = (
     Refusal(
         "any other peft_type",
         "peft_type",
-        lambda value: value != "LORA",
+        lambda value: value not in ("LORA", TRAINABLE_TOKENS),
         "this kind of adapter is no LoRA",
         _MERGE_WITH_PEFT + ", if PEFT can merge this kind at all",
     ),
-    _start("PiSSA", "pissa"),
-    _start("OLoRA", "olora"),
+    _start("PiSSA", "pissa", remedy=_RESIDUAL),
+    _start("OLoRA", "olora", remedy=_RESIDUAL),
     _start("CorDA", "corda"),
     _start("LoRA-GA", "lora_ga"),
     _start("LoftQ", "loftq"),

@@ -133,7 +133,7 @@ class MergeJob:
         if self.delta is not None:
             models["delta_model"] = self.delta
         configs = {a.config.path: file_digest(a.config.path) for a in self.adapters}
-        more = [a.files.trainable_params for a in self.adapters if a.files.trainable_params]
+        more = [path for a in self.adapters for path in a.files.further]
         digests = configs | {path: file_digest(path) for path in more}
         return Reads(models, digests | {a.weights: a.digest for a in self.adapters})
 
@@ -150,7 +150,7 @@ class MergeJob:
                     "files": [
                         file_entry(a.config.path),
                         file_entry(a.weights, a.digest),
-                        *map(file_entry, filter(None, [a.files.trainable_params])),
+                        *map(file_entry, a.files.further),
                     ],
                     **({"ignored": list(a.files.ignored)} if a.files.ignored else {}),
                 }
@@ -193,6 +193,7 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     from ..deltas.apply import apply_adapters
     from ..deltas.dense import open_model
     from ..deltas.peft import open_adapter
+    from ..deltas.prefixes import named_as_base
     from ..digests import digested_checkpoint
     from ..layouts.folder import open_checkpoint
     from ..lazy import dtype_named
@@ -207,7 +208,7 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     config = find_config(sources, base, any_decoder, settings.copy_code)
     weights = settings.weights(len(sources.adapters))
     adapters = tuple(
-        open_adapter(folder, offload, weight, settings.ignore_file)
+        named_as_base(open_adapter(folder, offload, weight, settings.ignore_file), base.tensors)
         for folder, weight in zip(sources.adapters, weights, strict=True)
     )
     _require_different(adapters)

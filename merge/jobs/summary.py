@@ -32,7 +32,9 @@ def inputs(job: MergeJob) -> Iterator[str]:
         yield f"delta      {job.sources.delta} ({job.vocabulary.base_rows} rows)"
     for number, adapter in enumerate(job.adapters, start=1):
         known = _known(adapter.published)
-        yield f"adapter {number}  {adapter.folder} ({_scalings(adapter)}; {known})"
+        said = adapter.config.base_model_name_or_path
+        on = f"; trained on {said}" if said else ""
+        yield f"adapter {number}  {adapter.folder} ({_scalings(adapter)}; {known}{on})"
     tokenizer = job.sources.tokenizer
     published = known_files().get(sha256(tokenizer.vocabulary).hexdigest())
     known = _known(published.model if published else None)
@@ -103,6 +105,8 @@ def notes(job: MergeJob) -> Iterator[str]:
     for adapter in job.adapters:
         if adapter.ignored:
             yield f"{adapter.name}: untrained copies left aside: {', '.join(adapter.ignored)}"
+        if adapter.renamed:
+            yield f"{adapter.name}: {adapter.renamed}"
         if adapter.files.trainable_params:
             name = adapter.files.trainable_params.name
             yield f"{adapter.name}: {name} read too, whose tensors replace the base's"

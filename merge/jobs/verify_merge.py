@@ -304,7 +304,7 @@ def _inputs(named: _Named, manifest: Manifest | None, offload: Offload) -> _Open
     """The inputs, named or the manifest's."""
     from ..layouts.folder import open_checkpoint
     from ..lazy import dtype_named
-    from ..verification.adapters import read_adapter
+    from ..verification.adapters import read_adapter, with_names_of
     from ..verification.recipes import Inputs
 
     base_source = named.base or (manifest.base.source if manifest and manifest.base else None)
@@ -323,7 +323,9 @@ def _inputs(named: _Named, manifest: Manifest | None, offload: Offload) -> _Open
         dense = open_checkpoint(dense_folder, offload, with_extra=True, any_decoder=True)
         models = [dense_folder, base_folder]
     adapters = tuple(
-        read_adapter(_resolved(source, "adapter", offload), weight, offload)
+        with_names_of(
+            read_adapter(_resolved(source, "adapter", offload), weight, offload), base.tensors
+        )
         for source, weight in _adapters(named, manifest)
     )
     rounding = named.rounding or (manifest.rounding if manifest else "once")

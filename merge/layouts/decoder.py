@@ -18,9 +18,12 @@ from .llama import EMBED_TOKENS, LM_HEAD
 from .quantised import require_whole
 from .values import required_number
 
+# As AutoModel saves a decoder, which then has no LM head.
+HEADLESS_EMBEDDINGS = EMBED_TOKENS.removeprefix("model.")
 # Embeddings of the decoders in use, each with the LM head that goes with it.
 HEAD_OF = {
     EMBED_TOKENS: LM_HEAD,  # Qwen2, Mistral, Gemma, Phi, Baichuan and most others
+    HEADLESS_EMBEDDINGS: LM_HEAD,
     "transformer.wte.weight": LM_HEAD,  # GPT-2, the first Qwen
     "transformer.word_embeddings.weight": LM_HEAD,  # BLOOM, Falcon
     "model.decoder.embed_tokens.weight": LM_HEAD,  # OPT
@@ -33,7 +36,9 @@ VOCABULARY_TENSORS = tuple(dict.fromkeys((*HEAD_OF, *HEAD_OF.values())))
 # Causal masks and rotary frequencies that old checkpoints hold: every reader makes them anew.
 _BUFFERS = re.compile(r".*(rotary_emb\.inv_freq|\.attn\.masked_bias|\.attention\.masked_bias)$")
 _MASKS = re.compile(r".*\.(attn|attention)\.bias$")
-_LAYER = re.compile(r"(?:model|transformer|gpt_neox|model\.decoder)\.(?:layers|h|blocks)\.(\d+)\.")
+_LAYER = re.compile(
+    r"(?:(?:model|transformer|gpt_neox|model\.decoder)\.)?(?:layers|h|blocks)\.(\d+)\."
+)
 
 
 def embeddings(names: Container[str]) -> str | None:
@@ -77,6 +82,8 @@ def checked_config(
         )
     _require_every_layer(folder, config, tensors)
     head = tensors.get(HEAD_OF[name])
+    if head is None and name == HEADLESS_EMBEDDINGS:
+        return {**config, "tie_word_embeddings": False}
     tied = bool(config.get("tie_word_embeddings", head is None))
     if head is None and not tied:
         raise LayoutError(

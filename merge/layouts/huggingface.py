@@ -26,6 +26,7 @@ from .config import (
     require_no_biases,
     require_values,
 )
+from .names import unwrapped
 from .pour import Piece, Poured
 from .quantised import is_quantised, require_whole
 
@@ -58,13 +59,17 @@ def open_base(
     """
     config = read_config(folder)
     if any_decoder and not is_llama(config):
-        return _open_decoder(folder, config, offload)
+        require_decoder(config, folder / CONFIG_NAME)
+        files = weight_files(folder)
+        return _decoder(folder, config, files, unwrapped(folder, collect(files, offload)))
     known = EXTENDED_MODEL_TYPES if with_extra else LLAMA_MODEL_TYPES
     shape = LlamaShape.from_config(config, folder / CONFIG_NAME, known)
     require_values(config, folder / CONFIG_NAME)
     require_no_biases(config, folder / CONFIG_NAME)
     files = weight_files(folder)
-    tensors = collect(files, offload)
+    tensors = unwrapped(folder, collect(files, offload))
+    if any_decoder and decoder.HEADLESS_EMBEDDINGS in tensors:
+        return _decoder(folder, config, files, tensors)
     dropped = tuple(name for name in tensors if llama.is_leftover(name))
     kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     extra = _taken_out(kept, shape) if with_extra else {}
@@ -72,10 +77,12 @@ def open_base(
     return Checkpoint(tensors, config, tuple(files), dropped, extra=extra)
 
 
-def _open_decoder(folder: Path, config: dict[str, Any], offload: Offload | None) -> Checkpoint:
-    require_decoder(config, folder / CONFIG_NAME)
-    files = weight_files(folder)
-    tensors = collect(files, offload)
+def _decoder(
+    folder: Path,
+    config: dict[str, Any],
+    files: Mapping[Path, object],
+    tensors: Mapping[str, LazyTensor],
+) -> Checkpoint:
     dropped = tuple(name for name, tensor in tensors.items() if decoder.is_buffer(name, tensor))
     kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     config = decoder.checked_config(folder, config, kept)

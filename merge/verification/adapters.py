@@ -7,8 +7,8 @@ factor is which. Nothing here comes from ``merge.deltas``, so a mistake there is
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,18 @@ _WEIGHTS = (
     "adapter_model.bin",
     "model.safetensors",
     "pytorch_model.bin",
+    "pytorch_model_fsdp.bin",
+    "adapters.safetensors",
 )
 # LongLoRA's embeddings and norms: they take the place of the base's, then the LoRA is added.
 _LONG_LORA = "trainable_params.bin"
 _WEIGHT_SUFFIXES = (".bin", ".pt", ".pth", ".safetensors", ".ckpt", ".gguf", ".npz")
 _TRAINER_STATE = re.compile(r"(optimizer|scheduler|rng_state|random_states|scaler|training_args)")
-_WRAPPED = re.compile(r"\b_(orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
+_WRAPPED = re.compile(
+    r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module|pretrained_model)\."
+)
+_PARTS = re.compile(r"adapter_model-\d{5}-of-\d{5}\.(safetensors|bin)")
+_MLX = "adapters.safetensors"
 _KEY = re.compile(
     r"(?P<module>.+?)\.(?:token_adapter\.)?(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B"
     r"|lora_magnitude_vector|modules_to_save|original_module|base_layer|trainable_tokens_delta"
@@ -113,12 +119,37 @@ class AdapterContents:
         return any(name in part for part in (self.products, self.whole, self.rows, self.vectors))
 
 
+def with_names_of(contents: AdapterContents, names: Container[str]) -> AdapterContents:
+    """The adapter under the base's names, where they differ by ``model.`` in front alone."""
+    given = {*contents.products, *contents.whole, *contents.magnitudes}
+    given |= {*contents.rows, *contents.vectors}
+    if all(name in names for name in given):
+        return contents
+    without = {name: re.sub("^model[.]", "", name) for name in given}
+    behind = {name: name if name in names else f"model.{name}" for name in given}
+    for new in (behind, without):
+        if all(name in names for name in new.values()):
+            return replace(
+                contents,
+                products={new[name]: value for name, value in contents.products.items()},
+                whole={new[name]: value for name, value in contents.whole.items()},
+                magnitudes={new[name]: value for name, value in contents.magnitudes.items()},
+                rows={new[name]: value for name, value in contents.rows.items()},
+                vectors={new[name]: value for name, value in contents.vectors.items()},
+                trained={new.get(name, name) for name in contents.trained},
+            )
+    return contents
+
+
 def read_adapter(folder: Path, weight: float, offload: Offload | None = None) -> AdapterContents:
     """Sort an adapter's tensors by what they do. ``weight`` is the user's factor on what is added.
 
     Raises ``AdapterError`` for a folder that holds no adapter.
     """
+    numbered = sorted(path for path in folder.glob("adapter_model-*") if _PARTS.match(path.name))
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if numbered and (path is None or path.name not in _WEIGHTS[:2]):
+        path = numbered[0]
     if path is None or not (folder / CONFIG_NAME).is_file():
         raise AdapterError(
             "the folder holds no adapter to check against",
@@ -126,8 +157,10 @@ def read_adapter(folder: Path, weight: float, offload: Offload | None = None) ->
             expected=f"{CONFIG_NAME} and {_WEIGHTS[0]} or {_WEIGHTS[1]}",
             remedy="give the adapter that was merged",
         )
-    contents = AdapterContents(folder, path, read_json(folder / CONFIG_NAME))
-    parts = _parts(open_container(path, offload))
+    files = numbered if path in numbered else [path]
+    tensors = {k: t for file in files for k, t in open_container(file, offload).items()}
+    contents = AdapterContents(folder, path, _lora_fields(read_json(folder / CONFIG_NAME)))
+    parts = _parts(_turned(tensors) if path.name == _MLX else tensors)
     for kind in ("base_layer", "whole", "modules_to_save"):  # the trained copy wins
         contents.whole |= parts.get(kind, {})
     contents.trained |= parts.get("modules_to_save", {}).keys()
@@ -137,7 +170,7 @@ def read_adapter(folder: Path, weight: float, offload: Offload | None = None) ->
             name = _WRAPPED.sub("", key).removeprefix("base_model.model.")
             contents.whole.setdefault(name, tensor)
             contents.trained.add(name)
-    contents.unread = tuple(_unread(folder, path))
+    contents.unread = tuple(_unread(folder, files))
     _add_products(contents, parts, weight)
     for module, tensor in parts.get("lora_magnitude_vector", {}).items():
         contents.magnitudes[f"{module}.weight"] = tensor
@@ -147,12 +180,35 @@ def read_adapter(folder: Path, weight: float, offload: Offload | None = None) ->
     return contents
 
 
-def _unread(folder: Path, weights: Path) -> Iterator[str]:
+def _lora_fields(said: dict[str, Any]) -> dict[str, Any]:
+    """The configuration in LoRA's words: of trainable tokens alone, and of mlx-lm."""
+    if said.get("peft_type") == "TRAINABLE_TOKENS":
+        return said | {"trainable_token_indices": said.get("token_indices")}
+    numbers = said.get("lora_parameters")
+    if isinstance(numbers, dict) and "peft_type" not in said:
+        rank = int(numbers["rank"])
+        return {"r": rank, "lora_alpha": float(numbers["scale"]) * rank}
+    return said
+
+
+def _turned(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """mlx-lm multiplies from the right: its factors are the others, transposed."""
+    named = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
+    turned = {}
+    for key, tensor in tensors.items():
+        head, _, tail = key.rpartition(".")
+        turned[f"{head}.{named[tail]}" if tail in named else key] = (
+            tensor.transposed() if tail in named else tensor
+        )
+    return turned
+
+
+def _unread(folder: Path, weights: Sequence[Path]) -> Iterator[str]:
     """Names of weight files beside an adapter's own that are no state of a trainer."""
     for path in sorted(folder.iterdir()):
         is_weights = path.suffix.lower() in _WEIGHT_SUFFIXES and path.is_file()
-        same = path.name in _WEIGHTS[:2] and weights.name in _WEIGHTS[:2]
-        is_read = same or path.name in (weights.name, _LONG_LORA)
+        same = path.name in _WEIGHTS[:2] and weights[0].name in _WEIGHTS[:2]
+        is_read = same or path in weights or path.name == _LONG_LORA
         if is_weights and not is_read and not _TRAINER_STATE.match(path.name):
             yield path.name
 

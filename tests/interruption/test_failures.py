@@ -253,6 +253,7 @@ def jobs(folder: Path) -> dict[str, Callable[..., Report]]:
     """Every other job that writes a model."""
     base = save_base(folder / "base")
     other = save_base(folder / "other", {k: v * 1.5 for k, v in base_tensors().items()})
+    delta = save_base(folder / "delta", {k: v * -0.5 for k, v in base_tensors().items()})
     larger = folder / "larger"
     larger.mkdir()
     (larger / "tokenizer.model").write_bytes(tokenizer_model(60))
@@ -260,7 +261,7 @@ def jobs(folder: Path) -> dict[str, Callable[..., Report]]:
         "convert": lambda out, **o: convert_checkpoint(base, out, **o),
         "resize": lambda out, **o: resize_vocabulary(base, larger, out, init="normal", **o),
         "make_delta": lambda out, **o: make_delta(base, other, out, **o),
-        "apply_delta": lambda out, **o: apply_delta(base, other, out, **o),
+        "apply_delta": lambda out, **o: apply_delta(base, delta, out, **o),
     }
 
 

@@ -46,7 +46,7 @@ sys.exit(command.main(sys.argv[1:]))
 JOBS = {
     "merge_lora": ("--base_model", "base", "--lora_model", "llama", "--output_type", "pth"),
     "convert_checkpoint": ("--input", "base"),
-    "apply_delta": ("--base_model", "base", "--delta_model", "other"),
+    "apply_delta": ("--base_model", "base", "--delta_model", "delta"),
     "make_delta": ("--base_model", "base", "--target", "other"),
     "resize_vocabulary": ("--base_model", "base", "--tokenizer", "larger", "--init", "normal"),
 }
@@ -60,6 +60,7 @@ every_job = pytest.mark.parametrize(
 def inputs(tmp_path: Path) -> Path:
     save_base(tmp_path / "base")
     save_base(tmp_path / "other", {k: v * 1.5 for k, v in base_tensors().items()})
+    save_base(tmp_path / "delta", {k: v * -0.5 for k, v in base_tensors().items()})
     save_adapter(tmp_path / "llama", adapter_tensors(LLAMA_ROWS), pieces=LLAMA_ROWS)
     (tmp_path / "larger").mkdir()
     (tmp_path / "larger" / "tokenizer.model").write_bytes(tokenizer_model(60))

@@ -1,0 +1,37 @@
+"""Adapters and bases that call layers ``model.layers...``, or with ``AutoModel`` ``layers...``.
+
+``AutoModel`` has no LM head, and puts no ``model.`` before the names of what it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from dataclasses import replace
+
+from .peft import Adapter
+
+_PREFIX = "model."
+
+
+def named_as_base(adapter: Adapter, names: Container[str]) -> Adapter:
+    """The adapter with ``model.`` put before its names, or taken off, where exactly one of the two
+    makes all of them names of the base; else the adapter as it is.
+    """
+    given = [*adapter.added, *adapter.replaced]
+    if all(name in names for name in given):
+        return adapter
+    ways: dict[str, Callable[[str], str]] = {
+        "put before": lambda name: name if name in names else _PREFIX + name,
+        "taken off": lambda name: name.removeprefix(_PREFIX),
+    }
+    fitting = {word: way for word, way in ways.items() if all(way(name) in names for name in given)}
+    if len(fitting) != 1:
+        return adapter
+    ((word, way),) = fitting.items()
+    return replace(
+        adapter,
+        added={way(name): stage for name, stage in adapter.added.items()},
+        replaced={way(name): tensor for name, tensor in adapter.replaced.items()},
+        trained=frozenset(map(way, adapter.trained)),
+        renamed=f'its names matched with "{_PREFIX}" {word}',
+    )
