@@ -66,13 +66,15 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
 
 
 def _require_ordinary(value: object) -> None:
-    """Refuse what no document has and what ends a later step: half characters, endless nesting."""
+    """Refuse what no document has and what ends a later step: half characters other than those of
+    file names that are no UTF-8, and endless nesting.
+    """
     level = [value]
     for _ in range(_MOST_DEPTH):
         below: list[object] = []
         for item in level:
             if isinstance(item, str):
-                item.encode()
+                item.encode("utf-8", "surrogateescape")
             elif isinstance(item, dict):
                 below += item.keys()
                 below += item.values()
@@ -102,5 +104,10 @@ def _no_number(text: str) -> float:
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:
-    """Write a JSON object as the ecosystem does: two spaces, UTF-8, a newline at the end."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    """Write a JSON object as the ecosystem does: two spaces, UTF-8, a newline at the end.
+
+    Bytes of file names that are no UTF-8 (``os.fsdecode`` makes half characters of them) become
+    JSON's escapes of those, which read back as the same names.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")

@@ -39,6 +39,11 @@ BEFORE = {
     for edition in ("Plus", "Pro")
     for size in _SIZES
 }
+# What configurations call merged models of the first generation.
+_MERGED = re.compile(
+    r"chinese[-_](?P<family>llama|alpaca)[-_](?:lora[-_])?(?:(?P<edition>plus|pro)[-_])?"
+    r"(?:lora[-_])?(?P<size>7b|13b|33b)(?![a-z0-9])[^/]*$"
+)
 # Rows of LLaMA's vocabulary, of Chinese-LLaMA's, and of the second generation's.
 _LLAMA_ROWS, _CHINESE_LLAMA_ROWS, _CHINESE_LLAMA_2_ROWS = 32000, 49953, 55296
 # What a vocabulary of Chinese tokens was put into; Alpaca's has a token for padding.
@@ -172,6 +177,7 @@ def require_known_order(
     rows = base_rows
     for number, adapter in enumerate(adapters):
         _require_own_vocabulary(rows, adapter)
+        _require_what_it_names(base_rows, adapters, number, merged)
         wanted = BEFORE.get(adapter.name or "")
         below = adapters[number - 1] if number else None
         if wanted is not None and (below is None or below.name != wanted):
@@ -182,6 +188,47 @@ def require_known_order(
             _require_straight_on_base(rows, adapters, number)
         rows = adapter.rows or rows
     return tuple(notes)
+
+
+def chain_of(model: str | None) -> tuple[str, ...]:
+    """The published adapters that make up a merged model of the first generation, in their order,
+    by what a configuration calls it; none for other models.
+
+    >>> chain_of("/data/models/chinese-alpaca-plus-7b-hf")
+    ('Chinese-LLaMA-Plus-7B', 'Chinese-Alpaca-Plus-7B')
+    """
+    said = _MERGED.search((model or "").lower())
+    if said is None:
+        return ()
+    edition = {None: "", "plus": "Plus-", "pro": "Pro-"}[said["edition"]]
+    family = {"llama": "LLaMA", "alpaca": "Alpaca"}[said["family"]]
+    name = f"Chinese-{family}-{edition}{said['size'].upper()}"
+    return tuple(filter(None, (BEFORE.get(name), name)))
+
+
+def _require_what_it_names(
+    base_rows: int, adapters: Sequence[Given], number: int, merged: Sequence[str | None] | None
+) -> None:
+    """Raise ``UsageError`` for an adapter that says it was trained on a merged model, where what
+    makes up that model is surely missing below it: adapters that are not published may be it.
+    """
+    adapter, below = adapters[number], [given.name for given in adapters[:number]]
+    chain = chain_of(adapter.base_name) if adapter.name is None else ()
+    merged_before = base_rows != _LLAMA_ROWS and merged is None
+    if not chain or merged_before or None in below or None in (merged or ()):
+        return
+    present = [*(merged or ()), *below]
+    if present[-len(chain) :] == list(chain):
+        return
+    missing = [name for name in chain if name not in present]
+    raise UsageError(
+        f"the adapter was trained on {adapter.base_name}, which is not what lies below it",
+        file=adapter.source,
+        expected=f"{', then '.join(chain)}, and then this adapter",
+        found=", then ".join(name for name in present if name) or "the plain base",
+        remedy=f"add {' and '.join(missing) or 'them'} in this order before it with --lora_model, "
+        "or give a base into which they were merged" + _GO_ON,
+    )
 
 
 def _require_straight_on_base(rows: int, adapters: Sequence[Given], number: int) -> None:

@@ -222,7 +222,8 @@ def require_gguf() -> None:
 
 def model_name(output_dir: str | Path) -> str:
     """What a model is called that goes to this folder: the folder's own name."""
-    return Path(output_dir).expanduser().resolve().name or "model"
+    name = Path(output_dir).expanduser().resolve().name or "model"
+    return name.encode("utf-8", "replace").decode()  # a folder's name may be no UTF-8
 
 
 def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:

@@ -26,8 +26,13 @@ from .layouts.config import CONFIG_NAME, is_llama
 from .layouts.folder import is_meta
 from .staging import Offload
 
-# What a Hub id looks like: owner/name, each of letters, digits, dots, dashes and underscores.
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# What a Hub id looks like: owner/name, each of letters, digits, dots, dashes and underscores; then
+# a folder of that repository, and a branch, tag or commit.
+_HUB_ID = re.compile(
+    r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+    r"(?P<folder>(?:/[A-Za-z0-9_][\w.-]*)*)"
+    r"(?:@(?P<revision>[\w][\w./-]*))?"
+)
 _WANTED = (
     *("*.json", "tokenizer.model", "*.jinja", "additional_chat_templates/*", "vocab.txt"),
     *("merges.txt", "*.tiktoken", "*.py"),
@@ -47,6 +52,8 @@ def split_list(values: list[str]) -> list[str]:
 
 def resolve(source: str, role: str, offload: Offload | None = None) -> Path:
     """Return the folder of a local path or Hub id; a Hub repository is downloaded first.
+
+    An id may name a folder of its repository and a revision: ``owner/name/folder@revision``.
 
     A zipped adapter folder is unpacked.
     Downloads go to the Hub's cache, or into the folder that the user named for such things,
@@ -68,14 +75,15 @@ def resolve(source: str, role: str, offload: Offload | None = None) -> Path:
             remedy=f"give the folder that holds it: {path.parent}",
         )
     looks_local = path.is_absolute() or source.startswith((".", "~")) or "\\" in source
-    if looks_local or not _HUB_ID.fullmatch(source) or path.parent.is_dir():
+    hub_id = _HUB_ID.fullmatch(source)
+    if looks_local or hub_id is None or path.parent.is_dir():
         raise UsageError(
             f"the {role} does not exist",
             file=path,
             expected="a local folder, or a Hub id such as owner/name",
             remedy=_nearby(path),
         )
-    return _download(source, role, offload)
+    return _download(hub_id, role, offload)
 
 
 def require_links_inside(folder: Path) -> None:
@@ -114,32 +122,42 @@ def _nearby(path: Path) -> str:
     return f"check the spelling; {present} holds {listed or 'no folders'}"
 
 
-def _download(repo_id: str, role: str, offload: Offload | None) -> Path:
+def _download(hub_id: re.Match[str], role: str, offload: Offload | None) -> Path:
     """Fetch what a merge reads of a repository: safetensors if it has any, else ``.bin``."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     # Its bases are those of every error of the HTTP library, which differs between releases.
     unreachable = (*HfHubHTTPError.__bases__, OSError, HFValidationError)
+    repo_id, inside, revision = hub_id["repo"], hub_id["folder"].strip("/"), hub_id["revision"]
     local_dir = None
     if offload is not None and offload.is_given:
-        local_dir = offload.folder() / repo_id.replace("/", "--")
+        local_dir = offload.folder() / re.sub(r"[/@]", "--", hub_id[0])
     try:
         for weights in _WEIGHTS:
-            folder = Path(
-                snapshot_download(repo_id, allow_patterns=[*_WANTED, weights], local_dir=local_dir)
+            wanted = [f"{inside}/{name}" if inside else name for name in (*_WANTED, weights)]
+            snapshot = snapshot_download(
+                repo_id, revision=revision, allow_patterns=wanted, local_dir=local_dir
             )
+            folder = Path(snapshot) / inside
             if any(folder.glob(weights)):
                 break
     except unreachable as error:  # type: ignore[misc]
         raise UsageError(
             f"the {role} is no local folder, and it could not be fetched from the Hub",
-            file=repo_id,
+            file=hub_id[0],
             expected="a local folder or the id of a repository that you may read",
             found=shorten(str(error), 200),
             remedy="check the spelling; for a private or gated repository run `hf auth login` "
             "first; without a network, download it elsewhere and give the folder",
         ) from None
+    if not folder.is_dir():
+        raise UsageError(
+            f"the repository of the {role} has no such folder",
+            file=hub_id[0],
+            expected=f"a folder {inside} in {repo_id}",
+            remedy="check the spelling on the repository's page",
+        )
     return folder
 
 

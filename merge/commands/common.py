@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -118,14 +119,20 @@ def _operation(error: OSError) -> str:
     return next(names, "")
 
 
+_NEGATIVE_NUMBERS = re.compile(r"-[\d.][\d.,e+-]*")
+
+
 def command_parser(description: str, examples: str | None = None) -> argparse.ArgumentParser:
     """A parser that keeps the lines of its texts and takes no abbreviated options."""
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=description,
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    # argparse takes "-1,0.5" for an option; only words that this matches are numbers to it.
+    parser._negative_number_matcher = _NEGATIVE_NUMBERS
+    return parser
 
 
 def carry_out(args: argparse.Namespace, job: Callable[[OnProgress], Report]) -> int:

@@ -36,6 +36,10 @@ exit codes: 0 done, 1 --verify found something wrong, 2 wrong input (one message
 """
 
 
+# Other scripts need to be told what config.json and the adapters say.
+_WITHOUT_EFFECT = ("model_size", "model_type")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write Meta's ``.pth`` unless told otherwise."""
     return run(_parser("pth"), _merge, argv)
@@ -114,6 +118,8 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         help="a weight file in an adapter's folder that is no part of it; may be repeated "
         "(default: weights that are not known are refused)",
     )
+    for pasted in _WITHOUT_EFFECT:  # of recipes for other scripts
+        group.add_argument(f"--{pasted}", help=argparse.SUPPRESS)
     add_delta_embeddings_option(group, DELTA_EMBEDDINGS, "auto")
     add_context_length_option(group)
 
@@ -189,6 +195,9 @@ def _merge(args: argparse.Namespace) -> int:
                 **job_options(args),
             ),
         )
+    for name in _WITHOUT_EFFECT:
+        if getattr(args, name) is not None and not args.quiet:
+            print(f"  note: --{name} changes nothing here: the base's own files say it")
     if not args.verify or args.dry_run:
         return code
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..errors import AdapterError
 from ..json_text import read_json
+from ..layouts.elsewhere import found_elsewhere
 
 TRAINABLE_PARAMS = "trainable_params.bin"
 
@@ -150,6 +151,14 @@ def find_files(
     parts = _parts(folder, there) if not found or group != next(iter(names)) else ()
     if parts:
         found = [parts[0]]
+    if not found and (kind := found_elsewhere(folder)) is not None:
+        raise AdapterError(
+            "the folder holds weights in a form that is not read here",
+            file=folder,
+            expected=" or ".join(next(iter(names))),
+            found=kind.what,
+            remedy=kind.remedy,
+        )
     if not found:
         raise AdapterError(
             "the folder holds no adapter weights",

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizer_tools.huggingface import TokenizerFolder
+from tokenizer_tools.known import mixup, recognise_bytes
 
+from ..errors import VocabularyError
 from ..identity import Reads
 from ..settings import OutputSettings
-from ..vocabulary import Vocabulary
 from .writing import OnProgress, Report, write
 
 if TYPE_CHECKING:
@@ -105,7 +106,18 @@ def require_enough_rows(rows: int, tokenizer: TokenizerFolder) -> tuple[str, ...
     Raises ``VocabularyError`` when it has fewer.
     """
     tokens = tokenizer.n_tokens
-    Vocabulary(rows, (), tokens, tokenizer.path, tokens).checked_rows()
+    if tokens > rows:
+        said = mixup(recognise_bytes(tokenizer.vocabulary), rows)
+        raise VocabularyError(
+            "tokenizer and embeddings do not belong together",
+            file=tokenizer.path,
+            tensor="model.embed_tokens.weight, lm_head.weight",
+            expected=f"at most {rows} tokens, one for each row",
+            found=f"{tokens} tokens",
+            remedy=said
+            or "give the tokenizer that belongs to the model, with --tokenizer; rows for new "
+            "tokens are made by resize_llama_vocabulary.py",
+        )
     if tokens == rows:
         return ()
     return (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tokenizer_tools.huggingface import TokenizerFolder
 
+from ..deltas.adapter_files import is_unclaimed
 from ..known import known_files
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def notes(job: MergeJob) -> Iterator[str]:
     stated = job.base.config.get("vocab_size")
     if stated != job.vocabulary.base_rows:
         yield f"the base's config.json says vocab_size {stated}; the weights decide"
+    if unread := sorted(_unread_weights(job)):
+        yield f"weight files of the base that are not read: {', '.join(unread)}"
     if job.base.dropped:
         yield f"left out {len(job.base.dropped)} rotary buffers of an old conversion"
     yield from job.model.notes
@@ -127,6 +130,15 @@ def notes(job: MergeJob) -> Iterator[str]:
             )
         if adapter.changes_nothing:
             yield f"{adapter.name}: every lora_B is zero, so this adapter changes nothing"
+
+
+def _unread_weights(job: MergeJob) -> Iterator[str]:
+    """Names of weight files beside the base's own; what trainers leave says nothing."""
+    folder = job.sources.base
+    read = {path.resolve() for path in job.plain.files}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_file() and is_unclaimed(path) and path.resolve() not in read:
+            yield path.name
 
 
 def _template_notes(job: MergeJob) -> Iterator[str]:

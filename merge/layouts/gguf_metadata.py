@@ -172,7 +172,7 @@ def _source(name: str) -> dict[str, str]:
     title: Callable[[str], str] = Metadata.id_to_title
     path = Path(name).expanduser()
     if path.exists():
-        return {"name": title(path.resolve().name)}
+        return {"name": title(path.resolve().name.encode("utf-8", "replace").decode())}
     organisation, _, model = name.rpartition("/")
     entry = {"name": title(model)}
     if organisation:

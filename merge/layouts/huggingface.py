@@ -26,6 +26,7 @@ from .config import (
     require_no_biases,
     require_values,
 )
+from .elsewhere import found_elsewhere
 from .names import unwrapped
 from .pour import Piece, Poured
 from .quantised import is_quantised, require_whole
@@ -73,7 +74,7 @@ def open_base(
     dropped = tuple(name for name in tensors if llama.is_leftover(name))
     kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     extra = _taken_out(kept, shape) if with_extra else {}
-    tensors = _in_order(folder, shape, kept, files)
+    tensors = _in_order(folder, shape, kept, files, config.get("vocab_size"))
     return Checkpoint(tensors, config, tuple(files), dropped, extra=extra)
 
 
@@ -120,6 +121,14 @@ def weight_files(folder: Path) -> dict[Path, tuple[str, ...] | None]:
         if found:
             _require_all_numbers(folder, found)
             return dict.fromkeys(found)
+    if (kind := found_elsewhere(folder)) is not None:
+        raise LayoutError(
+            "the folder holds weights in a form that is not read here",
+            file=folder,
+            expected="pytorch_model*.bin or model*.safetensors",
+            found=kind.what,
+            remedy=kind.remedy,
+        )
     raise LayoutError(
         "the folder holds no weights",
         file=folder,
@@ -217,6 +226,7 @@ def _in_order(
     shape: LlamaShape,
     tensors: dict[str, LazyTensor],
     files: Mapping[Path, object],
+    vocab_size: object,
 ) -> dict[str, LazyTensor]:
     """Check names, shapes and dtypes against the table; return the tensors in its order."""
     expected = {entry.hf: entry for entry in llama.entries(shape)}
@@ -237,6 +247,18 @@ def _in_order(
             remedy="a weight file is missing, or config.json is another model's",
         )
     rows = tensors[llama.EMBED_TOKENS].rows
+    head = tensors.get(llama.LM_HEAD)
+    columns = tensors[llama.EMBED_TOKENS].shape[1:]
+    if head is not None and columns and head.shape[1:] == columns and head.rows != rows:
+        raise LayoutError(
+            "embeddings and LM head have different numbers of rows",
+            file=folder,
+            tensor=f"{llama.EMBED_TOKENS}, {llama.LM_HEAD}",
+            expected=f"equal numbers; config.json says vocab_size {vocab_size}",
+            found=f"{rows} rows in {tensors[llama.EMBED_TOKENS].origin}, {head.rows} in "
+            f"{head.origin}",
+            remedy="a weight file is from another version of the model: take all from one place",
+        )
     for name, entry in expected.items():
         wanted = tuple(rows if size is None else size for size in entry.shape)
         _check_tensor(folder, name, tensors[name], wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -205,14 +206,14 @@ def _adapter(said: Any) -> AdapterEntry:
 
 def _source(entry: Mapping[str, Any], place: str) -> str:
     source = _text(entry.get("source"), f"{place}.source")
-    if not source or "\0" in source or len(source.encode()) > _LONGEST_PATH:
+    if not source or "\0" in source or len(os.fsencode(source)) > _LONGEST_PATH:
         raise _OtherFormError(f"{place}.source", "a folder or a Hub id", source)
     return source
 
 
 def _file_name(name: str) -> str:
     plain = Path(name).name == name and name not in ("", "..") and not set(name) & set("\\\0")
-    if not plain or len(name.encode()) > _LONGEST_NAME:
+    if not plain or len(os.fsencode(name)) > _LONGEST_NAME:
         raise _OtherFormError("files", "names of files in the folder", name)
     return name
 

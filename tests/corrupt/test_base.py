@@ -164,9 +164,9 @@ def test_tensor_that_no_llama_has_is_named(inputs: Inputs) -> None:
         (WEIGHT, torch.tensor(1.0)),
         ("model.embed_tokens.weight", torch.tensor(1.0)),
         ("model.embed_tokens.weight", torch.ones(BASE_ROWS)),
-        ("lm_head.weight", torch.ones(BASE_ROWS + 1, HIDDEN)),
+        ("lm_head.weight", torch.ones(BASE_ROWS, HIDDEN + 1)),
     ],
-    ids=["wider", "flat", "scalar", "scalar embedding", "flat embedding", "head with more rows"],
+    ids=["wider", "flat", "scalar", "scalar embedding", "flat embedding", "wider head"],
 )
 def test_tensor_of_another_shape_is_named(inputs: Inputs, name: str, value: torch.Tensor) -> None:
     save_base(inputs.base, base_tensors() | {name: value})

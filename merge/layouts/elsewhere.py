@@ -1,0 +1,72 @@
+"""Weights that are there, but not as transformers or Meta names them: what they are, what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Files of another tool: a pattern in the folder, what they are, and its owner's way out."""
+
+    pattern: str
+    what: str
+    remedy: str
+
+
+_ELSEWHERE = (
+    Elsewhere(
+        "*.enc",
+        "weights that BELLE and others published XORed with LLaMA-7B's consolidated.00.pth (for "
+        "every size), with the SHA-256 of the plain file in the name",
+        "decrypt them first, with the script and the key file that their model card names",
+    ),
+    Elsewhere(
+        "zero_to_fp32.py",
+        "a DeepSpeed ZeRO checkpoint in parts (global_step...)",
+        "join the parts with `python zero_to_fp32.py . pytorch_model.bin` in that folder",
+    ),
+    Elsewhere(
+        "global_step*",
+        "a DeepSpeed ZeRO checkpoint in parts",
+        "join the parts with DeepSpeed's zero_to_fp32.py",
+    ),
+    Elsewhere(
+        "**/*.distcp",
+        "a distributed checkpoint in parts",
+        "join them with `python -m torch.distributed.checkpoint.format_utils dcp_to_torch`, or "
+        "with `accelerate merge-weights`",
+    ),
+    Elsewhere(
+        "model_world_size_*_rank_*.pt",
+        "a verl checkpoint, one file a process",
+        "join the parts with verl's model_merger (`python -m verl.model_merger merge`)",
+    ),
+    Elsewhere(
+        "hf_model_*.pt",
+        "torchtune's checkpoint, which holds Hugging Face's names",
+        "rename the files to pytorch_model-00001-of-0000N.bin and so on",
+    ),
+    Elsewhere(
+        "lit_model.pth",
+        "LitGPT's checkpoint, with names of its own",
+        "convert it with `litgpt convert_from_litgpt`, and rename model.pth to pytorch_model.bin",
+    ),
+    Elsewhere(
+        "model.pth",
+        "a state dict of LitGPT's convert_from_litgpt or torchtune, most likely with Hugging "
+        "Face's names",
+        "rename it to pytorch_model.bin",
+    ),
+    Elsewhere(
+        "*.bin.part*",
+        "a download that was not finished",
+        "finish the download",
+    ),
+)
+
+
+def found_elsewhere(folder: Path) -> Elsewhere | None:
+    """The first kind of which the folder holds a file."""
+    return next((kind for kind in _ELSEWHERE if any(folder.glob(kind.pattern))), None)
