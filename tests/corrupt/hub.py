@@ -15,7 +15,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves the folders ``root/OWNER/NAME`` as repositories.
+    """Serves the folders ``root/OWNER/NAME`` as repositories, ``NAME@REVISION`` as a revision.
 
     A file whose name is among ``cut`` ends half-way, as when a connection is lost.
     """
@@ -36,20 +36,30 @@ class Hub(BaseHTTPRequestHandler):
     def _answer(self, with_body: bool) -> None:
         parts = self.path.split("?")[0].strip("/").split("/")
         if parts[:2] == ["api", "models"]:
-            self._describe(self._root.joinpath(*parts[2:4]), parts, with_body)
+            revision = parts[5] if len(parts) > 5 else "main"
+            self._describe(self._repository(*parts[2:4], revision), parts, with_body)
         elif len(parts) > 4 and parts[2] == "resolve":
-            self._send_file(self._root.joinpath(*parts[:2], *parts[4:]), with_body)
+            repository = self._repository(*parts[:2], parts[3])
+            self._send_file(repository, "/".join(parts[4:]), with_body)
         else:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body)
+
+    def _repository(self, owner: str, name: str, revision: str) -> Path:
+        """The folder of a revision, which is named by itself or by its commit."""
+        for path in self._root.glob(f"{owner}/{name}@*"):
+            if revision in (tag := path.name.partition("@")[2], commit(tag)):
+                return path
+        return self._root / owner / name
 
     def _describe(self, repo: Path, parts: list[str], with_body: bool) -> None:
         if not repo.is_dir():
             self._send(401, b"{}", {"X-Error-Code": "RepoNotFound"}, with_body)
             return
-        names = sorted(path.name for path in repo.iterdir())
+        files = (path for path in repo.rglob("*") if path.is_file())
+        names = sorted(path.relative_to(repo).as_posix() for path in files)
         answer: object = {
             "id": "/".join(parts[2:4]),
-            "sha": COMMIT,
+            "sha": commit_of(repo),
             "siblings": [{"rfilename": name} for name in names],
         }
         if "tree" in parts:
@@ -61,11 +71,12 @@ class Hub(BaseHTTPRequestHandler):
         headers = {"Content-Type": "application/json"}
         self._send(200, json.dumps(answer).encode(), headers, with_body)
 
-    def _send_file(self, path: Path, with_body: bool) -> None:
+    def _send_file(self, repo: Path, name: str, with_body: bool) -> None:
+        path = repo / name
         if not path.is_file():
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, with_body)
             return
-        headers = {"ETag": f'"{etag(path)}"', "X-Repo-Commit": COMMIT}
+        headers = {"ETag": f'"{etag(path)}"', "X-Repo-Commit": commit_of(repo)}
         self._send(200, path.read_bytes(), headers, with_body, path.name in self._cut)
 
     def _send(
@@ -82,6 +93,17 @@ class Hub(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Nothing: the test's own output is enough."""
+
+
+def commit(tag: str) -> str:
+    """The commit that a tag stands for."""
+    return hashlib.sha1(tag.encode()).hexdigest()
+
+
+def commit_of(repo: Path) -> str:
+    """The commit of a repository's folder."""
+    tag = repo.name.partition("@")[2]
+    return commit(tag) if tag else COMMIT
 
 
 def etag(path: Path) -> str:

@@ -52,6 +52,29 @@ def test_hub_ids_are_downloaded_and_merged(tmp_path: Path, hub: Path, offloaded:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("offloaded", [False, True], ids=["cache", "--offload_dir"])
+def test_folder_and_revision_of_a_repository(tmp_path: Path, hub: Path, offloaded: bool) -> None:
+    plain = hub / "zh" / "chinese-llama"
+    tagged = hub / "zh" / "all@v1.0" / "lora" / "7b"
+    save_adapter(tagged, adapter_tensors(LLAMA_ROWS), pieces=LLAMA_ROWS)
+    save_adapter(hub / "zh" / "all" / "lora" / "7b", adapter_tensors(LLAMA_ROWS, seed=9))
+    offload = ("--offload_dir", tmp_path / "offload") if offloaded else ()
+    with serve(hub) as url:
+        told = merge(tmp_path, url, "zh/all/lora/7b@v1.0", *offload)
+        assert told.returncode == 0, told.stderr
+        (tmp_path / "merged").rename(tmp_path / "first")
+        local = merge(tmp_path, url, str(plain))
+        lost = merge(tmp_path, url, "zh/all/lora/8b@v1.0", "--overwrite")
+        unknown = merge(tmp_path, url, "zh/other@v1.0", "--overwrite")
+    assert local.returncode == 0, local.stderr
+    first, second = (tmp_path / name / "consolidated.00.pth" for name in ("first", "merged"))
+    assert first.read_bytes() == second.read_bytes()
+    assert lost.returncode == unknown.returncode == 2
+    assert "has no such folder" in lost.stderr
+    assert "zh/other@v1.0" in unknown.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zh/chinese-lama", "zh/chinese--llama"])
 def test_repository_that_does_not_exist_is_told_in_one_message(
     tmp_path: Path, hub: Path, name: str
