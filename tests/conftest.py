@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.refusal_words import checked
 
 # The same examples in every run: a change is what turns a test red. To look for others:
 # pytest --hypothesis-profile=default, and make fuzz.
@@ -19,6 +22,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REAL_DATA = "CHINESE_LLAMA_MERGE_TEST_DATA"
+
+
+@pytest.fixture(autouse=True)
+def refusals_are_checked() -> Iterator[None]:
+    """Every refusal names options that its command has, and files that exist or are missing."""
+    with checked():
+        yield
 
 
 @pytest.fixture(scope="session")
