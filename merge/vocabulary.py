@@ -43,7 +43,8 @@ def are_padding(surplus: int, rows: int) -> bool:
 class AdapterRows:
     """Rows of the vocabulary tensors that an adapter replaces; None where it leaves them.
 
-    ``low_rank`` are the rows of what it adds to them.
+    ``low_rank`` are the rows of what it adds to them, ``appended`` those that it puts behind the
+    model's own first.
     """
 
     name: str
@@ -51,6 +52,7 @@ class AdapterRows:
     lm_head: int | None
     ties: bool = False
     low_rank: int | None = None
+    appended: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Vocabulary:
         return "\n".join(lines)
 
     def _after(self, number: int, adapter: AdapterRows, rows: int) -> int:
+        rows += adapter.appended
         sides: Sequence[int | None] = (adapter.embed_tokens, adapter.lm_head)
         given = [side for side in sides if side is not None]
         if not given:

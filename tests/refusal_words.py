@@ -11,13 +11,17 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from merge.errors import MergeError
 
 COMMANDS = Path(__file__).parent.parent / "merge" / "commands"
-# Jobs whose commands are two.
-_ALSO = {"apply_delta": ("make_delta",), "convert_checkpoint": ("convert_llama_weights_to_hf",)}
+# Jobs whose commands are two; inspect_adapter tells what the merge would say.
+_ALSO = {
+    "apply_delta": ("make_delta",),
+    "convert_checkpoint": ("convert_llama_weights_to_hf",),
+    "inspect_adapter": ("merge_lora",),
+}
 _NO_COMMANDS = ("__init__", "common", "progress")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 # Another command of this project with its options, and whole commands of other programs.
@@ -66,8 +70,7 @@ def faults(error: MergeError, job: str | None) -> Iterator[str]:
 
 def _job() -> str | None:
     """The outermost job or command that is running."""
-    found, frame = None, sys._getframe(1)
-    step: FrameType | None = frame
+    found, step = None, cast("FrameType | None", sys._getframe(1))
     while step is not None:
         path = Path(step.f_code.co_filename)
         if path.parent.name in ("jobs", "commands") and path.parent.parent.name == "merge":

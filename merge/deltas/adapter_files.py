@@ -19,6 +19,8 @@ from ..layouts.elsewhere import found_elsewhere
 
 TRAINABLE_PARAMS = "trainable_params.bin"
 
+NEW_EMBEDDINGS = "new_embeddings.safetensors"
+EXTRA_EMBEDDINGS = "extra_embeddings.pt"
 FSDP_NAME = "pytorch_model_fsdp.bin"
 MLX_NAME = "adapters.safetensors"
 # Patterns of names, and what is read from them.
@@ -34,6 +36,10 @@ READ = {
     MLX_NAME: "the adapter's tensors, as mlx-lm saves them",
     TRAINABLE_PARAMS: "LongLoRA's trained embeddings and norms, which replace the base's before "
     "the LoRA is added",
+    NEW_EMBEDDINGS: "vLLM's rows of added tokens, which follow the base's on both sides "
+    "before the LoRA is added",
+    EXTRA_EMBEDDINGS: "Open-Assistant's embedding rows of added tokens; those of the LM head begin "
+    "as --new_token_init says",
     "tokenizer.model": "the vocabulary",
     "tokenizer*.json": "special and added tokens",
     "special_tokens_map.json": "special tokens",
@@ -86,16 +92,6 @@ FOREIGN = (
         "copy it beside the result by hand if it is wanted",
     ),
     ForeignFile(
-        "extra_embeddings.pt",
-        "Open-Assistant's embedding rows of added tokens, without rows of the LM head",
-        "merge with Open-Assistant's load_peft_model",
-    ),
-    ForeignFile(
-        "new_embeddings.safetensors",
-        "vLLM's rows of added tokens, which are no part of PEFT's format",
-        "save the adapter with PEFT and save_embedding_layers=True",
-    ),
-    ForeignFile(
         FSDP_NAME,
         "the state of an FSDP run, of which other files beside it hold an adapter too",
         "keep the one that is meant",
@@ -118,6 +114,7 @@ class AdapterFiles:
     """The weight files of an adapter's folder that are read, and what lies beside them unread.
 
     ``weights`` is the first of several ``parts`` where the adapter is in more than one file.
+    ``new_rows`` holds rows of tokens that the base has none for.
     ``duplicate`` holds the same tensors as ``weights`` in the other container. ``ignored`` are
     weight files that the user lets be ignored, ``unknown`` other files that no rule speaks of.
     """
@@ -126,13 +123,14 @@ class AdapterFiles:
     parts: tuple[Path, ...] = ()
     duplicate: Path | None = None
     trainable_params: Path | None = None
+    new_rows: Path | None = None
     ignored: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 
     @property
     def further(self) -> tuple[Path, ...]:
         """What is read beside ``weights``."""
-        return (*self.parts[1:], *filter(None, [self.trainable_params]))
+        return (*self.parts[1:], *filter(None, [self.trainable_params, self.new_rows]))
 
 
 def find_files(
@@ -167,7 +165,15 @@ def find_files(
             found=", ".join(list(files)[:8]) or "an empty folder",
             remedy="give the folder into which PEFT saved the adapter",
         )
-    claimed = {path.name for path in (*found, *parts)} | {TRAINABLE_PARAMS}
+    new_rows = [there[name] for name in (NEW_EMBEDDINGS, EXTRA_EMBEDDINGS) if name in there]
+    if len(new_rows) > 1:
+        raise AdapterError(
+            "two files hold rows of added tokens",
+            file=folder,
+            found=" and ".join(path.name for path in new_rows),
+            remedy="keep the one that belongs to the adapter",
+        )
+    claimed = {path.name for path in (*found, *parts, *new_rows)} | {TRAINABLE_PARAMS}
     others = [path for name, path in there.items() if name not in claimed]
     for path in others:
         if is_unclaimed(path):
@@ -177,6 +183,7 @@ def find_files(
         parts,
         found[1] if len(found) > 1 else None,
         there.get(TRAINABLE_PARAMS),
+        next(iter(new_rows), None),
         left_out,
         tuple(path.name for path in others if not _is_known(path.name)),
     )

@@ -11,10 +11,12 @@ from ..checksums import file_digest
 from ..errors import AdapterError
 from ..formats import open_container
 from ..known import could_be_published, known_adapter
+from ..layouts.llama import EMBED_TOKENS, LM_HEAD
 from ..lazy import LazyTensor, dtype_name
 from ..staging import Offload
 from .adapter_config import WEIGHT_NAMES, AdapterConfig, read_adapter_config
 from .adapter_files import (
+    EXTRA_EMBEDDINGS,
     FSDP_NAME,
     MLX_NAME,
     TRAINABLE_PARAMS,
@@ -39,7 +41,8 @@ class Adapter:
     Keys are the base's tensor names. ``trained`` are the replaced ones that the training changed;
     the others are the base's own copy. ``ignored`` are keys that were claimed and left aside.
     ``copies`` are what ``require_equal_copies`` has to compare before anything is written;
-    ``renamed`` says how its names were made the base's, where they were not.
+    ``renamed`` says how its names were made the base's, where they were not. ``new_rows`` follow
+    the base's rows of the vocabulary before anything is added.
     """
 
     folder: Path
@@ -51,6 +54,7 @@ class Adapter:
     ignored: tuple[str, ...] = ()
     copies: Copies = field(default_factory=dict)
     renamed: str = ""
+    new_rows: Mapping[str, LazyTensor] = field(default_factory=dict)
 
     @cached_property
     def changes_nothing(self) -> bool:
@@ -139,6 +143,7 @@ def open_adapter(
         by_training | (trained.keys() & replaced.keys()),
         unused,
         {**pairs, **copies},
+        new_rows=_new_rows(files.new_rows, offload),
     )
 
 
@@ -191,6 +196,33 @@ def _duplicates(
             remedy="keep the file that is meant, move the other away",
         )
     return {f"{key} in {names}": (tensors[key], others[key]) for key in tensors}
+
+
+def _new_rows(path: Path | None, offload: Offload | None) -> dict[str, LazyTensor]:
+    """Rows of added tokens under the names of embeddings and LM head.
+
+    vLLM's file has both by names of its own; Open-Assistant's is the embeddings' rows alone.
+    Raises ``AdapterError`` for anything else.
+    """
+    if path is None:
+        return {}
+    if path.name == EXTRA_EMBEDDINGS:
+        found = open_container(path, offload, alone=EMBED_TOKENS)
+        names = dict.fromkeys(found, EMBED_TOKENS)
+    else:
+        found = open_container(path, offload)
+        names = {"input_embeddings": EMBED_TOKENS, "output_embeddings": LM_HEAD}
+    rows = {names[key]: tensor for key, tensor in found.items() if key in names}
+    shapes = {tensor.shape for tensor in rows.values()}
+    if not rows or len(rows) != len(found) or len(shapes) != 1 or len(*shapes) != 2:
+        raise AdapterError(
+            "the rows of added tokens are not what such a file holds",
+            file=path,
+            expected="matrices of the same rows: " + ", ".join(names),
+            found=", ".join(f"{key} {tuple(t.shape)}" for key, t in found.items())[:200],
+            remedy="fetch the adapter again, or save it with PEFT's save_embedding_layers=True",
+        )
+    return rows
 
 
 def _trainable_params(files: AdapterFiles, offload: Offload | None) -> dict[str, LazyTensor]:

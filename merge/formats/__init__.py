@@ -28,18 +28,21 @@ WRITERS: dict[str, Callable[[BinaryIO, Sequence[TensorInfo]], ContainerWriter]] 
 }
 
 
-def open_container(path: Path, offload: Offload | None = None) -> dict[str, LazyTensor]:
+def open_container(
+    path: Path, offload: Offload | None = None, alone: str | None = None
+) -> dict[str, LazyTensor]:
     """Return the tensors of a weight file, by name, from its header alone.
 
+    ``alone`` is what a tensor is called that torch saved without a name, which is else refused.
     Raises ``FormatError`` when the file is no container that is known here, or a broken one.
     """
     file = InputFile(path, offload.io if offload else "auto")
     refuse_placeholder(file)
     head = file.read(0, min(file.size, len(torch_legacy.MAGIC)))
     if head.startswith(torch_zip.MAGIC):
-        return torch_zip.read(file, offload)
+        return torch_zip.read(file, offload, alone)
     if head == torch_legacy.MAGIC:
-        return torch_legacy.read(file)
+        return torch_legacy.read(file, alone)
     if head.startswith(gguf.MAGIC):
         return gguf.read(file).tensors
     if path.suffix == ".safetensors" or head[8:9] == b"{":

@@ -24,7 +24,7 @@ _PROTOCOL = 1001
 _COUNT = struct.Struct("<q")
 
 
-def read(file: InputFile) -> dict[str, LazyTensor]:
+def read(file: InputFile, alone: str | None = None) -> dict[str, LazyTensor]:
     """Return the tensors of an old file, by name, without reading their data.
 
     Raises ``FormatError`` for a damaged file and for data written on a big-endian machine.
@@ -41,7 +41,7 @@ def read(file: InputFile) -> dict[str, LazyTensor]:
             remedy="the file is damaged: fetch or copy it again",
         )
     _require_little_endian(file, values[2].value)
-    return lazy_tensors(file, values[3], places.__getitem__)
+    return lazy_tensors(file, values[3], places.__getitem__, alone)
 
 
 def _places(

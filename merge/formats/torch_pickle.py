@@ -80,16 +80,20 @@ def load_pickle(file: InputFile, stream: BinaryIO) -> Pickled:
 
 
 def lazy_tensors(
-    file: InputFile, pickled: Pickled, locate: Callable[[str], Location]
+    file: InputFile, pickled: Pickled, locate: Callable[[str], Location], alone: str | None = None
 ) -> dict[str, LazyTensor]:
-    """Turn an unpickled state dict into lazy tensors by name.
+    """Turn an unpickled state dict into lazy tensors by name; ``alone`` names a tensor that is
+    there without a name, which is refused where it is None.
 
     ``locate`` gives the place of a storage by its key. Raises ``FormatError`` for values that are
     no dense tensors, for tensors without data, and for those that reach outside their storage.
     """
     places: dict[str, Location] = {}
     tensors: dict[str, LazyTensor] = {}
-    for name, value in _state_dict(file, pickled.value).items():
+    saved = pickled.value
+    if alone is not None and isinstance(saved, SavedTensor):
+        saved = {alone: saved}
+    for name, value in _state_dict(file, saved).items():
         storage = value.storage
         if storage is None:
             raise FormatError(

@@ -57,7 +57,9 @@ _STORAGE_TYPES = {
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
-def read(file: InputFile, offload: Offload | None = None) -> dict[str, LazyTensor]:
+def read(
+    file: InputFile, offload: Offload | None = None, alone: str | None = None
+) -> dict[str, LazyTensor]:
     """Return the tensors of an archive, by name, without reading their data.
 
     A storage that is compressed cannot be read in place; it is unpacked into ``offload`` when one
@@ -79,7 +81,7 @@ def read(file: InputFile, offload: Offload | None = None) -> dict[str, LazyTenso
                 )
             return _locate(file, archive, records[name], offload)
 
-        return lazy_tensors(file, pickled, locate)
+        return lazy_tensors(file, pickled, locate, alone)
 
 
 def _root(file: InputFile, records: Records) -> str:

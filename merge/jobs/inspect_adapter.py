@@ -145,7 +145,7 @@ def _contents(adapter: Adapter) -> Iterator[str]:
     yield f"vocabulary {vocabulary_rows(adapter) or 'no'} rows"
     for ignored in adapter.ignored:
         yield f"left aside {ignored}"
-    for path in filter(None, (adapter.files.trainable_params, adapter.files.duplicate)):
+    for path in filter(None, (*adapter.files.further, adapter.files.duplicate)):
         yield f"read too   {path.name}"
     for name in adapter.files.unknown:
         yield f"not read   {name}"

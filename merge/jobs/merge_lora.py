@@ -190,6 +190,7 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
         if layout := LLAMA_ONLY.get(settings.output_type):
             require_llama(described, sources.tokenizer, layout)
 
+    from ..deltas.appended import with_new_rows
     from ..deltas.apply import apply_adapters
     from ..deltas.dense import open_model
     from ..deltas.peft import open_adapter
@@ -206,16 +207,19 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     delta = digested_checkpoint(open_model(sources.delta, offload)) if sources.delta else None
     base, delta_notes = _with_delta(sources, settings, plain, delta)
     config = find_config(sources, base, any_decoder, settings.copy_code)
+    grown_from = base
     weights = settings.weights(len(sources.adapters))
     adapters = tuple(
         named_as_base(open_adapter(folder, offload, weight, settings.ignore_file), base.tensors)
         for folder, weight in zip(sources.adapters, weights, strict=True)
     )
+    for adapter in adapters:
+        base = with_new_rows(base, adapter, settings.new_token_init)
     _require_different(adapters)
     _require_ignored_files(adapters, settings.ignore_file)
     ordered = not settings.allow_unknown_combination
     notes = _require_known_order(sources, base, adapters) if ordered else ()
-    vocabulary = _vocabulary(sources, base, adapters, settings.vocab_mismatch)
+    vocabulary = _vocabulary(sources, grown_from, adapters, settings.vocab_mismatch)
     rows = vocabulary.checked_rows(settings.new_token_init is not None)
     per_adapter = settings.rounding == "per_adapter"
     dtype = dtype_named(settings.dtype)
@@ -372,6 +376,7 @@ def _vocabulary(
                 rows(adapter, HEAD_OF[name]),
                 adapter.config.ensure_weight_tying,
                 low_rank_rows(adapter),
+                next((tensor.rows for tensor in adapter.new_rows.values()), 0),
             )
             for adapter in adapters
         ),

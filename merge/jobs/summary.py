@@ -113,6 +113,9 @@ def notes(job: MergeJob) -> Iterator[str]:
         if adapter.files.trainable_params:
             name = adapter.files.trainable_params.name
             yield f"{adapter.name}: {name} read too, whose tensors replace the base's"
+        if adapter.files.new_rows:
+            count = next(iter(adapter.new_rows.values())).rows
+            yield f"{adapter.name}: {count} rows of {adapter.files.new_rows.name} follow the base's"
         if adapter.files.duplicate:
             yield f"{adapter.name}: {adapter.files.duplicate.name} holds the same and is not needed"
         if adapter.files.ignored:

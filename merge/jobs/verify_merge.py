@@ -233,7 +233,7 @@ def _unmerged_files(made: Inputs | None, manifest: Manifest | None) -> Iterator[
                     "weights that lie beside the adapter are no part of the result",
                     file=adapter.folder / name,
                     remedy="merge with the program that wrote them; or, if they are no part of the "
-                    "adapter, merge again with --ignore_file",
+                    "adapter, merge again and let the merge ignore them",
                 )
 
 

@@ -30,6 +30,8 @@ _WEIGHTS = (
 )
 # LongLoRA's embeddings and norms: they take the place of the base's, then the LoRA is added.
 _LONG_LORA = "trainable_params.bin"
+# Rows behind the base's: vLLM's, by the names of both sides, and Open-Assistant's embeddings.
+_NEW_ROWS = ("new_embeddings.safetensors", "extra_embeddings.pt")
 _WEIGHT_SUFFIXES = (".bin", ".pt", ".pth", ".safetensors", ".ckpt", ".gguf", ".npz")
 _TRAINER_STATE = re.compile(r"(optimizer|scheduler|rng_state|random_states|scaler|training_args)")
 _WRAPPED = re.compile(
@@ -83,6 +85,7 @@ class AdapterContents:
     vectors: dict[str, tuple[LazyTensor, float]] = field(default_factory=dict)
     trained: set[str] = field(default_factory=set)
     unread: tuple[str, ...] = ()
+    new_rows: dict[str, LazyTensor] = field(default_factory=dict)
 
     def trains(self, name: str) -> bool:
         """Whether a whole tensor was trained; otherwise it is a copy of the base's."""
@@ -170,6 +173,11 @@ def read_adapter(folder: Path, weight: float, offload: Offload | None = None) ->
             name = _WRAPPED.sub("", key).removeprefix("base_model.model.")
             contents.whole.setdefault(name, tensor)
             contents.trained.add(name)
+    for name in _NEW_ROWS:
+        if (folder / name).is_file():
+            for key, tensor in open_container(folder / name, offload, "input").items():
+                side = "lm_head.weight" if key.startswith("output") else "model.embed_tokens.weight"
+                contents.new_rows[side] = tensor
     contents.unread = tuple(_unread(folder, files))
     _add_products(contents, parts, weight)
     for module, tensor in parts.get("lora_magnitude_vector", {}).items():
@@ -208,7 +216,7 @@ def _unread(folder: Path, weights: Sequence[Path]) -> Iterator[str]:
     for path in sorted(folder.iterdir()):
         is_weights = path.suffix.lower() in _WEIGHT_SUFFIXES and path.is_file()
         same = path.name in _WEIGHTS[:2] and weights[0].name in _WEIGHTS[:2]
-        is_read = same or path in weights or path.name == _LONG_LORA
+        is_read = same or path in weights or path.name in (_LONG_LORA, *_NEW_ROWS)
         if is_weights and not is_read and not _TRAINER_STATE.match(path.name):
             yield path.name
 

@@ -12,7 +12,7 @@ from ..errors import AdapterError, LayoutError
 from ..layouts.conv1d import stores_transposed
 from ..layouts.decoder import HEAD_OF, embeddings
 from ..layouts.llama import EMBED_TOKENS
-from ..lazy import Checkpoint, LazyTensor, block_rows
+from ..lazy import Checkpoint, LazyTensor, RowReader, block_rows
 from .adapters import AdapterContents
 from .reference import (
     AddDense,
@@ -45,6 +45,21 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Shifted(LazyTensor):
+    """The rows of ``base`` as rows ``shape[0] - base.rows`` and on of something longer."""
+
+    base: LazyTensor
+
+    def reader(self) -> RowReader:
+        read, offset = self.base.unordered().reader(), self.rows - self.base.rows
+
+        def fill(start: int, stop: int, out: torch.Tensor) -> None:
+            read(start - offset, stop - offset, out)
+
+        return fill
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How one tensor is made. ``uncovered`` says why its arithmetic cannot be checked, if so."""
 
@@ -71,6 +86,12 @@ class Recipe:
         )
         whole = self.uncovered if rest else None
         return Recipe((Segment(0, tensor.rows, tensor), *rest), tensor.shape[1:], whole)
+
+    def followed(self, rows: LazyTensor) -> Recipe:
+        """The recipe with further rows behind it."""
+        total = self.rows + rows.rows
+        later = Shifted((total, *rows.shape[1:]), rows.dtype, rows.origin, rows)
+        return replace(self, segments=(*self.segments, Segment(self.rows, total, later)))
 
     def cut(self, rows: int) -> Recipe:
         """The recipe for the first ``rows`` rows."""
@@ -303,6 +324,8 @@ def _with_adapters(
         is_head = tied and name == inputs.head
         follows = is_head and adapter.ties and not adapter.touches(name)
         source = inputs.embeddings if follows else name
+        if name in adapter.new_rows and adapter.new_rows[name].shape[1:] == recipe.columns:
+            recipe = recipe.followed(adapter.new_rows[name])
         _require_fit(source, recipe, adapter, name in sides)
         if source in adapter.whole:
             copy = adapter.whole[source]

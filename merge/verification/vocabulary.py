@@ -20,7 +20,7 @@ from ..layouts.llama import EMBED_TOKENS
 from ..lazy import Checkpoint
 from .tokens import token_list
 
-_PUT_BACK = "put back what the merge wrote, or merge again with the right --tokenizer"
+_PUT_BACK = "put back what the merge wrote, or merge again with the right tokenizer"
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,12 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from merge import merge_lora, verify_merge
-from merge.errors import AdapterError, UsageError
+from merge.errors import AdapterError, MergeError, UsageError
 from tests.support import (
+    BASE_ROWS,
     HIDDEN,
     adapter_tensors,
+    random_tensor,
     run_merge,
     save_adapter,
     save_base,
@@ -93,10 +95,8 @@ UNCLAIMED = [
     "non_lora_trainables.bin",
     "value_head.safetensors",
     "value_head.bin",
-    "extra_embeddings.pt",
     "mm_projector.bin",
     "pytorch_model_fsdp.bin",
-    "new_embeddings.safetensors",
     "something.pt",
     "consolidated.00.pth",
     "ADAPTER.GGUF",
@@ -191,3 +191,83 @@ def test_trained_tensor_of_another_shape_or_name_is_refused(
         torch.save(wrong, lora / "trainable_params.bin")
         with pytest.raises(AdapterError):
             merge_lora(base, lora, tmp_path / "out")
+
+
+NEW = 4
+
+
+def grown_lora(tmp_path: Path) -> tuple[Path, Path, Tensors, Tensors]:
+    """A base, a LoRA of embeddings and LM head with 4 rows more, the rows, and what vLLM makes of
+    them: the base's rows, the new ones, and the product over all.
+    """
+    base = save_base(tmp_path / "base")
+    ours = {name: tensor.float() for name, tensor in load_weights(base).items()}
+    rows, torch_rows = {}, BASE_ROWS + NEW
+    torch.manual_seed(4)
+    matrices, expected = adapter_tensors(), dict(ours)
+    for side, key in (("embed_tokens", "input_embeddings"), ("lm_head", "output_embeddings")):
+        rows[key] = torch.randn(NEW, HIDDEN)
+        name = "lm_head" if side == "lm_head" else "model.embed_tokens"
+        a, b = torch.randn(2, torch_rows) * 0.1, torch.randn(HIDDEN, 2) * 0.1
+        if side == "embed_tokens":
+            matrices[f"base_model.model.{name}.lora_embedding_A"] = a
+            matrices[f"base_model.model.{name}.lora_embedding_B"] = b
+            product = 2.0 * (b @ a).T
+        else:
+            matrices[f"base_model.model.{name}.lora_A.weight"] = b.T.contiguous()
+            matrices[f"base_model.model.{name}.lora_B.weight"] = a.T.contiguous()
+            product = 2.0 * (a.T @ b.T)
+        expected[f"{name}.weight"] = torch.cat([ours[f"{name}.weight"], rows[key]]) + product
+    lora = save_adapter(tmp_path / "lora", matrices, pieces=BASE_ROWS + NEW)
+    return base, lora, rows, expected
+
+
+def test_new_rows_of_vllm_follow_the_bases_before_the_lora(tmp_path: Path) -> None:
+    base, lora, rows, expected = grown_lora(tmp_path)
+    save_file(rows, lora / "new_embeddings.safetensors")
+    options = {"output_type": "huggingface", "dtype": "float32"}
+    report = merge_lora(base, lora, tmp_path / "out", **options)
+    found = load_weights(tmp_path / "out")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-6)
+    assert "4 rows of new_embeddings.safetensors" in report.summary()
+    assert not verify_merge(tmp_path / "out").faults
+    merge_lora(base, lora, tmp_path / "pth")
+    assert not verify_merge(tmp_path / "pth").faults
+
+
+def test_new_rows_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
+    base, lora, rows, _ = grown_lora(tmp_path)
+    path = lora / "new_embeddings.safetensors"
+    for wrong in (
+        {key: tensor[:3].clone() for key, tensor in rows.items()},
+        rows | {"output_embeddings": rows["output_embeddings"][:3].clone()},
+        rows | {"third": torch.ones(NEW, HIDDEN)},
+        {key: torch.ones(NEW, HIDDEN + 1) for key in rows},
+        {key: torch.ones(NEW) for key in rows},
+    ):
+        save_file(wrong, path)
+        before = tree(tmp_path)
+        with pytest.raises(MergeError) as caught:
+            merge_lora(base, lora, tmp_path / "out")
+        assert caught.value.facts["remedy"]
+        assert tree(tmp_path) == before
+
+
+def test_rows_of_open_assistant_want_a_word_on_the_head(tmp_path: Path) -> None:
+    """Its loader copies them into the last rows of the grown embeddings; the head's are random."""
+    base = save_base(tmp_path / "base")
+    lora = save_adapter(tmp_path / "lora", pieces=BASE_ROWS + NEW)
+    rows = random_tensor(NEW, HIDDEN, seed=6)
+    torch.save(rows, lora / "extra_embeddings.pt")
+    with pytest.raises(AdapterError, match="no rows of the LM head") as caught:
+        merge_lora(base, lora, tmp_path / "out")
+    assert "--new_token_init mean or zeros" in caught.value.facts["remedy"]
+    options = {"output_type": "huggingface", "new_token_init": "mean"}
+    merge_lora(base, lora, tmp_path / "out", **options)
+    found, ours = load_weights(tmp_path / "out"), load_weights(base)
+    assert torch.equal(found["model.embed_tokens.weight"][BASE_ROWS:], rows)
+    mean = ours["lm_head.weight"].float().mean(dim=0)
+    for row in found["lm_head.weight"][BASE_ROWS:].float():
+        torch.testing.assert_close(row, mean, rtol=1e-3, atol=1e-3)
+    assert not verify_merge(tmp_path / "out").faults
