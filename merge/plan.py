@@ -94,15 +94,16 @@ def plan_output(model: Model, settings: OutputSettings) -> Plan:
         understood = require_understood(model.tokenizer, "--chat_template")
         named = with_chat_template(understood, settings.chat_template)
         model = replace(model, tokenizer=named)
-    if settings.output_type in LLAMA_ONLY and EMBED_TOKENS not in model.tensors:
+    headless = LM_HEAD not in model.tensors and not model.tied
+    if settings.output_type in LLAMA_ONLY and (headless or EMBED_TOKENS not in model.tensors):
         raise LayoutError(
-            f"the base has no LM head, and {LLAMA_ONLY[settings.output_type]} is for models that "
+            f"the model has no LM head, and {LLAMA_ONLY[settings.output_type]} is for models that "
             "have one",
             file=model.config.path.parent,
-            expected=EMBED_TOKENS,
-            found="the names of AutoModel, without model. before them",
-            remedy="use --output_type huggingface, or give the base as AutoModelForCausalLM "
-            "saves it",
+            expected=f"{EMBED_TOKENS} and {LM_HEAD}",
+            found=", ".join(list(model.tensors)[:2]) + ", ...",
+            remedy="use --output_type huggingface; or give the base as AutoModelForCausalLM "
+            "saves it, and an adapter without a score layer",
         )
     if settings.output_type == "gguf":
         return _plan_gguf(model, settings)

@@ -179,10 +179,10 @@ class Vocabulary:
             return
         if tokens < rows and self.mismatch == "keep_base_rows":
             return
-        if mixup(self.known_tokenizer, rows) is None and are_padding(rows - tokens, rows):
-            return
         if self.may_pad:
             self._require_room(rows, tokens)
+            return
+        if mixup(self.known_tokenizer, rows) is None and are_padding(rows - tokens, rows):
             return
         raise self._error(
             "tokenizer and embeddings do not belong together",

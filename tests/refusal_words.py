@@ -27,7 +27,7 @@ _OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 # Another command of this project with its options, and whole commands of other programs.
 _OTHER = re.compile(r"(?P<script>\w+)\.py(?P<words>(?: --?[\w-]+| [A-Za-z0-9_.]+)*)")
 _QUOTED = re.compile(r"`[^`]*`")
-_OF_LLAMA_CPP = {"--pad-vocab"}
+_OF_LLAMA_CPP = {"--pad-vocab", "--rope-scale", "--rope-scaling"}
 _SCRIPTS = {
     "merge_llama_with_chinese_lora": "merge_lora",
     "resize_llama_vocabulary": "resize_vocabulary",
@@ -63,7 +63,10 @@ def faults(error: MergeError, job: str | None) -> Iterator[str]:
     yield from (f"{job or 'no command'} has no {option}" for option in sorted(named - known))
     file = error.facts.get("file", "")
     if file.startswith("/") and "\\" not in file and " ... " not in file:
-        is_there = Path(file).exists() or Path(file).is_symlink()
+        try:
+            is_there = Path(file).exists() or Path(file).is_symlink()
+        except OSError:  # a folder that may not be read
+            is_there = True
         if not is_there and not _MISSING.search(text.lower().replace(file.lower(), "")):
             yield f"{file} is not there, and is not called missing"
 

@@ -21,6 +21,7 @@ TRAINABLE_PARAMS = "trainable_params.bin"
 
 NEW_EMBEDDINGS = "new_embeddings.safetensors"
 EXTRA_EMBEDDINGS = "extra_embeddings.pt"
+_HEADS = ("value_head.bin", "value_head.safetensors")
 FSDP_NAME = "pytorch_model_fsdp.bin"
 MLX_NAME = "adapters.safetensors"
 # Patterns of names, and what is read from them.
@@ -38,6 +39,7 @@ READ = {
     "the LoRA is added",
     NEW_EMBEDDINGS: "vLLM's rows of added tokens, which follow the base's on both sides "
     "before the LoRA is added",
+    "value_head.*": "the value head of a reward model, which goes along as it is",
     EXTRA_EMBEDDINGS: "Open-Assistant's embedding rows of added tokens; those of the LM head begin "
     "as --new_token_init says",
     "tokenizer.model": "the vocabulary",
@@ -87,11 +89,6 @@ FOREIGN = (
     ),
     ForeignFile("mm_projector.bin", "LLaVA's projector", "merge with LLaVA's own scripts"),
     ForeignFile(
-        "value_head.*",
-        "the value head of a reward model, which a language model has no place for",
-        "copy it beside the result by hand if it is wanted",
-    ),
-    ForeignFile(
         FSDP_NAME,
         "the state of an FSDP run, of which other files beside it hold an adapter too",
         "keep the one that is meant",
@@ -114,7 +111,8 @@ class AdapterFiles:
     """The weight files of an adapter's folder that are read, and what lies beside them unread.
 
     ``weights`` is the first of several ``parts`` where the adapter is in more than one file.
-    ``new_rows`` holds rows of tokens that the base has none for.
+    ``new_rows`` holds rows of tokens that the base has none for, ``heads`` are
+    files that go along as they are.
     ``duplicate`` holds the same tensors as ``weights`` in the other container. ``ignored`` are
     weight files that the user lets be ignored, ``unknown`` other files that no rule speaks of.
     """
@@ -124,13 +122,15 @@ class AdapterFiles:
     duplicate: Path | None = None
     trainable_params: Path | None = None
     new_rows: Path | None = None
+    heads: tuple[Path, ...] = ()
     ignored: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 
     @property
     def further(self) -> tuple[Path, ...]:
         """What is read beside ``weights``."""
-        return (*self.parts[1:], *filter(None, [self.trainable_params, self.new_rows]))
+        single = filter(None, [self.trainable_params, self.new_rows])
+        return (*self.parts[1:], *single, *self.heads)
 
 
 def find_files(
@@ -173,7 +173,8 @@ def find_files(
             found=" and ".join(path.name for path in new_rows),
             remedy="keep the one that belongs to the adapter",
         )
-    claimed = {path.name for path in (*found, *parts, *new_rows)} | {TRAINABLE_PARAMS}
+    heads = tuple(there[name] for name in _HEADS if name in there)
+    claimed = {path.name for path in (*found, *parts, *new_rows, *heads)} | {TRAINABLE_PARAMS}
     others = [path for name, path in there.items() if name not in claimed]
     for path in others:
         if is_unclaimed(path):
@@ -184,6 +185,7 @@ def find_files(
         found[1] if len(found) > 1 else None,
         there.get(TRAINABLE_PARAMS),
         next(iter(new_rows), None),
+        heads,
         left_out,
         tuple(path.name for path in others if not _is_known(path.name)),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from ..deltas.adapter_config import WEIGHT_NAMES
 from ..documents import LLAMA_ONLY, ModelConfig, find_config, require_llama
 from ..errors import FormatError, UsageError
 from ..identity import Reads
-from ..json_text import read_json
+from ..json_text import read_json, read_small
 from ..layouts.folder import is_meta
 from ..outputs import MANIFEST_NAME, require_names_free
 from ..settings import MergeSettings, model_name, require_bool, settings_named
@@ -31,6 +31,9 @@ from ..verification.published import require_published
 from ..vocabulary import AdapterRows, Vocabulary, require_extension
 from . import summary
 from .writing import OnProgress, Report, claimed, write
+
+# A value head is a row or two.
+_MOST_HEAD_BYTES = 16 << 20
 
 if TYPE_CHECKING:
     from ..deltas.apply import MergedModel
@@ -192,6 +195,7 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
 
     from ..deltas.appended import with_new_rows
     from ..deltas.apply import apply_adapters
+    from ..deltas.classifiers import SCORE, as_classifier, classifier_config, is_classifier
     from ..deltas.dense import open_model
     from ..deltas.peft import open_adapter
     from ..deltas.prefixes import named_as_base
@@ -215,6 +219,11 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     )
     for adapter in adapters:
         base = with_new_rows(base, adapter, settings.new_token_init)
+    if is_classifier(base, adapters):
+        grown_from = base = as_classifier(base, adapters)
+        labels = base.tensors[SCORE].rows
+        config = replace(config, config=classifier_config(config.config, labels))
+    config = replace(config, code={**config.code, **_head_files(adapters)})
     _require_different(adapters)
     _require_ignored_files(adapters, settings.ignore_file)
     ordered = not settings.allow_unknown_combination
@@ -305,6 +314,12 @@ def _require_ignored_files(adapters: Sequence[Adapter], names: Sequence[str]) ->
             found=lost[0],
             remedy="check the spelling, or leave the option out",
         )
+
+
+def _head_files(adapters: Sequence[Adapter]) -> dict[str, bytes]:
+    """Value heads beside adapters, which go along as they are."""
+    files = [path for adapter in adapters for path in adapter.files.heads]
+    return {path.name: read_small(path, _MOST_HEAD_BYTES) for path in files}
 
 
 def _require_different(adapters: Sequence[Adapter]) -> None:

@@ -116,6 +116,11 @@ def notes(job: MergeJob) -> Iterator[str]:
         if adapter.files.new_rows:
             count = next(iter(adapter.new_rows.values())).rows
             yield f"{adapter.name}: {count} rows of {adapter.files.new_rows.name} follow the base's"
+        if adapter.files.heads:
+            names = ", ".join(path.name for path in adapter.files.heads)
+            kept = job.settings.output_type == "huggingface"
+            told = "copied as it is" if kept else "has no place in this type of output"
+            yield f"{adapter.name}: {names} {told}"
         if adapter.files.duplicate:
             yield f"{adapter.name}: {adapter.files.duplicate.name} holds the same and is not needed"
         if adapter.files.ignored:

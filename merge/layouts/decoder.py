@@ -20,6 +20,8 @@ from .values import required_number
 
 # As AutoModel saves a decoder, which then has no LM head.
 HEADLESS_EMBEDDINGS = EMBED_TOKENS.removeprefix("model.")
+# What tells a model without an LM head: AutoModel's, and one that classifies texts.
+OTHER_HEADS = (HEADLESS_EMBEDDINGS, "score.weight")
 # Embeddings of the decoders in use, each with the LM head that goes with it.
 HEAD_OF = {
     EMBED_TOKENS: LM_HEAD,  # Qwen2, Mistral, Gemma, Phi, Baichuan and most others
@@ -82,7 +84,7 @@ def checked_config(
         )
     _require_every_layer(folder, config, tensors)
     head = tensors.get(HEAD_OF[name])
-    if head is None and name == HEADLESS_EMBEDDINGS:
+    if head is None and any(other in tensors for other in OTHER_HEADS):
         return {**config, "tie_word_embeddings": False}
     tied = bool(config.get("tie_word_embeddings", head is None))
     if head is None and not tied:

@@ -40,7 +40,7 @@ _PLAIN_NAME = re.compile(r"[^/\\:\0.][^/\\:\0]{0,200}")
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 # What training scripts leave beside the weights under the same endings.
 _NO_WEIGHTS = re.compile(
-    r"(training_args|optimizer|scheduler|scaler|rng_state|adapter_model|trainer)"
+    r"(training_args|optimizer|scheduler|scaler|rng_state|adapter_model|trainer|value_head)"
 )
 
 
@@ -69,7 +69,7 @@ def open_base(
     require_no_biases(config, folder / CONFIG_NAME)
     files = weight_files(folder)
     tensors = unwrapped(folder, collect(files, offload))
-    if any_decoder and decoder.HEADLESS_EMBEDDINGS in tensors:
+    if any_decoder and any(name in tensors for name in decoder.OTHER_HEADS):
         return _decoder(folder, config, files, tensors)
     dropped = tuple(name for name in tensors if llama.is_leftover(name))
     kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}

@@ -216,7 +216,8 @@ def _unread(folder: Path, weights: Sequence[Path]) -> Iterator[str]:
     for path in sorted(folder.iterdir()):
         is_weights = path.suffix.lower() in _WEIGHT_SUFFIXES and path.is_file()
         same = path.name in _WEIGHTS[:2] and weights[0].name in _WEIGHTS[:2]
-        is_read = same or path in weights or path.name in (_LONG_LORA, *_NEW_ROWS)
+        others = (_LONG_LORA, *_NEW_ROWS, "value_head.bin", "value_head.safetensors")
+        is_read = same or path in weights or path.name in others
         if is_weights and not is_read and not _TRAINER_STATE.match(path.name):
             yield path.name
 

@@ -178,7 +178,7 @@ def wanted(inputs: Inputs, result: Mapping[str, LazyTensor], in_gguf: bool = Fal
 
     Raises ``AdapterError`` for an adapter whose shapes do not fit the model.
     """
-    starts = _starts(inputs)
+    starts = _scored(_starts(inputs), inputs)
     head = inputs.head
     tied = bool(inputs.config.get("tie_word_embeddings"))
     if tied and head in result and head not in starts:
@@ -202,6 +202,20 @@ def wanted(inputs: Inputs, result: Mapping[str, LazyTensor], in_gguf: bool = Fal
         tuple(name for name in starts if name not in result and name != optional),
         tuple(name for name in result if name not in made),
     )
+
+
+def _scored(starts: dict[str, Recipe], inputs: Inputs) -> dict[str, Recipe]:
+    """What a classifier begins with: a score layer, the base's or an adapter's, and no LM head."""
+    layers = ("score.weight", "score.bias")
+    given = [adapter.whole for adapter in inputs.adapters]
+    if "score.weight" not in {*starts, *(name for tensors in given for name in tensors)}:
+        return starts
+    made = {name: recipe for name, recipe in starts.items() if name != inputs.head}
+    for tensors in given:
+        for name in layers:
+            if name in tensors:
+                made.setdefault(name, _plain(tensors[name]))
+    return made
 
 
 def _shape(recipe: Recipe, inputs: Inputs, name: str, found: LazyTensor) -> tuple[int, ...]:

@@ -93,8 +93,6 @@ def test_names_with_pefts_prefix_are_the_same(tmp_path: Path) -> None:
 
 UNCLAIMED = [
     "non_lora_trainables.bin",
-    "value_head.safetensors",
-    "value_head.bin",
     "mm_projector.bin",
     "pytorch_model_fsdp.bin",
     "something.pt",
@@ -271,3 +269,16 @@ def test_rows_of_open_assistant_want_a_word_on_the_head(tmp_path: Path) -> None:
     for row in found["lm_head.weight"][BASE_ROWS:].float():
         torch.testing.assert_close(row, mean, rtol=1e-3, atol=1e-3)
     assert not verify_merge(tmp_path / "out").faults
+
+
+@pytest.mark.parametrize("name", ["value_head.bin", "value_head.safetensors"])
+def test_value_heads_go_along_as_they_are(
+    base: Path, lora: Path, tmp_path: Path, name: str
+) -> None:
+    head = {"v_head.summary.weight": torch.ones(1, HIDDEN), "v_head.summary.bias": torch.ones(1)}
+    save_file(head, lora / name) if name.endswith("s") else torch.save(head, lora / name)
+    report = merge_lora(base, lora, tmp_path / "out", output_type="huggingface")
+    assert (tmp_path / "out" / name).read_bytes() == (lora / name).read_bytes()
+    assert f"{name} copied as it is" in report.summary()
+    assert not verify_merge(tmp_path / "out").faults
+    assert "has no place" in merge_lora(base, lora, tmp_path / "pth").summary()

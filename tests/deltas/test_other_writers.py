@@ -271,3 +271,41 @@ def test_starts_that_changed_the_base_name_the_way_out(tmp_path: Path) -> None:
             merge_lora(base, adapter, tmp_path / "out")
         assert "residual base" in caught.value.facts["remedy"]
         assert "merge_and_unload on the plain base" in caught.value.facts["remedy"]
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+@pytest.mark.parametrize("scored", [False, True], ids=["language model", "classifier"])
+def test_reward_models_and_classifiers_merge_as_peft_does(
+    tmp_path: Path, base: Path, labels: int, scored: bool
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(7)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=labels, dtype=torch.float32
+    )
+    if scored:
+        model.save_pretrained(tmp_path / "classifier")
+        shutil.copy(base / "tokenizer.model", tmp_path / "classifier")
+    settings = LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=8, target_modules=["q_proj"])
+    adapted = get_peft_model(model, settings)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapted.save_pretrained(tmp_path / "lora")
+    expected = dict(adapted.merge_and_unload().state_dict())
+    start = tmp_path / "classifier" if scored else base
+    merge_lora(start, tmp_path / "lora", tmp_path / "out", **HF)
+    require_equal(load_weights(tmp_path / "out"), expected)
+    loaded = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "out", dtype=torch.float32
+    )
+    assert loaded.config.num_labels == labels
+    require_equal(dict(loaded.state_dict()), expected)
+    assert not verify_merge(tmp_path / "out").faults
+    (tmp_path / "out/merge_manifest.json").unlink()
+    inputs = {"base_model": start, "lora_model": tmp_path / "lora"}
+    assert not verify_merge(tmp_path / "out", **inputs).faults
+    for output_type in ("pth", "gguf"):
+        with pytest.raises(LayoutError, match=r"no LM head|class of another"):
+            merge_lora(start, tmp_path / "lora", tmp_path / "no", output_type=output_type)
