@@ -56,6 +56,7 @@ class AdapterConfig:
     trainable_token_indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] = ()
     peft_version: str | None = None
     bias: str | None = None
+    task_type: str | None = None
     weight: float = 1.0
     rules: tuple[Rule, ...] = RULES[:1]
 
@@ -232,6 +233,7 @@ def read_adapter_config(folder: Path, weight: float = 1.0) -> AdapterConfig:
         trainable_token_indices=_token_indices(fields, path),
         peft_version=_text(fields, "peft_version"),
         bias=_text(fields, "bias"),
+        task_type=_text(fields, "task_type"),
         weight=weight,
         rules=possible_rules(fields),
     )

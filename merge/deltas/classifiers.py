@@ -15,12 +15,15 @@ from ..lazy import Checkpoint
 from .peft import Adapter
 
 SCORE = "score.weight"
+_TASKS = ("SEQ_CLS", "TOKEN_CLS")
 _PARTS = (SCORE, "score.bias")
 
 
 def is_classifier(base: Checkpoint, adapters: Sequence[Adapter]) -> bool:
-    """Whether base or an adapter has a score layer."""
-    return SCORE in base.tensors or any(SCORE in adapter.replaced for adapter in adapters)
+    """Whether the base has a score layer, or an adapter one that its ``task_type`` is for."""
+    return SCORE in base.tensors or any(
+        SCORE in adapter.replaced and adapter.config.task_type in _TASKS for adapter in adapters
+    )
 
 
 def as_classifier(base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:

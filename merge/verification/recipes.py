@@ -207,7 +207,8 @@ def wanted(inputs: Inputs, result: Mapping[str, LazyTensor], in_gguf: bool = Fal
 def _scored(starts: dict[str, Recipe], inputs: Inputs) -> dict[str, Recipe]:
     """What a classifier begins with: a score layer, the base's or an adapter's, and no LM head."""
     layers = ("score.weight", "score.bias")
-    given = [adapter.whole for adapter in inputs.adapters]
+    classifiers = (a for a in inputs.adapters if str(a.config.get("task_type")).endswith("_CLS"))
+    given = [adapter.whole for adapter in classifiers]
     if "score.weight" not in {*starts, *(name for tensors in given for name in tensors)}:
         return starts
     made = {name: recipe for name, recipe in starts.items() if name != inputs.head}
