@@ -50,6 +50,15 @@ def test_weights_of_other_tools_are_named(tmp_path: Path, name: str, told: str) 
     assert not (tmp_path / "out").exists()
 
 
+def test_names_of_tencentpretrain_are_told(tmp_path: Path) -> None:
+    name = "encoder.transformer.0.self_attn.linear_layers.0.weight"
+    for config in ({}, {"model_type": "mistral"}):
+        base = save_base(tmp_path / "base", {name: torch.ones(4, 4)}, **config)
+        with pytest.raises(LayoutError) as caught:
+            merge_lora(base, save_adapter(tmp_path / "lora"), tmp_path / "out", output_type="hf")
+        assert "TencentPretrain's names" in caught.value.facts["remedy"]
+
+
 def test_renamed_as_told_weights_are_read(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     merge_lora(base, save_adapter(tmp_path / "lora"), tmp_path / "plain")

@@ -43,14 +43,18 @@ READ = {
     EXTRA_EMBEDDINGS: "Open-Assistant's embedding rows of added tokens; those of the LM head begin "
     "as --new_token_init says",
     "tokenizer.model": "the vocabulary",
-    "tokenizer*.json": "special and added tokens",
-    "special_tokens_map.json": "special tokens",
+    "tokenizer.json": "added tokens with their ids and flags, and what frames a text; for LLaMA "
+    "its vocabulary must be that of tokenizer.model, which may lie in another input's folder",
+    "tokenizer_config.json": "special tokens, end of text, padding, added tokens, chat template",
+    "special_tokens_map.json": "special tokens, before those of tokenizer_config.json",
     "added_tokens.json": "tokens beyond the vocabulary's pieces",
     "vocab.*": "the vocabulary of other decoders",
     "merges.txt": "the vocabulary of other decoders",
     "*.tiktoken": "the vocabulary of other decoders",
     "tekken.json": "the vocabulary of other decoders",
-    "chat_template.*": "the chat format",
+    "chat_template.jinja": "the chat template, before that of tokenizer_config.json; further ones "
+    "in additional_chat_templates",
+    "chat_template.json": "the chat template where no other file has one",
     "config.json": "the configuration of the result",
     "generation_config.json": "defaults for generation",
     "*.py": "code of the model, taken along with --copy_code",

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import LayoutError
 from ..lazy import LazyTensor
 from .config import CONFIG_NAME
+from .elsewhere import naming_remedy
 from .llama import EMBED_TOKENS, LM_HEAD
 from .quantised import require_whole
 from .values import required_number
@@ -79,7 +80,8 @@ def checked_config(
             file=folder,
             expected="one of " + ", ".join(HEAD_OF),
             found=", ".join(list(tensors)[:4]) + ", ...",
-            remedy="save the model once with transformers' save_pretrained, under whose names "
+            remedy=naming_remedy(tensors)
+            or "save the model once with transformers' save_pretrained, under whose names "
             "adapters are trained; if those are its names, merge with PEFT's merge_and_unload",
         )
     _require_every_layer(folder, config, tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,20 @@ _ELSEWHERE = (
         "finish the download",
     ),
 )
+
+
+# How names of tensors begin in TencentPretrain's models.
+_TENCENT = ("embedding.word.", "encoder.transformer.", "target.lm.")
+
+
+def naming_remedy(names: Iterable[str]) -> str | None:
+    """What to do about the names of another tool's tensors, None for names of no such tool."""
+    if any(name.startswith(_TENCENT) for name in names):
+        return (
+            "these are TencentPretrain's names: convert the model with its own "
+            "convert_llama_from_tencentpretrain_to_huggingface.py"
+        )
+    return None
 
 
 def found_elsewhere(folder: Path) -> Elsewhere | None:

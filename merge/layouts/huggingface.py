@@ -26,7 +26,7 @@ from .config import (
     require_no_biases,
     require_values,
 )
-from .elsewhere import found_elsewhere
+from .elsewhere import found_elsewhere, naming_remedy
 from .names import unwrapped
 from .pour import Piece, Poured
 from .quantised import is_quantised, require_whole
@@ -272,7 +272,8 @@ def _unexpected(folder: Path, name: str, tensor: LazyTensor) -> LayoutError:
         tensor=tensor.origin,
         expected="the tensors that config.json describes",
         found=f"{name}, shape {tensor.shape}",
-        remedy="another architecture, or another model's file in this folder",
+        remedy=naming_remedy([name])
+        or "another architecture, or another model's file in this folder",
     )
 
 
