@@ -66,6 +66,8 @@ SAYS_NOTHING = (
     *("events.out.tfevents*", "zero_to_fp32.py", "latest", "*.log", "*.md", "*.txt", "*.rst"),
     *("LICENSE*", "NOTICE*", "README*", "SHA256*", "*.sha256", "*.png", "*.jpg", "*.svg"),
     *("*.pdf", "*.yaml", "*.yml", ".*", "merge_manifest.json"),
+    # Earlier states of the same training, by mlx-lm, and what llama.cpp made of the adapter.
+    *("[0-9]*_adapters.safetensors", "ggml-adapter-model.*"),
 )
 _PART = re.compile(r"adapter_model-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 WEIGHT_SUFFIXES = (
@@ -115,10 +117,10 @@ class AdapterFiles:
     """The weight files of an adapter's folder that are read, and what lies beside them unread.
 
     ``weights`` is the first of several ``parts`` where the adapter is in more than one file.
-    ``new_rows`` holds rows of tokens that the base has none for, ``heads`` are
-    files that go along as they are.
-    ``duplicate`` holds the same tensors as ``weights`` in the other container. ``ignored`` are
-    weight files that the user lets be ignored, ``unknown`` other files that no rule speaks of.
+    ``duplicate`` holds the same tensors as ``weights`` in the other container. ``new_rows`` holds
+    rows of tokens that the base has none for, ``heads`` are files that go along as they are.
+    ``ignored`` are weight files that the user lets be ignored, ``unknown`` other files that no rule
+    speaks of.
     """
 
     weights: Path

@@ -33,7 +33,10 @@ _LONG_LORA = "trainable_params.bin"
 # Rows behind the base's: vLLM's, by the names of both sides, and Open-Assistant's embeddings.
 _NEW_ROWS = ("new_embeddings.safetensors", "extra_embeddings.pt")
 _WEIGHT_SUFFIXES = (".bin", ".pt", ".pth", ".safetensors", ".ckpt", ".gguf", ".npz")
-_TRAINER_STATE = re.compile(r"(optimizer|scheduler|rng_state|random_states|scaler|training_args)")
+_TRAINER_STATE = re.compile(
+    r"(optimizer|scheduler|rng_state|random_states|scaler|training_args|sampler)"
+    r"|\d+_adapters\.safetensors|ggml-adapter-model\."
+)
 _WRAPPED = re.compile(
     r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module|pretrained_model)\."
 )

@@ -143,7 +143,10 @@ def test_verification_calls_weights_that_were_not_merged_a_fault(
 def test_state_of_a_trainer_says_nothing_and_other_files_are_named(
     base: Path, lora: Path, tmp_path: Path
 ) -> None:
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state_0.pth", "training_args.bin"):
+    for name in (
+        *("optimizer.pt", "scheduler.pt", "rng_state_0.pth", "training_args.bin"),
+        *("0000100_adapters.safetensors", "ggml-adapter-model.bin"),
+    ):
         torch.save({"state": torch.ones(2)}, lora / name)
     for name in ("trainer_state.json", "README.md", "LICENSE", "all_results.json"):
         (lora / name).write_text("{}", encoding="utf-8")
