@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__
+
 if TYPE_CHECKING:
     from .errors import MergeError
     from .jobs.apply_delta import apply_delta, make_delta
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
     from .jobs.merge_lora import MergeReport, merge_lora
     from .jobs.verify_merge import Verification, verify_merge
 
-__version__ = "0.1.0"
 __all__ = [
     "MergeError",
     "MergeReport",

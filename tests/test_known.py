@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from merge import merge_lora
+from merge.checksums.known import BEFORE, Given, known_adapter, known_files, require_known_order
 from merge.errors import UsageError
-from merge.known import BEFORE, Given, known_adapter, known_files, require_known_order
 from tests.support import (
     MERGE,
     ROOT,
@@ -184,7 +184,7 @@ def test_manifest_of_the_base_names_what_was_merged(
         hashlib.sha256((first / "adapter_model.bin").read_bytes()).hexdigest(): below,
         hashlib.sha256((second / "adapter_model.bin").read_bytes()).hexdigest(): ALPACA_PLUS,
     }
-    for user in ("merge.known", "merge.deltas.peft"):
+    for user in ("merge.checksums.known", "merge.deltas.adapter"):
         monkeypatch.setattr(f"{user}.known_adapter", names.get)
     if told == "refused":
         with pytest.raises(UsageError, match="something else is in this base"):

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from merge import convert_checkpoint, merge_lora
+from merge.checksums.known import Given, chain_of, require_known_order
 from merge.errors import LayoutError, UsageError, VocabularyError
-from merge.json_text import read_json
-from merge.known import Given, chain_of, require_known_order
+from merge.untrusted.strict_json import read_json
 from tests.support import (
     adapter_tensors,
     base_tensors,

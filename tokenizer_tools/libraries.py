@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from merge.checksums import tokenizers as known
 from merge.errors import FormatError, UsageError
-
-from . import known, spm
+from merge.tokenizers import spm
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 

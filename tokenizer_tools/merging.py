@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from merge.checksums import tokenizers as known
 from merge.errors import FormatError, OutputError, UsageError, VocabularyError
+from merge.storage.whole_files import write_whole
+from merge.tokenizers import huggingface, spm
 
-from . import huggingface, known, spm
 from .extend import Extended, extend, text_pieces
-from .files import write_whole
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from merge.errors import FormatError, MergeError, OutputError, UsageError, VocabularyError
+from merge.storage.whole_files import write_whole
 
 from .corpus import Account, Progress, read_lines, sample, training_lines
-from .files import write_whole
 
 MODEL_NAME = "chinese_sp.model"
 VOCABULARY_NAME = "chinese_sp.vocab"

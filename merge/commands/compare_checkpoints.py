@@ -14,7 +14,7 @@ from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ..lazy import LazyTensor
+    from ..tensors.lazy import LazyTensor
     from ..verification.compare import Comparison
     from ..verification.opening import Opened
 
@@ -63,7 +63,7 @@ def _compare(args: argparse.Namespace) -> int:
     if args.max_ulp < 0:
         raise UsageError("--max_ulp must be at least 0", found=args.max_ulp)
 
-    from ..staging import Offload
+    from ..storage.offload import Offload
     from ..verification.compare import compare
     from ..verification.opening import open_any
     from .progress import progress_bar

@@ -66,9 +66,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(args: argparse.Namespace) -> int:
+    from merge.storage.whole_files import write_whole
     from tokenizer_tools import compare, plot, report
     from tokenizer_tools.corpus import read_lines, text_files
-    from tokenizer_tools.files import write_whole
 
     _check_outputs(args)
     if args.plot:

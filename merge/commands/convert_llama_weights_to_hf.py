@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _convert(args: argparse.Namespace) -> int:
     from ..jobs.convert_checkpoint import convert_checkpoint, find_size
-    from ..sources import resolve
+    from ..plan.inputs import resolve
 
     folder = find_size(resolve(args.input_dir, "input folder"), args.model_size)
     return carry_out(

@@ -52,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
 def _inspect(args: argparse.Namespace) -> int:
     from ..deltas.adapter_config import read_fields
     from ..jobs.inspect_adapter import QUICK_LAYOUTS, report
-    from ..sources import resolve
-    from ..staging import Offload
+    from ..plan.inputs import resolve
+    from ..storage.offload import Offload
 
     with Offload(None, Path.cwd()) as offload:
         folder = resolve(args.adapter, "adapter", offload)

@@ -214,7 +214,7 @@ def _weights(args: argparse.Namespace) -> str | None:
 def _verify(args: argparse.Namespace) -> int:
     """Check what was just written, with the inputs that were just read."""
     from ..jobs.verify_merge import verify_merge
-    from ..sources import split_list
+    from ..plan.inputs import split_list
     from .progress import progress_bar
     from .verify_merge import tell
 

@@ -12,7 +12,7 @@ from ..errors import MergeError, UsageError, shown
 from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
 
 if TYPE_CHECKING:
-    from ..verification.published import Checked
+    from ..checksums.published import Checked
 
 _DESCRIPTION = """\
 Say what files are known as by their published SHA-256 (SHA256.md), which parts of their models are
@@ -51,9 +51,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from ..known import CHECKSUMS, known_files
-    from ..outputs import MANIFEST_NAME
-    from ..verification import published
+    from ..checksums import published
+    from ..checksums.known import CHECKSUMS, known_files
+    from ..version import MANIFEST_NAME
 
     if not known_files():
         raise UsageError("the published checksums are not installed", file=CHECKSUMS)
@@ -89,7 +89,8 @@ def _read(
 
     ``alone`` are the files that were given themselves, not by their folder.
     """
-    from ..verification import manifest, published
+    from ..checksums import published
+    from ..verification import manifest
     from .progress import progress_bar
 
     manifests = {folder: manifest.read_manifest(folder) for folder in merged}
@@ -122,7 +123,7 @@ def _counted(show: Callable[[int, int], object], total: int) -> Callable[[int], 
 
 
 def _tell(checked: Sequence[Checked]) -> None:
-    from ..verification.published import missing_parts, together
+    from ..checksums.published import missing_parts, together
 
     for file in checked:
         print(f"{file.sha256}  {shown(str(file.path))}\n    {file.told()}")

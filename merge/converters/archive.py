@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError
-from ..formats.files import InputFile, refuse_placeholder
-from ..formats.pickle_machine import MOST_BYTES
-from ..formats.torch_names import SavedTensor
-from ..formats.torch_pickle import load_pickle
-from ..formats.torch_zip import MAGIC
-from ..zip_files import open_zip, pieces
+from ..formats.torch.names import SavedTensor
+from ..formats.torch.pickle import load_pickle
+from ..formats.torch.pickle_machine import MOST_BYTES
+from ..formats.torch.zip import MAGIC
+from ..storage.files import InputFile, refuse_placeholder
+from ..untrusted.safe_zip import open_zip, pieces
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..json_text import read_json
 from ..layouts.config import CONFIG_NAME, LlamaShape, require_values, rope_scaling
 from ..layouts.params import PARAMS_NAME
-from ..layouts.values import required_number
+from ..untrusted.strict_json import read_json
+from ..untrusted.value_kinds import required_number
 from .findings import Report
 
 _W1 = "layers.0.feed_forward.w1.weight"

@@ -6,10 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizer_tools.spm import MODEL_NAME
-
 from ..formats import open_container
-from ..json_text import read_json
 from ..layouts import llama
 from ..layouts.config import (
     CONFIG_NAME,
@@ -20,7 +17,10 @@ from ..layouts.config import (
 )
 from ..layouts.huggingface import GENERATION_CONFIG_NAME, weight_files
 from ..layouts.quantised import FLOATS
-from ..layouts.values import (
+from ..tensors.lazy import LazyTensor, dtype_name
+from ..tokenizers.spm import MODEL_NAME
+from ..untrusted.strict_json import read_json
+from ..untrusted.value_kinds import (
     CHAT_TEMPLATE,
     GENERATION,
     LENGTH,
@@ -34,7 +34,6 @@ from ..layouts.values import (
     or_null,
     require,
 )
-from ..lazy import LazyTensor, dtype_name
 from .archive import begins_as_zip, open_archive, tensors_in
 from .findings import Report
 from .vocabulary import CONFIG as TOKENIZER_CONFIG

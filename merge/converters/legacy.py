@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..formats.file_tensor import contiguous_strides
-from ..formats.torch_names import SavedTensor
+from ..formats.torch.names import SavedTensor
 from ..layouts import llama
 from .archive import Archive, open_archive, tensors_in
 from .configuration import Configuration, read_configuration

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizer_tools import spm
-
 from ..errors import FormatError
-from ..json_text import read_json
-from ..layouts.values import required_number
+from ..tokenizers import spm
+from ..untrusted.strict_json import read_json
+from ..untrusted.value_kinds import required_number
 from .findings import Report
 
 ADDED = "added_tokens.json"

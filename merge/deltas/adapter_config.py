@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import AdapterError
-from ..expressions import is_plain
-from ..json_text import read_json
+from ..untrusted.safe_regex import is_plain
+from ..untrusted.strict_json import read_json
 from .foreign_config import as_peft
 from .kinds import KNOWN_FIELDS
 from .patterns import RULES, Rule, possible_rules

@@ -14,8 +14,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from ..errors import AdapterError
-from ..json_text import read_json
 from ..layouts.elsewhere import found_elsewhere
+from ..untrusted.strict_json import read_json
 
 TRAINABLE_PARAMS = "trainable_params.bin"
 

@@ -8,9 +8,9 @@ import torch
 
 from ..errors import AdapterError
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
-from ..lazy import Checkpoint, LazyTensor, RowReader, scratch
+from ..tensors.lazy import Checkpoint, LazyTensor, RowReader, scratch
+from .adapter import Adapter
 from .new_rows import Grown, NewRows
-from .peft import Adapter
 
 
 @dataclass(frozen=True)

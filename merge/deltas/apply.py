@@ -11,20 +11,13 @@ import torch
 from ..errors import AdapterError
 from ..layouts.conv1d import stores_transposed
 from ..layouts.decoder import VOCABULARY_TENSORS
-from ..lazy import Checkpoint, LazyTensor, continued, first_rows
-from .announced import doubts, require_announced
-from .patches import (
-    AddedVector,
-    ColumnMagnitude,
-    LowRank,
-    Merged,
-    Patch,
-    ReplacedRows,
-    RowMagnitude,
-)
-from .peft import Adapter
-from .tied import on_both_sides, require_equal_sides, same_sides, tied_sides
-from .whole import same_content
+from ..tensors.lazy import Checkpoint, LazyTensor, continued, first_rows
+from ..tensors.patched import Patch, PatchedTensor
+from .adapter import Adapter
+from .completeness import doubts, require_announced
+from .patches import AddedVector, ColumnMagnitude, LowRank, ReplacedRows, RowMagnitude
+from .saved_modules import same_content
+from .tied_embeddings import on_both_sides, require_equal_sides, same_sides, tied_sides
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,7 @@ class MergedModel:
     what the adapters leave open.
     """
 
-    tensors: Mapping[str, Merged]
+    tensors: Mapping[str, PatchedTensor]
     steps: Mapping[str, tuple[Step, ...]]
     tied: bool
     notes: tuple[str, ...] = ()
@@ -88,7 +81,7 @@ def apply_adapters(
         _require_not_merged_yet(adapter, base)
     makings = {name: _Making(name, start, vocab_mismatch) for name, start in starts.items()}
 
-    def merged(name: str) -> Merged:
+    def merged(name: str) -> PatchedTensor:
         return makings[name].result(dtype or starts[name].dtype, round_each_stage)
 
     for number, adapter in enumerate(adapters, start=1):
@@ -142,9 +135,9 @@ class _Making:
             self.steps.append(self._added(number, stage))
             self._stages.append(stage)
 
-    def result(self, dtype: torch.dtype, round_each_stage: bool) -> Merged:
+    def result(self, dtype: torch.dtype, round_each_stage: bool) -> PatchedTensor:
         start = self._start
-        return Merged(
+        return PatchedTensor(
             start.shape, dtype, start.origin, start, tuple(self._stages), round_each_stage
         )
 
@@ -184,7 +177,7 @@ class _Making:
         if tensor.rows < rest.rows and self._mismatch == "keep_base_rows":
             if self._stages:
                 dtype = torch.float32
-                rest = Merged(rest.shape, dtype, rest.origin, rest, tuple(self._stages))
+                rest = PatchedTensor(rest.shape, dtype, rest.origin, rest, tuple(self._stages))
             tensor = continued(tensor, rest)
         self._start, self._stages = tensor, []
 
@@ -336,4 +329,4 @@ def _require_not_merged_yet(adapter: Adapter, base: Checkpoint) -> None:
 
 
 def _as(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:
-    return Merged(tensor.shape, dtype, tensor.origin, tensor)
+    return PatchedTensor(tensor.shape, dtype, tensor.origin, tensor)

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..layouts.decoder import HEAD_OF
-from ..lazy import Checkpoint
-from .peft import Adapter
+from ..tensors.lazy import Checkpoint
+from .adapter import Adapter
 
 SCORE = "score.weight"
 _TASKS = ("SEQ_CLS", "TOKEN_CLS")

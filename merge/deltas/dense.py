@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 
 from ..errors import LayoutError
-from ..layouts.folder import open_checkpoint
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
-from ..lazy import Checkpoint, LazyTensor, scratch
-from ..staging import Offload
+from ..layouts.opening import open_checkpoint
+from ..storage.offload import Offload
+from ..tensors.lazy import Checkpoint, LazyTensor, scratch
+from ..tensors.patched import Blocks, Patch, PatchedTensor, RowPatch
 from .differences import whole_embeddings
 from .new_rows import Grown, NewRows
-from .patches import Blocks, Merged, Patch, RowPatch
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class DenseResult:
     adds up the elements of a sum.
     """
 
-    tensors: Mapping[str, Merged]
+    tensors: Mapping[str, PatchedTensor]
     extra: Mapping[str, LazyTensor]
     grown: int
     whole: Mapping[str, str] = field(default_factory=dict)
@@ -195,15 +195,17 @@ def add_delta(
     result = DenseResult({}, _cast(delta.extra, dtype), grown, whole)
     counted = (Summed(result.total),) if sum_up else ()
     steps = (counted,) if counted else ()
-    tensors: dict[str, Merged] = {}
+    tensors: dict[str, PatchedTensor] = {}
     for name, (ours, theirs) in pairs.items():
         wanted = dtype or torch.promote_types(ours.dtype, theirs.dtype)
         if name in whole:
-            tensors[name] = Merged(theirs.shape, wanted, theirs.origin, theirs, steps)
+            tensors[name] = PatchedTensor(theirs.shape, wanted, theirs.origin, theirs, steps)
             continue
         start = _grown(ours, theirs.rows, form.new_token_init)
         origin = f"{ours.origin} plus {theirs.origin}"
-        tensors[name] = Merged(start.shape, wanted, origin, start, ((Added(theirs), *counted),))
+        tensors[name] = PatchedTensor(
+            start.shape, wanted, origin, start, ((Added(theirs), *counted),)
+        )
     return replace(result, tensors=tensors)
 
 
@@ -233,23 +235,23 @@ def subtract_base(
     is_whole = form.embeddings == "whole"
     whole = {name: "as asked" for name in (EMBED_TOKENS, LM_HEAD) if is_whole and name in pairs}
     result = DenseResult({}, _cast(target.extra, dtype), _growth(base, target), whole)
-    tensors: dict[str, Merged] = {}
+    tensors: dict[str, PatchedTensor] = {}
     for name, (ours, theirs) in pairs.items():
         wanted = dtype or torch.promote_types(ours.dtype, theirs.dtype)
         if name in whole:
-            tensors[name] = Merged(theirs.shape, wanted, theirs.origin, theirs)
+            tensors[name] = PatchedTensor(theirs.shape, wanted, theirs.origin, theirs)
             continue
         start = _grown(ours, theirs.rows, form.new_token_init)
         origin = f"{theirs.origin} minus {ours.origin}"
         patch = Subtracted(start, wanted, theirs.dtype, result.losses)
-        tensors[name] = Merged(theirs.shape, wanted, origin, theirs, ((patch,),))
+        tensors[name] = PatchedTensor(theirs.shape, wanted, origin, theirs, ((patch,),))
     return replace(result, tensors=tensors)
 
 
 def _cast(tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None) -> dict[str, LazyTensor]:
     """Floating-point tensors in ``dtype``, all others as they are."""
     return {
-        name: Merged(tensor.shape, dtype, tensor.origin, tensor)
+        name: PatchedTensor(tensor.shape, dtype, tensor.origin, tensor)
         if dtype is not None and tensor.dtype.is_floating_point
         else tensor
         for name, tensor in tensors.items()
@@ -312,7 +314,7 @@ def _grown(tensor: LazyTensor, rows: int, init: str) -> LazyTensor:
     if tensor.rows == rows:
         return tensor
     if init == "mean":
-        tensor = Merged(tensor.shape, torch.float32, tensor.origin, tensor)
+        tensor = PatchedTensor(tensor.shape, torch.float32, tensor.origin, tensor)
     new = NewRows(init, ((),) * (rows - tensor.rows), 0.0, 0)
     origin = f"{tensor.origin}, rows of {init}"
     shape = (rows, *tensor.shape[1:])

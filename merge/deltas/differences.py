@@ -14,7 +14,7 @@ import torch
 from ..errors import LayoutError, UsageError
 from ..layouts.config import LLAMA_MODEL_TYPES
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
-from ..lazy import Checkpoint, LazyTensor
+from ..tensors.lazy import Checkpoint, LazyTensor
 
 FINAL_NORM = "model.norm.weight"
 # Model types whose RMSNorm multiplies by the weight itself, which training leaves positive. Gemma,

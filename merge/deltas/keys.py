@@ -21,7 +21,7 @@ from pathlib import Path
 from ..errors import AdapterError
 from ..layouts.llama import is_leftover
 from ..layouts.names import without_wrappers
-from ..lazy import LazyTensor
+from ..tensors.lazy import LazyTensor
 from .kinds import HANDLED, PLAIN_KEY
 from .refusals import foreign
 

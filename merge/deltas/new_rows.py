@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder
-
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
-from ..lazy import LazyTensor, RowReader, block_rows
+from ..tensors.lazy import LazyTensor, RowReader, block_rows
+from ..tokenizers.huggingface import MODEL_NAME, TokenizerFolder
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..expressions import matcher
+from ..untrusted.safe_regex import matcher
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from dataclasses import replace
 
-from .peft import Adapter
+from .adapter import Adapter
 
 _PREFIX = "model."
 

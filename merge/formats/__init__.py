@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import FormatError
-from ..lazy import LazyTensor
-from ..staging import Offload
-from . import gguf, safetensors, torch_legacy, torch_zip
+from ..storage.files import InputFile, refuse_placeholder
+from ..storage.offload import Offload
+from ..tensors.lazy import LazyTensor
+from . import gguf, safetensors
 from .container import ContainerWriter, TensorInfo
-from .files import InputFile, refuse_placeholder
+from .torch import legacy as torch_legacy
+from .torch import zip as torch_zip
 
 __all__ = ["WRITERS", "ContainerWriter", "InputFile", "TensorInfo", "open_container"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from ..errors import FormatError
-from ..lazy import LazyTensor, RowReader
+from ..storage.files import InputFile, tensor_bytes
+from ..tensors.lazy import LazyTensor, RowReader
 from .checksum import Checksum
-from .files import InputFile, tensor_bytes
 
 _ADDRESSABLE = 1 << 62
 

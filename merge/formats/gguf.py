@@ -16,10 +16,10 @@ from typing import Any, BinaryIO
 import torch
 
 from ..errors import FormatError
-from ..lazy import LazyTensor, RowReader, block_rows, dtype_name, scratch
+from ..storage.files import InputFile
+from ..tensors.lazy import LazyTensor, RowReader, block_rows, dtype_name, scratch
 from .container import ContainerWriter, Sink, TensorInfo
 from .file_tensor import FileTensor, contiguous_strides
-from .files import InputFile
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32

@@ -15,11 +15,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import FormatError
-from ..json_text import parse_json
-from ..lazy import LazyTensor
+from ..storage.files import InputFile
+from ..tensors.lazy import LazyTensor
+from ..untrusted.strict_json import parse_json
 from .container import ContainerWriter, Sink, TensorInfo
 from .file_tensor import FileTensor, contiguous_strides
-from .files import InputFile
 
 _HEADER_LENGTH = struct.Struct("<Q")
 _ALIGNMENT = 8

@@ -8,12 +8,11 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizer_tools.huggingface import TokenizerFolder, read_tokenizer
-
-from ..documents import ModelConfig, find_model_config
 from ..errors import UsageError, VerificationError
 from ..layouts.config import CONFIG_NAME, EXTENDED_MODEL_TYPES, LlamaShape, read_config
-from ..layouts.folder import is_meta
+from ..layouts.opening import is_meta
+from ..plan.documents import ModelConfig, find_model_config
+from ..plan.inputs import find_tokenizer, resolve, resolve_tokenizer
 from ..settings import (
     DELTA_EMBEDDINGS,
     DELTA_TOKEN_INITS,
@@ -23,15 +22,15 @@ from ..settings import (
     require_positive,
     settings_named,
 )
-from ..sources import find_tokenizer, resolve, resolve_tokenizer
-from ..staging import Offload
+from ..storage.offload import Offload
+from ..tokenizers.huggingface import TokenizerFolder, read_tokenizer
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
 from .writing import OnProgress, Report, claimed
 
 if TYPE_CHECKING:
     from ..deltas.dense import DenseResult
-    from ..lazy import Checkpoint
-    from ..plan import Plan
+    from ..plan.placement import Plan
+    from ..tensors.lazy import Checkpoint
 
 
 def apply_delta(
@@ -174,8 +173,8 @@ def _prepare(
     offload: Offload,
 ) -> PlannedJob:
     from ..deltas.dense import open_model
-    from ..digests import digested_checkpoint
-    from ..layouts.folder import open_checkpoint
+    from ..layouts.opening import open_checkpoint
+    from ..tensors.digests import digested_checkpoint
 
     (base_name, base_folder), (other_name, other_folder) = names["base_model"], names[role]
     for_base = options.context_length if is_meta(base_folder) else None
@@ -222,7 +221,7 @@ def _combined(
     """The sum or the difference, after asking a few values whether that makes sense."""
     from ..deltas.dense import DeltaForm, add_delta, subtract_base
     from ..deltas.differences import require_difference, require_known_filling, require_model
-    from ..lazy import dtype_named
+    from ..tensors.lazy import dtype_named
 
     (_, base_folder), (other_name, other_folder) = names["base_model"], names[role]
     require_model(
@@ -289,7 +288,7 @@ def _plan(
     sources: tuple[str, ...],
     settings: OutputSettings,
 ) -> Plan:
-    from ..plan import Model, plan_output
+    from ..plan.placement import Model, plan_output
 
     if result.extra and settings.output_type != "huggingface":
         raise UsageError(

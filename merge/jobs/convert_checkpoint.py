@@ -7,16 +7,15 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from tokenizer_tools.huggingface import TokenizerFolder, read_tokenizer
-
-from ..documents import find_model_config
 from ..errors import UsageError
 from ..layouts.config import read_config
-from ..layouts.folder import is_meta
+from ..layouts.opening import is_meta
 from ..layouts.params import PARAMS_NAME
+from ..plan.documents import find_model_config
+from ..plan.inputs import find_tokenizer, resolve, resolve_tokenizer
 from ..settings import OutputSettings, model_name, require_positive, settings_named
-from ..sources import find_tokenizer, resolve, resolve_tokenizer
-from ..staging import Offload
+from ..storage.offload import Offload
+from ..tokenizers.huggingface import TokenizerFolder, read_tokenizer
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
 from .writing import OnProgress, Report, claimed
 
@@ -77,10 +76,10 @@ def _prepare(
     named: bool,
 ) -> PlannedJob:
     from ..deltas.apply import apply_adapters
-    from ..digests import digested_checkpoint
-    from ..layouts.folder import open_checkpoint
-    from ..lazy import dtype_named
-    from ..plan import Model, plan_output
+    from ..layouts.opening import open_checkpoint
+    from ..plan.placement import Model, plan_output
+    from ..tensors.digests import digested_checkpoint
+    from ..tensors.lazy import dtype_named
 
     checkpoint = digested_checkpoint(open_checkpoint(folder, offload, context_length))
     config = find_model_config(folder, checkpoint)

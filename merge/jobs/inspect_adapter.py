@@ -9,16 +9,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checksums import begin_digests
+from ..checksums.files import begin_digests
 from ..deltas.adapter_config import WEIGHT_NAMES, read_fields
 from ..errors import MergeError
+from ..plan.inputs import find_sources
+from ..reports import merge_text as summary
 from ..settings import MergeSettings, OutputType
-from ..sources import find_sources
-from ..staging import Offload
-from . import summary
+from ..storage.offload import Offload
 
 if TYPE_CHECKING:
-    from ..deltas.peft import Adapter
+    from ..deltas.adapter import Adapter
     from .merge_lora import MergeJob
 
 # Planned unless another is asked for; a GGUF file's plan holds its whole vocabulary.
@@ -55,7 +55,7 @@ def report(
         yield f"kind       {fields.get('peft_type', 'LORA')}, PEFT {_release(fields)}"
         yield f"base       {fields.get('base_model_name_or_path') or 'not recorded'}"
 
-        from ..deltas.peft import open_adapter
+        from ..deltas.adapter import open_adapter
         from .merge_lora import require_sound
 
         opened = open_adapter(folder, offload)
@@ -130,7 +130,7 @@ def _ranges(numbers: list[int]) -> str:
 
 def _contents(adapter: Adapter) -> Iterator[str]:
     from ..deltas.apply import vocabulary_rows
-    from ..lazy import dtype_name
+    from ..tensors.lazy import dtype_name
 
     others = Counter(type(patch).__name__ for stage in adapter.added.values() for patch in stage)
     for patch_name, words in _OTHERS.items():
@@ -154,7 +154,7 @@ def _contents(adapter: Adapter) -> Iterator[str]:
 
 
 def _digest(adapter: Adapter) -> Iterator[str]:
-    from ..known import BEFORE, known_adapter
+    from ..checksums.known import BEFORE, known_adapter
 
     yield f"sha256     {adapter.digest} ({adapter.weights.name})"
     name = known_adapter(adapter.digest)

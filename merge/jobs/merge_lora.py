@@ -13,34 +13,34 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizer_tools.copied import CopiedTokenizer, require_understood
-from tokenizer_tools.known import recognise_bytes
-
-from ..checksums import begin_digests, file_digest
+from ..checksums.files import begin_digests, file_digest
+from ..checksums.published import require_published
+from ..checksums.tokenizers import recognise_bytes
 from ..deltas.adapter_config import WEIGHT_NAMES
-from ..documents import LLAMA_ONLY, ModelConfig, find_config, require_llama
 from ..errors import FormatError, UsageError
-from ..identity import Reads
-from ..json_text import read_json, read_small
-from ..layouts.folder import is_meta
-from ..outputs import MANIFEST_NAME, require_names_free
+from ..layouts.opening import is_meta
+from ..output.fingerprint import Reads
+from ..output.preflight import require_names_free
+from ..plan.documents import LLAMA_ONLY, ModelConfig, find_config, require_llama
+from ..plan.inputs import Sources, find_sources
+from ..plan.vocabulary import AdapterRows, Vocabulary, require_extension
+from ..reports import merge_text as summary
 from ..settings import MergeSettings, model_name, require_bool, settings_named
-from ..sources import Sources, find_sources
-from ..staging import Offload
-from ..verification.published import require_published
-from ..vocabulary import AdapterRows, Vocabulary, require_extension
-from . import summary
+from ..storage.offload import Offload
+from ..tokenizers.copied import CopiedTokenizer, require_understood
+from ..untrusted.strict_json import read_json, read_small
+from ..version import MANIFEST_NAME
 from .writing import OnProgress, Report, claimed, write
 
 # A value head is a row or two.
 _MOST_HEAD_BYTES = 16 << 20
 
 if TYPE_CHECKING:
+    from ..deltas.adapter import Adapter
     from ..deltas.apply import MergedModel
-    from ..deltas.peft import Adapter
-    from ..journal import WrittenFile
-    from ..lazy import Checkpoint, LazyTensor
-    from ..plan import Plan
+    from ..output.journal import WrittenFile
+    from ..plan.placement import Plan
+    from ..tensors.lazy import Checkpoint, LazyTensor
 
 
 def merge_lora(
@@ -142,7 +142,7 @@ class MergeJob:
 
     def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this merge."""
-        from ..integrity import checkpoint_entry, file_entry, manifest
+        from ..output.manifest import checkpoint_entry, file_entry, manifest
 
         inputs: dict[str, Any] = {
             "base_model": checkpoint_entry(self.sources.base_model, self.plain),
@@ -193,16 +193,16 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
         if layout := LLAMA_ONLY.get(settings.output_type):
             require_llama(described, sources.tokenizer, layout)
 
+    from ..deltas.adapter import open_adapter
     from ..deltas.appended import with_new_rows
     from ..deltas.apply import apply_adapters
     from ..deltas.classifiers import SCORE, as_classifier, classifier_config, is_classifier
     from ..deltas.dense import open_model
-    from ..deltas.peft import open_adapter
     from ..deltas.prefixes import named_as_base
-    from ..digests import digested_checkpoint
-    from ..layouts.folder import open_checkpoint
-    from ..lazy import dtype_named
-    from ..plan import Model, plan_output
+    from ..layouts.opening import open_checkpoint
+    from ..plan.placement import Model, plan_output
+    from ..tensors.digests import digested_checkpoint
+    from ..tensors.lazy import dtype_named
 
     context_length = settings.context_length
     plain = digested_checkpoint(
@@ -298,7 +298,7 @@ def require_sound(adapters: Sequence[Adapter]) -> None:
     """Raise ``AdapterError`` for what only the content of adapters tells. Reads what they hold
     twice.
     """
-    from ..deltas.whole import require_equal_copies
+    from ..deltas.saved_modules import require_equal_copies
 
     for adapter in adapters:
         require_equal_copies(adapter.weights, adapter.copies)
@@ -339,7 +339,7 @@ def _require_different(adapters: Sequence[Adapter]) -> None:
 def _require_known_order(
     sources: Sources, base: Checkpoint, adapters: Sequence[Adapter]
 ) -> tuple[str, ...]:
-    from .. import known
+    from ..checksums import known
     from ..layouts.decoder import VOCABULARY_TENSORS, embedding_rows
 
     given = [
@@ -358,7 +358,7 @@ def _require_known_order(
 
 def _merged(base: Path) -> list[str | None] | None:
     """Published names of the adapters that a base's own manifest says were merged into it."""
-    from .. import known
+    from ..checksums import known
 
     path = (base if base.is_dir() else base.parent) / MANIFEST_NAME
     try:

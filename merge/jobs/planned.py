@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizer_tools.huggingface import TokenizerFolder
-from tokenizer_tools.known import mixup, recognise_bytes
-
+from ..checksums.tokenizers import mixup, recognise_bytes
 from ..errors import VocabularyError
-from ..identity import Reads
+from ..output.fingerprint import Reads
 from ..settings import OutputSettings
+from ..tokenizers.huggingface import TokenizerFolder
 from .writing import OnProgress, Report, write
 
 if TYPE_CHECKING:
-    from ..journal import WrittenFile
-    from ..lazy import Checkpoint
-    from ..plan import Plan
+    from ..output.journal import WrittenFile
+    from ..plan.placement import Plan
+    from ..tensors.lazy import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class PlannedJob:
 
     def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this job."""
-        from ..integrity import checkpoint_entry, manifest
+        from ..output.manifest import checkpoint_entry, manifest
 
         inputs = {
             role: checkpoint_entry(model.source, model.checkpoint)

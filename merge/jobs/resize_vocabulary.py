@@ -10,12 +10,11 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizer_tools.copied import require_understood
-from tokenizer_tools.huggingface import TokenizerFolder, read_tokenizer
-
-from ..documents import find_config
-from ..identity import Reads
-from ..layouts.folder import is_meta
+from ..layouts.opening import is_meta
+from ..output.fingerprint import Reads
+from ..plan.documents import find_config
+from ..plan.inputs import Sources, find_tokenizer, resolve, resolve_tokenizer
+from ..plan.vocabulary import require_extension
 from ..settings import (
     NEW_TOKEN_INITS,
     OutputSettings,
@@ -24,15 +23,15 @@ from ..settings import (
     require_positive,
     settings_named,
 )
-from ..sources import Sources, find_tokenizer, resolve, resolve_tokenizer
-from ..staging import Offload
-from ..vocabulary import require_extension
+from ..storage.offload import Offload
+from ..tokenizers.copied import require_understood
+from ..tokenizers.huggingface import TokenizerFolder, read_tokenizer
 from .writing import OnProgress, Report, claimed, write
 
 if TYPE_CHECKING:
-    from ..journal import WrittenFile
-    from ..lazy import Checkpoint
-    from ..plan import Plan
+    from ..output.journal import WrittenFile
+    from ..plan.placement import Plan
+    from ..tensors.lazy import Checkpoint
 
 
 def resize_vocabulary(
@@ -113,7 +112,7 @@ class ResizeJob:
 
     def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this resize."""
-        from ..integrity import checkpoint_entry, manifest
+        from ..output.manifest import checkpoint_entry, manifest
 
         inputs = {"base_model": checkpoint_entry(self.sources.base_model, self.base)}
         how = {
@@ -154,12 +153,12 @@ def _prepare(
         find_config(sources)
 
     from ..deltas.new_rows import grow_to_tokenizer
-    from ..deltas.patches import Merged
-    from ..digests import digested_checkpoint
-    from ..layouts.folder import open_checkpoint
     from ..layouts.llama import EMBED_TOKENS, LM_HEAD
-    from ..lazy import dtype_named
-    from ..plan import Model, plan_output
+    from ..layouts.opening import open_checkpoint
+    from ..plan.placement import Model, plan_output
+    from ..tensors.digests import digested_checkpoint
+    from ..tensors.lazy import dtype_named
+    from ..tensors.patched import PatchedTensor
 
     base = digested_checkpoint(open_checkpoint(sources.base, offload))
     config = find_config(sources, base)
@@ -173,7 +172,7 @@ def _prepare(
     dtype = dtype_named(settings.dtype)
     tied = bool(base.config.get("tie_word_embeddings"))
     cast = {
-        name: Merged(tensor.shape, dtype or tensor.dtype, tensor.origin, tensor)
+        name: PatchedTensor(tensor.shape, dtype or tensor.dtype, tensor.origin, tensor)
         for name, tensor in tensors.items()
         if not (tied and name == LM_HEAD)
     }

@@ -8,15 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizer_tools.copied import has_tokenizer
-from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder
-
-from ..checksums import read_digest
+from ..checksums.files import read_digest
 from ..errors import MergeError, UsageError, VerificationError, shown
-from ..json_text import read_json
 from ..layouts.config import CONFIG_NAME, is_llama
-from ..layouts.folder import config_path, is_gguf
-from ..outputs import MANIFEST_NAME
+from ..layouts.opening import config_path, is_gguf
+from ..plan.inputs import find_tokenizer, resolve, split_list, tokenizer_home
 from ..settings import (
     DELTA_EMBEDDINGS,
     NEW_TOKEN_INITS,
@@ -27,8 +23,11 @@ from ..settings import (
     require_positive,
 )
 from ..sizes import peak_memory, size_text
-from ..sources import find_tokenizer, resolve, split_list, tokenizer_home
-from ..staging import Offload
+from ..storage.offload import Offload
+from ..tokenizers.copied import has_tokenizer
+from ..tokenizers.huggingface import MODEL_NAME, TokenizerFolder
+from ..untrusted.strict_json import read_json
+from ..version import MANIFEST_NAME
 from .writing import OnProgress
 
 if TYPE_CHECKING:
@@ -174,7 +173,7 @@ def _check(
 ) -> Findings:
     """Open the result and check it; one that cannot be opened is a fault, and its files say why."""
     from ..layouts.decoder import embedding_rows
-    from ..layouts.folder import open_checkpoint
+    from ..layouts.opening import open_checkpoint
     from ..verification.manifest import check_files
     from ..verification.metadata import check_metadata
     from ..verification.norms import check_norms
@@ -302,8 +301,8 @@ def _grown(folder: Path, given: _Opened, manifest: Manifest | None) -> Inputs:
 
 def _inputs(named: _Named, manifest: Manifest | None, offload: Offload) -> _Opened:
     """The inputs, named or the manifest's."""
-    from ..layouts.folder import open_checkpoint
-    from ..lazy import dtype_named
+    from ..layouts.opening import open_checkpoint
+    from ..tensors.lazy import dtype_named
     from ..verification.adapters import read_adapter, with_names_of
     from ..verification.recipes import Inputs
 

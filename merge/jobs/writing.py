@@ -9,20 +9,27 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..complete import is_complete
-from ..identity import Reads, identity, require_same
 from ..interruption import deferred_signals
-from ..journal import JOURNAL_NAME, Journal, WrittenFile, read_record
-from ..json_text import json_bytes
-from ..lock import require_unlocked
-from ..outputs import MANIFEST_NAME, holds_a_model, leftovers, require_free, require_possible
-from ..past import Past, entries_that_agree, verified
+from ..output.complete import is_complete
+from ..output.fingerprint import Reads, identity, require_same
+from ..output.folder import StagedFolder, held, left_behind
+from ..output.journal import JOURNAL_NAME, Journal, WrittenFile, read_record
+from ..output.preflight import (
+    holds_a_model,
+    leftovers,
+    require_free,
+    require_possible,
+)
+from ..output.resume import Past, entries_that_agree, verified
 from ..settings import OutputSettings
 from ..sizes import peak_memory, size_text
-from ..staging import StagedFolder, held, require_space
+from ..storage.lock import require_unlocked
+from ..storage.offload import require_space
+from ..untrusted.strict_json import json_bytes
+from ..version import MANIFEST_NAME
 
 if TYPE_CHECKING:
-    from ..plan import Plan
+    from ..plan.placement import Plan
 
 OnProgress = Callable[[int, int], object]
 
@@ -90,11 +97,11 @@ def write(
             return ("complete already: the result of the same run is there, as it was written",)
         if not overwrite:
             raise holds_a_model(output, replaced)
-    require_space(output, plan.disk_bytes)
+    require_space(output, plan.disk_bytes, left_behind(output))
     if dry_run:
         return ()
 
-    from .. import engine
+    from ..engines import local as engine
 
     reads = job.reads()
     with deferred_signals(), StagedFolder(output, obsolete=replaced) as staged:
@@ -203,7 +210,7 @@ class Report:
     def summary(self) -> str:
         """Tell it in a few lines."""
         lines = [*self.inputs, *self.changes, *self._output()]
-        from ..finite import notes
+        from ..tensors.finite import notes
 
         told = (*self.notes, *self.plan.notes, *notes(self.plan.checked))
         lines += [f"note: {note}" for note in told]

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LayoutError
-from ..json_text import read_json
-from .values import (
+from ..untrusted.strict_json import read_json
+from ..untrusted.value_kinds import (
     FLAG,
     LENGTH,
     NUMBER,

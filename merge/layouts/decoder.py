@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LayoutError
-from ..lazy import LazyTensor
+from ..tensors.lazy import LazyTensor
+from ..untrusted.value_kinds import required_number
 from .config import CONFIG_NAME
 from .elsewhere import naming_remedy
 from .llama import EMBED_TOKENS, LM_HEAD
 from .quantised import require_whole
-from .values import required_number
 
 # As AutoModel saves a decoder, which then has no LM head.
 HEADLESS_EMBEDDINGS = EMBED_TOKENS.removeprefix("model.")

@@ -11,9 +11,9 @@ from huggingface_hub import split_state_dict_into_shards_factory
 
 from ..errors import LayoutError
 from ..formats import open_container
-from ..json_text import json_bytes, read_json
-from ..lazy import Checkpoint, LazyTensor
-from ..staging import Offload
+from ..storage.offload import Offload
+from ..tensors.lazy import Checkpoint, LazyTensor
+from ..untrusted.strict_json import json_bytes, read_json
 from . import decoder, llama
 from .config import (
     CONFIG_NAME,
@@ -28,7 +28,7 @@ from .config import (
 )
 from .elsewhere import found_elsewhere, naming_remedy
 from .names import unwrapped
-from .pour import Piece, Poured
+from .placement import Piece, Poured
 from .quantised import is_quantised, require_whole
 
 GENERATION_CONFIG_NAME = "generation_config.json"

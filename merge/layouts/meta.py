@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LayoutError, UsageError
-from ..lazy import Checkpoint, LazyTensor, dtype_name
-from ..staging import Offload
+from ..storage.offload import Offload
+from ..tensors.lazy import Checkpoint, LazyTensor, dtype_name
 from . import llama
 from .config import LlamaShape
 from .params import PARAMS_NAME, config_from_params, read_params, shape_from_params
-from .pour import Piece, Poured
+from .placement import Piece, Poured
 from .rotary import in_pairs
 from .shards import read_parts, require_every_shard, shard_files, whole_tensors
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import LayoutError
-from ..lazy import LazyTensor
+from ..tensors.lazy import LazyTensor
 
 # torch.compile, FSDP, gradient checkpointing, DistributedDataParallel, and TRL's value heads.
 _WRAPPERS = re.compile(

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LayoutError
-from ..json_text import read_json
+from ..untrusted.strict_json import read_json
+from ..untrusted.value_kinds import POSITIVE, is_positive, or_null, require, required_number
 from .config import DEFAULT_ROPE_THETA, LlamaShape, rope_scaling, rope_theta
-from .values import POSITIVE, is_positive, or_null, require, required_number
 
 PARAMS_NAME = "params.json"
 # transformers' defaults for what params.json does not speak of, as every converted LLaMA has them.

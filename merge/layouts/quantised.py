@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..errors import LayoutError
-from ..lazy import LazyTensor, dtype_name
+from ..tensors.lazy import LazyTensor, dtype_name
 
 # The helper tensors of GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors.
 _QUANTISED = re.compile(

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from ..lazy import LazyTensor, RowReader, block_rows, scratch
+from ..tensors.lazy import LazyTensor, RowReader, block_rows, scratch
 
 # Heads are put in order in pieces of about this many blocks of the arithmetic.
 _BLOCKS_AT_ONCE = 4

@@ -10,11 +10,11 @@ import torch
 
 from ..errors import LayoutError
 from ..formats import open_container
-from ..lazy import LazyTensor, dtype_name
-from ..staging import Offload
+from ..storage.offload import Offload
+from ..tensors.concatenated import join
+from ..tensors.lazy import LazyTensor, dtype_name
 from . import llama
 from .config import LlamaShape
-from .joined import join
 from .params import PARAMS_NAME
 from .quantised import FLOATS
 from .rotary import in_halves

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError
-from ..expressions import matcher
 from ..formats import open_container
-from ..json_text import read_json
-from ..lazy import LazyTensor
-from ..staging import Offload
+from ..storage.offload import Offload
+from ..tensors.lazy import LazyTensor
+from ..untrusted.safe_regex import matcher
+from ..untrusted.strict_json import read_json
 
 CONFIG_NAME = "adapter_config.json"
 _WEIGHTS = (

@@ -12,11 +12,11 @@ from math import prod
 
 import torch
 
+from ..engines.threads import one_torch_thread
 from ..errors import LayoutError
 from ..formats.file_tensor import FileTensor
 from ..formats.gguf import BLOCK, Q8_0_NAME, type_name
-from ..lazy import LazyTensor, dtype_name
-from ..threads import one_torch_thread
+from ..tensors.lazy import LazyTensor, dtype_name
 from .reading import Rows, side_by_side
 from .reference import block_error, half_ulp
 from .ulps import BEYOND, bits, coarser, distances

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import VerificationError
-from ..json_text import read_json
 from ..layouts.config import CONFIG_NAME, DEFAULT_ROPE_THETA
-from ..layouts.folder import config_path
+from ..layouts.opening import config_path
 from ..layouts.params import PARAMS_NAME
-from ..lazy import Checkpoint
+from ..tensors.lazy import Checkpoint
+from ..untrusted.strict_json import read_json
 from .recipes import Inputs
 
 # Keys that say nothing of the arithmetic, or that are checked elsewhere (see ``check``).

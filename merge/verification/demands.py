@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizer_tools.huggingface import CONFIG_NAME as TOKENIZER_CONFIG_NAME
-from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder
-
-from ..json_text import parse_json
-from ..layouts.gguf import ARCHITECTURE
+from ..layouts.gguf.reading import ARCHITECTURE
+from ..tokenizers.huggingface import CONFIG_NAME as TOKENIZER_CONFIG_NAME
+from ..tokenizers.huggingface import MODEL_NAME, TokenizerFolder
+from ..untrusted.strict_json import parse_json
 
 # What transformers takes where config.json says nothing.
 _CONTEXT_LENGTH, _EPS, _THETA = 2048, 1e-6, 10000.0

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, VerificationError
-from ..json_text import read_json
-from ..outputs import MANIFEST_NAME
 from ..settings import (
     DELTA_EMBEDDINGS,
     DELTA_TOKEN_INITS,
@@ -21,6 +19,8 @@ from ..settings import (
     ROUNDINGS,
     VOCAB_MISMATCHES,
 )
+from ..untrusted.strict_json import read_json
+from ..version import MANIFEST_NAME
 
 # Files that some reader would take for a part of the model.
 _WEIGHTS = ("*.pth", "*.bin", "*.safetensors", "*.gguf", "*.index.json")

@@ -17,10 +17,10 @@ import torch
 from torch.nn.functional import linear
 from xxhash import xxh3_128
 
-from ..digests import content_digest
-from ..formats.files import tensor_bytes
 from ..formats.gguf import Q8Tensor
-from ..lazy import LazyTensor
+from ..storage.files import tensor_bytes
+from ..tensors.digests import content_digest
+from ..tensors.lazy import LazyTensor
 from .reading import Rows, row_range, side_by_side
 from .recipes import Recipe, Segment
 from .reference import SIGMAS, Change, Expected, Quantise, Round, Step, doubled

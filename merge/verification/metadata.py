@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizer_tools.huggingface import MODEL_NAME
-
 from ..errors import VerificationError
-from ..layouts.gguf import ROTARY_FACTORS, gguf_files, together
+from ..layouts.gguf.reading import ROTARY_FACTORS, gguf_files, together
+from ..tokenizers.huggingface import MODEL_NAME
 from .demands import ID, Demand, Described, demanded
 from .rotary_factors import check_rotary_factors, is_known
 from .tokens import PUT_BACK, SCORES, TOKENS, TYPES, check_tokens, lists_beside, token_list

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..errors import VerificationError
-from ..lazy import Checkpoint
+from ..tensors.lazy import Checkpoint
 from .recipes import Inputs
 
 _NORM = "model.norm.weight"

@@ -10,12 +10,13 @@ from typing import Any
 from ..errors import UsageError
 from ..formats import open_container
 from ..formats.gguf import type_name
-from ..json_text import read_json
-from ..layouts import gguf, huggingface, llama, meta
+from ..layouts import huggingface, llama, meta
 from ..layouts.config import CONFIG_NAME
-from ..layouts.folder import is_gguf, is_meta
-from ..lazy import LazyTensor
-from ..staging import Offload
+from ..layouts.gguf import reading as gguf
+from ..layouts.opening import is_gguf, is_meta
+from ..storage.offload import Offload
+from ..tensors.lazy import LazyTensor
+from ..untrusted.strict_json import read_json
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..lazy import LazyTensor, RowReader, block_rows
-from ..threads import ComputePool
+from ..engines.threads import ComputePool
+from ..tensors.lazy import LazyTensor, RowReader, block_rows
 
 # Two of these are in memory at a time, over all tensors that are read together.
 SPAN_BYTES = 4 << 20

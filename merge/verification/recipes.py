@@ -12,7 +12,7 @@ from ..errors import AdapterError, LayoutError
 from ..layouts.conv1d import stores_transposed
 from ..layouts.decoder import HEAD_OF, embeddings
 from ..layouts.llama import EMBED_TOKENS
-from ..lazy import Checkpoint, LazyTensor, RowReader, block_rows
+from ..tensors.lazy import Checkpoint, LazyTensor, RowReader, block_rows
 from .adapters import AdapterContents
 from .reference import (
     AddDense,

@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import linear
 
 from ..formats.gguf import BLOCK
-from ..lazy import LazyTensor, block_rows
+from ..tensors.lazy import LazyTensor, block_rows
 from .adapters import Product
 
 # Half a unit in the last place of a float32 in [1, 2).

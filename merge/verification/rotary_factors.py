@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import VerificationError
-from ..layouts.gguf import ROTARY_FACTORS
-from ..lazy import LazyTensor
+from ..layouts.gguf.reading import ROTARY_FACTORS
+from ..tensors.lazy import LazyTensor
 from .demands import Described, number, rotary_base, rotary_scaling, scaling_kind, width_of_a_head
 from .tokens import PUT_BACK
 

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tokenizer_tools.copied import read_copied
-from tokenizer_tools.huggingface import TokenizerFolder, read_tokenizer
-
 from ..errors import MergeError, VerificationError
-from ..json_text import read_json
 from ..layouts.config import CONFIG_NAME
-from ..layouts.folder import is_meta
+from ..layouts.opening import is_meta
+from ..tokenizers.copied import read_copied
+from ..tokenizers.huggingface import TokenizerFolder, read_tokenizer
+from ..untrusted.strict_json import read_json
 
 _GENERATION_NAME = "generation_config.json"
 _REMEDY = "merge again; or put the file that lacks it beside the result"

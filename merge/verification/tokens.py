@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizer_tools import spm
-from tokenizer_tools.huggingface import ADDED_TOKENS_NAME, CONFIG_NAME, MODEL_NAME, TokenizerFolder
-
 from ..errors import VerificationError
-from ..json_text import parse_json
+from ..tokenizers import spm
+from ..tokenizers.huggingface import ADDED_TOKENS_NAME, CONFIG_NAME, MODEL_NAME, TokenizerFolder
+from ..untrusted.strict_json import parse_json
 
 TOKENS, SCORES, TYPES = (f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type"))
 PUT_BACK = "put back what the merge wrote, or merge again"

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
-from ..checksums import file_digest, read_digest
+from ..checksums.files import file_digest, read_digest
+from ..engines.threads import ComputePool, one_torch_thread
 from ..errors import MergeError, VerificationError
 from ..layouts.decoder import VOCABULARY_TENSORS, embedding_rows
-from ..layouts.folder import is_gguf
-from ..lazy import Checkpoint, LazyTensor, dtype_name
-from ..threads import ComputePool, one_torch_thread
+from ..layouts.opening import is_gguf
+from ..tensors.lazy import Checkpoint, LazyTensor, dtype_name
 from . import configuration
 from .manifest import Manifest, TensorEntry, check_files, listed_files
 from .mathematics import TensorResult, blocks_of, check_tensor

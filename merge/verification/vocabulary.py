@@ -6,18 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizer_tools.huggingface import MODEL_NAME, TokenizerFolder, read_tokenizer
-from tokenizer_tools.known import KnownTokenizer, mixup, recognise_bytes
-
-from ..checksums import file_digest
+from ..checksums.files import file_digest
+from ..checksums.tokenizers import KnownTokenizer, mixup, recognise_bytes
 from ..errors import MergeError, VerificationError
-from ..formats.files import InputFile
 from ..formats.gguf import read as read_gguf
 from ..layouts.decoder import HEAD_OF, embedding_rows, embeddings
-from ..layouts.folder import is_gguf
-from ..layouts.gguf import gguf_files
+from ..layouts.gguf.reading import gguf_files
 from ..layouts.llama import EMBED_TOKENS
-from ..lazy import Checkpoint
+from ..layouts.opening import is_gguf
+from ..storage.files import InputFile
+from ..tensors.lazy import Checkpoint
+from ..tokenizers.huggingface import MODEL_NAME, TokenizerFolder, read_tokenizer
 from .tokens import token_list
 
 _PUT_BACK = "put back what the merge wrote, or merge again with the right tokenizer"

@@ -18,7 +18,7 @@ from benchmarks.shapes import SHAPES, Shape
 from benchmarks.tokenizers import REAL_DATA, write_tokenizer
 from benchmarks.verify import verify
 from benchmarks.weights import read_folder
-from merge.known import tokenizer_of
+from merge.checksums.known import tokenizer_of
 
 SHAPE = Shape(64, 2, 8, 4, 176, vocab_size=300)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from merge.archives import unpack, zipped_folder
 from merge.formats import open_container
-from merge.staging import Offload
+from merge.storage.archives import unpack, zipped_folder
+from merge.storage.offload import Offload
 from tests.corrupt.bounded import MIB, refused
 from tests.support import adapter_tensors, save_adapter, save_base
 

@@ -9,8 +9,8 @@ import pytest
 
 from merge import MergeError, merge_lora
 from merge.errors import UsageError
+from merge.plan.inputs import split_list
 from merge.sizes import parse_size
-from merge.sources import split_list
 from tests.corrupt.conftest import Inputs
 from tests.support import tree
 

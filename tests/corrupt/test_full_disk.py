@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from merge.errors import OutputError
+from merge.output.folder import StagedFolder, held
 from merge.settings import IoMode
-from merge.staging import StagedFolder, held
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="Windows has no limit on the size of files"

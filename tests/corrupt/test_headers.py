@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from merge.errors import FormatError, LayoutError, UsageError
 from merge.formats import open_container
-from merge.sources import resolve
+from merge.plan.inputs import resolve
 from tests.corrupt.bounded import refused, require_one_message
 from tests.corrupt.conftest import Inputs
 from tests.support import LLAMA_ROWS, adapter_tensors, base_config, save_adapter, write_json

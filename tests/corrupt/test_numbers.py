@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from merge.errors import NumberError
-from merge.finite import is_finite
 from merge.jobs.convert_checkpoint import convert_checkpoint
+from merge.tensors.finite import is_finite
 from tests.corrupt.conftest import Inputs
 from tests.support import (
     LLAMA_ROWS,

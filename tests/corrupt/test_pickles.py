@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from merge.formats import open_container, torch_legacy
+from merge.formats import open_container
+from merge.formats.torch import legacy as torch_legacy
 from tests.corrupt.bounded import refused
 from tests.support import quick_environment
 
@@ -246,7 +247,7 @@ def test_ordered_dicts_of_python_2_are_read(tmp_path: Path) -> None:
 
 def test_real_checkpoint_of_a_large_model_is_far_below_the_bounds() -> None:
     """80 layers of LLaMA 65B."""
-    from merge.formats.pickle_machine import MOST_BYTES, Machine
+    from merge.formats.torch.pickle_machine import MOST_BYTES, Machine
     from merge.layouts.config import LlamaShape
     from merge.layouts.llama import entries
 

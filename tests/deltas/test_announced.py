@@ -11,10 +11,10 @@ import pytest
 from safetensors.torch import save_file
 
 from merge import merge_lora
+from merge.deltas.adapter import open_adapter
 from merge.deltas.apply import apply_adapters
-from merge.deltas.peft import open_adapter
 from merge.errors import AdapterError
-from merge.lazy import Checkpoint
+from merge.tensors.lazy import Checkpoint
 from tests.deltas.making import save_adapter
 from tests.deltas.test_biases import qwen2
 from tests.tiny import LINEAR, load_weights, make_base

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from merge.deltas.adapter import open_adapter
 from merge.deltas.apply import apply_adapters
-from merge.deltas.peft import open_adapter
 from merge.errors import AdapterError
 from merge.formats import open_container
 from merge.layouts.huggingface import open_base
-from merge.lazy import Checkpoint
+from merge.tensors.lazy import Checkpoint
 from tests.deltas.making import merge_with_peft, save_adapter
 from tests.tiny import make_base
 

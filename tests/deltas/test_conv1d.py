@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from merge.deltas.adapter import open_adapter
 from merge.deltas.apply import apply_adapters
-from merge.deltas.peft import open_adapter
 from merge.formats import open_container
-from merge.lazy import Checkpoint
+from merge.tensors.lazy import Checkpoint
 from tests.deltas.making import merge_with_peft, save_adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")

@@ -431,7 +431,7 @@ def test_new_rows_are_for_tokenizers_that_are_understood(tmp_path: Path, tokeniz
 
 
 def test_other_jobs_still_want_a_llama(tmp_path: Path, tokenizer: Path) -> None:
-    from merge.layouts.folder import open_checkpoint
+    from merge.layouts.opening import open_checkpoint
 
     base = make_decoder(tmp_path / "base", "Qwen2Config", SIZES, tokenizer)
     with pytest.raises(LayoutError, match="no LLaMA"):

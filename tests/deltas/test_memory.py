@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from merge.deltas.patches import LowRank, Merged
-from merge.lazy import LazyTensor, RowReader
+from merge.deltas.patches import LowRank
+from merge.tensors.lazy import LazyTensor, RowReader
+from merge.tensors.patched import PatchedTensor
 from tests.deltas.making import save_adapter
 from tests.support import command, quick_environment
 from tests.tiny import make_base
@@ -44,7 +45,7 @@ def without_collection() -> Iterator[None]:
 @pytest.mark.usefixtures("without_collection")
 def test_factors_go_with_the_reader_and_wait_for_no_garbage_collection() -> None:
     start, patch = lazy(300, 16), LowRank(lazy(4, 16), lazy(300, 4), 0.5)
-    reader = Merged(start.shape, start.dtype, start.origin, start, ((patch,),)).reader()
+    reader = PatchedTensor(start.shape, start.dtype, start.origin, start, ((patch,),)).reader()
     out = torch.empty(100, 16)
     reader(150, 250, out)
     assert out.eq(3).all()

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from merge.formats import ContainerWriter, TensorInfo
-from merge.lazy import LazyTensor
+from merge.tensors.lazy import LazyTensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)

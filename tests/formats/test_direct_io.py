@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from merge import merge_lora
-from merge.direct_io import READ_BYTES, create
-from merge.formats.files import InputFile
 from merge.settings import IO_MODES, IoMode
+from merge.storage.direct_io import READ_BYTES, create
+from merge.storage.files import InputFile
 from tests.tiny import make_adapter, make_base
 
 MIB = 1 << 20

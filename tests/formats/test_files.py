@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from merge.errors import FormatError
 from merge.formats import InputFile, open_container
-from merge.formats.files import tensor_bytes
-from merge.staging import Offload
+from merge.storage.files import tensor_bytes
+from merge.storage.offload import Offload
 from tests.formats.material import values
 
 

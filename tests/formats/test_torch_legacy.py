@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from merge.errors import FormatError
-from merge.formats import open_container, torch_legacy
+from merge.formats import open_container
+from merge.formats.torch import legacy as torch_legacy
 from tests.formats.material import require_same, saved, values
 
 STATE = {"b": values(6, 5, dtype=torch.float16), "a": values(4), "c": values(3, 2).T}

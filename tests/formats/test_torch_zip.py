@@ -18,8 +18,8 @@ import torch
 
 from merge.errors import FormatError
 from merge.formats import TensorInfo, open_container
-from merge.formats.torch_zip import TorchZipWriter
-from merge.staging import Offload
+from merge.formats.torch.zip import TorchZipWriter
+from merge.storage.offload import Offload
 from tests.formats.material import INFOS, pour, require_same, saved, values
 from tests.support import tree
 

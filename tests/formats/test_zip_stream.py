@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xxhash import xxh3_128
 
-from merge.formats.zip_stream import ZipStream
+from merge.formats.torch.zip_stream import ZipStream
 
 ALIGNMENT = 64
 CHUNK = memoryview(bytes(range(256)) * 4096)

@@ -26,8 +26,8 @@ import torch
 from merge import merge_lora
 from merge.errors import MergeError
 from merge.formats import open_container
-from merge.lazy import LazyTensor
-from merge.staging import Offload
+from merge.storage.offload import Offload
+from merge.tensors.lazy import LazyTensor
 from tests.fuzz.edits import Edit, apply, apply_inside_zip, apply_to_json, random_edits
 from tests.support import (
     BASE_ROWS,

@@ -24,7 +24,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from merge import output_files
 from merge.commands import (
     apply_delta,
     common,
@@ -35,6 +34,7 @@ from merge.commands import (
     merge_tokenizers,
 )
 from merge.commands import resize_vocabulary as resize
+from merge.engines import writers as output_files
 from merge.jobs import writing
 from tests.interruption.doors import require_nothing_half
 from tests.interruption.many import SMALL_WRITES, contents

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from merge import merge_lora, output_files
+from merge import merge_lora
+from merge.engines import writers as output_files
 from merge.jobs.writing import Report
 from tests.support import LLAMA_ROWS, adapter_tensors, save_adapter, save_base
 

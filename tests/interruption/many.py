@@ -24,10 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from merge import merge_lora, output_files
-from merge.journal import read_record
-from merge.lock import LOCK_NAME
-from merge.past import verified
+from merge import merge_lora
+from merge.engines import writers as output_files
+from merge.output.journal import read_record
+from merge.output.resume import verified
+from merge.storage.lock import LOCK_NAME
 from tests.interruption.doors import require_nothing_half
 from tests.support import ALPACA_ROWS, LLAMA_ROWS, adapter_tensors, save_adapter, save_base
 from tests.tiny import make_adapter, make_base

@@ -9,7 +9,7 @@ import pytest
 
 from merge import merge_lora
 from merge.errors import OutputError
-from merge.outputs import MANIFEST_NAME
+from merge.output.preflight import MANIFEST_NAME
 from tests.interruption.conftest import Merging
 from tests.support import run_merge, tree
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from merge import merge_lora
-from merge.journal import JOURNAL_NAME
+from merge.output.journal import JOURNAL_NAME
 from tests.interruption.conftest import contents
 from tests.support import (
     BASE_ROWS,

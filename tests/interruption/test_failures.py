@@ -17,7 +17,7 @@ from merge.errors import OutputError
 from merge.jobs.apply_delta import apply_delta, make_delta
 from merge.jobs.resize_vocabulary import resize_vocabulary
 from merge.jobs.writing import Report
-from merge.journal import JOURNAL_NAME
+from merge.output.journal import JOURNAL_NAME
 from tests.interruption.conftest import Merging, contents, interrupted_at
 from tests.interruption.doors import require_nothing_half
 from tests.support import (

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from merge.errors import OutputError
-from merge.journal import JOURNAL_NAME
-from merge.lock import LOCK_NAME
+from merge.output.journal import JOURNAL_NAME
+from merge.storage.lock import LOCK_NAME
 from tests.interruption.conftest import Merging, contents
 
 WEIGHTS = ".consolidated.00.pth.partial"

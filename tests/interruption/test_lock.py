@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from merge.errors import OutputError
-from merge.lock import LOCK_NAME, FolderLock, require_unlocked
-from merge.staging import Offload, StagedFolder, held
+from merge.output.folder import StagedFolder, held
+from merge.storage.lock import LOCK_NAME, FolderLock, require_unlocked
+from merge.storage.offload import Offload
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from merge.lock import FolderLock
+from merge.storage.lock import FolderLock
 with FolderLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -60,7 +61,9 @@ def test_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows kills no process by a signal")
 def test_what_a_killed_process_unpacked_is_removed_by_the_next(tmp_path: Path) -> None:
     text = HOLD.replace("FolderLock(Path(sys.argv[1]))", "Offload(None, Path(sys.argv[1])) as o")
-    text = text.replace("merge.lock import FolderLock", "merge.staging import Offload")
+    text = text.replace(
+        "merge.storage.lock import FolderLock", "merge.storage.offload import Offload"
+    )
     text = text.replace('print("held"', "print(o.folder().name")
     (tmp_path / ".offload-mine").mkdir()
     with subprocess.Popen(

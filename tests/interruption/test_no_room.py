@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from merge.errors import OutputError
-from merge.journal import JOURNAL_NAME
+from merge.output.journal import JOURNAL_NAME
 from tests.interruption.conftest import Merging, contents
 
 # Room for what a plan of three files asks for at least; other programs take it while a run writes.

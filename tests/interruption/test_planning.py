@@ -12,9 +12,9 @@ import pytest
 
 from merge import merge_lora
 from merge.errors import OutputError
-from merge.journal import JOURNAL_NAME
-from merge.lock import LOCK_NAME
-from merge.staging import held
+from merge.output.folder import held
+from merge.output.journal import JOURNAL_NAME
+from merge.storage.lock import LOCK_NAME
 from tests.interruption.conftest import Merging, contents
 from tests.support import (
     LLAMA_ROWS,
@@ -32,7 +32,7 @@ from tests.support import (
 # A job that stops where it plans, says so, and goes on when it is told to.
 PLANNING = """
 import sys
-from merge import plan
+from merge.plan import placement as plan
 import merge.commands.{module} as command
 
 def waiting(*arguments):

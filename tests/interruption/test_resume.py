@@ -14,7 +14,7 @@ import torch
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from merge.errors import OutputError
-from merge.journal import JOURNAL_NAME
+from merge.output.journal import JOURNAL_NAME
 from tests.interruption.conftest import Merging, contents
 from tests.support import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, tree
 

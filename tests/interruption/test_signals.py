@@ -24,7 +24,7 @@ import sys, time
 from pathlib import Path
 from merge.commands.common import command_parser, run
 from merge.interruption import raise_if_interrupted
-from merge.staging import StagedFolder
+from merge.output.folder import StagedFolder
 
 def work(args):
     with StagedFolder(Path({folder!r})) as staged:
@@ -192,7 +192,7 @@ def test_digest_that_was_interrupted_is_made_again(
 ) -> None:
     from hashlib import sha256
 
-    from merge import checksums
+    from merge.checksums import files as checksums
 
     path = tmp_path / "file"
     path.write_bytes(b"content")

@@ -21,11 +21,11 @@ from merge import apply_delta, convert_checkpoint, make_delta
 from merge.errors import LayoutError, NumberError, UsageError, VocabularyError
 from merge.layouts import llama
 from merge.layouts.config import LlamaShape
-from merge.layouts.folder import open_checkpoint
-from merge.layouts.gguf import open_gguf
+from merge.layouts.gguf.reading import open_gguf
+from merge.layouts.opening import open_checkpoint
+from merge.tokenizers import spm
 from tests.support import ROOT
 from tests.tiny import load_weights, make_base, write_tokenizer
-from tokenizer_tools import spm
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
 

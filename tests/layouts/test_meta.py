@@ -12,7 +12,7 @@ import torch
 
 from merge import merge_lora
 from merge.errors import FormatError, LayoutError, MergeError, UsageError
-from merge.layouts.folder import is_meta, open_checkpoint
+from merge.layouts.opening import is_meta, open_checkpoint
 from tests.layouts.material import (
     DIM,
     FEED_FORWARD,

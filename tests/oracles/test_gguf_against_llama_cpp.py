@@ -17,10 +17,10 @@ import torch
 from merge import convert_checkpoint, merge_lora, verify_merge
 from merge.formats import InputFile
 from merge.formats import gguf as container
-from merge.layouts.folder import open_checkpoint
+from merge.layouts.opening import open_checkpoint
+from merge.tokenizers import spm
 from tests.oracles.llama_cpp_oracle import HUGGINGFACE, convert, converters
 from tests.tiny import load_weights, make_adapter, make_base, write_tokenizer
-from tokenizer_tools import spm
 from tokenizer_tools.extend import extend, text_pieces
 
 pytestmark = pytest.mark.slow

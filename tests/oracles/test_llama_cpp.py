@@ -21,9 +21,10 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from demo import text
 from merge import convert_checkpoint, merge_lora
+from merge.tokenizers import spm
 from tests import tiny
 from tests.support import ROOT, quick_environment
-from tokenizer_tools import extend, spm
+from tokenizer_tools import extend
 
 pytestmark = [
     pytest.mark.slow,

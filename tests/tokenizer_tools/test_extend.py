@@ -9,8 +9,9 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from merge.known import tokenizer_of
-from tokenizer_tools import known, spm
+from merge.checksums import tokenizers as known
+from merge.checksums.known import tokenizer_of
+from merge.tokenizers import spm
 from tokenizer_tools.extend import extend, text_pieces
 
 

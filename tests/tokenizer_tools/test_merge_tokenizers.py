@@ -12,8 +12,9 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
+from merge.checksums import tokenizers as known
 from merge.commands.merge_tokenizers import main
-from tokenizer_tools import known, merging
+from tokenizer_tools import merging
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

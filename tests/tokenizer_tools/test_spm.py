@@ -10,7 +10,7 @@ from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from merge.errors import FormatError, UsageError
-from tokenizer_tools import spm
+from merge.tokenizers import spm
 
 
 def test_reading_and_serialising_changes_no_byte(tmp_path: Path, small_llama: ModelProto) -> None:

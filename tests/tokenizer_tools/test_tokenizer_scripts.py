@@ -10,7 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from tokenizer_tools import known, libraries, parts
+from merge.checksums import tokenizers as known
+from tokenizer_tools import libraries, parts
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["merge_tokenizers", "train_chinese_tokenizer", "compare_tokenizers"]

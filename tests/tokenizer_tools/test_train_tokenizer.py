@@ -11,7 +11,7 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from merge.commands.train_chinese_tokenizer import main
-from tokenizer_tools import spm
+from merge.tokenizers import spm
 
 TEXT = Path(__file__).parents[1] / "text" / "mixed.txt"
 

@@ -14,8 +14,8 @@ import pytest
 import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
+from merge.tokenizers.spm import read_model, serialise
 from tokenizer_tools.extend import extend, text_pieces
-from tokenizer_tools.spm import read_model, serialise
 
 # A script for other environments, not a module with tests.
 collect_ignore = ["probe.py"]

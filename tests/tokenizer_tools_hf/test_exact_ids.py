@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from sentencepiece import SentencePieceProcessor
 
+from merge.tokenizers.huggingface import documents, read_tokenizer
 from tests.oracles.transformers_446 import run_in_main_environment, run_in_transformers_446
-from tokenizer_tools.huggingface import documents, read_tokenizer
 
 pytestmark = pytest.mark.slow
 

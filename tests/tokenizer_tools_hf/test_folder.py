@@ -11,8 +11,8 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from merge.errors import FormatError, VocabularyError
+from merge.tokenizers.huggingface import Token, documents, read_tokenizer
 from tests.oracles.transformers_446 import run_in_transformers_446
-from tokenizer_tools.huggingface import Token, documents, read_tokenizer
 
 FolderWith = Callable[..., Path]
 

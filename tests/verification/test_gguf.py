@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from merge import convert_checkpoint, merge_lora, verify_merge
-from merge.outputs import MANIFEST_NAME
+from merge.output.preflight import MANIFEST_NAME
 from tests.tiny import make_adapter, make_base
 from tests.verification.material import gguf_tensor
 

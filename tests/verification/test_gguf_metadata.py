@@ -16,7 +16,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from merge import convert_checkpoint, merge_lora, verify_merge
 from merge.commands.verify_merge import main
-from merge.outputs import MANIFEST_NAME
+from merge.output.preflight import MANIFEST_NAME
 from merge.verification.rotary_factors import rotary_factors
 from tests.tiny import make_adapter, make_base, write_tokenizer
 

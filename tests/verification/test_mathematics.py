@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge.lazy import LazyTensor, RowReader
+from merge.tensors.lazy import LazyTensor, RowReader
 from merge.verification.adapters import Product
 from merge.verification.mathematics import TensorResult, check_tensor
 from merge.verification.recipes import Recipe, Segment

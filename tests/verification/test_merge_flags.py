@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from merge import known
+from merge.checksums import known
 from merge.commands.merge_lora import main_to_hf
 from merge.deltas.adapter_config import AdapterConfig
 from tests.tiny import make_adapter, make_base
@@ -37,7 +37,7 @@ def publish(monkeypatch: pytest.MonkeyPatch, folder: Path, files: list[Path]) ->
     table.write_text("\n".join([heading, *rows]), encoding="utf-8")
     monkeypatch.setattr(known, "CHECKSUMS", table)
     monkeypatch.setattr(known, "known_files", known.known_files.__wrapped__)
-    for module in ("merge.verification.published", "merge.jobs.summary"):
+    for module in ("merge.checksums.published", "merge.reports.merge_text"):
         monkeypatch.setattr(f"{module}.known_files", known.known_files)
 
 

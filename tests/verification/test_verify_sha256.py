@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from merge import known
+from merge.checksums import known
 from merge.commands.verify_sha256 import main
 
 FILES = {

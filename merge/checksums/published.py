@@ -1,0 +1,257 @@
+"""Files by their published SHA-256: what each is, what is missing, what is unknown."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UsageError, VerificationError
+from ..version import MANIFEST_NAME
+from .files import read_digest
+from .known import KnownFile, known_files, known_sets, tokenizer_of
+from .part_names import part_by_name, right_name, says_a_part
+
+_PUBLISHED = (".pth", ".bin")
+# Nobody published checksums of the others, but a program may take such a file for the model.
+_WEIGHTS = (*_PUBLISHED, ".safetensors", ".gguf", ".ggml", ".pt", ".ckpt", ".h5", ".msgpack")
+_TOKENIZER = ".model"
+_LFS_POINTER = b"version https://git-lfs"
+
+OnBytes = Callable[[int], object]
+OnProgress = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A file with its digest, and what it is known as.
+
+    ``is_pointer``: Git LFS left a few lines of text in place of the file. ``alone``: the file
+    itself was given, not a folder that holds it, so its contents count and not its name.
+    """
+
+    path: Path
+    sha256: str
+    known: KnownFile | None
+    is_pointer: bool = False
+    alone: bool = False
+
+    @property
+    def is_tokenizer(self) -> bool:
+        """Whether this is in a tokenizer's place."""
+        if self.alone and self.known is not None:
+            return self.known.is_tokenizer
+        return self.path.suffix == _TOKENIZER
+
+    @property
+    def is_misnamed(self) -> bool:
+        """Whether a program would look for these contents under another name."""
+        if self.known is None or self.path.name == right_name(self.path, self.known):
+            return False
+        return not self.alone or says_a_part(self.path)
+
+    def told(self) -> str:
+        """What the file is, in words."""
+        if self.is_pointer:
+            return "not the file, only its Git LFS pointer: run `git lfs pull` there"
+        if self.known is None:
+            return "unknown"
+        if self.is_misnamed:
+            name = right_name(self.path, self.known)
+            return f"{self.known.told()}\n    misnamed: these are the contents of {name}"
+        return self.known.told()
+
+
+def files_of(path: Path) -> list[Path]:
+    """A file itself, or the weights and tokenizers of a folder and of those in it.
+
+    Raises ``UsageError`` for what does not exist or holds none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.exists():
+        raise UsageError("the path does not exist", file=path, remedy="check the spelling")
+    files = [p for p in sorted(path.rglob("*")) if p.is_file() and _is_checked(p)]
+    if not files and not (path / MANIFEST_NAME).is_file():
+        raise UsageError(
+            "the folder holds no file that has a published checksum",
+            file=path,
+            expected=f"*{', *'.join(_PUBLISHED)} or *{_TOKENIZER}",
+            remedy="give the folder of a model or an adapter",
+        )
+    return files
+
+
+def _is_checked(path: Path) -> bool:
+    return path.suffix.lower() in (*_WEIGHTS, _TOKENIZER)
+
+
+def check(path: Path, on_bytes: OnBytes | None = None, alone: bool = False) -> Checked:
+    """Read a file and look it up."""
+    digest = read_digest(path, on_bytes)
+    return Checked(path, digest, known_files().get(digest), _is_pointer(path), alone)
+
+
+def _is_pointer(path: Path) -> bool:
+    if path.stat().st_size > 1024:
+        return False
+    return path.read_bytes().startswith(_LFS_POINTER)
+
+
+def together(files: Iterable[Checked]) -> dict[Path | None, list[Checked]]:
+    """The files by the folder in which they were found; under None those that were given alone.
+
+    A program looks for the parts of a model in one folder.
+    """
+    groups: dict[Path | None, list[Checked]] = {}
+    for file in files:
+        groups.setdefault(None if file.alone else file.path.parent, []).append(file)
+    return groups
+
+
+def missing_parts(files: Iterable[Checked]) -> Iterator[tuple[KnownFile, list[KnownFile]]]:
+    """Yield each set of which a part is there but not all: one that is there, and the missing."""
+    present = {file.sha256 for file in files}
+    for parts in known_sets().values():
+        here = [part for part in parts if part.sha256 in present]
+        lacking = [part for part in parts if part.sha256 not in present]
+        if here and lacking:
+            yield here[0], lacking
+
+
+def require_known_model(name: str) -> None:
+    """Raise ``UsageError`` unless ``SHA256.md`` has files of a model of that name."""
+    names = sorted({known.model for known in known_files().values() if not known.is_tokenizer})
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 4, 0.5)
+        raise UsageError(
+            "no checksums are published for a model of that name",
+            expected=", ".join(near or names),
+            found=f"--expect {name!r}",
+            remedy="write the name as in SHA256.md",
+        )
+
+
+def mismatches(files: Sequence[Checked], model: str) -> Iterator[VerificationError]:
+    """Yield every reason why ``files`` are not a whole published set of ``model``.
+
+    Each file of a folder must be the part that its name says, and each folder that holds a part
+    must hold all. A tokenizer must be the one published for the model, where one is.
+    """
+    for file in files:
+        if not _belongs(file, model):
+            yield _other(file, model)
+        elif file.is_misnamed and not file.alone:
+            yield _misnamed(file, model)
+    for folder, group in together(files).items():
+        yield from _missing(folder, group, model)
+    if all(file.is_tokenizer for file in files):
+        kinds = {kind.partition(" · ")[0] for kind, name in known_sets() if name == model}
+        yield VerificationError(
+            f"no weights of {model} are among the files",
+            expected=" or ".join(sorted(kinds)),
+            remedy="give the folder that holds them",
+        )
+
+
+def _belongs(file: Checked, model: str) -> bool:
+    """Whether the contents are a part of the model, whatever the file is called."""
+    if file.is_pointer:
+        return False
+    if file.is_tokenizer:  # an unknown one may be right where none was published
+        return file.known == tokenizer_of(model)
+    return file.known is not None and file.known.model == model
+
+
+def _missing(
+    folder: Path | None, files: Iterable[Checked], model: str
+) -> Iterator[VerificationError]:
+    for here, lacking in missing_parts(files):
+        if here.model != model:
+            continue
+        parts = len(known_sets()[here.group, model])
+        for part in lacking:
+            yield VerificationError(
+                f"a part of {model} is missing",
+                file=folder / part.file_name if folder else part.file_name,
+                expected=f"SHA-256 {part.sha256}",
+                found=f"{parts - len(lacking)} of {parts} parts"
+                + (" in this folder" if folder else ""),
+                remedy="put all parts into one folder, or download the missing one"
+                if folder
+                else "give all parts, or download the missing one",
+            )
+
+
+def _misnamed(file: Checked, model: str) -> VerificationError:
+    assert file.known is not None
+    wanted, name = part_by_name(file.path, model), right_name(file.path, file.known)
+    return VerificationError(
+        "the file has the contents of another part than its name says"
+        if wanted
+        else f"{model} has no file of that name",
+        file=file.path,
+        expected=f"SHA-256 {wanted.sha256} ({wanted.file_name})" if wanted else name,
+        found=f"SHA-256 {file.sha256}, the contents of {name}",
+        remedy=f"rename it to {name}; if a file with these contents is there under that name, "
+        "remove this one",
+    )
+
+
+def _other(file: Checked, model: str) -> VerificationError:
+    if file.is_pointer:
+        return VerificationError(
+            "this is a Git LFS pointer, a few lines of text in place of the file",
+            file=file.path,
+            expected=f"{model}",
+            remedy="run `git lfs pull` in that folder, or download the file itself",
+        )
+    wanted = tokenizer_of(model) if file.is_tokenizer else part_by_name(file.path, model)
+    expected = f"SHA-256 {wanted.sha256} ({wanted.file_name})" if wanted else f"a file of {model}"
+    known = f"known as {file.known.told()}" if file.known else "which is not a published file"
+    return VerificationError(
+        f"the file is not the one published for {model}" if wanted else f"{model} has no such file",
+        file=file.path,
+        expected=expected,
+        found=f"SHA-256 {file.sha256}, {known}",
+        remedy=_remedy(file, wanted),
+    )
+
+
+def _remedy(file: Checked, wanted: KnownFile | None) -> str:
+    if file.known is not None:
+        return "another model's file: give the right one, or another --expect"
+    if file.path.suffix == ".safetensors":
+        return "safetensors have no published checksums; compare_checkpoints.py compares numbers"
+    first = "fetch the file again" if wanted else "if it is no part of the model, move it elsewhere"
+    return (
+        f"{first}; if it was merged or saved anew, its bytes may differ although its numbers do "
+        "not: compare_checkpoints.py compares those"
+    )
+
+
+def require_published(folder: Path, on_progress: OnProgress | None = None) -> str:
+    """Read a base's files and say, in a line, what they are known as.
+
+    Files that nobody published are said to be unknown. Raises ``VerificationError`` where some are
+    published ones and others are not, are another model's, or are called as another part: then some
+    are damaged or mixed up.
+    """
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _WEIGHTS]
+    total, done = sum(path.stat().st_size for path in paths), 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        if on_progress is not None:
+            on_progress(done, total)
+
+    files = [check(path, on_bytes) for path in paths]
+    known = [file.known for file in files if file.known and not file.known.is_tokenizer]
+    first = known[0] if known else None
+    if first is None:
+        return f"base       none of its {len(files)} weight files has a published checksum"
+    if fault := next(mismatches(files, first.model), None):
+        raise fault
+    return f"base       {first.model} · {first.kind}: all {len(files)} files as published"

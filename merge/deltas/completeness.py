@@ -1,0 +1,234 @@
+"""Whether an adapter holds what its configuration announces, told by the names of the base.
+
+PEFT saves a tensor for everything that it trained, so what is announced, is in the base and is not
+in the file was lost. PEFT itself loads such a file with a warning at most, and the model is then
+not the one that was trained. Names that the base does not have were never trained.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import AdapterError
+from ..layouts.decoder import VOCABULARY_TENSORS
+from ..tensors.lazy import Checkpoint, LazyTensor
+from .adapter import Adapter
+from .adapter_config import CONFIG_NAME, read_fields
+from .patches import ReplacedRows
+from .tied_embeddings import Sides
+
+_INCOMPLETE = (
+    "the file is incomplete, or adapter_config.json is of another run: take both from the run that "
+    "trained the adapter"
+)
+# The number of a module's layer, as PEFT finds it for layers_to_transform.
+_LAYER = re.compile(r".*\.[^.]*\.(\d+)\.")
+# Modules that files and models call differently: transformers 5 fuses experts.
+_EXPERTS = ".experts."
+
+
+@dataclass(frozen=True)
+class _Announced:
+    """An adapter with the fields that say where it was trained, and the base's tensors."""
+
+    adapter: Adapter
+    fields: Mapping[str, Any]
+    tensors: Mapping[str, LazyTensor]
+    config: Mapping[str, Any]
+    sides: Sides | None
+
+    def missing(self, names: Collection[str], present: Collection[str]) -> list[str]:
+        """Those of ``names`` that are not ``present``; of tied sides PEFT may save one for both."""
+        shared = {*self.sides} if self.sides is not None else set()
+        served = shared if shared & {*present} else set()
+        return [name for name in names if name not in present and name not in served]
+
+    def error(
+        self, sentence: str, tensor: str, expected: str, found: str, remedy: str = _INCOMPLETE
+    ) -> AdapterError:
+        return AdapterError(
+            sentence,
+            file=self.adapter.weights,
+            tensor=tensor,
+            expected=f"{expected}, by {CONFIG_NAME}",
+            found=found,
+            remedy=remedy,
+        )
+
+
+def require_announced(adapter: Adapter, base: Checkpoint, sides: Sides | None) -> None:
+    """Raise ``AdapterError`` for what ``adapter_config.json`` announces and the file lacks.
+
+    That is ``modules_to_save``, ``trainable_token_indices`` by modules, ``"bias": "all"``, and a
+    LoRA for every module that a list of ``target_modules`` names, and for no other. ``sides`` are
+    the tied ones of the base: PEFT may have saved one for both.
+    """
+    announced = _announced(adapter, base, sides)
+    _require_saved(announced)
+    _require_tokens(announced)
+    _require_biases(announced)
+    _require_targets(announced)
+
+
+def doubts(adapter: Adapter, base: Checkpoint) -> Iterator[str]:
+    """What may be missing, but may as well never have been there."""
+    announced = _announced(adapter, base, None)
+    biases = [f"{module}.bias" for module in _low_rank(adapter)]
+    mine = [name for name in biases if name in base.tensors]
+    lora_only = adapter.config.bias == "lora_only"
+    if lora_only and mine and not adapter.replaced.keys() & {*mine}:
+        yield (
+            f'{adapter.name}: "bias" is "lora_only", but the file holds none of the {len(mine)} '
+            "biases: some releases of PEFT trained them and did not save them"
+        )
+    if _listed(announced.fields.get("target_modules")) or announced.fields.get(
+        "layers_to_transform"
+    ):
+        return
+    kinds = {_kind(module) for module in _low_rank(adapter)}
+    modules = [m for m in _linear(announced) if _kind(m) in kinds and m not in _low_rank(adapter)]
+    if modules:
+        yield (
+            f"{adapter.name}: no LoRA for {len(modules)} modules that have one in other layers "
+            f"({modules[0]}, ...); whether one is lost its target_modules does not say"
+        )
+
+
+def _announced(adapter: Adapter, base: Checkpoint, sides: Sides | None) -> _Announced:
+    return _Announced(adapter, read_fields(adapter.folder), base.tensors, base.config, sides)
+
+
+def _require_saved(announced: _Announced) -> None:
+    replaced = announced.adapter.replaced
+    for module in announced.adapter.config.modules_to_save:
+        names = [name for name in announced.tensors if _is_inside(name, module)]
+        if missing := announced.missing(names, replaced):
+            raise announced.error(
+                "the adapter lacks a module that was trained as a whole",
+                missing[0],
+                f'{len(names)} tensors of "{module}", which "modules_to_save" names',
+                f"{len(names) - len(missing)} of them",
+            )
+
+
+def _require_tokens(announced: _Announced) -> None:
+    told = announced.adapter.config.trainable_token_indices
+    rows = [
+        name
+        for name, stage in announced.adapter.added.items()
+        if any(isinstance(patch, ReplacedRows) for patch in stage)
+    ]
+    for module in told if isinstance(told, Mapping) else ():
+        names = [name for name in announced.tensors if f".{name}".endswith(f".{module}.weight")]
+        if missing := announced.missing(names, rows):
+            raise announced.error(
+                "the adapter lacks the trained rows of a module",
+                missing[0],
+                f'trainable_tokens_delta of "{module}", which "trainable_token_indices" names',
+                f"rows of {', '.join(rows) or 'none'}",
+            )
+
+
+def _require_biases(announced: _Announced) -> None:
+    biases = [name for name in announced.tensors if name.endswith(".bias")]
+    missing = announced.missing(biases, announced.adapter.replaced)
+    if announced.adapter.config.bias == "all" and missing:
+        raise announced.error(
+            "the adapter lacks biases that were trained",
+            missing[0],
+            f'every bias of the base ({len(biases)}), since "bias" is "all"',
+            f"{len(biases) - len(missing)} of them",
+        )
+
+
+def _require_targets(announced: _Announced) -> None:
+    targets = _listed(announced.fields.get("target_modules"))
+    if not targets:
+        return
+    present = _low_rank(announced.adapter)
+    tied = announced.adapter.config.ensure_weight_tying
+    for module in sorted(present):
+        # PEFT up to 0.4 compared ends of names without the dot before them.
+        if not module.endswith(targets) and not (tied and f"{module}.weight" in VOCABULARY_TENSORS):
+            raise announced.error(
+                "the adapter has a LoRA of a module that it was not trained on",
+                f"{module}.lora_A.weight",
+                f'LoRA for {", ".join(targets)} ("target_modules")',
+                "one for another module",
+            )
+    expected = [module for module in _linear(announced) if _is_target(announced, module, targets)]
+    missing = announced.missing(
+        [f"{module}.weight" for module in expected], {f"{module}.weight" for module in present}
+    )
+    if missing:
+        raise announced.error(
+            "the adapter lacks LoRA matrices that were trained",
+            f"{missing[0].removesuffix('.weight')}.lora_A.weight",
+            f'a LoRA for {len(expected)} modules of the base ("target_modules")',
+            f"{len(expected) - len(missing)} of them",
+            "the file is incomplete: save or fetch the adapter again; if these modules were never "
+            f"trained, say so in {CONFIG_NAME} (layers_to_transform, exclude_modules)",
+        )
+
+
+def _low_rank(adapter: Adapter) -> set[str]:
+    return {name.removesuffix(".weight") for name in adapter.low_rank}
+
+
+def _linear(announced: _Announced) -> list[str]:
+    """Modules of the base with a matrix, in layers that the model has (others are for drafts)."""
+    layers = announced.config.get("num_hidden_layers")
+    count = layers if isinstance(layers, int) else None
+    return [
+        name.removesuffix(".weight")
+        for name, tensor in announced.tensors.items()
+        if name.endswith(".weight")
+        and len(tensor.shape) == 2
+        and _EXPERTS not in name
+        and (count is None or (_layer(name) or 0) < count)
+    ]
+
+
+def _is_target(announced: _Announced, module: str, targets: tuple[str, ...]) -> bool:
+    """Whether PEFT puts a LoRA on a module (``tuners_utils.check_target_module_exists``)."""
+    fields, saved = announced.fields, announced.adapter.config.modules_to_save
+    if not _ends_with(module, targets) or _is_excluded(module, fields.get("exclude_modules")):
+        return False
+    if any(_is_inside(f"{module}.weight", name) for name in saved):
+        return False
+    layers = fields.get("layers_to_transform")
+    chosen = [layers] if isinstance(layers, int) else layers or []
+    return module in targets or not chosen or _layer(module) in chosen
+
+
+def _is_excluded(module: str, excluded: object) -> bool:
+    """With an expression, which may not end in our lifetime, anything may be excluded."""
+    return bool(excluded) and (not (names := _listed(excluded)) or _ends_with(module, names))
+
+
+def _ends_with(module: str, names: tuple[str, ...]) -> bool:
+    return f".{module}".endswith(tuple(f".{name}" for name in names))
+
+
+def _is_inside(name: str, module: str) -> bool:
+    """Whether a tensor belongs to a module that is called by the end of its name, or one in it."""
+    return f".{module}." in f".{name}"
+
+
+def _listed(names: object) -> tuple[str, ...]:
+    """A list of names; empty for an expression and for ``all-linear``."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return ()
+    return () if "all-linear" in names else tuple(names)
+
+
+def _layer(name: str) -> int | None:
+    match = _LAYER.match(name)
+    return int(match[1]) if match else None
+
+
+def _kind(module: str) -> str:
+    return re.sub(r"\.\d+\.", ".N.", module)

@@ -1,0 +1,80 @@
+"""Parts of an adapter that meet on one module or one tensor, and may not.
+
+Where PEFT defines what two parts make together (a base's own copy under a LoRA, a bias and that of
+lora_B), both are used. Every other pair would need one of the two to be dropped.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import AdapterError
+from .adapter_config import AdapterConfig
+from .keys import Claims
+from .saved_modules import inside
+
+# Deltas of a module's weight: PEFT gives a module one of these kinds.
+_DELTAS = ("lora_A", "lora_embedding_A", "trainable_tokens_delta")
+
+
+def require_no_collisions(path: Path, config: AdapterConfig, claims: Claims) -> None:
+    """Raise ``AdapterError`` naming two keys of which one would have to be dropped.
+
+    The rules are PEFT's: a module gets one kind of delta; a module of ``modules_to_save`` gets
+    none (``tuners_utils.check_target_module_exists`` excludes it, and trainable tokens refuse to
+    wrap it). That copies of one tensor are equal is for ``whole.py`` to see.
+    """
+    _require_one_delta(path, claims)
+    _require_no_delta_of_saved(path, config, claims)
+    rows = claims.parts["trainable_tokens_delta"]
+    lonely = claims.parts["trainable_tokens_original"].keys() - rows.keys()
+    if lonely:
+        raise AdapterError(
+            "the adapter holds the untrained rows of tokens without the trained ones",
+            file=path,
+            tensor=f"{min(lonely)}.trainable_tokens_original",
+            expected=f"{min(lonely)}.trainable_tokens_delta beside it",
+            found="no such tensor",
+            remedy="the file is incomplete: save or fetch the adapter again",
+        )
+
+
+def _require_one_delta(path: Path, claims: Claims) -> None:
+    first_of: dict[str, str] = {}
+    for part in _DELTAS:
+        for module in claims.parts[part]:
+            if (other := first_of.setdefault(module, part)) != part:
+                raise AdapterError(
+                    "the adapter holds two kinds of delta for one module",
+                    file=path,
+                    tensor=f"{module}.{part}",
+                    expected="one kind for each module, as PEFT writes them",
+                    found=f"{other} of the same module",
+                    remedy="remove the one that is not meant, or save the adapter again",
+                )
+
+
+def _require_no_delta_of_saved(path: Path, config: AdapterConfig, claims: Claims) -> None:
+    whole = {
+        name: part for part in ("modules_to_save", "original_module") for name in claims.parts[part]
+    }
+    for part in ("plain", "base_layer"):
+        for name in claims.parts[part]:
+            if config.saves(name.rpartition(".")[0]):
+                whole.setdefault(name, part)
+    by_module = {name.rpartition(".")[0]: (name, part) for name, part in whole.items()}
+    for delta in _DELTAS:
+        for module in sorted(claims.parts[delta].keys() & by_module.keys()):
+            name, part = by_module[module]
+            raise AdapterError(
+                "the adapter holds a module trained as a whole and a delta of the same module",
+                file=path,
+                tensor=f"{module}.{delta}",
+                expected="one or the other, as PEFT writes them",
+                found=f"{_key(name, part)} beside it",
+                remedy="remove the one that is not meant, or save the adapter again",
+            )
+
+
+def _key(name: str, part: str) -> str:
+    return name if part == "plain" else inside(name, part)

@@ -1,0 +1,166 @@
+"""The pickle inside torch's files: which tensors it describes, and where their data lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from textwrap import shorten
+from typing import Any, BinaryIO, NamedTuple
+
+from ...errors import FormatError
+from ...storage.files import InputFile
+from ...tensors.lazy import LazyTensor
+from ..checksum import Checksum
+from ..file_tensor import FileTensor
+from .names import BrokenPickleError, ForbiddenCallError, Opaque, SavedStorage, SavedTensor
+from .pickle_machine import Machine, TwiceError
+
+# Where training scripts and converters put the weights beside other things.
+_WRAPPERS = ("model", "state_dict", "module")
+
+
+class Location(NamedTuple):
+    """Where the data of a storage lies: ``nbytes`` of ``file`` from ``offset`` on.
+
+    ``crc`` is its CRC-32; 0 when the file does not say it.
+    """
+
+    file: InputFile
+    offset: int
+    nbytes: int
+    crc: int = 0
+
+
+@dataclass(frozen=True)
+class Pickled:
+    """An unpickled object, and the storages that it speaks of, by their keys."""
+
+    value: Any
+    storages: Mapping[str, SavedStorage]
+
+
+def load_pickle(file: InputFile, stream: BinaryIO) -> Pickled:
+    """Unpickle one object from ``stream``; nothing but tensors and plain values is let in.
+
+    Raises ``FormatError`` for pickles that call anything else, and for damaged ones.
+    """
+    machine = Machine()
+    try:
+        return Pickled(machine.load(stream), machine.storages)
+    except ForbiddenCallError as call:
+        raise FormatError(
+            "the file asks to run code when it is read, which weights never need",
+            file=file.path,
+            expected="a pickle of tensors and plain values",
+            found=f"a call of {call}",
+            remedy="do not load it with other tools either unless you trust where it is from; if "
+            "you do, save its state dict alone; else ask for the weights as safetensors",
+        ) from None
+    except TwiceError as key:
+        raise FormatError(
+            "the file gives two values for one name",
+            file=file.path,
+            tensor=str(key),
+            remedy="nobody can know which is meant: get the weights from elsewhere",
+        ) from None
+    except BrokenPickleError as error:
+        raise FormatError(
+            "the pickle in the file cannot be read",
+            file=file.path,
+            expected="a state dict as torch.save writes it",
+            found=shorten(str(error), 200),
+            remedy="the file is damaged or no checkpoint: fetch or copy it again",
+        ) from None
+
+
+def lazy_tensors(
+    file: InputFile, pickled: Pickled, locate: Callable[[str], Location], alone: str | None = None
+) -> dict[str, LazyTensor]:
+    """Turn an unpickled state dict into lazy tensors by name; ``alone`` names a tensor that is
+    there without a name, which is refused where it is None.
+
+    ``locate`` gives the place of a storage by its key. Raises ``FormatError`` for values that are
+    no dense tensors, for tensors without data, and for those that reach outside their storage.
+    """
+    places: dict[str, Location] = {}
+    tensors: dict[str, LazyTensor] = {}
+    saved = pickled.value
+    if alone is not None and isinstance(saved, SavedTensor):
+        saved = {alone: saved}
+    for name, value in _state_dict(file, saved).items():
+        storage = value.storage
+        if storage is None:
+            raise FormatError(
+                "the tensor was saved without its data",
+                file=file.path,
+                tensor=name,
+                expected="a tensor with values",
+                found='a tensor on the device "meta", which has only a shape',
+                remedy="load the weights before saving the model; ask its author for a whole file",
+            )
+        if storage.key not in places:
+            places[storage.key] = _whole(file, locate(storage.key), storage.nbytes)
+        tensors[name] = _lazy(file, name, value, places[storage.key])
+    return tensors
+
+
+def _state_dict(file: InputFile, value: object) -> dict[str, SavedTensor]:
+    for wrapper in _WRAPPERS:
+        if isinstance(value, Mapping) and isinstance(value.get(wrapper), Mapping):
+            value = value[wrapper]
+    if not isinstance(value, Mapping):
+        raise FormatError(
+            "the file holds no mapping of names to tensors",
+            file=file.path,
+            found=type(value).__name__.removeprefix("Saved"),
+            remedy="give a file that torch.save wrote from a state dict",
+        )
+    for name, tensor in value.items():
+        if not isinstance(name, str):
+            shown = str(name) if isinstance(name, (int, float)) else type(name).__name__
+            raise _beside_tensors(file, shown, "a key that is no name")
+        if not isinstance(tensor, SavedTensor):
+            kind = tensor.kind if isinstance(tensor, Opaque) else type(tensor).__name__
+            raise _beside_tensors(file, name, kind.removeprefix("torch."))
+    return dict(value)
+
+
+def _beside_tensors(file: InputFile, name: str, found: str) -> FormatError:
+    return FormatError(
+        "the file holds something beside dense tensors by name",
+        file=file.path,
+        tensor=name,
+        expected="a tensor",
+        found=found,
+        remedy="save the model's state dict alone",
+    )
+
+
+def _whole(file: InputFile, place: Location, needed: int) -> Location:
+    if place.offset + place.nbytes > place.file.size:
+        raise FormatError(
+            "the file ends before its tensors do: an unfinished download or copy",
+            file=file.path,
+            expected=f"at least {place.offset + place.nbytes:,} bytes",
+            found=f"{file.size:,} bytes",
+            remedy="fetch or copy the file again",
+        )
+    if place.nbytes != needed:
+        raise FormatError(
+            "a storage has another size than its tensors say",
+            file=file.path,
+            expected=f"{needed:,} bytes",
+            found=f"{place.nbytes:,} bytes",
+            remedy="the file is damaged: fetch or copy it again",
+        )
+    return place
+
+
+def _lazy(file: InputFile, name: str, tensor: SavedTensor, place: Location) -> FileTensor:
+    origin = f"{file.path.name}: {name}"
+    start = place.offset + tensor.offset * tensor.dtype.itemsize
+    lazy = FileTensor(tensor.shape, tensor.dtype, origin, place.file, start, tensor.strides)
+    lazy.check_inside(place.offset, place.nbytes)
+    if place.crc and lazy.nbytes == place.nbytes and lazy.is_contiguous():
+        return replace(lazy, checksum=Checksum(file.path, name, place.nbytes, place.crc))
+    return lazy

@@ -1,0 +1,198 @@
+"""The metadata of a GGUF file, as llama.cpp's ``convert_hf_to_gguf.py`` writes them.
+
+What the ``gguf`` package can read itself (names, sampling, special tokens, the chat template) it
+reads from the documents that a Hugging Face folder of the same model would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from ...errors import LayoutError, VocabularyError
+from ...tokenizers.huggingface import CONFIG_NAME as TOKENIZER_CONFIG_NAME
+from ...tokenizers.huggingface import TokenizerFolder
+from ...tokenizers.padding import are_padding
+from ...untrusted.strict_json import read_json
+from ...untrusted.value_kinds import NO_NEGATIVE, OBJECT, Kinds, require
+from ..config import LlamaShape, rope_scaling, rope_theta
+from .tokens import listed, puts_a_space_before
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter, Metadata, SpecialVocab
+
+# What transformers takes a LLaMA's context to be that does not say it.
+_CONTEXT_LENGTH = 2048
+# What the package reads of config.json beside what is written here.
+_READ_BY_THE_PACKAGE: Kinds = {
+    **{f"{kind}_token_id": NO_NEGATIVE for kind in ("unk", "sep", "cls", "mask")},
+    "text_config": OBJECT,
+}
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is said of a model beside its tensors.
+
+    ``config`` is from the file ``source``, and its values are of their kinds
+    (``config.require_values``). ``documents`` are those of a Hugging Face folder. ``name`` is what
+    the model is called, and ``sources`` are the names of the models that it was made from.
+    """
+
+    config: Mapping[str, Any]
+    source: Path
+    shape: LlamaShape
+    rows: int
+    tokenizer: TokenizerFolder
+    documents: Mapping[str, bytes]
+    name: str
+    sources: Sequence[str]
+
+    def add_to(self, writer: GGUFWriter, file_type: str) -> None:
+        """Add every key, in the order in which llama.cpp's converter does.
+
+        Raises ``LayoutError`` for what ``config.json`` must say for that and does not.
+        """
+        from gguf import GGML_QUANT_VERSION, GGUFType, LlamaFileType
+
+        require(self.config, _READ_BY_THE_PACKAGE, self.source)
+        with TemporaryDirectory() as parent:
+            folder = Path(parent) / (Path(self.name).name or "model")
+            folder.mkdir()
+            for name, data in self.documents.items():
+                (folder / name).write_bytes(data)
+            writer.add_type(GGUFType.MODEL)
+            self._general(writer, folder).set_gguf_meta_model(writer)
+            self._hyperparameters(writer)
+            writer.add_file_type(LlamaFileType[file_type])
+            writer.add_vocab_size(self.rows)
+            writer.add_rope_dimension_count(self.shape.head_dim)
+            writer.add_quantization_version(GGML_QUANT_VERSION)
+            self._vocabulary(writer, folder)
+
+    def _general(self, writer: GGUFWriter, folder: Path) -> Metadata:
+        from gguf import Metadata, size_label
+
+        counts = writer.get_total_parameter_count()
+        metadata = Metadata.load(None, folder, None, counts[0])
+        metadata.name = metadata.name or folder.name
+        metadata.size_label = metadata.size_label or size_label(*counts)
+        metadata.base_models = metadata.base_models or [_source(name) for name in self.sources]
+        # Current llama.cpp reads these two also under transformers' names.
+        generation = Metadata.load_generation_config(folder)
+        if metadata.sampling_temp is None:
+            metadata.sampling_temp = generation.get("temperature")
+        if metadata.sampling_penalty_repeat is None:
+            metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
+        return metadata
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens the model was made for."""
+        return int(self.config.get("max_position_embeddings") or _CONTEXT_LENGTH)
+
+    def _hyperparameters(self, writer: GGUFWriter) -> None:
+        config, shape = self.config, self.shape
+        writer.add_block_count(shape.num_hidden_layers)
+        writer.add_context_length(self.context_length)
+        writer.add_embedding_length(shape.hidden_size)
+        writer.add_feed_forward_length(shape.intermediate_size)
+        writer.add_head_count(shape.num_attention_heads)
+        writer.add_head_count_kv(shape.num_key_value_heads)
+        self._scaling(writer, rope_scaling(config) or {})
+        writer.add_rope_freq_base(rope_theta(config))
+        writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", 1e-6))
+        writer.add_key_length(shape.head_dim)
+        writer.add_value_length(shape.head_dim)
+
+    def _scaling(self, writer: GGUFWriter, scaling: Mapping[str, Any]) -> None:
+        from gguf import RopeScalingType
+
+        kind = scaling.get("type")
+        if kind not in ("linear", "yarn"):
+            return
+        if scaling.get("factor") is None:
+            raise LayoutError(
+                "the configuration scales rotary positions without saying by how much",
+                file=self.source,
+                expected='"rope_scaling": {"factor": a number}',
+                found=repr(dict(scaling)),
+                remedy="take config.json from the place where the weights are from",
+            )
+        writer.add_rope_scaling_type(RopeScalingType(kind))
+        writer.add_rope_scaling_factor(scaling["factor"])
+        if kind == "linear":
+            return
+        length = scaling.get("original_max_position_embeddings")
+        writer.add_rope_scaling_orig_ctx_len(length or self.context_length)
+        for names, add in (
+            (("extrapolation_factor",), writer.add_rope_scaling_yarn_ext_factor),
+            (("attention_factor", "attn_factor"), writer.add_rope_scaling_yarn_attn_factor),
+            (("beta_fast",), writer.add_rope_scaling_yarn_beta_fast),
+            (("beta_slow",), writer.add_rope_scaling_yarn_beta_slow),
+        ):
+            values = [scaling[name] for name in names if scaling.get(name) is not None]
+            if values:
+                add(values[0])
+
+    def _vocabulary(self, writer: GGUFWriter, folder: Path) -> None:
+        from gguf import SpecialVocab
+
+        config = read_json(folder / TOKENIZER_CONFIG_NAME)
+        if config.get("add_prefix_space") is not None:
+            writer.add_add_space_prefix(config["add_prefix_space"])
+        elif not puts_a_space_before(self.tokenizer):
+            writer.add_add_space_prefix(False)
+        tokens = listed(self.tokenizer, folder, config, self.rows)
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_list([token.text.encode("utf-8") for token in tokens])
+        writer.add_token_scores([token.score for token in tokens])
+        writer.add_token_types([token.kind for token in tokens])
+        special = SpecialVocab(folder, n_vocab=len(tokens))
+        self._complete(special)
+        special.add_to_gguf(writer, quiet=True)
+
+    def _complete(self, special: SpecialVocab) -> None:
+        """Add what only the tokenizer says: the unknown token, an end that config.json lists."""
+        for kind in ("bos", "eos", "unk", "pad"):
+            token = getattr(self.tokenizer, f"{kind}_token")
+            if token is not None:
+                special.special_token_ids.setdefault(kind, token.id)
+
+
+def _source(name: str) -> dict[str, str]:
+    """A model that went in, as ``general.base_model.*`` has it: local folders by their name."""
+    from gguf import Metadata
+
+    title: Callable[[str], str] = Metadata.id_to_title
+    path = Path(name).expanduser()
+    if path.exists():
+        return {"name": title(path.resolve().name.encode("utf-8", "replace").decode())}
+    organisation, _, model = name.rpartition("/")
+    entry = {"name": title(model)}
+    if organisation:
+        entry["organization"] = title(organisation)
+        entry["repo_url"] = f"https://huggingface.co/{name}"
+    return entry
+
+
+def require_a_row_for_each_token(rows: int, tokenizer: TokenizerFolder, kept: bool) -> None:
+    """llama.cpp loads no model whose tokens and rows differ; rows that are padding are given tokens
+    that are never used. ``kept``: so the user wants all rows beyond the tokens to be. Raises
+    ``VocabularyError`` for tokens without a row, and for rows that are no padding.
+    """
+    surplus = rows - tokenizer.n_tokens
+    if surplus and not are_padding(surplus, rows) and not (kept and surplus > 0):
+        raise VocabularyError(
+            "a GGUF file must have a token for each row of the embeddings",
+            file=tokenizer.path,
+            expected=f"{rows} tokens, one for each row",
+            found=f"{tokenizer.n_tokens} tokens",
+            remedy="give the tokenizer that the model was trained with, with --tokenizer; for rows "
+            "that are padding, write --output_type huggingface and let llama.cpp's converter name "
+            "them",
+        )

@@ -1,0 +1,255 @@
+"""A model poured into GGUF: the type of each tensor in the file, which file, and the headers.
+
+Names, types and metadata are those of llama.cpp's ``convert_hf_to_gguf.py``; the ``gguf`` package
+makes the headers, distributes tensors over files and quantises.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...errors import LayoutError, NumberError
+from ...formats.gguf import ALIGNMENT, BLOCK, BLOCK_BYTES
+from ...tensors.lazy import LazyTensor, RowReader, block_rows, scratch
+from ...tensors.patched import PatchedTensor
+from .. import llama
+from ..config import rope_scaling, rope_theta
+from ..placement import Piece, Poured
+from ..rotary import in_pairs
+from .metadata import Description
+from .reading import ARCHITECTURE, ROTARY_FACTORS
+from .tokens import limits, require_bpe
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+_PLAIN = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+# What llama.cpp calls a file by the type of its matrices.
+_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+# What llama.cpp's converter takes Llama 3.1's scaling to be that does not say it.
+_LLAMA_3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_LLAMA_3_LENGTH = 8192
+# A block's scale is a float16, for which its largest element is divided by 127.
+_LARGEST_Q8_0 = 65504.0 * 127
+
+
+@dataclass(frozen=True)
+class Quantised(LazyTensor):
+    """A matrix in Q8_0: uint8, shape (rows, columns / 32 x 34), quantised row by row."""
+
+    base: LazyTensor
+
+    def reader(self) -> RowReader:
+        from gguf import GGMLQuantizationType
+        from gguf.quants import quantize
+
+        base_rows = self.base.reader()
+        grid = block_rows(self.base.shape)
+
+        def fill(start: int, stop: int, out: torch.Tensor) -> None:
+            begin = start
+            while begin < stop:  # by the base's own blocks, which it would make whole anyway
+                end = min(begin - begin % grid + grid, stop)
+                rows = scratch("quantised", (end - begin, *self.base.shape[1:]), self.base.dtype)
+                base_rows(begin, end, rows)
+                floats = rows.float()
+                self._require_representable(floats, begin)
+                blocks = quantize(floats.numpy(), GGMLQuantizationType.Q8_0)
+                out[begin - start : end - start].copy_(torch.from_numpy(blocks))
+                begin = end
+
+        return fill
+
+    def _require_representable(self, rows: torch.Tensor, first: int) -> None:
+        low, high = (float(bound) for bound in torch.aminmax(rows))
+        if low >= -_LARGEST_Q8_0 and high <= _LARGEST_Q8_0:  # false for NaN too
+            return
+        raise NumberError(
+            "a value cannot be quantised",
+            tensor=f"{self.origin}, rows {first} to {first + len(rows)}",
+            expected=f"finite values up to {_LARGEST_Q8_0:g}",
+            found=f"values from {low:g} to {high:g}",
+            remedy="write --outtype bf16 or f32; if the value is inf or nan, an input is damaged",
+        )
+
+
+@dataclass(frozen=True)
+class Given(LazyTensor):
+    """A small tensor that is computed, not read."""
+
+    values: torch.Tensor
+
+    def reader(self) -> RowReader:
+        def fill(start: int, stop: int, out: torch.Tensor) -> None:
+            out.copy_(self.values[start:stop])
+
+        return fill
+
+
+def chosen_outtype(tensors: Mapping[str, LazyTensor], outtype: str) -> str:
+    """``auto`` is bf16 for a model in bfloat16, else f16, as in llama.cpp's converter."""
+    if outtype != "auto":
+        return outtype
+    return "bf16" if tensors[llama.EMBED_TOKENS].dtype == torch.bfloat16 else "f16"
+
+
+def stored(tensors: Mapping[str, LazyTensor], outtype: str) -> dict[str, LazyTensor]:
+    """The tensors as the file will hold them, still under Hugging Face's names and order of rows.
+
+    Vectors become float32, matrices what ``outtype`` says. Rows that Q8_0 cannot hold, because
+    they are no multiple of 32 long, become float16.
+    """
+    return {name: _stored(tensor, outtype) for name, tensor in tensors.items()}
+
+
+def _stored(tensor: LazyTensor, outtype: str) -> LazyTensor:
+    dtype = _PLAIN.get(outtype, torch.float16)
+    if len(tensor.shape) < 2:
+        dtype = torch.float32
+    elif outtype == "q8_0" and tensor.shape[1] % BLOCK == 0:
+        shape = (tensor.rows, tensor.shape[1] // BLOCK * BLOCK_BYTES)
+        return Quantised(shape, torch.uint8, tensor.origin, tensor)
+    if tensor.dtype == dtype:
+        return tensor
+    return PatchedTensor(tensor.shape, dtype, tensor.origin, tensor)
+
+
+@dataclass(frozen=True)
+class PouredGguf:
+    """Tensors with the files they go to, and what stands in each file before its data."""
+
+    poured: tuple[Poured, ...]
+    headers: Mapping[str, bytes]
+    notes: tuple[str, ...]
+
+
+def pour(
+    tensors: Mapping[str, LazyTensor],
+    description: Description,
+    outtype: str,
+    split_max_size: int,
+) -> PouredGguf:
+    """Rename and reorder ``stored`` tensors, distribute them over files and make the headers.
+
+    Files are split as by ``gguf-split``: the next one begins with the tensor that would make one
+    larger than ``split_max_size`` bytes (0: never).
+    Raises ``LayoutError`` for rotary positions that llama.cpp does not know, ``VocabularyError``
+    for a tokenizer that it cannot follow.
+    """
+    import numpy as np
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    require_bpe(description.tokenizer)
+    shape, scaling = description.shape, rope_scaling(description.config)
+    items = _rotary_factors(description)
+    for entry in llama.entries(shape):
+        if entry.hf in tensors:
+            tensor = tensors[entry.hf]
+            rotary = entry.row.rotary is not None
+            items.append(
+                (entry.hf, entry.gguf, in_pairs(tensor, shape.head_dim) if rotary else tensor)
+            )
+    kinds = {
+        torch.float32: GGMLQuantizationType.F32,
+        torch.float16: GGMLQuantizationType.F16,
+        torch.bfloat16: GGMLQuantizationType.BF16,
+        torch.uint8: GGMLQuantizationType.Q8_0,
+    }
+    writer = GGUFWriter(None, ARCHITECTURE, split_max_size=split_max_size)
+    for _, name, tensor in items:
+        # A uint8 is taken for bytes of blocks, everything else for elements.
+        numpy_type = np.dtype(np.uint8 if tensor.dtype == torch.uint8 else np.float32)
+        kind = kinds[tensor.dtype]
+        writer.add_tensor_info(name, tensor.shape, numpy_type, tensor.nbytes, raw_dtype=kind)
+    description.add_to(writer, _FILE_TYPES[outtype])
+    files = [path.name for path in writer.format_shard_names(Path(f"ggml-model-{outtype}.gguf"))]
+    places = {name: file for file, held in zip(files, writer.tensors, strict=True) for name in held}
+    poured = tuple(
+        Poured(hf, tensor, (Piece(places[name], name, None, 0, 0),)) for hf, name, tensor in items
+    )
+    headers = dict(zip(files, _headers(writer), strict=True))
+    notes = (*_notes(tensors, outtype, scaling), *limits(description.tokenizer))
+    return PouredGguf(poured, headers, notes)
+
+
+def _headers(writer: GGUFWriter) -> list[bytes]:
+    """What the package writes before the data, for each file, up to where the data begin."""
+    from gguf.gguf_writer import WriterState
+
+    streams = [io.BytesIO() for _ in writer.tensors]
+    writer.fout = [io.BufferedWriter(stream) for stream in streams]
+    writer.state = WriterState.EMPTY
+    if len(streams) == 1:
+        writer.split_max_size = 0  # else the package says on the screen that it does not split
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    contents = [stream.getvalue() for stream in streams]
+    return [content + bytes(-len(content) % ALIGNMENT) for content in contents]
+
+
+def _notes(
+    tensors: Mapping[str, LazyTensor], outtype: str, scaling: Mapping[str, object] | None
+) -> list[str]:
+    notes = []
+    whole = [n for n, t in tensors.items() if len(t.shape) > 1 and t.dtype != torch.uint8]
+    if outtype == "q8_0" and whole:
+        notes.append(
+            f"{len(whole)} tensors have rows that are no multiple of {BLOCK} long, which q8_0 "
+            f"cannot hold; they are f16: {', '.join(whole[:3])}{', ...' if whole[3:] else ''}"
+        )
+    if scaling is not None and scaling["type"] == "dynamic":
+        notes.append(
+            "the model scales rotary positions by the length of the text (dynamic), which "
+            "llama.cpp does not: beyond its context length it will answer otherwise"
+        )
+    return notes
+
+
+def _rotary_factors(description: Description) -> list[tuple[str, str, LazyTensor]]:
+    """The tensor that llama.cpp divides rotary frequencies by, for Llama 3.1's scaling.
+
+    Short waves stay, long ones are stretched by ``factor``, in between it goes over smoothly.
+    Sources: Meta's ``apply_scaling`` in ``llama_models/llama3/model.py``; for numbers that are not
+    said llama.cpp's converter, which asks transformers first. Raises ``LayoutError`` for other
+    kinds of scaling.
+    """
+    scaling, shape = rope_scaling(description.config), description.shape
+    kind = None if scaling is None else scaling["type"]
+    if scaling is None or kind in ("linear", "yarn", "dynamic"):
+        return []
+    if kind != "llama3":
+        raise LayoutError(
+            "llama.cpp does not know how this model scales its rotary positions",
+            file=description.source,
+            expected="no rope_scaling, or one of the kinds linear, yarn, dynamic, llama3",
+            found=repr(kind),
+            remedy="write --output_type huggingface",
+        )
+    said = {key: value for key, value in scaling.items() if value is not None}
+    factor, low, high = (float(said.get(key, default)) for key, default in _LLAMA_3.items())
+    # transformers takes the context's length, but only beside all the others does it take anything
+    unsaid = description.context_length if _LLAMA_3.keys() <= said.keys() else _LLAMA_3_LENGTH
+    length = float(said.get("original_max_position_embeddings", unsaid))
+    theta = rope_theta(description.config)
+    places = torch.arange(0, shape.head_dim, 2, dtype=torch.float32)
+    waves = 2 * math.pi / (1.0 / theta ** (places / shape.head_dim))
+    smooth = (length / waves - low) / (high - low)
+    factors = 1 / ((1 - smooth) / factor + smooth)
+    factors[waves < length / high] = 1.0
+    factors[waves > length / low] = factor
+    origin = "factors of the rotary frequencies, by config.json"
+    return [
+        (
+            ROTARY_FACTORS,
+            ROTARY_FACTORS,
+            Given((len(factors),), torch.float32, origin, factors.float()),
+        )
+    ]

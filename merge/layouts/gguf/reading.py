@@ -1,0 +1,211 @@
+"""GGUF as llama.cpp reads it: one file, or several that are numbered, with names of its own.
+
+Sources: llama.cpp's ``convert_hf_to_gguf.py`` (which keys, which types, the rotary order) and
+``gguf-split`` (names and numbers of files, ``split.*`` keys).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...errors import LayoutError
+from ...formats import gguf as container
+from ...settings import IoMode
+from ...storage.files import InputFile, refuse_placeholder
+from ...tensors.lazy import Checkpoint, LazyTensor, dtype_name
+from .. import llama
+from ..config import DEFAULT_ROPE_THETA, LlamaShape
+from ..rotary import in_halves
+
+ARCHITECTURE = "llama"
+_NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+# Rotary factors that llama.cpp keeps as a tensor; Hugging Face's models say them in config.json.
+ROTARY_FACTORS = "rope_freqs.weight"
+
+
+def gguf_files(path: Path) -> tuple[Path, ...]:
+    """The files of one model: ``path`` itself, those numbered like it, or those in its folder.
+
+    Raises ``LayoutError`` for a folder with none or several models, and for a missing number.
+    """
+    found = sorted(path.glob("*.gguf")) if path.is_dir() else [path]
+    models = {match["stem"] if match else file.stem for file, match in _matched(found)}
+    if len(models) != 1:
+        raise LayoutError(
+            "the folder holds several GGUF models" if models else "the folder holds no GGUF file",
+            file=path,
+            expected="one .gguf file, or the numbered files of one model",
+            found=", ".join(file.name for file in found[:6]) or "none",
+            remedy="name the file itself",
+        )
+    match = _NUMBERED.fullmatch(found[0].name)
+    if match is None:
+        return (found[0],)
+    count = int(match["count"])
+    numbered = tuple(
+        found[0].with_name(f"{match['stem']}-{number:05}-of-{count:05}.gguf")
+        for number in range(1, count + 1)
+    )
+    if missing := [file.name for file in numbered if not file.is_file()]:
+        raise LayoutError(
+            "a part of the GGUF model is missing",
+            file=numbered[0].with_name(missing[0]),
+            expected=f"{count} files",
+            found=f"{len(missing)} missing: {', '.join(missing[:5])}",
+            remedy="fetch the missing files into this folder",
+        )
+    return numbered
+
+
+def _matched(files: list[Path]) -> list[tuple[Path, re.Match[str] | None]]:
+    return [(file, _NUMBERED.fullmatch(file.name)) for file in files]
+
+
+def open_gguf(path: Path, io: IoMode = "auto") -> Checkpoint:
+    """Open a LLaMA from a ``.gguf`` file or a folder of one, under Hugging Face's names and order.
+
+    q8_0 is read as float32. ``config.json`` is derived from the metadata. Raises ``LayoutError``
+    for other architectures and for what is no whole model, ``FormatError`` for damaged files.
+    """
+    files = gguf_files(path)
+    metadata, stored = together(files, io)
+    config = _config(metadata, stored, files[0])
+    shape = LlamaShape.from_config(config, files[0])
+    dropped = (ROTARY_FACTORS,) if stored.pop(ROTARY_FACTORS, None) is not None else ()
+    tensors = _in_order(stored, shape, files[0])
+    return Checkpoint(tensors, config, files, dropped)
+
+
+def together(files: tuple[Path, ...], io: IoMode) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
+    """The metadata of the first file, and the tensors of all, by their names there.
+
+    Raises ``LayoutError`` unless these are all files of one model, ``FormatError`` for damage.
+    """
+    metadata: dict[str, Any] = {}
+    tensors: dict[str, LazyTensor] = {}
+    for path in files:
+        file = InputFile(path, io)
+        refuse_placeholder(file)
+        found = container.read(file)
+        metadata = metadata or found.metadata
+        if twice := found.tensors.keys() & tensors.keys():
+            raise LayoutError(
+                "two files of the GGUF model hold the same tensor",
+                file=path,
+                tensor=min(twice),
+                found=f"also in {tensors[min(twice)].origin}",
+                remedy="take all files from one place",
+            )
+        tensors |= found.tensors
+    expected, count = metadata.get("split.tensors.count"), metadata.get("split.count", 1)
+    if count != len(files) or (expected is not None and expected != len(tensors)):
+        raise LayoutError(
+            "these are not all files of the GGUF model",
+            file=files[0],
+            expected=f"{count} files with {expected} tensors",
+            found=f"{len(files)} with {len(tensors)}",
+            remedy="take all files from one place, under their own names",
+        )
+    return metadata, tensors
+
+
+def _config(
+    metadata: Mapping[str, Any], tensors: Mapping[str, LazyTensor], source: Path
+) -> dict[str, Any]:
+    """What ``config.json`` would say, by the keys that llama.cpp reads."""
+    architecture = metadata.get("general.architecture")
+    if architecture != ARCHITECTURE:
+        raise LayoutError(
+            "this GGUF file holds a model of another architecture",
+            file=source,
+            expected=f'general.architecture "{ARCHITECTURE}"',
+            found=repr(architecture),
+            remedy="only LLaMA 1, LLaMA 2 and models of their architecture are read here",
+        )
+
+    def said(key: str) -> Any:
+        return metadata.get(f"{ARCHITECTURE}.{key}")
+
+    embeddings = tensors.get(llama.TABLE[0].gguf)
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": said("embedding_length"),
+        "intermediate_size": said("feed_forward_length"),
+        "num_hidden_layers": said("block_count"),
+        "num_attention_heads": said("attention.head_count"),
+        "num_key_value_heads": said("attention.head_count_kv"),
+        "head_dim": said("attention.key_length"),
+        "max_position_embeddings": said("context_length"),
+        "rms_norm_eps": said("attention.layer_norm_rms_epsilon"),
+        "rope_theta": said("rope.freq_base") or DEFAULT_ROPE_THETA,
+        "rope_scaling": _rope_scaling(metadata),
+        "tie_word_embeddings": llama.TABLE[-1].gguf not in tensors,
+        "torch_dtype": dtype_name(embeddings.dtype) if embeddings else None,
+        "vocab_size": embeddings.rows if embeddings else None,
+        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
+        "pad_token_id": metadata.get("tokenizer.ggml.padding_token_id"),
+    }
+
+
+def _rope_scaling(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    prefix = f"{ARCHITECTURE}.rope.scaling."
+    said = {key.removeprefix(prefix): v for key, v in metadata.items() if key.startswith(prefix)}
+    if said.get("type") in (None, "none"):
+        return None
+    scaling = {"rope_type": said["type"], "factor": said.get("factor")}
+    length = said.get("original_context_length")
+    return scaling if length is None else scaling | {"original_max_position_embeddings": length}
+
+
+def _in_order(
+    stored: Mapping[str, LazyTensor], shape: LlamaShape, source: Path
+) -> dict[str, LazyTensor]:
+    """Every tensor of the table, by its Hugging Face name; nothing else may be there."""
+    entries = {entry.gguf: entry for entry in llama.entries(shape)}
+    if shape.tie_word_embeddings:
+        del entries[llama.TABLE[-1].gguf]
+    missing = [name for name in entries if name not in stored]
+    extra = [name for name in stored if name not in entries]
+    for sentence, names in (
+        ("the GGUF file lacks a tensor of the model that it describes", missing),
+        ("the GGUF file holds a tensor that a LLaMA does not have", extra),
+    ):
+        if names:
+            raise LayoutError(
+                sentence,
+                file=source,
+                tensor=names[0],
+                expected=f"{len(entries)} tensors, as the metadata describe the model",
+                found=f"{len(stored)} tensors; {len(names)} such",
+                remedy="another kind of model under LLaMA's name, or an unfinished file",
+            )
+    rows = stored[llama.TABLE[0].gguf].rows
+    tensors = {}
+    for name, entry in entries.items():
+        tensor = stored[name]
+        wanted = tuple(rows if size is None else size for size in entry.shape)
+        if tensor.shape != wanted:
+            raise LayoutError(
+                "a tensor has another shape than the metadata say",
+                file=source,
+                tensor=tensor.origin,
+                expected=wanted,
+                found=tensor.shape,
+                remedy="fetch the file again, or make it anew",
+            )
+        rotary = entry.row.rotary is not None
+        tensors[entry.hf] = _in_halves(tensor, shape.head_dim) if rotary else tensor
+    return tensors
+
+
+def _in_halves(tensor: LazyTensor, head_dim: int) -> LazyTensor:
+    """q or k in Hugging Face's order; of quantised ones it is the blocks that are put in order."""
+    if isinstance(tensor, container.Q8Tensor):
+        return replace(tensor, blocks=in_halves(tensor.blocks, head_dim))
+    return in_halves(tensor, head_dim)

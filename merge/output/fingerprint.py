@@ -1,0 +1,144 @@
+"""What a run is: enough of it to tell whether an interrupted one may be gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import OutputError
+from ..settings import OutputSettings
+from ..storage.offload import is_offloaded
+from ..version import __version__
+
+if TYPE_CHECKING:
+    from ..plan.placement import Plan
+    from ..tensors.lazy import Checkpoint, LazyTensor
+
+# Settings that change no byte of the result.
+_COSTS = ("max_memory", "num_workers", "io", "resume")
+_CHANGED = (
+    "what is written so far was made of the file as it was then: begin anew with --overwrite "
+    "instead of --resume"
+)
+_REMEDY = (
+    "give the same inputs and options to go on, or begin anew with --overwrite instead of --resume"
+)
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a job reads: ``models`` by role, small files of adapters with their SHA-256.
+
+    ``how`` is what shapes the result beside its settings.
+    """
+
+    models: Mapping[str, Checkpoint]
+    adapters: Mapping[Path, str] = field(default_factory=dict)
+    how: Mapping[str, Any] = field(default_factory=dict)
+
+    def tensors(self, plan: Plan) -> dict[str, LazyTensor]:
+        """Every tensor whose content digest the manifest tells, by a name of its own."""
+        named = {
+            f"{role}: {name}": tensor
+            for role, model in self.models.items()
+            for name, tensor in model.tensors.items()
+        }
+        return named | {f"result: {name}": tensor for name, tensor in plan.tensors.items()}
+
+
+def identity(plan: Plan, settings: OutputSettings, reads: Reads) -> dict[str, Any]:
+    """What the result's bytes depend on, as JSON holds it."""
+    chosen = {name: value for name, value in asdict(settings).items() if name not in _COSTS}
+    inputs = list(_inputs(reads))
+    value = {
+        "version": __version__,
+        "inputs": dict(inputs),
+        "order": inputs,
+        "settings": {**reads.how, **chosen},
+        "result": sha256(json.dumps(list(_result(plan))).encode()).hexdigest(),
+    }
+    return json.loads(json.dumps(value))  # type: ignore[no-any-return]
+
+
+def _inputs(reads: Reads) -> Iterator[tuple[str, dict[str, str | int]]]:
+    """Large files by size and times of their last change, small ones by digest."""
+    for path, digest in reads.adapters.items():
+        yield path.name if is_offloaded(path) else str(path.resolve()), {"sha256": digest}
+    for model in reads.models.values():
+        for path in model.files:
+            status = path.stat()
+            if is_offloaded(path):  # fetched or unpacked for this run alone
+                yield path.name, {"bytes": status.st_size}
+            else:
+                place = str(path.resolve())
+                yield place, {"bytes": status.st_size, **_times(status)}
+
+
+def _times(status: os.stat_result) -> dict[str, int]:
+    """When a file was last changed.
+
+    Tools that copy set the modification time as they like (``cp -p``, ``rsync -t``), but not the
+    change time. Windows has none: there that field holds the time of creation.
+    """
+    times = {"mtime_ns": status.st_mtime_ns}
+    return times if os.name == "nt" else times | {"ctime_ns": status.st_ctime_ns}
+
+
+def _result(plan: Plan) -> Iterator[list[object]]:
+    """Every tensor with its pieces, in the order of writing, and every document."""
+    for item in plan.poured:
+        pieces = [[*vars(piece).values()] for piece in item.pieces]
+        tensor = item.tensor
+        yield [item.name, list(tensor.shape), str(tensor.dtype), tensor.origin, pieces]
+    for name, data in {**plan.documents, **plan.headers}.items():
+        yield [name, sha256(data).hexdigest()]
+
+
+def require_same(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ``OutputError`` saying in what a run differs from the one that was interrupted."""
+    if then == now:
+        return
+    if then["version"] != now["version"]:
+        sentence = "the interrupted run was one of another version of this program"
+        raise _different(sentence, folder, then["version"], now["version"])
+    for name, value in then["inputs"].items():
+        if name not in now["inputs"]:
+            raise _different("the interrupted run had another input", folder, name, "not given")
+        if value != now["inputs"][name]:
+            sentence = "an input has changed since the run was interrupted"
+            then_and_now = (_words(value), _words(now["inputs"][name]))
+            raise _different(sentence, name, *then_and_now, _CHANGED)
+    if extra := [name for name in now["inputs"] if name not in then["inputs"]]:
+        raise _different("the interrupted run did not have this input", extra[0], None, None)
+    for name in {**then["settings"], **now["settings"]}:
+        before, after = then["settings"].get(name), now["settings"].get(name)
+        if before != after:
+            sentence = f"the interrupted run had another --{name}"
+            raise _different(sentence, folder, before, after)
+    raise _different("the interrupted run was to write another model", folder, None, None)
+
+
+def _different(
+    sentence: str, file: object, then: object, now: object, remedy: str = _REMEDY
+) -> OutputError:
+    return OutputError(sentence, file=file, expected=then, found=now, remedy=remedy)
+
+
+def _words(entry: Mapping[str, Any]) -> str:
+    if "sha256" in entry:
+        return f"SHA-256 {entry['sha256']}"
+    size = f"{entry['bytes']:,} bytes"
+    if "mtime_ns" not in entry:
+        return size
+    told = f"{size}, last changed {_moment(entry['mtime_ns'])}"
+    return told + (f", put there {_moment(entry['ctime_ns'])}" if "ctime_ns" in entry else "")
+
+
+def _moment(nanoseconds: int) -> str:
+    return datetime.fromtimestamp(nanoseconds / 1e9).isoformat(" ", "microseconds")

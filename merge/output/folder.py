@@ -1,0 +1,221 @@
+"""The output folder, whose files appear whole, together, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from ..errors import OutputError
+from ..interruption import raise_if_interrupted
+from ..settings import IoMode
+from ..storage.lock import FolderLock
+from ..storage.offload import make_folder, remove_empty
+from .journal import Journal, partial_path
+from .preflight import doors_last, leftovers
+
+if TYPE_CHECKING:
+    from ..storage.direct_io import Begun, OutputStream
+
+# No room, beyond the user's quota, or larger than this file system's files may be.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_GO_ON = "the same command with --resume goes on from there (--overwrite begins anew)"
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make a folder and hold its lock, for the one run that writes there.
+
+    What was made of the folder goes again when nothing is in it. Raises ``OutputError`` while
+    another process holds the lock.
+    """
+    with ExitStack() as stack:
+        stack.callback(remove_empty, make_folder(folder))
+        stack.enter_context(FolderLock(folder))
+        yield
+
+
+class StagedFolder:
+    """An output folder that is ``held``, whose files appear whole, together, or not at all.
+
+    Files are written as ``.NAME.partial`` beside their final name. Leaving the ``with`` block
+    without an error makes them durable and moves them into place, those last by which readers
+    find the others (``outputs.doors_last``).
+
+    Leaving it with an error removes them. With a ``journal`` they stay when the run may be gone on
+    with: after an interruption, or an error of the system rather than of the inputs. The error then
+    says so.
+
+    ``obsolete`` are files of an earlier run. They are removed before the first new one gets its
+    name, so files of two results never stand side by side.
+    """
+
+    def __init__(self, folder: Path, obsolete: Iterable[Path] = ()) -> None:
+        self.folder = folder
+        self.journal: Journal | None = None
+        self._obsolete = tuple(obsolete)
+        self._files: dict[str, BinaryIO | None] = {}
+        self._digests: dict[str, str] = {}
+        self._is_complete = False
+
+    def __enter__(self) -> StagedFolder:
+        return self
+
+    def create(
+        self,
+        name: str,
+        io: IoMode = "buffered",
+        buffer_bytes: int = 1 << 20,
+        begun: Begun | None = None,
+    ) -> OutputStream:
+        """Open a large file for one sequential stream of bytes; see ``direct_io.create``."""
+        from ..storage.direct_io import create
+
+        stream = create(partial_path(self.folder, name), io, buffer_bytes, begun)
+        self._files[name] = cast(BinaryIO, stream)
+        return stream
+
+    def finish(self, name: str, digest: str | None = None) -> None:
+        """Make a file durable and close it; it gets its name with all others.
+
+        ``digest`` is SHA-256 of a file that an earlier run has finished.
+        """
+        stream = self._files.setdefault(name, None)
+        if stream is not None and not stream.closed:
+            stream.flush()
+            os.fsync(stream.fileno())
+            stream.close()
+        if digest is not None:
+            self._digests[name] = digest
+        elif (hexdigest := getattr(stream, "hexdigest", None)) is not None:
+            self._digests[name] = hexdigest()
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small file."""
+        self._digests[name] = sha256(data).hexdigest()
+        partial = partial_path(self.folder, name)
+        partial.unlink(missing_ok=True)
+        stream = self._files[name] = partial.open("xb")
+        stream.write(data)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._end(error)
+            return
+        try:
+            self._commit()
+        except BaseException as failure:
+            self._end(failure)
+            raise
+
+    def _commit(self) -> None:
+        """Move everything into place. From the journal's last line on this can be done again."""
+        for name in self._files:
+            self.finish(name)
+        raise_if_interrupted()
+        if self.journal is not None:
+            self.journal.commit(self._digests)
+            _sync_folder(self.folder)
+        without_name = [
+            name
+            for name, stream in self._files.items()
+            if stream is not None or partial_path(self.folder, name).exists()
+        ]
+        self._withdraw_earlier(without_name)
+        for name in doors_last(without_name):
+            partial_path(self.folder, name).replace(self.folder / name)
+        _sync_folder(self.folder)
+        self._is_complete = True
+        if self.journal is not None:
+            self.journal.remove()
+        raise_if_interrupted()
+
+    def _withdraw_earlier(self, without_name: list[str]) -> None:
+        """Remove the earlier result, whose place is about to be taken, by what readers open first.
+
+        Files that this run has named already, before it was interrupted, stay.
+        """
+        mine = self._files.keys() - without_name
+        names = {*without_name, *(path.name for path in self._obsolete)} - mine
+        there = [name for name in names if os.path.lexists(self.folder / name)]
+        for name in doors_last(sorted(there))[::-1]:
+            (self.folder / name).unlink()
+        if there:
+            _sync_folder(self.folder)
+
+    def _end(self, reason: BaseException) -> None:
+        """Keep or remove what was written. Raises ``OutputError`` in place of a system's error."""
+        if self._is_complete:
+            reason.args = ("the result is complete",)
+            return
+        may_go_on = isinstance(reason, (KeyboardInterrupt, MemoryError, OSError))
+        for stream in self._files.values():
+            if stream is not None:
+                with contextlib.suppress(OSError):  # what a full disk did not take is buffered
+                    stream.close()
+        kept = self.journal is not None and self._keep(self.journal, may_go_on)
+        if not kept:
+            self._discard()
+        if isinstance(reason, KeyboardInterrupt) and kept:
+            reason.args = (f"what was written is kept; {_GO_ON}",)
+        if isinstance(reason, OSError) and (kept or reason.errno in _FULL):
+            raise _told(reason, self.folder, kept) from reason
+
+    def _keep(self, journal: Journal, may_go_on: bool) -> bool:
+        """Write the journal's last lines; return whether there is anything to go on from."""
+        with contextlib.suppress(OSError):
+            journal.settle()
+        with contextlib.suppress(OSError):
+            journal.close()
+        return may_go_on and journal.is_useful
+
+    def _discard(self) -> None:
+        with contextlib.suppress(OSError):  # permission may be what was lost
+            for name in self._files:
+                partial_path(self.folder, name).unlink(missing_ok=True)
+            if self.journal is not None:
+                self.journal.remove()
+
+
+def _told(reason: OSError, folder: Path, kept: bool) -> OutputError:
+    if reason.errno in _FULL:
+        other = "make room or choose another --output_dir; what was written is removed"
+        return OutputError(
+            "the disk took no more while the result was written",
+            file=folder,
+            found=reason.strerror,
+            remedy=f"make room; what was written is kept, and {_GO_ON}" if kept else other,
+        )
+    return OutputError(
+        "reading or writing failed on the way",
+        file=reason.filename or folder,
+        found=reason.strerror or reason,
+        remedy=f"mend that; what was written is kept, and {_GO_ON}",
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames durable; Windows neither needs nor allows it."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def left_behind(folder: Path) -> int:
+    """Bytes of an interrupted run's files, which this one goes on with or removes."""
+    return sum(path.lstat().st_size for path in leftovers(folder))

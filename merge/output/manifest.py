@@ -1,0 +1,87 @@
+"""The manifest: how a model came about, with digests of what went in and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ..checksums.files import file_digest
+from ..plan.placement import Plan
+from ..tensors.digests import content_digests
+from ..tensors.lazy import Checkpoint, LazyTensor, dtype_name
+from ..tokenizers.copied import Tokenizer
+from ..version import __version__
+from .journal import WrittenFile
+
+
+def manifest(
+    plan: Plan,
+    written: Mapping[str, WrittenFile],
+    inputs: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    how: Mapping[str, Any],
+    steps: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What ``merge_manifest.json`` says: tool, inputs, how, files, and each tensor's making.
+
+    ``written`` are the weight files; ``steps`` is what was done to tensors, by name, where there is
+    more to say than where they come from. The same inputs give the same manifest: no times, no
+    machine.
+    """
+    weights = {
+        name: {
+            "bytes": written[name].nbytes,
+            "sha256": written[name].sha256,
+            "tensors": [info.name for info in infos],
+        }
+        for name, infos in plan.files.items()
+    }
+    documents = {
+        name: {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+        for name, data in plan.documents.items()
+    }
+    return {
+        "tool": {"name": "chinese-llama-merge", "version": __version__},
+        "inputs": {**inputs, "tokenizer": {"sha256": sha256(tokenizer.vocabulary).hexdigest()}},
+        **how,
+        "files": weights | documents,
+        "tensors": {
+            name: {**entry, "from": plan.tensors[name].origin, **steps.get(name, {})}
+            for name, entry in tensor_entries(plan.tensors).items()
+        },
+    }
+
+
+def tensor_entries(tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, Any]]:
+    """What the manifest says of each tensor itself: dtype, shape and content digest.
+
+    The digest is null for a tensor that was not read whole.
+    """
+    read = content_digests(tensors)
+    return {
+        name: {
+            "dtype": dtype_name(tensor.dtype),
+            "shape": list(tensor.shape),
+            "xxh3_128": read[name],
+        }
+        for name, tensor in tensors.items()
+    }
+
+
+def checkpoint_entry(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    """A base in the manifest: its files' sizes, and a digest of each tensor that was read.
+
+    The digest is null for a tensor that was replaced unread.
+    """
+    return {
+        "source": source,
+        "files": [{"file": path.name, "bytes": path.stat().st_size} for path in checkpoint.files],
+        "tensors": tensor_entries(checkpoint.tensors),
+    }
+
+
+def file_entry(path: Path, digest: str | None = None) -> dict[str, Any]:
+    """A small input in the manifest, with the digest of the whole file."""
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest or file_digest(path)}

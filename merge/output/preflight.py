@@ -1,0 +1,195 @@
+"""What may stand in the output folder before a run, and what ``--overwrite`` replaces."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ..errors import OutputError
+from ..tokenizers.huggingface import CLASS_FILE_NAME
+from ..untrusted.strict_json import read_json
+from ..version import MANIFEST_NAME
+from .journal import JOURNAL_NAME, partial_path, read_record
+
+# Files by which some reader takes a folder for a model, so that two models would be mixed up.
+_MODEL_FILES = (
+    "*.pth",
+    "*.bin",
+    "*.safetensors",
+    "*.gguf",
+    "*.index.json",
+    "config.json",
+    "generation_config.json",
+    "params.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    CLASS_FILE_NAME,
+    MANIFEST_NAME,
+)
+# By these a reader knows that a folder, or a file split into several, is a model at all.
+_ENTRIES = ("*.index.json", "config.json", "params.json")
+_FIRST_OF_SEVERAL = re.compile(r"consolidated\.0+\.pth|.+-0*1-of-\d+\.\w+")
+
+
+def doors_last(names: Iterable[str]) -> list[str]:
+    """The order in which files may get their names, so that nobody loads half of them.
+
+    What readers open first comes last: the first of several weight files, from which llama.cpp and
+    its converters find the others, then the documents without which there is no model, and at the
+    very end the manifest.
+
+    >>> doors_last(["consolidated.00.pth", "consolidated.01.pth", "params.json", "tokenizer.model"])
+    ['consolidated.01.pth', 'tokenizer.model', 'consolidated.00.pth', 'params.json']
+    """
+    return sorted(names, key=_nearness)
+
+
+def _nearness(name: str) -> int:
+    """How near to a reader's beginning a file is."""
+    if name == MANIFEST_NAME:
+        return 3
+    if any(Path(name).match(pattern) for pattern in _ENTRIES):
+        return 2
+    return 1 if _FIRST_OF_SEVERAL.fullmatch(name) else 0
+
+
+def require_possible(folder: Path, inputs: Iterable[Path]) -> None:
+    """Check what never changes: that ``folder`` takes files, and that none is read from there.
+
+    Raises ``OutputError``.
+    """
+    _require_writable(folder)
+    for source in inputs:
+        if source.is_dir() and folder.exists() and folder.samefile(source):
+            raise OutputError(
+                "the output folder is one of the inputs, which would be overwritten",
+                file=folder,
+                remedy="choose another --output_dir",
+            )
+
+
+def require_free(folder: Path, overwrite: bool, resume: bool = False) -> list[Path]:
+    """Check that a model may be written to ``folder``; return the files it will replace.
+
+    Those are the files of an earlier result, as its manifest lists them, or of an interrupted run.
+    The folder's lock is held, or nothing will be written: otherwise another run may change it all.
+    With ``resume`` a result with a manifest passes too: whether it is this run's can only be told
+    from the plan (``complete.py``).
+    Raises ``OutputError`` for what an interrupted run left unless with ``resume`` or ``overwrite``,
+    for model files without ``overwrite``, and with it for model files that no manifest claims.
+    """
+    if not folder.exists():
+        return []
+    left = leftovers(folder)
+    if left and not (overwrite or resume):
+        raise OutputError(
+            "an earlier run was interrupted here, and what it wrote is still there",
+            file=folder,
+            found=_listed(left),
+            remedy="go on with the same command and --resume, or begin anew with --overwrite, "
+            "which removes these files",
+        )
+    found = {path for pattern in _MODEL_FILES for path in folder.glob(pattern)}
+    present = sorted(path for path in found if path.is_file())
+    interrupted = _files_of_interrupted_run(folder)
+    may_replace = overwrite or (resume and interrupted.issuperset(path.name for path in present))
+    may_be_complete = resume and not left and (folder / MANIFEST_NAME).is_file()
+    if present and not (may_replace or may_be_complete):
+        raise holds_a_model(folder, present)
+    earlier = _files_of_earlier_run(folder) | interrupted
+    if foreign := [path for path in present if path.name not in earlier]:
+        raise OutputError(
+            "the output folder holds model files that no earlier merge wrote",
+            file=folder,
+            found=_listed(foreign),
+            remedy="choose another --output_dir, or move these files away",
+        )
+    return sorted(path for path in (folder / name for name in earlier) if path.is_file())
+
+
+def holds_a_model(folder: Path, present: Sequence[Path]) -> OutputError:
+    """The refusal of a folder in which there is another model."""
+    return OutputError(
+        "the output folder holds a model already",
+        file=folder,
+        expected="a folder without model files",
+        found=_listed(present),
+        remedy="choose another --output_dir, or replace an earlier result with --overwrite",
+    )
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What an interrupted run left in ``folder``: its journal, and files without a name yet."""
+    patterns = [partial_path(folder, pattern).name for pattern in _MODEL_FILES]
+    partials = folder.glob(partial_path(folder, "*").name)  # a plain name finds no broken link
+    found = {path for path in partials if any(map(path.match, patterns))}
+    if record := read_record(folder):
+        found |= {partial_path(folder, name) for name in record.files}
+    return sorted(path for path in {*found, folder / JOURNAL_NAME} if _is_file_or_link(path))
+
+
+def _is_file_or_link(path: Path) -> bool:
+    """Also of a link that leads nowhere, through which a file would be made somewhere else."""
+    return path.is_symlink() or path.is_file()
+
+
+def _files_of_interrupted_run(folder: Path) -> set[str]:
+    """Those that it was about to replace, and those that it has put in place."""
+    record = read_record(folder)
+    return {*record.replaces, *record.committed} if record else set()
+
+
+def _require_writable(folder: Path) -> None:
+    """The folder, or the nearest one above it that exists, must be one that takes files."""
+    absolute = folder.absolute()
+    present = next(path for path in (absolute, *absolute.parents) if path.exists())
+    if not present.is_dir():
+        raise OutputError(
+            "the output folder is a file" if present == absolute else "no folder can be made there",
+            file=folder,
+            found=f"{present} is a file",
+            remedy="choose another --output_dir",
+        )
+    if not os.access(present, os.W_OK | os.X_OK):
+        raise OutputError(
+            "the output folder may not be written to",
+            file=folder,
+            found=f"no permission to write in {present}",
+            remedy="choose another --output_dir, or change its permissions",
+        )
+
+
+def require_names_free(folder: Path, names: Iterable[str], overwrite: bool) -> None:
+    """Raise ``OutputError`` where small files of the result would replace somebody else's.
+
+    A model may bring files of any name, such as its own modelling code.
+    """
+    ours = _files_of_interrupted_run(folder)
+    if overwrite:
+        ours |= _files_of_earlier_run(folder)
+    taken = [folder / name for name in names if name not in ours and (folder / name).exists()]
+    if taken:
+        raise OutputError(
+            "the output folder holds files that those of the model would replace",
+            file=folder,
+            found=_listed(taken),
+            remedy="choose another --output_dir, or move these files away",
+        )
+
+
+def _files_of_earlier_run(folder: Path) -> set[str]:
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        return set()
+    files = read_json(path).get("files")
+    named = files if isinstance(files, dict) else {}
+    return {MANIFEST_NAME, *(name for name in named if Path(name).name == name)}
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    names = [path.name for path in paths]
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -1,0 +1,162 @@
+"""What an interrupted run has left, and how much of it is right."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from ..interruption import raise_if_interrupted
+from .journal import Entry, Record, partial_path
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Sha256
+
+    from ..plan.placement import Plan
+
+Progress = Callable[[int], object]
+
+_PIECE_BYTES = 4 << 20
+_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The beginning of a file that is right: its length, SHA-256 so far, and its tensors."""
+
+    nbytes: int
+    sha256: Sha256
+    finished: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Past:
+    """What an earlier run has left that is right: ``done`` tensors of the plan, in these files.
+
+    ``unexplained`` entries of the journal were not believed. ``committed`` are the files' digests
+    when all were whole; they only want their names. ``end`` is where the last line ends that says
+    so.
+    """
+
+    done: int = 0
+    files: Mapping[str, Prefix] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    committed: Mapping[str, str] = field(default_factory=dict)
+    end: int = 0
+    unexplained: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.done or self.committed)
+
+
+def verified(folder: Path, record: Record, progress: Progress = lambda _: None) -> Past:
+    """Hash what is there, and keep what the journal and all files agree on.
+
+    ``progress`` is called with the number of bytes as they are read, from several threads.
+    """
+    if record.committed and all(
+        _is_whole(folder, name, digest, progress) for name, digest in record.committed.items()
+    ):
+        return Past(committed=record.committed, end=record.end)
+    names = {name for entry in record.entries for name in entry.files}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        checks = {
+            name: pool.submit(_hashed, folder, name, record.entries, progress) for name in names
+        }
+        reached = {name: check.result() for name, check in checks.items()}
+    agreed = min((len(entries) for entries in reached.values()), default=0)
+    entries = record.entries[:agreed]
+    files = {
+        name: _prefix(name, entries, hashes[: len(entries)])
+        for name, hashes in reached.items()
+        if any(name in entry.files for entry in entries)
+    }
+    digests = {name: digest for entry in entries for name, digest in entry.digests.items()}
+    return Past(entries[-1].done, files, digests, end=entries[-1].end) if entries else Past()
+
+
+def entries_that_agree(entries: Sequence[Entry], plan: Plan) -> tuple[Entry, ...]:
+    """The first entries of a journal that the plan explains.
+
+    Each is about the tensor after that of the entry before, and names the files that it went into,
+    with as many whole tensors as the plan has for them by then.
+    """
+    finished: Counter[str] = Counter()
+    due: Counter[str] = Counter()
+    for number, entry in enumerate(entries):
+        if entry.done != number + 1 or entry.done > len(plan.poured):
+            return tuple(entries[:number])
+        finished.update({name: len(place.finished) for name, place in entry.files.items()})
+        files = [piece.file for piece in plan.poured[number].pieces]
+        due.update(files)
+        if entry.files.keys() != set(files) or any(finished[f] != due[f] for f in files):
+            return tuple(entries[:number])
+    return tuple(entries)
+
+
+def _is_whole(folder: Path, name: str, digest: str, progress: Progress) -> bool:
+    """Whether a file is right, under its name or about to get it."""
+    path = partial_path(folder, name)
+    path = path if os.path.lexists(path) else folder / name
+    if path.is_symlink():
+        return False
+    try:
+        with path.open("rb", buffering=0) as stream:
+            hasher = sha256()
+            _read_on(stream, hasher, path.stat().st_size, progress)
+            return hasher.hexdigest() == digest
+    except OSError:
+        return False
+
+
+def _hashed(
+    folder: Path, name: str, entries: Sequence[Entry], progress: Progress
+) -> list[Sha256 | None]:
+    """SHA-256 of a file at each entry, as long as file and entries agree; None before it began."""
+    hasher, begun = sha256(), False
+    hashes: list[Sha256 | None] = []
+    path = partial_path(folder, name)
+    if path.is_symlink():
+        return [None] * _entries_before(name, entries)
+    try:
+        with path.open("rb", buffering=0) as stream:
+            for entry in entries:
+                if place := entry.files.get(name):
+                    whole = _read_on(stream, hasher, place.nbytes - stream.tell(), progress)
+                    if not whole or hasher.hexdigest() != place.sha256:
+                        break
+                    begun = True
+                hashes.append(hasher.copy() if begun else None)
+    except FileNotFoundError:
+        hashes += [None] * _entries_before(name, entries)
+    return hashes
+
+
+def _entries_before(name: str, entries: Sequence[Entry]) -> int:
+    return next(number for number, entry in enumerate(entries) if name in entry.files)
+
+
+def _read_on(stream: BinaryIO, hasher: Sha256, count: int, progress: Progress) -> bool:
+    """Hash the next bytes; False when the file has fewer."""
+    buffer = memoryview(bytearray(min(_PIECE_BYTES, max(1, count))))
+    while count > 0:
+        raise_if_interrupted()
+        taken = stream.readinto(buffer[:count])  # type: ignore[attr-defined]
+        if not taken:
+            return False
+        hasher.update(buffer[:taken])
+        count -= taken
+        progress(taken)
+    return True
+
+
+def _prefix(name: str, entries: Sequence[Entry], hashes: Sequence[Sha256 | None]) -> Prefix:
+    places = [entry.files[name] for entry in entries if name in entry.files]
+    hasher = hashes[-1]
+    assert hasher is not None
+    return Prefix(places[-1].nbytes, hasher, tuple(n for place in places for n in place.finished))

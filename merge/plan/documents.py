@@ -1,0 +1,299 @@
+"""The small files beside the weights: configuration and tokenizer of the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import LayoutError
+from ..layouts.config import (
+    CONFIG_NAME,
+    EXTENDED_MODEL_TYPES,
+    LLAMA_MODEL_TYPES,
+    LlamaShape,
+    is_llama,
+    merged_config,
+    merged_decoder_config,
+    read_config,
+    require_decoder,
+    require_named_llama,
+    require_no_biases,
+    require_values,
+    with_token_ids,
+)
+from ..layouts.opening import config_path
+from ..layouts.params import PARAMS_NAME, params_json
+from ..tokenizers.copied import CopiedTokenizer, Tokenizer, require_understood
+from ..tokenizers.huggingface import (
+    ADDED_TOKENS_NAME,
+    CHAT_TEMPLATE_NAME,
+    MODEL_NAME,
+    TokenizerFolder,
+)
+from ..tokenizers.huggingface import CONFIG_NAME as TOKENIZER_CONFIG_NAME
+from ..tokenizers.huggingface import documents as tokenizer_documents
+from ..untrusted.strict_json import json_bytes, parse_json, read_json, read_small
+from ..untrusted.value_kinds import CHAT_TEMPLATE, GENERATION, require
+from .inputs import Sources
+
+if TYPE_CHECKING:
+    from ..tensors.lazy import Checkpoint
+
+GENERATION_CONFIG_NAME = "generation_config.json"
+_MOST_CODE_BYTES = 16 << 20
+# What the layouts are called that hold no other model than a LLaMA.
+LLAMA_ONLY = {"pth": "Meta's layout", "gguf": "GGUF"}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """``config.json`` and ``generation_config.json`` of the result, as their owners wrote them.
+
+    ``shape`` is None for a model that is no LLaMA. ``code`` are the files of its own modelling
+    code, where ``config.json`` names some.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    shape: LlamaShape | None
+    generation: Mapping[str, Any]
+    notes: tuple[str, ...]
+    code: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def find_config(
+    sources: Sources,
+    base: Checkpoint | None = None,
+    any_decoder: bool = False,
+    copy_code: bool = False,
+) -> ModelConfig:
+    """The last adapter's configuration if it has one, as long-context adapters do, else the base's.
+
+    ``base`` is the opened base. Without it the configuration is read from the base's folder, which
+    must then have a ``config.json``. Raises ``LayoutError`` when an adapter's configuration
+    describes a model of another shape, and for what is no LLaMA unless ``any_decoder``. Python
+    files of adapters are somebody else's code: they go along only with ``copy_code``.
+    """
+    base_path = config_path(sources.model)
+    base_config = base.config if base is not None else read_config(sources.model)
+    path = next((f / CONFIG_NAME for f in sources.adapters[::-1] if _has_config(f)), base_path)
+    config = base_config if path == base_path else read_json(path)
+    generation = _generation_config(*sources.adapters[::-1], sources.model, sources.base)
+    if any_decoder and not is_llama(base_config):
+        require_decoder(base_config, base_path)
+        _require_same(config, path, base_config, base_path, _SIZES)
+        config = {**config, "tie_word_embeddings": base_config.get("tie_word_embeddings")}
+        code, notes = _code(config, sources.model)
+        code |= _python_files(*sources.adapters) if copy_code else {}
+        return ModelConfig(path, config, None, generation, notes, code)
+    for one, source in ((base_config, base_path), (config, path)):
+        require_values(one, source)
+        require_no_biases(one, source)
+    shape = LlamaShape.from_config(config, path)
+    theirs, ours = vars(shape), vars(LlamaShape.from_config(base_config, base_path))
+    names = [name for name in ours if name != "tie_word_embeddings"]
+    _require_same(theirs, path, ours, base_path, names)
+    code = _python_files(*sources.adapters) if copy_code else {}
+    return ModelConfig(path, config, shape, generation, tuple(_notes(path, config)), code)
+
+
+# What fixes the shapes of a decoder that is no LLaMA, in the words of different families.
+_SIZES = (
+    *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim"),
+    *("num_key_value_heads", "intermediate_size", "n_embd", "n_layer", "n_head"),
+    *("attention_bias", "mlp_bias"),
+)
+
+
+def _require_same(
+    theirs: Mapping[str, Any],
+    path: Path,
+    ours: Mapping[str, Any],
+    base_path: Path,
+    names: Iterable[str],
+) -> None:
+    for name in names:
+        if theirs.get(name) != ours.get(name):
+            raise LayoutError(
+                "the adapter's config.json describes a model of another shape than the base",
+                file=path,
+                expected=f"{name} {ours.get(name)}, as in {base_path}",
+                found=f"{name} {theirs.get(name)}",
+                remedy="the adapter belongs to another base; or remove its config.json if it is "
+                "there by mistake",
+            )
+
+
+def _python_files(*folders: Path) -> dict[str, bytes]:
+    """The Python files directly in folders; a later folder's take the place of an earlier one's."""
+    paths = [path for folder in folders for path in sorted(folder.glob("*.py")) if path.is_file()]
+    return {path.name: read_small(path, _MOST_CODE_BYTES) for path in paths}
+
+
+def _code(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """The Python files of a model that ``config.json`` gives code of its own, and a note on it."""
+    if "auto_map" not in config:
+        return {}, ()
+    return _python_files(folder), (
+        "the model has modelling code of its own (auto_map), which is taken along as it is: "
+        "transformers runs it only with trust_remote_code=True",
+    )
+
+
+def find_model_config(
+    folder: Path, checkpoint: Checkpoint, fallback: Path | None = None
+) -> ModelConfig:
+    """The configuration of a model as it is, from its own folder.
+
+    ``fallback`` is where ``generation_config.json`` may be if the folder has none.
+    """
+    path, config = config_path(folder), checkpoint.config
+    shape = LlamaShape.from_config(config, path, EXTENDED_MODEL_TYPES)
+    generation = _generation_config(folder, fallback or folder)
+    return ModelConfig(path, config, shape, generation, tuple(_notes(path, config)))
+
+
+def _has_config(folder: Path) -> bool:
+    return (folder / CONFIG_NAME).is_file()
+
+
+def _generation_config(*folders: Path) -> Mapping[str, Any]:
+    """The first of the folders' ``generation_config.json``, empty when there is none.
+
+    Raises ``LayoutError`` when a value in it is of another kind than its key.
+    """
+    paths = [folder / GENERATION_CONFIG_NAME for folder in folders]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return {}
+    generation = read_json(path)
+    require(generation, GENERATION, path)
+    return generation
+
+
+def _notes(path: Path, config: Mapping[str, Any]) -> list[str]:
+    if "auto_map" not in config:
+        return []
+    return [
+        f"{path} names modelling code of its own (auto_map), which is not taken along: "
+        "the model loads with transformers' LLaMA"
+    ]
+
+
+# As llama.cpp and the authors of Chinese-Alpaca put instructions; "system" replaces the first line.
+_ALPACA = """\
+{{ bos_token }}
+{%- if messages[0]['role'] == 'system' %}
+    {{- messages[0]['content'] + '\\n\\n' }}
+{%- else %}
+    {{- 'Below is an instruction that describes a task. ' }}
+    {{- 'Write a response that appropriately completes the request.\\n\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message['role'] == 'user' %}
+        {{- '### Instruction:\\n\\n' + message['content'] + '\\n\\n' }}
+    {%- elif message['role'] == 'assistant' %}
+        {{- '### Response:\\n\\n' + message['content'] + eos_token + '\\n\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '### Response:\\n\\n' }}
+{%- endif %}
+"""
+_CHAT_TEMPLATES = {"alpaca": _ALPACA}
+
+
+def with_chat_template(tokenizer: TokenizerFolder, name: str) -> TokenizerFolder:
+    """The tokenizer with one of the templates that are known here, in place of its own."""
+    template = _CHAT_TEMPLATES[name].encode("utf-8")
+    return replace(tokenizer, contents={**tokenizer.contents, CHAT_TEMPLATE_NAME: template})
+
+
+def huggingface_documents(
+    found: ModelConfig, tokenizer: Tokenizer, vocab_size: int, dtype: str, tied: bool
+) -> dict[str, bytes]:
+    """``config.json``, ``generation_config.json`` and the tokenizer's files.
+
+    Beside a tokenizer that is copied from the configuration's own folder, the special tokens' ids
+    stay as the configurations have them; one from elsewhere says where text ends.
+    Raises ``LayoutError`` for a chat template that is none.
+    """
+    if isinstance(tokenizer, CopiedTokenizer):
+        return _copied_documents(found, tokenizer, vocab_size, dtype, tied)
+    ids = {
+        f"{name}_id": token.id if token else None
+        for name in ("bos_token", "eos_token", "pad_token")
+        for token in [getattr(tokenizer, name)]
+    }
+    files, path = tokenizer_documents(tokenizer), tokenizer.path / TOKENIZER_CONFIG_NAME
+    require(parse_json(files[TOKENIZER_CONFIG_NAME], path), CHAT_TEMPLATE, path)
+    config = merged_config(found.config, vocab_size, dtype, tied)
+    generation = {"_from_model_config": True} if not found.generation else found.generation
+    return {
+        **found.code,
+        CONFIG_NAME: json_bytes(with_token_ids(config, ids, vocab_size)),
+        GENERATION_CONFIG_NAME: json_bytes(with_token_ids(generation, ids, vocab_size)),
+        **files,
+    }
+
+
+def _copied_documents(
+    found: ModelConfig, tokenizer: CopiedTokenizer, vocab_size: int, dtype: str, tied: bool
+) -> dict[str, bytes]:
+    described = merged_config if found.shape else merged_decoder_config
+    config: Mapping[str, Any] = described(found.config, vocab_size, dtype, tied)
+    generation = found.generation
+    if tokenizer.path != found.path.parent:
+        config = _with_ends(config, tokenizer, vocab_size)
+        generation = _with_ends(generation, tokenizer, vocab_size) if generation else generation
+    documents = {CONFIG_NAME: json_bytes(config)}
+    if generation:
+        documents[GENERATION_CONFIG_NAME] = json_bytes(generation)
+    return {**documents, **found.code, **tokenizer.contents}
+
+
+def _with_ends(
+    config: Mapping[str, Any], tokenizer: CopiedTokenizer, vocab_size: int
+) -> Mapping[str, Any]:
+    """Where text ends and what pads it, as far as the tokenizer says it."""
+    ids = {"pad_token_id": config.get("pad_token_id"), **tokenizer.token_ids}
+    mended = with_token_ids(config, ids, vocab_size)
+    return {key: value for key, value in mended.items() if key in config or value is not None}
+
+
+def require_llama(
+    found: ModelConfig, tokenizer: Tokenizer, layout: str
+) -> tuple[LlamaShape, TokenizerFolder]:
+    """The shape and tokenizer of a LLaMA, for ``layout``, which can hold no other model.
+
+    Raises ``LayoutError`` for another model, ``UsageError`` for a tokenizer that can only be
+    copied.
+    """
+    if found.shape is None:
+        biases = " with biases" if found.config.get("model_type") in LLAMA_MODEL_TYPES else ""
+        raise LayoutError(
+            f"this model is no LLaMA, and {layout} is for LLaMA alone",
+            file=found.path,
+            expected='"model_type": "llama", without biases',
+            found=f"{found.config.get('model_type')!r}{biases}",
+            remedy="use --output_type huggingface, which any decoder can be written to",
+        )
+    require_named_llama(found.config, found.path)
+    return found.shape, require_understood(tokenizer, layout)
+
+
+def meta_documents(found: ModelConfig, tokenizer: Tokenizer, vocab_size: int) -> dict[str, bytes]:
+    """``params.json``, ``tokenizer.model``, and ``added_tokens.json`` where tokens come on top of
+    its pieces, as llama.cpp's legacy converter reads them; nothing else of Hugging Face's, which
+    would mislead that converter. Raises ``LayoutError`` for what ``params.json`` cannot say.
+    """
+    shape, understood = require_llama(found, tokenizer, LLAMA_ONLY["pth"])
+    documents = {
+        PARAMS_NAME: json_bytes(params_json(found.config, shape, vocab_size, found.path)),
+        MODEL_NAME: understood.vocabulary,
+    }
+    if understood.added_tokens:
+        documents[ADDED_TOKENS_NAME] = json_bytes(understood.added_tokens)
+    return documents

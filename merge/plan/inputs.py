@@ -1,0 +1,309 @@
+"""Where inputs are: local folders, or repositories of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+
+from ..deltas.adapter_config import read_adapter_config
+from ..errors import FormatError, UsageError, VocabularyError
+from ..layouts.config import CONFIG_NAME, is_llama
+from ..layouts.opening import is_meta
+from ..storage.archives import unpack, zipped_folder
+from ..storage.offload import Offload
+from ..tokenizers.copied import Tokenizer, has_tokenizer, read_copied
+from ..tokenizers.fast_tokenizer import FAST_NAME
+from ..tokenizers.huggingface import (
+    MODEL_NAME,
+    TokenizerFolder,
+    has_details,
+    has_template_file,
+    read_tokenizer,
+)
+from ..untrusted.strict_json import read_json
+
+# What a Hub id looks like: owner/name, each of letters, digits, dots, dashes and underscores; then
+# a folder of that repository, and a branch, tag or commit.
+_HUB_ID = re.compile(
+    r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+    r"(?P<folder>(?:/[A-Za-z0-9_][\w.-]*)*)"
+    r"(?:@(?P<revision>[\w][\w./-]*))?"
+)
+_WANTED = (
+    *("*.json", "tokenizer.model", "*.jinja", "additional_chat_templates/*", "vocab.txt"),
+    *("merges.txt", "*.tiktoken", "*.py"),
+)
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+
+def split_list(values: list[str]) -> list[str]:
+    """Split ``--lora_model`` values: ``a,b``, ``"a, b"``, two words, or the option repeated.
+
+    >>> split_list(["a, b", "c,", "d"])
+    ['a', 'b', 'c', 'd']
+    """
+    parts = [part.strip() for value in values for part in value.split(",")]
+    return [part for part in parts if part]
+
+
+def resolve(source: str, role: str, offload: Offload | None = None) -> Path:
+    """Return the folder of a local path or Hub id; a Hub repository is downloaded first.
+
+    An id may name a folder of its repository and a revision: ``owner/name/folder@revision``.
+
+    A zipped adapter folder is unpacked.
+    Downloads go to the Hub's cache, or into the folder that the user named for such things,
+    when there is one. Raises
+    ``UsageError`` for a path that does not exist.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        require_links_inside(path)
+        return path
+    if role == "adapter" and offload is not None and path.is_file():
+        inside = zipped_folder(path)
+        if inside is not None:
+            return unpack(path, inside, offload)
+    if path.exists():
+        raise UsageError(
+            f"the {role} is a file, a folder is needed",
+            file=path,
+            remedy=f"give the folder that holds it: {path.parent}",
+        )
+    looks_local = path.is_absolute() or source.startswith((".", "~")) or "\\" in source
+    hub_id = _HUB_ID.fullmatch(source)
+    if looks_local or hub_id is None or path.parent.is_dir():
+        raise UsageError(
+            f"the {role} does not exist",
+            file=path,
+            expected="a local folder, or a Hub id such as owner/name",
+            remedy=_nearby(path),
+        )
+    return _download(hub_id, role, offload)
+
+
+def require_links_inside(folder: Path) -> None:
+    """The links of a snapshot in the Hub's cache lead to that repository's blobs, nowhere else.
+
+    Raises ``FormatError`` for one that would bring a file of somebody else's into the result.
+    Links in other folders are their owner's.
+    """
+    repository = folder.absolute().parent.parent
+    if folder.absolute().parent.name != "snapshots" or not repository.name.startswith("models--"):
+        return
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not _leads_into(path, repository):
+            raise FormatError(
+                "a link in the snapshot leads out of its repository",
+                file=path,
+                expected=f"a file in {repository / 'blobs'}",
+                found=path.readlink(),
+                remedy="remove the snapshot and download the repository again; if you made the "
+                "link, put the file itself there",
+            )
+
+
+def _leads_into(link: Path, folder: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        return False
+
+
+def _nearby(path: Path) -> str:
+    """Say what is there instead of a path that does not exist."""
+    present = next(parent for parent in path.absolute().parents if parent.is_dir())
+    names = sorted(entry.name for entry in present.iterdir() if entry.is_dir())
+    listed = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+    return f"check the spelling; {present} holds {listed or 'no folders'}"
+
+
+def _download(hub_id: re.Match[str], role: str, offload: Offload | None) -> Path:
+    """Fetch what a merge reads of a repository: safetensors if it has any, else ``.bin``."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # Its bases are those of every error of the HTTP library, which differs between releases.
+    unreachable = (*HfHubHTTPError.__bases__, OSError, HFValidationError)
+    repo_id, inside, revision = hub_id["repo"], hub_id["folder"].strip("/"), hub_id["revision"]
+    local_dir = None
+    if offload is not None and offload.is_given:
+        local_dir = offload.folder() / re.sub(r"[/@]", "--", hub_id[0])
+    try:
+        for weights in _WEIGHTS:
+            wanted = [f"{inside}/{name}" if inside else name for name in (*_WANTED, weights)]
+            snapshot = snapshot_download(
+                repo_id, revision=revision, allow_patterns=wanted, local_dir=local_dir
+            )
+            folder = Path(snapshot) / inside
+            if any(folder.glob(weights)):
+                break
+    except unreachable as error:  # type: ignore[misc]
+        raise UsageError(
+            f"the {role} is no local folder, and it could not be fetched from the Hub",
+            file=hub_id[0],
+            expected="a local folder or the id of a repository that you may read",
+            found=shorten(str(error), 200),
+            remedy="check the spelling; for a private or gated repository run `hf auth login` "
+            "first; without a network, download it elsewhere and give the folder",
+        ) from None
+    if not folder.is_dir():
+        raise UsageError(
+            f"the repository of the {role} has no such folder",
+            file=hub_id[0],
+            expected=f"a folder {inside} in {repo_id}",
+            remedy="check the spelling on the repository's page",
+        )
+    return folder
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The folders that a merge reads, and the words by which the user named them.
+
+    ``base_tokenizer`` is None when the base has none; ``tokenizer_named`` where the tokenizer was
+    named apart. ``delta`` is added to the base before the
+    adapters, and what is said of the base is then said of the sum.
+    """
+
+    base_model: str
+    lora_models: tuple[str, ...]
+    base: Path
+    adapters: tuple[Path, ...]
+    tokenizer: Tokenizer
+    base_tokenizer: Tokenizer | None
+    delta_model: str | None = None
+    delta: Path | None = None
+    tokenizer_named: bool = False
+
+    @property
+    def model(self) -> Path:
+        """The folder with the configuration of what the adapters are merged into."""
+        return self.delta or self.base
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Every folder that is read."""
+        deltas = (self.delta,) if self.delta else ()
+        return self.base, *deltas, *self.adapters, self.tokenizer.path
+
+
+def find_sources(
+    base_model: str,
+    lora_models: list[str],
+    tokenizer: str | None,
+    offload: Offload,
+    delta_model: str | None = None,
+) -> Sources:
+    """Find every input, and read what is small: adapter configurations and tokenizers.
+
+    The tokenizer is the one named, else the last adapter's that has one, else the delta's, else the
+    base's. For a LLaMA that is a ``tokenizer.model`` where there is any.
+    """
+    names = split_list(lora_models)
+    if not names:
+        raise UsageError("no adapter is named", expected="--lora_model with at least one folder")
+    base = resolve(base_model, "base model", offload)
+    delta = resolve(delta_model, "delta", offload) if delta_model else None
+    adapters = tuple(resolve(name, "adapter", offload) for name in names)
+    for number, folder in enumerate(adapters):
+        read_adapter_config(folder)
+        if any(folder.samefile(other) for other in adapters[:number]):
+            raise UsageError(
+                "the same adapter is given twice; it would be added twice",
+                file=folder,
+                remedy="name each adapter once",
+            )
+    models = [folder for folder in (delta, base) if folder]
+    named = resolve_tokenizer(tokenizer, offload) if tokenizer else None
+    own, found = _tokenizers(named, adapters[::-1], models)
+    return Sources(
+        base_model, tuple(names), base, adapters, found, own, delta_model, delta, named is not None
+    )
+
+
+def _tokenizers(
+    named: Path | None, adapters: Sequence[Path], models: Sequence[Path]
+) -> tuple[Tokenizer | None, Tokenizer]:
+    """The tokenizer of the last of ``models`` that has one, and that of the result."""
+    if _holds_llama(models[0]):
+        own = find_tokenizer(models)
+        folders = [*adapters, *models]
+        chosen = _named(named, folders) if named else find_tokenizer(folders)
+        if chosen is not None:
+            return own, chosen
+        if not named and not any(map(has_tokenizer, folders)):
+            return own, read_tokenizer(models[-1])  # which says what is missing
+    home = next(filter(has_tokenizer, models), None)
+    copied = named or next(filter(has_tokenizer, adapters), home or models[-1])
+    return read_copied(home) if home else None, read_copied(copied)
+
+
+def find_tokenizer(folders: Sequence[Path]) -> TokenizerFolder | None:
+    """LLaMA's tokenizer from the first of ``folders`` that says something of one.
+
+    The ``tokenizer.model`` may be that of a later folder: trainers that save with transformers 5
+    leave it out of an adapter's. None where no folder has a ``tokenizer.model``. Raises
+    ``VocabularyError`` where a ``tokenizer.json`` agrees with none of them.
+    """
+    homes = [tokenizer_home(folder) for folder in folders]
+    for number, (folder, home) in enumerate(zip(folders, homes, strict=True)):
+        if home is not None:
+            return read_tokenizer(home)
+        later = [home for home in homes[number:] if home is not None]
+        if later and (has_details(folder) or has_template_file(folder)):
+            return _with_details(later, folder)
+    return None
+
+
+def _with_details(homes: Sequence[Path], details: Path) -> TokenizerFolder:
+    """What ``details`` says of the first vocabulary that it agrees with."""
+    errors = []
+    for home in homes:
+        try:
+            return read_tokenizer(home, details)
+        except VocabularyError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _named(path: Path, folders: Sequence[Path]) -> TokenizerFolder | None:
+    """The tokenizer that ``--tokenizer`` names, or None where it can only be copied."""
+    if path.is_file():
+        return read_tokenizer(path) if path.name != FAST_NAME else None
+    if (path / MODEL_NAME).is_file():
+        return read_tokenizer(path)
+    if not has_details(path) and not has_template_file(path):
+        return None
+    try:
+        return find_tokenizer([path, *folders])
+    except VocabularyError:
+        if (path / FAST_NAME).is_file():
+            return None
+        raise
+
+
+def _holds_llama(folder: Path) -> bool:
+    """Whether a folder's model is a LLaMA; one without ``config.json`` is refused later."""
+    path = folder / CONFIG_NAME
+    return is_meta(folder) or not path.is_file() or is_llama(read_json(path))
+
+
+def tokenizer_home(folder: Path) -> Path | None:
+    """Where the tokenizer of the model in ``folder`` is: there, or nowhere.
+
+    Meta keeps one ``tokenizer.model`` for all sizes, beside their folders; it is then taken alone.
+    """
+    if (folder / MODEL_NAME).is_file():
+        return folder
+    shared = folder.resolve().parent / MODEL_NAME
+    return shared if is_meta(folder) and shared.is_file() else None
+
+
+def resolve_tokenizer(source: str, offload: Offload) -> Path:
+    """Return the folder, or the file, that ``--tokenizer`` names."""
+    path = Path(source).expanduser()
+    return path if path.is_file() else resolve(source, "tokenizer", offload)

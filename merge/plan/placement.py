@@ -1,0 +1,159 @@
+"""What will be written: each tensor's pieces, each file's contents, what it costs.
+
+A plan is a value, made from headers alone. It can be printed, tested, and handed to the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from ..errors import LayoutError
+from ..formats.container import TensorInfo
+from ..layouts import huggingface, meta
+from ..layouts.config import require_plain_llama
+from ..layouts.decoder import embeddings
+from ..layouts.llama import EMBED_TOKENS, LM_HEAD
+from ..layouts.placement import Poured, files
+from ..settings import MergeSettings, OutputSettings
+from ..tensors.digests import digested
+from ..tensors.finite import finite
+from ..tensors.lazy import LazyTensor, dtype_name
+from ..tokenizers.copied import Tokenizer, require_understood
+from .documents import (
+    LLAMA_ONLY,
+    ModelConfig,
+    huggingface_documents,
+    meta_documents,
+    require_llama,
+    with_chat_template,
+)
+
+# Room for containers' headers and for the manifest, beside the tensors themselves.
+_ALLOWANCE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tensors to compute and the files to pour them into, beside small files given as bytes.
+
+    ``tensors`` are those of the model under their Hugging Face names, each of which makes its
+    digest as it is poured; ``checked`` are the same, whose numbers are looked at too. ``headers``
+    stand in weight files before what their container writes;
+    ``notes`` are lines for people.
+    """
+
+    poured: tuple[Poured, ...]
+    documents: Mapping[str, bytes]
+    tensors: Mapping[str, LazyTensor]
+    headers: Mapping[str, bytes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    checked: Mapping[str, LazyTensor] = field(default_factory=dict)
+
+    @cached_property
+    def files(self) -> dict[str, list[TensorInfo]]:
+        """Contents of each weight file, in the order in which they are written."""
+        return files(list(self.poured))
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors in all files."""
+        return sum(info.nbytes for infos in self.files.values() for info in infos)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Room that the output needs at most."""
+        documents = sum(map(len, (*self.documents.values(), *self.headers.values())))
+        return self.tensor_bytes + documents + _ALLOWANCE * (1 + len(self.files))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A whole model, ready to be poured: tensors by Hugging Face name, and what goes with them.
+
+    ``rows`` are those of the embeddings; ``tied`` says that there is no LM head of its own.
+    ``sources`` are the names of the models that went in.
+    """
+
+    tensors: Mapping[str, LazyTensor]
+    tied: bool
+    rows: int
+    config: ModelConfig
+    tokenizer: Tokenizer
+    sources: tuple[str, ...] = ()
+
+
+def plan_output(model: Model, settings: OutputSettings) -> Plan:
+    """Distribute a model over files of the chosen layout, with its documents.
+
+    Raises ``UsageError`` and ``LayoutError`` for what the layout cannot hold.
+    """
+    if settings.chat_template:
+        understood = require_understood(model.tokenizer, "--chat_template")
+        named = with_chat_template(understood, settings.chat_template)
+        model = replace(model, tokenizer=named)
+    headless = LM_HEAD not in model.tensors and not model.tied
+    if settings.output_type in LLAMA_ONLY and (headless or EMBED_TOKENS not in model.tensors):
+        raise LayoutError(
+            f"the model has no LM head, and {LLAMA_ONLY[settings.output_type]} is for models that "
+            "have one",
+            file=model.config.path.parent,
+            expected=f"{EMBED_TOKENS} and {LM_HEAD}",
+            found=", ".join(list(model.tensors)[:2]) + ", ...",
+            remedy="use --output_type huggingface; or give the base as AutoModelForCausalLM "
+            "saves it, and an adapter without a score layer",
+        )
+    if settings.output_type == "gguf":
+        return _plan_gguf(model, settings)
+    result, checked = _checked(model.tensors, settings)
+    if settings.output_type == "pth":
+        shape, _ = require_llama(model.config, model.tokenizer, LLAMA_ONLY["pth"])
+        whole = {LM_HEAD: checked[EMBED_TOKENS], **checked}
+        poured = meta.pour(whole, shape, settings.num_shards)
+        documents = meta_documents(model.config, model.tokenizer, model.rows)
+        return Plan(tuple(poured), documents, result, checked=checked)
+    poured = huggingface.pour(checked, settings.suffix, settings.shard_bytes)
+    dtype = dtype_name(result[embeddings(result) or EMBED_TOKENS].dtype)
+    documents = {
+        **huggingface_documents(model.config, model.tokenizer, model.rows, dtype, model.tied),
+        **huggingface.index_document(poured, settings.suffix),
+    }
+    return Plan(tuple(poured), documents, result, checked=checked)
+
+
+def _checked(
+    tensors: Mapping[str, LazyTensor], settings: OutputSettings
+) -> tuple[dict[str, LazyTensor], dict[str, LazyTensor]]:
+    """The tensors with a digest made as they pass, and those with their numbers looked at."""
+    allowed = settings.allow_nonfinite
+    if allowed:
+        tensors = {name: tensor.allowing_nonfinite() for name, tensor in tensors.items()}
+    result = digested(tensors)
+    return result, finite(result, allowed)
+
+
+def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
+    from ..layouts.gguf import metadata as gguf_metadata
+    from ..layouts.gguf import output as gguf_output
+
+    shape, tokenizer = require_llama(model.config, model.tokenizer, LLAMA_ONLY["gguf"])
+    kept = isinstance(settings, MergeSettings) and settings.vocab_mismatch == "keep_base_rows"
+    gguf_metadata.require_a_row_for_each_token(model.rows, tokenizer, kept)
+    require_plain_llama(model.config.config, model.config.path)
+    outtype = gguf_output.chosen_outtype(model.tensors, settings.outtype)
+    dtype = dtype_name(model.tensors[EMBED_TOKENS].dtype)
+    parts = (model.config, model.tokenizer, model.rows, dtype, model.tied)
+    description = gguf_metadata.Description(
+        model.config.config,
+        model.config.path,
+        shape,
+        model.rows,
+        tokenizer,
+        huggingface_documents(*parts),
+        settings.model_name,
+        model.sources,
+    )
+    result, checked = _checked(gguf_output.stored(model.tensors, outtype), settings)
+    made = gguf_output.pour(checked, description, outtype, settings.split_bytes)
+    return Plan(made.poured, {}, result, made.headers, made.notes, checked)

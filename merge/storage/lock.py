@@ -1,0 +1,136 @@
+"""One writer for one folder: a lock that the system takes back when a process dies."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import time
+from pathlib import Path
+
+from ..errors import OutputError
+from .open_flags import NO_LINKS
+
+LOCK_NAME = ".merge_lock"
+# Somebody who only asks holds the lock for a moment.
+_ATTEMPTS = 5
+_PAUSE = 0.05
+# What file systems answer that have no locks; there two runs are not kept apart.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+
+
+class FolderLock:
+    """Held in a ``with`` block by the one process that writes to ``folder``.
+
+    The lock is a file with the process's id. It is removed at the end; one that a killed process
+    left behind is no hindrance. Raises ``OutputError`` when another process holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path = folder / LOCK_NAME
+        self._handle = -1
+
+    def __enter__(self) -> FolderLock:
+        if self._path.is_symlink():
+            raise OutputError(
+                "the lock of the folder is a link, which no run makes",
+                file=self._path,
+                expected="a file, or nothing",
+                found=f"a link to {self._path.readlink()}",
+                remedy="remove the link",
+            )
+        for _ in range(_ATTEMPTS):
+            self._folder.mkdir(parents=True, exist_ok=True)  # who had made it may have ended
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666)
+            if _take(handle) and self._is_still_there(handle):
+                os.ftruncate(handle, 0)
+                os.write(handle, str(os.getpid()).encode())
+                self._handle = handle
+                return self
+            os.close(handle)
+            time.sleep(_PAUSE)
+        raise _taken(self._folder, self._path)
+
+    def _is_still_there(self, handle: int) -> bool:
+        """The run that held it may have removed it between opening and locking it here."""
+        with contextlib.suppress(OSError):
+            return os.path.samestat(os.fstat(handle), self._path.stat())
+        return False
+
+    def __exit__(self, *_: object) -> None:
+        if sys.platform == "win32":  # which removes no open file
+            os.close(self._handle)
+        with contextlib.suppress(OSError):  # permission may be what was lost
+            self._path.unlink()
+        if sys.platform != "win32":  # held until it is gone, so that nobody takes it in between
+            os.close(self._handle)
+
+
+def require_unlocked(folder: Path) -> None:
+    """Raise ``OutputError`` when a process is writing to ``folder``, which may be missing."""
+    path = folder / LOCK_NAME
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except OSError:
+        return
+    try:
+        if not _take(handle):
+            raise _taken(folder, path)
+    finally:
+        os.close(handle)
+
+
+def is_abandoned(folder: Path) -> bool:
+    """Whether the process that held the lock of ``folder`` died with it."""
+    try:
+        handle = os.open(folder / LOCK_NAME, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        is_held = os.fstat(handle).st_size == 0  # by somebody who is about to write its number
+        if not is_held:
+            _lock(handle)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return not is_held
+
+
+def _take(handle: int) -> bool:
+    """Lock the file without waiting, where that is possible at all."""
+    try:
+        _lock(handle)
+    except OSError as error:
+        return error.errno in _NO_LOCKS
+    return True
+
+
+def _lock(handle: int) -> None:
+    """Lock the file; closing it gives the lock back. Raises ``OSError`` when somebody has it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        # One byte far behind the number, which others could not read otherwise.
+        os.lseek(handle, 1 << 20, os.SEEK_SET)
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        os.lseek(handle, 0, os.SEEK_SET)
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _taken(folder: Path, path: Path) -> OutputError:
+    try:
+        process = path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:  # removed just now
+        process = ""
+    return OutputError(
+        "another run is writing to the output folder",
+        file=folder,
+        found=f"process {process}" if process else "a process that has just begun or ended",
+        remedy="wait until it has ended, or choose another --output_dir",
+    )

@@ -1,0 +1,106 @@
+"""Room for inputs that are unpacked or fetched, and whether a disk has room at all."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from ..errors import OutputError
+from ..settings import IoMode
+from ..sizes import size_text
+from .lock import FolderLock, is_abandoned
+
+# What private folders of unpacked inputs are called, before a few random letters.
+_OFFLOAD = ".offload-"
+
+
+def require_space(folder: Path, needed: int, reclaimable: int = 0) -> None:
+    """Raise ``OutputError`` unless the disk that will hold ``folder`` has ``needed`` bytes free.
+
+    ``reclaimable`` bytes are taken there by files that will go.
+    """
+    free = shutil.disk_usage(_present(folder)).free + reclaimable
+    if free < needed:
+        raise OutputError(
+            "not enough room on the disk for the result",
+            file=folder,
+            expected=f"{size_text(needed)} free",
+            found=f"{size_text(free)} free",
+            remedy="make room or choose another --output_dir",
+        )
+
+
+def _present(folder: Path) -> Path:
+    """The folder itself or the nearest one above it that exists."""
+    absolute = folder.absolute()
+    return next(path for path in (absolute, *absolute.parents) if path.exists())
+
+
+class Offload:
+    """Where inputs go that cannot be read in place; empty again when the ``with`` block ends.
+
+    ``io`` says how inputs are read at all; see ``direct_io.py``.
+
+    A private folder is made on first use, in ``folder`` when one is given (made if absent, and
+    removed again if so), else beside ``fallback``, whose disk was chosen to have room. Folders
+    that runs left there when they were killed are removed then.
+    """
+
+    def __init__(self, folder: Path | None, fallback: Path, io: IoMode = "auto") -> None:
+        self.io = io
+        self._given = folder
+        self._parent = folder or _present(fallback)
+        self._private: Path | None = None
+        self._held = ExitStack()
+
+    def __enter__(self) -> Offload:
+        return self
+
+    def folder(self) -> Path:
+        """The private folder."""
+        if self._private is None:
+            parent = self._parent
+            self._held.callback(remove_empty, make_folder(parent))
+            for place in (parent, parent.parent):  # the output folder was perhaps not yet there
+                _remove_abandoned(place)
+            self._private = Path(tempfile.mkdtemp(prefix=_OFFLOAD, dir=parent))
+            self._held.callback(shutil.rmtree, self._private, ignore_errors=True)
+            self._held.enter_context(FolderLock(self._private))
+        return self._private
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the user named a folder."""
+        return self._given is not None
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove what killed runs unpacked there."""
+    for folder in parent.glob(f"{_OFFLOAD}*"):
+        if is_abandoned(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_offloaded(path: Path) -> bool:
+    """Whether a file is one that was unpacked or fetched for a single run."""
+    return any(part.startswith(_OFFLOAD) for part in path.parts)
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder with its parents; return those that were not there, outermost first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()][::-1]
+    for path in missing:
+        path.mkdir(exist_ok=True)  # another run may need it at the same moment
+    return missing
+
+
+def remove_empty(folders: list[Path]) -> None:
+    with contextlib.suppress(OSError):  # something is in it: the folder stays
+        for path in reversed(folders):
+            path.rmdir()

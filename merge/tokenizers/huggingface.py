@@ -1,0 +1,337 @@
+"""The tokenizer files of a Hugging Face folder: read, checked, and made ready for a merged model.
+
+``tokenizer.model`` is the tokenizer; the JSON files beside it, or of the folder of an adapter that
+was trained with it, only say which of its pieces are special and what was added to it. Of
+``tokenizer.json`` the added tokens are read; it is never written.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import FormatError
+from ..untrusted.strict_json import parse_json, read_small
+from .chat_templates import CHAT_TEMPLATE_NAME, TEMPLATE_NAMES, read_templates
+from .fast_tokenizer import FAST_NAME, added_entries, require_same_pieces, settings
+from .special_tokens import (
+    ADDED_TOKENS_NAME,
+    CONFIG_NAME,
+    MODEL_NAME,
+    MORE,
+    SPECIAL_NAMES,
+    SPECIAL_TOKENS_NAME,
+    Token,
+    added_tokens,
+    content_of,
+    find_token,
+    more_special_tokens,
+    special_tokens,
+)
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
+__all__ = [
+    "ADDED_TOKENS_NAME",
+    "CHAT_TEMPLATE_NAME",
+    "CLASS_FILE_NAME",
+    "CONFIG_NAME",
+    "MODEL_NAME",
+    "SPECIAL_TOKENS_NAME",
+    "Token",
+    "TokenizerFolder",
+    "documents",
+    "read_tokenizer",
+]
+
+# A vocabulary of 256,000 pieces has 5 MB.
+_MOST_BYTES = 64 << 20
+_DETAILS = (CONFIG_NAME, SPECIAL_TOKENS_NAME, ADDED_TOKENS_NAME, FAST_NAME)
+
+CLASS_FILE_NAME = "sentencepiece_llama.py"
+AUTO_MAP = {"AutoTokenizer": ["sentencepiece_llama.LlamaTokenizer", None]}
+"""How ``AutoTokenizer`` finds the class in ``CLASS_FILE_NAME``; ``None``: there is no fast one."""
+
+LLAMA_CLASSES = frozenset(
+    {
+        "LLaMATokenizer",
+        "LlamaTokenizerFast",
+        "PreTrainedTokenizerFast",
+        "TokenizersBackend",
+    }
+)
+"""Names under which the LLaMA tokenizer was saved by one release and is unknown to, or needs a
+``tokenizer.json`` in, another. ``LlamaTokenizer`` is the name that all of them know."""
+
+
+@dataclass(frozen=True)
+class TokenizerFolder:
+    """What a folder with a ``tokenizer.model`` says about its tokens; see :func:`read_tokenizer`.
+
+    ``n_pieces`` counts the pieces of ``tokenizer.model``. ``added_tokens`` maps what comes on top
+    of them to ids ``n_pieces``, ``n_pieces + 1``, ... in that order. ``bos_token``, ``eos_token``
+    and ``unk_token`` are ``None`` only if neither the JSON files nor the model name one.
+    """
+
+    path: Path
+    n_pieces: int
+    added_tokens: dict[str, int]
+    bos_token: Token | None
+    eos_token: Token | None
+    unk_token: Token | None
+    pad_token: Token | None
+    contents: dict[str, bytes] = field(repr=False)
+    """The files by name. What ``tokenizer.json`` and further files of templates say is in
+    ``tokenizer_config.json`` and ``chat_template.jinja``; the others are as they are."""
+    special_tokens: dict[str, Any] = field(repr=False)
+    """By ``SPECIAL_NAMES``, as the JSON files have it: text or an ``AddedToken`` object. What the
+    model supplied is filled in."""
+    more_special_tokens: list[Any] = field(repr=False)
+    """``additional_special_tokens``, in transformers 5 ``extra_special_tokens``; the same kinds."""
+
+    @property
+    def n_tokens(self) -> int:
+        """How many embedding rows the tokenizer needs: pieces and added tokens."""
+        return self.n_pieces + len(self.added_tokens)
+
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template."""
+        config = _json(self.contents, self.path, CONFIG_NAME)
+        return CHAT_TEMPLATE_NAME in self.contents or bool(config.get("chat_template"))
+
+    @property
+    def vocabulary(self) -> bytes:
+        """The file that holds the vocabulary, by which the tokenizer is known."""
+        return self.contents[MODEL_NAME]
+
+
+def read_tokenizer(path: Path, details: Path | None = None) -> TokenizerFolder:
+    """Read a folder with a ``tokenizer.model``, or such a file alone, without anything beside it.
+
+    ``details`` is another folder that everything but ``tokenizer.model`` is read from: an
+    adapter's, which was trained with that vocabulary. A template alone there joins what else is in
+    ``path``. The files beside ``tokenizer.model`` may be missing. Where ``tokenizer_config.json``
+    and ``special_tokens_map.json`` disagree about a special token, the latter wins unless it is
+    empty there, as in transformers 4. Missing or empty bos, eos and unk are the model's own; a
+    missing pad is its last piece if that is one of
+    ``PAD_PIECES``.
+
+    Raises :class:`FormatError` for a missing or unreadable file, :class:`VocabularyError` for
+    added tokens without consecutive ids and for special tokens that are no tokens.
+    """
+    contents = _contents(path)
+    model_file = path if path.is_file() else path / MODEL_NAME
+    model = _load(contents[MODEL_NAME], model_file)
+    if details is not None and has_details(details):
+        contents = {MODEL_NAME: contents[MODEL_NAME], **_beside(details)}
+    described = details if details is not None and has_details(details) else path
+    folder = described if described.is_dir() else described.parent
+    config = _json(contents, folder, CONFIG_NAME)
+    fast = _json(contents, folder, FAST_NAME)
+    entries = added_entries(fast, folder / FAST_NAME)
+    if fast:
+        require_same_pieces(fast, folder / FAST_NAME, model, model_file)
+    special_map = _json(contents, folder, SPECIAL_TOKENS_NAME)
+    listed = _json(contents, folder, ADDED_TOKENS_NAME)
+    added = added_tokens(listed, config, entries, model, folder)
+    if fast:
+        config = _with_fast(config, fast, entries)
+    if template_folder := next(filter(Path.is_dir, filter(None, (details, path))), None):
+        config, contents = _with_templates(template_folder, config, contents)
+    if config != _json(contents, folder, CONFIG_NAME):
+        contents[CONFIG_NAME] = _dump(config)
+    contents.pop(FAST_NAME, None)
+    special = special_tokens(config, special_map, model)
+    more = more_special_tokens(config, special_map)
+    tokens = {name: find_token(name, special[name], model, added, folder) for name in special}
+    for value in more:
+        find_token(MORE, value, model, added, folder)
+    return TokenizerFolder(
+        path=details or path,
+        n_pieces=model.get_piece_size(),
+        added_tokens=added,
+        bos_token=tokens.get("bos_token"),
+        eos_token=tokens.get("eos_token"),
+        unk_token=tokens.get("unk_token"),
+        pad_token=tokens.get("pad_token"),
+        contents=contents,
+        special_tokens=special,
+        more_special_tokens=more,
+    )
+
+
+def documents(folder: TokenizerFolder) -> dict[str, bytes]:
+    """Return the tokenizer files of a merged Hugging Face model, by name.
+
+    ``tokenizer.model`` byte for byte; the JSON normalised so that both transformers 4 and 5 read
+    the same from it; and the class with which
+    ``AutoTokenizer.from_pretrained(output_dir, trust_remote_code=True)`` gives SentencePiece's ids.
+    """
+    files = {
+        MODEL_NAME: folder.contents[MODEL_NAME],
+        CONFIG_NAME: _dump(_normalised_config(folder)),
+        SPECIAL_TOKENS_NAME: _dump(_normalised_special_map(folder)),
+        CLASS_FILE_NAME: Path(__file__).with_name(CLASS_FILE_NAME).read_bytes(),
+    }
+    listed = _json(folder.contents, folder.path, ADDED_TOKENS_NAME)
+    if listed or folder.added_tokens:  # llama.cpp's first converter reads no other list
+        files[ADDED_TOKENS_NAME] = _dump(listed | folder.added_tokens)
+    if CHAT_TEMPLATE_NAME in folder.contents:
+        files[CHAT_TEMPLATE_NAME] = folder.contents[CHAT_TEMPLATE_NAME]
+    return files
+
+
+def _contents(path: Path) -> dict[str, bytes]:
+    if path.is_file():
+        return {MODEL_NAME: read_small(path, _MOST_BYTES)}
+    if not (path / MODEL_NAME).is_file():
+        raise FormatError(
+            f"The folder holds no {MODEL_NAME}, which is the tokenizer itself.",
+            file=path / MODEL_NAME,
+            found="tokenizer.json, which cannot replace it"
+            if (path / "tokenizer.json").is_file()
+            else None,
+            remedy="copy the tokenizer.model that the adapter was trained with into the folder, "
+            "or name a folder that has it with --tokenizer",
+        )
+    return {MODEL_NAME: read_small(path / MODEL_NAME, _MOST_BYTES), **_beside(path)}
+
+
+def _beside(folder: Path) -> dict[str, bytes]:
+    present = [name for name in _DETAILS if (folder / name).is_file()]
+    return {name: read_small(folder / name, _MOST_BYTES) for name in present}
+
+
+def has_details(folder: Path) -> bool:
+    """Whether a folder says which tokens are special or were added."""
+    return any((folder / name).is_file() for name in _DETAILS)
+
+
+def has_template_file(folder: Path) -> bool:
+    """Whether a folder has a file with a chat template alone."""
+    return any((folder / name).is_file() for name in TEMPLATE_NAMES)
+
+
+def _with_fast(
+    config: dict[str, Any], fast: dict[str, Any], entries: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """``tokenizer_config.json`` as transformers 4 would have written it beside ``tokenizer.json``:
+    with the added tokens and their flags, and how a text is framed and spaced.
+    """
+    decoder = {
+        str(entry["id"]): {key: value for key, value in entry.items() if key != "id"}
+        for entry in entries
+    }
+    said = {key: value for key, value in config.items() if value is not None}
+    decoder |= config.get("added_tokens_decoder") or {}
+    return {
+        **config,
+        **settings(fast),
+        **said,
+        **({"added_tokens_decoder": decoder} if decoder else {}),
+    }
+
+
+def _with_templates(
+    folder: Path, config: dict[str, Any], contents: dict[str, bytes]
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """One template as a file of its own where it was one; several in ``tokenizer_config.json``."""
+    templates = read_templates(folder, config)
+    if isinstance(templates, str):
+        if has_template_file(folder):
+            contents = {**contents, CHAT_TEMPLATE_NAME: templates.encode("utf-8")}
+    elif templates is not None and templates != config.get("chat_template"):
+        config = {**config, "chat_template": templates}
+    return config, contents
+
+
+def _load(content: bytes, file: Path) -> SentencePieceProcessor:
+    """Let SentencePiece itself read the model."""
+    from sentencepiece import SentencePieceProcessor
+
+    if not content:
+        raise FormatError("The tokenizer file is empty.", file=file, remedy="fetch it again")
+    if content.startswith(b"version https://git-lfs"):
+        raise FormatError(
+            "This is a Git LFS pointer, not the tokenizer itself.",
+            file=file,
+            remedy="run `git lfs pull` in the clone that it comes from, or download the file",
+        )
+    model = SentencePieceProcessor()
+    try:
+        model.LoadFromSerializedProto(content)
+        model.id_to_piece(list(range(model.get_piece_size())))
+    except (RuntimeError, UnicodeDecodeError) as error:
+        raise FormatError(
+            "SentencePiece cannot read the tokenizer: no SentencePiece model, or a damaged one.",
+            file=file,
+            found=f"{len(content)} bytes; {error}",
+            remedy="fetch it again; LLaMA's has 499723 bytes",
+        ) from error
+    return model
+
+
+def _json(contents: dict[str, bytes], folder: Path, name: str) -> dict[str, Any]:
+    """Parse a JSON object; a file that is not there is an empty one."""
+    if name not in contents:
+        return {}
+    return parse_json(contents[name], folder / name)
+
+
+def _normalised_special_map(folder: TokenizerFolder) -> dict[str, Any]:
+    special: dict[str, Any] = dict(folder.special_tokens)
+    if folder.more_special_tokens:
+        special[MORE] = folder.more_special_tokens
+    return {name: _marked(value, False) for name, value in special.items()}
+
+
+def _normalised_config(folder: TokenizerFolder) -> dict[str, Any]:
+    config = _json(folder.contents, folder.path, CONFIG_NAME)
+    kind = config.get("tokenizer_class")
+    if not isinstance(kind, str) or kind in LLAMA_CLASSES:
+        config["tokenizer_class"] = "LlamaTokenizer"
+    for name, default in {"add_bos_token": True, "add_eos_token": False, "legacy": True}.items():
+        if config.get(name) is None:
+            config[name] = default
+    for name in (*SPECIAL_NAMES, MORE, "auto_map", "backend"):  # backend: what wrote the file
+        config.pop(name, None)
+    if isinstance(config.get("extra_special_tokens"), list):  # transformers 5's name for the same
+        del config["extra_special_tokens"]
+    config |= {name: _marked(value, True) for name, value in folder.special_tokens.items()}
+    if config.get("added_tokens_decoder"):  # then transformers reads no other JSON file
+        _complete(config["added_tokens_decoder"], folder)
+        if folder.more_special_tokens:
+            config[MORE] = _marked(folder.more_special_tokens, True)
+    if CHAT_TEMPLATE_NAME in folder.contents:  # transformers before 4.49 reads it only from here
+        config["chat_template"] = folder.contents[CHAT_TEMPLATE_NAME].decode("utf-8")
+    config["auto_map"] = AUTO_MAP
+    return config
+
+
+def _complete(decoder: dict[str, Any], folder: TokenizerFolder) -> None:
+    special = {content_of(value) for value in folder.special_tokens.values()}
+    special |= {content_of(value) for value in folder.more_special_tokens}
+    plain = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
+    for content, id_ in folder.added_tokens.items():
+        decoder.setdefault(str(id_), {"content": content, **plain, "special": content in special})
+
+
+def _marked(value: Any, mark: bool) -> Any:
+    """Write ``AddedToken`` objects as ``tokenizer_config.json`` marks them, or without the mark.
+
+    transformers 4 fails over a mark in ``special_tokens_map.json`` and over none in the other.
+    """
+    if isinstance(value, list):
+        return [_marked(item, mark) for item in value]
+    if not isinstance(value, dict):
+        return value
+    bare = {key: item for key, item in value.items() if key != "__type"}
+    return {"__type": "AddedToken", **bare} if mark else bare
+
+
+def _dump(value: object) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode("utf-8")

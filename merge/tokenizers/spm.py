@@ -1,0 +1,153 @@
+"""SentencePiece models as files and as messages; what they mean is SentencePiece's own business.
+
+A ``tokenizer.model`` is one protobuf message, ``sentencepiece.ModelProto``. Reading and
+serialising an untouched message gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import FormatError, UsageError
+from ..storage.whole_files import write_whole
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+MODEL_NAME = "tokenizer.model"
+
+# ModelProto.SentencePiece.Type
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+
+
+def model_file(path: Path) -> Path:
+    """Return ``path`` itself, or the ``tokenizer.model`` in it if it is a folder."""
+    if path.is_dir():
+        inside = path / MODEL_NAME
+        if not inside.is_file():
+            raise UsageError(
+                f"The folder holds no {MODEL_NAME}.",
+                file=path,
+                remedy="name a folder with a SentencePiece model, or the model file itself",
+            )
+        return inside
+    if not path.exists():
+        raise UsageError("There is no such tokenizer.", file=path)
+    return path
+
+
+def read_model(path: Path) -> ModelProto:
+    """Read and check a SentencePiece model from a file, or from a folder's ``tokenizer.model``.
+
+    Raises :class:`FormatError` for what SentencePiece could not load: an empty file, another
+    format, a truncated model, duplicate pieces.
+    """
+    file = model_file(path)
+    content = file.read_bytes()
+    if not content:
+        raise FormatError("The tokenizer file is empty.", file=file, remedy="fetch it again")
+    if content.startswith(b"version https://git-lfs"):
+        raise FormatError(
+            "This is a Git LFS pointer, not the tokenizer itself.",
+            file=file,
+            remedy="run `git lfs pull` where it was cloned, or download the file",
+        )
+    model = _parse(content, file)
+    _refuse_duplicates(model, file)
+    _load(content, file)
+    return model
+
+
+def serialise(model: ModelProto) -> bytes:
+    """Return the bytes of ``model`` as they go into a ``tokenizer.model``."""
+    return bytes(model.SerializeToString())
+
+
+def write_model(model: ModelProto, path: Path) -> None:
+    """Write ``model`` to ``path``, which appears whole or not at all."""
+    write_whole(path.parent, {path.name: serialise(model)})
+
+
+def pieces(model: ModelProto) -> list[str]:
+    """Return the pieces in id order."""
+    return [piece.piece for piece in model.pieces]
+
+
+def has_byte_pieces(model: ModelProto) -> bool:
+    """Tell whether all 256 byte pieces are there, so that no text becomes ``<unk>``."""
+    return sum(1 for piece in model.pieces if piece.type == BYTE) == 256
+
+
+def processor(model: ModelProto) -> SentencePieceProcessor:
+    """Return SentencePiece's own tokenizer for ``model``."""
+    from sentencepiece import SentencePieceProcessor
+
+    return SentencePieceProcessor(model_proto=serialise(model))
+
+
+def _parse(content: bytes, file: Path) -> ModelProto:
+    model = _message_type()()
+    from google.protobuf.message import DecodeError
+
+    try:
+        model.ParseFromString(content)
+    except DecodeError:
+        raise _no_model(file) from None
+    if not model.pieces or not model.HasField("trainer_spec"):
+        raise _no_model(file)  # protobuf reads many a short text as a message of unknown fields
+    return model
+
+
+def _message_type() -> type[ModelProto]:
+    """Import SentencePiece's message class, which runs on the protobuf it was compiled for."""
+    misfit: tuple[type[Exception], ...] = (TypeError, ImportError)  # protobuf before 5.26
+    with contextlib.suppress(ImportError):
+        from google.protobuf.runtime_version import VersionError
+
+        misfit = (*misfit, VersionError)
+    try:
+        from sentencepiece import sentencepiece_model_pb2
+    except misfit as error:
+        raise UsageError(
+            "There is no protobuf that fits the installed sentencepiece.",
+            found=str(error).splitlines()[0],
+            remedy="pip install --upgrade sentencepiece protobuf",
+        ) from error
+    message: type[ModelProto] = sentencepiece_model_pb2.ModelProto
+    return message
+
+
+def _no_model(file: Path) -> FormatError:
+    return FormatError(
+        "This is not a SentencePiece model.",
+        file=file,
+        expected="a SentencePiece model, such as LLaMA's tokenizer.model",
+        remedy="tokenizer.json and vocabulary lists are other things; fetch the .model file",
+    )
+
+
+def _refuse_duplicates(model: ModelProto, file: Path) -> None:
+    repeated = [piece for piece, count in Counter(pieces(model)).items() if count > 1]
+    if repeated:
+        raise FormatError(
+            "The SentencePiece model holds the same piece more than once.",
+            file=file,
+            found=f"{len(repeated)} repeated, the first is {repeated[0]!r}",
+            remedy="build it again from its parts, for example with merge_tokenizers.py",
+        )
+
+
+def _load(content: bytes, file: Path) -> None:
+    """Let SentencePiece itself judge the model."""
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        SentencePieceProcessor(model_proto=content)
+    except (RuntimeError, OSError) as error:
+        raise FormatError(
+            "SentencePiece cannot load this model.", file=file, found=str(error)
+        ) from None

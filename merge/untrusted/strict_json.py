@@ -1,0 +1,113 @@
+"""JSON files: read with an error that says what is wrong, written as the ecosystem does."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import FormatError
+
+# The largest known, an index of a mixture of experts, has 6 MB.
+_MOST_BYTES = 32 << 20
+_MOST_DEPTH = 100
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises ``FormatError`` when the file holds anything else."""
+    return parse_json(read_small(path, _MOST_BYTES), path)
+
+
+def read_small(path: Path, most: int) -> bytes:
+    """Read a file whole. Raises ``FormatError`` when it has more than ``most`` bytes."""
+    with path.open("rb") as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise FormatError(
+            "the file is far larger than a file of its name is",
+            file=path,
+            expected=f"at most {most:,} bytes",
+            found=f"{path.stat().st_size:,} bytes",
+            remedy="another file stands there under this name: fetch the right one",
+        )
+    return content
+
+
+def parse_json(content: bytes, path: Path) -> dict[str, Any]:
+    """Parse a JSON object; ``path`` is where it is from, for errors.
+
+    Raises ``FormatError`` when it is anything else, and for what JSON leaves open and readers take
+    in different ways: names that stand twice, and numbers beyond float64 or none (NaN).
+    """
+    try:
+        value = json.loads(
+            content.decode("utf-8-sig"),
+            object_pairs_hook=_object,
+            parse_constant=_no_number,
+            parse_float=_number,
+        )
+        _require_ordinary(value)
+    except (ValueError, RecursionError) as error:  # also of encodings and of endless numbers
+        raise FormatError(
+            "the file is no JSON", file=path, found=error, remedy="fetch or mend the file"
+        ) from None
+    if not isinstance(value, dict):
+        raise FormatError(
+            "the file holds no JSON object",
+            file=path,
+            expected="{...}",
+            found=type(value).__name__,
+            remedy="fetch or mend the file",
+        )
+    return value
+
+
+def _require_ordinary(value: object) -> None:
+    """Refuse what no document has and what ends a later step: half characters other than those of
+    file names that are no UTF-8, and endless nesting.
+    """
+    level = [value]
+    for _ in range(_MOST_DEPTH):
+        below: list[object] = []
+        for item in level:
+            if isinstance(item, str):
+                item.encode("utf-8", "surrogateescape")
+            elif isinstance(item, dict):
+                below += item.keys()
+                below += item.values()
+            elif isinstance(item, list):
+                below += item
+        if not below:
+            return
+        level = below
+    raise ValueError(f"nested more than {_MOST_DEPTH} deep")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"{twice!r} stands there twice")
+    return made
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """Write a JSON object as the ecosystem does: two spaces, UTF-8, a newline at the end.
+
+    Bytes of file names that are no UTF-8 (``os.fsdecode`` makes half characters of them) become
+    JSON's escapes of those, which read back as the same names.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
