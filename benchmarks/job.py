@@ -112,6 +112,8 @@ class Job:
         words += ["--safe_serialization"] if self.safe_serialization else []
         words += ["--num_shards", str(self.num_shards)] if self.num_shards else []
         words += ["--outtype", self.outtype] if self.outtype else []
+        if self.base_kind.sparse:  # whose norms are zeros, as no model's are
+            words.append("--allow_unknown_combination")
         return [*words, *self.rest]
 
     @property

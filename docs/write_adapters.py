@@ -115,7 +115,7 @@ def tables() -> dict[str, str]:
     handled = ["| kind | since PEFT | told by | what is done | test |"]
     handled += ["| :-- | :-: | :-- | :-- | :-- |"]
     handled += [
-        f"| {k.name} | {k.since} | {k.told_by} | {k.result} | `{test_of_kind(k.name)}` |"
+        f"| {k.name} | {k.since} | {k.detected_by} | {k.result} | `{test_of_kind(k.name)}` |"
         for k in HANDLED
     ]
     refused = ["| kind | field | because | way out | test |", "| :-- | :-- | :-- | :-- | :-- |"]

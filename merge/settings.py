@@ -50,7 +50,7 @@ WORKER_BYTES = 12 << 20
 
 @dataclass(frozen=True)
 class OutputSettings:
-    """How a model is poured, and what that may cost.
+    """How a model is written, and what that may cost.
 
     ``num_shards`` is for ``pth``, ``max_shard_size`` and ``safe_serialization`` for
     ``huggingface``, ``outtype`` and ``split_max_size`` for ``gguf``, in llama.cpp's words.
@@ -156,7 +156,7 @@ class OutputSettings:
 
 @dataclass(frozen=True)
 class MergeSettings(OutputSettings):
-    """What adapters add: where sums are rounded (see ``deltas/patches.py``), and how rows begin
+    """What adapters add: where sums are rounded (see ``tensors/patched.py``), and how rows begin
     that the tokenizer asks for and no adapter has (see ``deltas/new_rows.py``; None refuses).
 
     ``lora_weights`` multiply what each adapter adds, one for each ("1.0,0.5"; None: 1 for all).

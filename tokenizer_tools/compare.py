@@ -43,7 +43,7 @@ class Count:
         return self.fallback / self.tokens if self.tokens else 0.0
 
     @property
-    def unspoken_share(self) -> float:
+    def fallback_or_unknown_share(self) -> float:
         """The share of tokens for which the vocabulary has no piece: bytes and ``<unk>``."""
         return (self.fallback + self.unknown) / self.tokens if self.tokens else 0.0
 

@@ -48,7 +48,7 @@ def png(comparison: Comparison) -> bytes:
         for counts in comparison.counts
     ]
     fallback = [
-        [100 * counts[name].unspoken_share for name in comparison.parts]
+        [100 * counts[name].fallback_or_unknown_share for name in comparison.parts]
         for counts in comparison.counts
     ]
     parts = [_part_label(comparison, name) for name in comparison.parts]

@@ -53,10 +53,10 @@ BY_ROWS = {known.pieces: known for _, known in _PUBLISHED} | {
 }
 
 
-def mixup(tokenizer: KnownTokenizer | None, rows: int) -> str | None:
+def explain_mismatch(tokenizer: KnownTokenizer | None, rows: int) -> str | None:
     """Explain embeddings of ``rows`` rows beside ``tokenizer``, if both sizes tell a family.
 
-    >>> print(mixup(TOKENIZERS[CHINESE_LLAMA], 49954))
+    >>> print(explain_mismatch(TOKENIZERS[CHINESE_LLAMA], 49954))
     This is the Chinese-LLaMA tokenizer (49953 pieces), but 49954 rows are those of Chinese-Alpaca;
     build its tokenizer with `merge_tokenizers.py --pad_token`, or pass it with --tokenizer
     """

@@ -41,11 +41,11 @@ def run(
     """
     code = _run(parser, command, argv)
     if argv is None:
-        leave_at_once(code)
+        exit_immediately(code)
     return code
 
 
-def leave_at_once(code: int) -> NoReturn:
+def exit_immediately(code: int) -> NoReturn:
     """End the process without taking the interpreter apart, which takes half a second with torch.
 
     As Python does, turn the code into 120 where what was said can't be delivered.

@@ -31,7 +31,7 @@ from ..untrusted.value_kinds import (
     TEXT,
     Kind,
     Kinds,
-    or_null,
+    optional,
     require,
 )
 from .archive import begins_as_zip, open_archive, tensors_in
@@ -46,14 +46,14 @@ _ARCHITECTURES = (*LLAMA_ARCHITECTURES, "MistralForCausalLM", "MixtralForCausalL
 _FLOAT = Kind("a number", lambda value: isinstance(value, bool) or NUMBER.holds(value))
 # What that script reads of each kind of scaling that it knows.
 _SCALINGS: dict[str, Kinds] = {
-    "linear": {"factor": or_null(_FLOAT)},
+    "linear": {"factor": optional(_FLOAT)},
     "yarn": {
         **dict.fromkeys(
             (
                 *("factor", "extrapolation_factor", "attention_factor", "attn_factor"),
                 *("beta_fast", "beta_slow"),
             ),
-            or_null(_FLOAT),
+            optional(_FLOAT),
         ),
         "original_max_position_embeddings": LENGTH,
     },
@@ -66,9 +66,9 @@ _SCALINGS: dict[str, Kinds] = {
 }
 # What it puts into the file as it is; what is of another kind ends it.
 _STORED: Kinds = {
-    "max_position_embeddings": or_null(LENGTH),
-    "rms_norm_eps": or_null(_FLOAT),
-    "rope_theta": or_null(_FLOAT),
+    "max_position_embeddings": optional(LENGTH),
+    "rms_norm_eps": optional(_FLOAT),
+    "rope_theta": optional(_FLOAT),
     "vocab_size": LENGTH,
     **{
         f"{kind}_token_id": NO_NEGATIVE
@@ -111,7 +111,7 @@ def check(folder: Path) -> Report:
 
 
 def _check_config(path: Path, config: Mapping[str, Any], report: Report) -> None:
-    require(config, dict.fromkeys(("rope_scaling", "rope_parameters"), or_null(OBJECT)), path)
+    require(config, dict.fromkeys(("rope_scaling", "rope_parameters"), optional(OBJECT)), path)
     named = config.get("architectures")
     if not isinstance(named, list) or not named or named[0] not in _ARCHITECTURES:
         report.stops(
@@ -243,7 +243,7 @@ def _check_tensors(
                 expected='"attention_bias": true, or "mlp_bias": true',
                 remedy="take weights and config.json from one place",
             )
-        elif name not in entries and name not in biases and not llama.is_leftover(name):
+        elif name not in entries and name not in biases and not llama.is_rotary_buffer(name):
             report.stops(
                 "a tensor is none of a LLaMA's, or of another layer than config.json describes",
                 tensor=tensor.origin,

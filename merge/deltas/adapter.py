@@ -26,7 +26,7 @@ from .adapter_files import (
 )
 from .conflicts import require_no_collisions
 from .keys import Claims, claim, normalised
-from .patches import AddedVector, LowRank, ReplacedRows, RowMagnitude
+from .patches import AddedVector, DoraRowScale, LowRank, ReplacedRows
 from .saved_modules import Copies, whole_tensors
 
 # What a Trainer's checkpoint calls the same; taken when adapter_config.json lies beside it.
@@ -337,7 +337,7 @@ def _require_told(path: Path, config: AdapterConfig, claims: Claims) -> None:
             claims.parts["trainable_tokens_delta"].keys() or {""},
         ),
     }
-    for part, (told_by, is_told, modules) in told.items():
+    for part, (detected_by, is_told, modules) in told.items():
         present = claims.parts[part].keys()
         wrong = sorted(present ^ modules if is_told else present)
         if wrong:
@@ -345,8 +345,8 @@ def _require_told(path: Path, config: AdapterConfig, claims: Claims) -> None:
                 f"the adapter's weights and its configuration do not agree about {part}",
                 file=path,
                 tensor=f"{wrong[0]}.{part}" if wrong[0] else part,
-                expected=f'as "{told_by}" in {config.path.name} says',
-                found=f"{part} of {len(present)} modules, {told_by} "
+                expected=f'as "{detected_by}" in {config.path.name} says',
+                found=f"{part} of {len(present)} modules, {detected_by} "
                 + ("set" if is_told else "not set"),
                 remedy="weights and adapter_config.json are from different runs, or the file is "
                 "incomplete: take both from one place",
@@ -386,12 +386,12 @@ def _require_not_sliced(path: Path, module: str, a: LazyTensor, b: LazyTensor, r
 
 def _magnitude(
     path: Path, claims: Claims, module: str, low_rank: LowRank
-) -> tuple[RowMagnitude, ...]:
+) -> tuple[DoraRowScale, ...]:
     magnitude = claims.parts["lora_magnitude_vector"].get(module)
     if magnitude is None:
         return ()
     _require_shape(path, f"{module}.lora_magnitude_vector", (low_rank.b.rows,), magnitude.shape)
-    return (RowMagnitude(magnitude),)
+    return (DoraRowScale(magnitude),)
 
 
 def _token_rows(path: Path, config: AdapterConfig, module: str, rows: LazyTensor) -> ReplacedRows:

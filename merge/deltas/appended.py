@@ -20,8 +20,8 @@ class Appended(LazyTensor):
     head: LazyTensor
     tail: LazyTensor
 
-    def unordered(self) -> LazyTensor:
-        return replace(self, head=self.head.unordered(), tail=self.tail.unordered())
+    def without_digest(self) -> LazyTensor:
+        return replace(self, head=self.head.without_digest(), tail=self.tail.without_digest())
 
     def reader(self) -> RowReader:
         parts = ((self.head, 0), (self.tail, self.head.rows))

@@ -14,10 +14,10 @@ from ..layouts.decoder import VOCABULARY_TENSORS
 from ..tensors.lazy import Checkpoint, LazyTensor, continued, first_rows
 from ..tensors.patched import Patch, PatchedTensor
 from .adapter import Adapter
-from .completeness import doubts, require_announced
-from .patches import AddedVector, ColumnMagnitude, LowRank, ReplacedRows, RowMagnitude
-from .saved_modules import same_content
-from .tied_embeddings import on_both_sides, require_equal_sides, same_sides, tied_sides
+from .completeness import completeness_warnings, require_announced
+from .patches import AddedVector, DoraColumnScale, DoraRowScale, LowRank, ReplacedRows
+from .saved_modules import equal_values
+from .tied_embeddings import mirror_to_lm_head, require_equal_sides, same_sides, tied_sides
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,15 @@ def apply_adapters(
         _require_fits(adapter, starts)
         require_announced(adapter, base, sides)
         _require_not_merged_yet(adapter, base)
-    makings = {name: _Making(name, start, vocab_mismatch) for name, start in starts.items()}
+    makings = {name: _TensorBuilder(name, start, vocab_mismatch) for name, start in starts.items()}
 
     def merged(name: str) -> PatchedTensor:
         return makings[name].result(dtype or starts[name].dtype, round_each_stage)
 
     for number, adapter in enumerate(adapters, start=1):
-        fitted = _turned(adapter, base.config)
+        fitted = _transpose_patches(adapter, base.config)
         if sides is not None:
-            fitted = on_both_sides(fitted, sides)
+            fitted = mirror_to_lm_head(fitted, sides)
         for making in makings.values():
             making.merge(number, fitted)
         if sides is not None and not same_sides(merged(sides.embeddings), merged(sides.head)):
@@ -95,12 +95,12 @@ def apply_adapters(
     if sides is not None:
         del makings[sides.head]
     steps = {name: tuple(making.steps) for name, making in makings.items()}
-    notes = tuple(note for adapter in adapters for note in doubts(adapter, base))
+    notes = tuple(note for adapter in adapters for note in completeness_warnings(adapter, base))
     tensors = {name: merged(name) for name in makings}
     return MergedModel(tensors, steps, sides is not None, notes)
 
 
-def _turned(adapter: Adapter, config: Mapping[str, Any]) -> Adapter:
+def _transpose_patches(adapter: Adapter, config: Mapping[str, Any]) -> Adapter:
     """The adapter with its patches transposed where this base keeps matrices transposed."""
     added = {
         name: tuple(patch.transposed() for patch in stage)
@@ -111,7 +111,7 @@ def _turned(adapter: Adapter, config: Mapping[str, Any]) -> Adapter:
     return replace(adapter, added=added)
 
 
-class _Making:
+class _TensorBuilder:
     """How one tensor is made, adapter after adapter."""
 
     def __init__(self, name: str, start: LazyTensor, vocab_mismatch: str) -> None:
@@ -156,9 +156,9 @@ class _Making:
             base = first_rows(base, copy.rows)
         so_far = self.result(torch.float32, round_each_stage=False)
         dtypes = dict.fromkeys((copy.dtype, torch.float16, torch.bfloat16))
-        if any(same_content(copy, base, dtype) for dtype in dtypes):
+        if any(equal_values(copy, base, dtype) for dtype in dtypes):
             return True
-        if any(same_content(copy, so_far, dtype) for dtype in dtypes):
+        if any(equal_values(copy, so_far, dtype) for dtype in dtypes):
             return False
         raise AdapterError(
             "the adapter holds an untrained copy of a tensor that an earlier adapter changed, and "
@@ -173,7 +173,7 @@ class _Making:
 
     def _replace(self, adapter: Adapter) -> None:
         tensor = adapter.replaced[self._name]
-        rest = self._start.unordered()
+        rest = self._start.without_digest()
         if tensor.rows < rest.rows and self._mismatch == "keep_base_rows":
             if self._stages:
                 dtype = torch.float32
@@ -185,7 +185,7 @@ class _Making:
         before = self._start.rows
         if rows >= before:
             return
-        if any(isinstance(patch, ColumnMagnitude) for stage in self._stages for patch in stage):
+        if any(isinstance(patch, DoraColumnScale) for stage in self._stages for patch in stage):
             raise self._dora_rows(adapter, before, rows)
         self._start = first_rows(self._start, rows)
         self.steps.append(Step(number, "cut", before, rows))
@@ -246,7 +246,7 @@ class _Making:
 
 
 def _is_dora(stage: tuple[Patch, ...]) -> bool:
-    return any(isinstance(patch, (RowMagnitude, ColumnMagnitude)) for patch in stage)
+    return any(isinstance(patch, (DoraRowScale, DoraColumnScale)) for patch in stage)
 
 
 def vocabulary_rows(adapter: Adapter) -> int | None:
@@ -317,7 +317,7 @@ def _require_not_merged_yet(adapter: Adapter, base: Checkpoint) -> None:
     ]
     if not adapter.added or not pairs:
         return
-    if all(same_content(ours, _as(theirs, ours.dtype)) for ours, theirs in pairs):
+    if all(equal_values(ours, _as(theirs, ours.dtype)) for ours, theirs in pairs):
         raise AdapterError(
             "the base model holds this adapter already; merging it again would add it twice",
             file=adapter.weights,

@@ -18,7 +18,7 @@ from ..tensors.lazy import Checkpoint, LazyTensor
 from .adapter import Adapter
 from .adapter_config import CONFIG_NAME, read_fields
 from .patches import ReplacedRows
-from .tied_embeddings import Sides
+from .tied_embeddings import TiedPair
 
 _INCOMPLETE = (
     "the file is incomplete, or adapter_config.json is of another run: take both from the run that "
@@ -38,7 +38,7 @@ class _Announced:
     fields: Mapping[str, Any]
     tensors: Mapping[str, LazyTensor]
     config: Mapping[str, Any]
-    sides: Sides | None
+    sides: TiedPair | None
 
     def missing(self, names: Collection[str], present: Collection[str]) -> list[str]:
         """Those of ``names`` that are not ``present``; of tied sides PEFT may save one for both."""
@@ -59,7 +59,7 @@ class _Announced:
         )
 
 
-def require_announced(adapter: Adapter, base: Checkpoint, sides: Sides | None) -> None:
+def require_announced(adapter: Adapter, base: Checkpoint, sides: TiedPair | None) -> None:
     """Raise ``AdapterError`` for what ``adapter_config.json`` announces and the file lacks.
 
     That is ``modules_to_save``, ``trainable_token_indices`` by modules, ``"bias": "all"``, and a
@@ -73,7 +73,7 @@ def require_announced(adapter: Adapter, base: Checkpoint, sides: Sides | None) -
     _require_targets(announced)
 
 
-def doubts(adapter: Adapter, base: Checkpoint) -> Iterator[str]:
+def completeness_warnings(adapter: Adapter, base: Checkpoint) -> Iterator[str]:
     """What may be missing, but may as well never have been there."""
     announced = _announced(adapter, base, None)
     biases = [f"{module}.bias" for module in _low_rank(adapter)]
@@ -97,7 +97,7 @@ def doubts(adapter: Adapter, base: Checkpoint) -> Iterator[str]:
         )
 
 
-def _announced(adapter: Adapter, base: Checkpoint, sides: Sides | None) -> _Announced:
+def _announced(adapter: Adapter, base: Checkpoint, sides: TiedPair | None) -> _Announced:
     return _Announced(adapter, read_fields(adapter.folder), base.tensors, base.config, sides)
 
 

@@ -43,7 +43,7 @@ def require_model(checkpoint: Checkpoint, folder: Path, role: str, remedy: str) 
     norm = checkpoint.tensors.get(FINAL_NORM)
     if norm is None or checkpoint.config.get("model_type", "llama") not in _PLAIN_NORMS:
         return
-    values = norm.unordered().read().float()
+    values = norm.without_digest().read().float()
     share = 1 - float((values <= 0).float().mean())
     if share < _LEAST_POSITIVE:
         raise LayoutError(
@@ -61,7 +61,7 @@ def require_difference(base: Checkpoint, delta: Checkpoint, folder: Path) -> Non
     ours, theirs = base.tensors.get(FINAL_NORM), delta.tensors.get(FINAL_NORM)
     if ours is None or theirs is None or ours.shape != theirs.shape:
         return
-    b, d = (tensor.unordered().read().double() for tensor in (ours, theirs))
+    b, d = (tensor.without_digest().read().double() for tensor in (ours, theirs))
     if (d - b).norm() < d.norm():
         raise LayoutError(
             "the delta is a whole model, to which nothing has to be added",
@@ -87,7 +87,7 @@ def likeness(base: LazyTensor, delta: LazyTensor) -> Likeness:
     step = max(1, shared // _ASKED_ROWS)
     pairs = []
     for row in range(step // 2, shared, step):
-        b, d = (t.unordered().read(row, row + 1).double().flatten() for t in (base, delta))
+        b, d = (t.without_digest().read(row, row + 1).double().flatten() for t in (base, delta))
         if b.any():
             pairs.append((torch.nn.functional.cosine_similarity(b, d, dim=0), d.norm() / b.norm()))
     if not pairs:

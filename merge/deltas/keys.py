@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import AdapterError
-from ..layouts.llama import is_leftover
+from ..layouts.llama import is_rotary_buffer
 from ..layouts.names import without_wrappers
 from ..tensors.lazy import LazyTensor
 from .kinds import HANDLED, PLAIN_KEY
@@ -58,7 +58,7 @@ def claim(path: Path, tensors: Mapping[str, LazyTensor]) -> Claims:
     names = _adapter_names(tensors)
     for key, tensor in tensors.items():
         name = normalised(key)
-        if is_leftover(name):
+        if is_rotary_buffer(name):
             claims.leftovers.append(name)
             continue
         part, match = _part(name) or (None, None)

@@ -26,7 +26,7 @@ class Kind:
 
     name: str
     since: str
-    told_by: str
+    detected_by: str
     result: str
     fields: tuple[str, ...] = ()
     keys: Mapping[str, str] = field(default_factory=dict)

@@ -58,7 +58,7 @@ class LowRank(Patch):
 
 
 @dataclass(frozen=True)
-class RowMagnitude(Patch):
+class DoraRowScale(Patch):
     """DoRA of a linear layer: each row is scaled to a norm of its own, ``W = m * W / |W|``.
 
     ``magnitude`` has the shape (out,).
@@ -76,12 +76,12 @@ class RowMagnitude(Patch):
 
         return scale
 
-    def transposed(self) -> ColumnMagnitude:
-        return ColumnMagnitude(self.magnitude)
+    def transposed(self) -> DoraColumnScale:
+        return DoraColumnScale(self.magnitude)
 
 
 @dataclass(frozen=True)
-class ColumnMagnitude(Patch):
+class DoraColumnScale(Patch):
     """DoRA of embeddings and of transposed layers: each column is scaled to a norm of its own.
 
     A norm goes over all rows, so the tensor is read once more before its first block is made; the

@@ -100,7 +100,7 @@ def _copies(claims: Claims) -> Copies:
 def require_equal_copies(path: Path, copies: Copies) -> None:
     """Raise ``AdapterError`` where two copies of a tensor differ. Reads them."""
     for names, (one, other) in sorted(copies.items()):
-        if not same_content(one, other):
+        if not equal_values(one, other):
             raise _two_versions(path, names)
 
 
@@ -121,7 +121,7 @@ def inside(name: str, part: str) -> str:
     return f"{module}.{part}.{rest}"
 
 
-def same_content(one: LazyTensor, other: LazyTensor, rounded: torch.dtype | None = None) -> bool:
+def equal_values(one: LazyTensor, other: LazyTensor, rounded: torch.dtype | None = None) -> bool:
     """Whether two tensors are equal element by element, read in blocks up to the first difference.
 
     With ``rounded``, whether ``one`` is what ``other`` becomes in that dtype. Each is opened once:

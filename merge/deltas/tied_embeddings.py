@@ -12,26 +12,26 @@ from ..tensors.lazy import Checkpoint, LazyTensor
 from ..tensors.patched import Patch, PatchedTensor
 from .adapter import Adapter
 from .patches import ReplacedRows
-from .saved_modules import same_content
+from .saved_modules import equal_values
 
 
-class Sides(NamedTuple):
+class TiedPair(NamedTuple):
     """The names of tied embeddings and of the LM head that they serve as."""
 
     embeddings: str
     head: str
 
 
-def tied_sides(base: Checkpoint) -> Sides | None:
+def tied_sides(base: Checkpoint) -> TiedPair | None:
     name = embeddings(base.tensors)
     tied = name is not None and base.config.get("tie_word_embeddings")
-    return Sides(name, HEAD_OF[name]) if name is not None and tied else None
+    return TiedPair(name, HEAD_OF[name]) if name is not None and tied else None
 
 
-def require_equal_sides(tensors: Mapping[str, LazyTensor], sides: Sides) -> None:
+def require_equal_sides(tensors: Mapping[str, LazyTensor], sides: TiedPair) -> None:
     """A tied model may hold its embeddings twice, but not two different versions of them."""
     head = tensors.get(sides.head)
-    if head is not None and not same_content(tensors[sides.embeddings], head):
+    if head is not None and not equal_values(tensors[sides.embeddings], head):
         raise LayoutError(
             "the base model's config.json ties the LM head to the embeddings, but they differ",
             tensor=head.origin,
@@ -41,7 +41,7 @@ def require_equal_sides(tensors: Mapping[str, LazyTensor], sides: Sides) -> None
         )
 
 
-def on_both_sides(adapter: Adapter, sides: Sides) -> Adapter:
+def mirror_to_lm_head(adapter: Adapter, sides: TiedPair) -> Adapter:
     """The adapter with what it did to tied embeddings on the LM head too, where PEFT does so.
 
     Trained token rows are shared by both sides; a LoRA of the head goes around them, so its product
@@ -71,7 +71,7 @@ def same_sides(one: PatchedTensor, other: PatchedTensor) -> bool:
     return (
         len(one.stages) == len(other.stages)
         and all(map(_same_stage, one.stages, other.stages))
-        and same_content(one.start, other.start)
+        and equal_values(one.start, other.start)
     )
 
 
@@ -83,4 +83,4 @@ def _same_patch(one: Patch, other: Patch) -> bool:
     if type(one) is not type(other):
         return False
     pairs = [(getattr(one, f.name), getattr(other, f.name)) for f in fields(one)]  # type: ignore[arg-type]
-    return all(same_content(a, b) if isinstance(a, LazyTensor) else bool(a == b) for a, b in pairs)
+    return all(equal_values(a, b) if isinstance(a, LazyTensor) else bool(a == b) for a, b in pairs)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 
 from ..interruption import raise_if_interrupted
-from ..layouts.placement import Piece, Poured
+from ..layouts.placement import Piece, PlacedTensor
 from ..output.folder import StagedFolder
 from ..output.journal import Journal, WrittenFile
-from ..output.resume import Past
+from ..output.resume import ResumePoint
 from ..plan.placement import Plan
 from ..settings import IoMode
 from ..storage.files import tensor_bytes
@@ -40,14 +40,14 @@ class Span:
     """
 
     number: int
-    poured: Poured
+    placed: PlacedTensor
     start: int
     stop: int
     read: RowReader
 
     def compute(self, buffer: torch.Tensor) -> torch.Tensor:
         """The rows, in the memory of ``buffer``."""
-        tensor = self.poured.tensor
+        tensor = self.placed.tensor
         count = self.stop - self.start
         flat = buffer[: count * tensor.row_bytes].view(tensor.dtype)
         out = flat.view(count, *tensor.shape[1:])
@@ -57,7 +57,7 @@ class Span:
     @property
     def is_last(self) -> bool:
         """Whether the tensor ends with it."""
-        return self.stop == self.poured.tensor.rows
+        return self.stop == self.placed.tensor.rows
 
 
 def run(
@@ -69,7 +69,7 @@ def run(
     progress: Progress,
     io: IoMode,
     journal: Journal,
-    past: Past,
+    past: ResumePoint,
     named: Mapping[str, LazyTensor],
 ) -> dict[str, WrittenFile]:
     """Write every weight file of ``plan``; return what they have become.
@@ -80,11 +80,11 @@ def run(
     """
     files = OutputFiles(plan, staged, io, progress, past)
     digests = FreshDigests(named, past.digests)
-    with _Lanes(num_workers) as lanes:
+    with _ThreadPools(num_workers) as lanes:
         for span, rows in _in_order(lanes.compute, plan, num_workers, max_memory, past.done):
             raise_if_interrupted()
             taken: list[Future[None]] = []
-            for number, piece in enumerate(span.poured.pieces):
+            for number, piece in enumerate(span.placed.pieces):
                 part = _part(piece, span, rows)
                 if part.numel():
                     data = tensor_bytes(_contiguous(part, number))
@@ -92,19 +92,19 @@ def run(
             for future in taken:
                 future.result()
             if span.is_last:
-                reached = files.reached({piece.file for piece in span.poured.pieces})
+                reached = files.reached({piece.file for piece in span.placed.pieces})
                 journal.add(span.number + 1, reached, digests.take())
     return files.written
 
 
-class _Lanes:
+class _ThreadPools:
     """The threads of a run: workers that compute, and one that writes."""
 
     def __init__(self, num_workers: int) -> None:
         self.compute = ComputePool(num_workers)
         self.write = ThreadPoolExecutor(1)
 
-    def __enter__(self) -> _Lanes:
+    def __enter__(self) -> _ThreadPools:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -113,12 +113,12 @@ class _Lanes:
 
 
 def _spans(plan: Plan, span_bytes: int, done: int) -> Iterator[Span]:
-    for number, poured in enumerate(plan.poured[done:], start=done):
-        tensor = poured.tensor
+    for number, placed in enumerate(plan.placed[done:], start=done):
+        tensor = placed.tensor
         step = _span_rows(tensor, span_bytes)
         read = tensor.reader()
         for start in range(0, tensor.rows, step):
-            yield Span(number, poured, start, min(start + step, tensor.rows), read)
+            yield Span(number, placed, start, min(start + step, tensor.rows), read)
 
 
 def _span_rows(tensor: LazyTensor, span_bytes: int) -> int:
@@ -138,7 +138,7 @@ def _in_order(
     """
     count = num_workers + 2
     span_bytes = min(_SPAN_BYTES, (max_memory - num_workers * _SCRATCH_BYTES) // count)
-    largest = max((_buffer_bytes(item.tensor, span_bytes) for item in plan.poured), default=0)
+    largest = max((_buffer_bytes(item.tensor, span_bytes) for item in plan.placed), default=0)
     free = [torch.empty(largest, dtype=torch.uint8) for _ in range(count)]
     waiting: deque[tuple[Span, torch.Tensor, Future[torch.Tensor]]] = deque()
     spans = _spans(plan, span_bytes, done)

@@ -8,10 +8,10 @@ from typing import BinaryIO, cast
 from ..formats import WRITERS, ContainerWriter
 from ..output.folder import StagedFolder
 from ..output.journal import Place, Reached, WrittenFile
-from ..output.resume import Past, Prefix
+from ..output.resume import ResumePoint, VerifiedPrefix
 from ..plan.placement import Plan
 from ..settings import IoMode
-from ..storage.direct_io import PAGE, Begun, OutputStream
+from ..storage.direct_io import PAGE, OutputStream, StreamState
 
 # What goes to the disk at a time, over all files that are open at once.
 _WRITE_BYTES = 8 << 20
@@ -24,7 +24,7 @@ class OutputFiles:
     """Each is closed after its last tensor. ``past`` is what an earlier run has written of them."""
 
     def __init__(
-        self, plan: Plan, staged: StagedFolder, io: IoMode, progress: Progress, past: Past
+        self, plan: Plan, staged: StagedFolder, io: IoMode, progress: Progress, past: ResumePoint
     ) -> None:
         self._plan = plan
         self._staged = staged
@@ -33,14 +33,14 @@ class OutputFiles:
         self._writers: dict[str, ContainerWriter] = {}
         self._streams: dict[str, OutputStream] = {}
         self.written: dict[str, WrittenFile] = {}
-        at_once = max((len(item.pieces) for item in plan.poured), default=1)
+        at_once = max((len(item.pieces) for item in plan.placed), default=1)
         share = _WRITE_BYTES // at_once // PAGE * PAGE  # direct writes are whole pages
         self._buffer_bytes = max(_LEAST_WRITE, share)
         self._told: dict[str, int] = {}
         for file, prefix in past.files.items():
             self._take_up(file, prefix)
 
-    def _take_up(self, file: str, begun: Prefix) -> None:
+    def _take_up(self, file: str, begun: VerifiedPrefix) -> None:
         """Go on with a file of an earlier run, or leave it as it is when it is whole."""
         infos = self._plan.files[file]
         if len(begun.finished) == len(infos):
@@ -64,11 +64,11 @@ class OutputFiles:
             del self._writers[file]
         self._progress(len(data))
 
-    def _opened(self, file: str, begun: Prefix | None = None) -> ContainerWriter:
-        place = Begun(begun.nbytes, begun.sha256) if begun else None
+    def _opened(self, file: str, begun: VerifiedPrefix | None = None) -> ContainerWriter:
+        place = StreamState(begun.nbytes, begun.sha256) if begun else None
         stream = self._staged.create(file, self._io, self._buffer_bytes, place)
         suffix = file[file.rindex(".") :]
-        gate = _Gate(stream, is_open=begun is None)
+        gate = _ReplayFilter(stream, is_open=begun is None)
         cast(BinaryIO, gate).write(self._plan.headers.get(file, b""))
         writer = WRITERS[suffix](cast(BinaryIO, gate), self._plan.files[file])
         if begun:
@@ -91,7 +91,7 @@ class OutputFiles:
         return Reached(self._streams[file], self._streams[file].mark(), finished[before:])
 
 
-class _Gate:
+class _ReplayFilter:
     """Lets bytes through to a stream when it is open; before, they are in the stream already."""
 
     def __init__(self, stream: OutputStream, is_open: bool) -> None:

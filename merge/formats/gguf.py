@@ -1,7 +1,7 @@
 """GGUF: llama.cpp's container. Metadata and tensor infos, then the data, each tensor aligned.
 
 Read here without the ``gguf`` package, which maps files and trusts their headers; written with the
-header that the package makes (see ``layouts/gguf.py``).
+header that the package makes (see ``layouts/gguf/output.py``).
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 

@@ -1,1 +1,1 @@
-"""The jobs, each the same sentence: open a base, add deltas to it, pour it into a layout."""
+"""The jobs, each the same sentence: open a base, add deltas to it, write it in a layout."""

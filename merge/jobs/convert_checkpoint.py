@@ -85,8 +85,8 @@ def _prepare(
     config = find_model_config(folder, checkpoint)
     model = Input(source, folder, checkpoint)
     padding = require_enough_rows(model.rows, tokenizer)
-    poured = apply_adapters(checkpoint, (), dtype_named(settings.dtype))
-    parts = (poured.tensors, poured.tied, model.rows, config, tokenizer, (source,))
+    placed = apply_adapters(checkpoint, (), dtype_named(settings.dtype))
+    parts = (placed.tensors, placed.tied, model.rows, config, tokenizer, (source,))
     plan = plan_output(Model(*parts), settings)
     notes = [*config.notes, *padding]
     if settings.output_type != "pth":

@@ -56,14 +56,14 @@ def report(
         yield f"base       {fields.get('base_model_name_or_path') or 'not recorded'}"
 
         from ..deltas.adapter import open_adapter
-        from .merge_lora import require_sound
+        from .merge_lora import require_consistent_copies
 
         opened = open_adapter(folder, offload)
         yield from _modules(opened, every_module)
         yield from _contents(opened)
         if digest:
             yield from _digest(opened)
-            require_sound([opened])
+            require_consistent_copies([opened])
         elif opened.copies:
             yield f"copies     of {len(opened.copies)} trained tensors not compared but by size"
         if base_model is not None:

@@ -19,7 +19,7 @@ from ..checksums.tokenizers import recognise_bytes
 from ..deltas.adapter_config import WEIGHT_NAMES
 from ..errors import FormatError, UsageError
 from ..layouts.opening import is_meta
-from ..output.fingerprint import Reads
+from ..output.fingerprint import JobInputs
 from ..output.preflight import require_names_free
 from ..plan.documents import LLAMA_ONLY, ModelConfig, find_config, require_llama
 from ..plan.inputs import Sources, find_sources
@@ -27,7 +27,7 @@ from ..plan.vocabulary import AdapterRows, Vocabulary, require_extension
 from ..reports import merge_text as summary
 from ..settings import MergeSettings, model_name, require_bool, settings_named
 from ..storage.offload import Offload
-from ..tokenizers.copied import CopiedTokenizer, require_understood
+from ..tokenizers.copied import OpaqueTokenizer, require_sentencepiece
 from ..untrusted.strict_json import read_json, read_small
 from ..version import MANIFEST_NAME
 from .writing import OnProgress, Report, claimed, write
@@ -93,7 +93,7 @@ def merge_lora(
         if not dry_run:  # which reads headers, and the rest only of what may be a published file
             begin_digests(folder / name for folder in sources.adapters for name in WEIGHT_NAMES)
         job = plan_merge(sources, chosen, offload)
-        require_sound(job.adapters)
+        require_consistent_copies(job.adapters)
         require_names_free(output, job.plan.documents, overwrite or chosen.resume)
         resumed = write(
             job, output, chosen, replaced, on_progress, overwrite=overwrite, dry_run=dry_run
@@ -130,7 +130,7 @@ class MergeJob:
     delta: Checkpoint | None
     notes: tuple[str, ...] = ()
 
-    def reads(self) -> Reads:
+    def reads(self) -> JobInputs:
         """What it reads."""
         models = {"base_model": self.plain}
         if self.delta is not None:
@@ -138,7 +138,7 @@ class MergeJob:
         configs = {a.config.path: file_digest(a.config.path) for a in self.adapters}
         more = [path for a in self.adapters for path in a.files.further]
         digests = configs | {path: file_digest(path) for path in more}
-        return Reads(models, digests | {a.weights: a.digest for a in self.adapters})
+        return JobInputs(models, digests | {a.weights: a.digest for a in self.adapters})
 
     def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this merge."""
@@ -287,14 +287,14 @@ def _with_new_rows(
     tokens, own, init = sources.tokenizer.n_tokens, sources.base_tokenizer, settings.new_token_init
     if init is None or tokens is None or tokens <= rows:
         return tensors, rows
-    tokenizer = require_understood(sources.tokenizer, "--new_token_init")
+    tokenizer = require_sentencepiece(sources.tokenizer, "--new_token_init")
     total = tokenizer.n_tokens
     if own is not None and own.n_tokens == rows:
-        require_extension(require_understood(own, "--new_token_init"), tokenizer)
+        require_extension(require_sentencepiece(own, "--new_token_init"), tokenizer)
     return grow_to_tokenizer(tensors, tokenizer, total, rows, init, config.config), total
 
 
-def require_sound(adapters: Sequence[Adapter]) -> None:
+def require_consistent_copies(adapters: Sequence[Adapter]) -> None:
     """Raise ``AdapterError`` for what only the content of adapters tells. Reads what they hold
     twice.
     """
@@ -400,5 +400,5 @@ def _vocabulary(
         sources.base_tokenizer.n_tokens if sources.base_tokenizer else None,
         recognise_bytes(tokenizer.vocabulary),
         mismatch,
-        isinstance(tokenizer, CopiedTokenizer),
+        isinstance(tokenizer, OpaqueTokenizer),
     )

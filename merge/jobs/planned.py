@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checksums.tokenizers import mixup, recognise_bytes
+from ..checksums.tokenizers import explain_mismatch, recognise_bytes
 from ..errors import VocabularyError
-from ..output.fingerprint import Reads
+from ..output.fingerprint import JobInputs
 from ..settings import OutputSettings
 from ..tokenizers.huggingface import TokenizerFolder
 from .writing import OnProgress, Report, write
@@ -66,10 +66,10 @@ class PlannedJob:
         }
         return manifest(self.plan, written, inputs, self.tokenizer, self.how, {})
 
-    def reads(self) -> Reads:
+    def reads(self) -> JobInputs:
         """What it reads."""
         models = {role: model.checkpoint for role, model in self.models.items()}
-        return Reads(models, how=self.how)
+        return JobInputs(models, how=self.how)
 
     def inputs(self) -> tuple[str, ...]:
         """Lines about what was read."""
@@ -106,7 +106,7 @@ def require_enough_rows(rows: int, tokenizer: TokenizerFolder) -> tuple[str, ...
     """
     tokens = tokenizer.n_tokens
     if tokens > rows:
-        said = mixup(recognise_bytes(tokenizer.vocabulary), rows)
+        said = explain_mismatch(recognise_bytes(tokenizer.vocabulary), rows)
         raise VocabularyError(
             "tokenizer and embeddings do not belong together",
             file=tokenizer.path,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..layouts.opening import is_meta
-from ..output.fingerprint import Reads
+from ..output.fingerprint import JobInputs
 from ..plan.documents import find_config
 from ..plan.inputs import Sources, find_tokenizer, resolve, resolve_tokenizer
 from ..plan.vocabulary import require_extension
@@ -24,7 +24,7 @@ from ..settings import (
     settings_named,
 )
 from ..storage.offload import Offload
-from ..tokenizers.copied import require_understood
+from ..tokenizers.copied import require_sentencepiece
 from ..tokenizers.huggingface import TokenizerFolder, read_tokenizer
 from .writing import OnProgress, Report, claimed, write
 
@@ -106,9 +106,9 @@ class ResizeJob:
     base_rows: int
     rows: int
 
-    def reads(self) -> Reads:
+    def reads(self) -> JobInputs:
         """What it reads."""
-        return Reads({"base_model": self.base}, how={"init": self.init, "seed": self.seed})
+        return JobInputs({"base_model": self.base}, how={"init": self.init, "seed": self.seed})
 
     def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this resize."""
@@ -163,7 +163,7 @@ def _prepare(
     base = digested_checkpoint(open_checkpoint(sources.base, offload))
     config = find_config(sources, base)
     base_rows = base.tensors[EMBED_TOKENS].rows
-    tokenizer = require_understood(sources.tokenizer, "growing the vocabulary")
+    tokenizer = require_sentencepiece(sources.tokenizer, "growing the vocabulary")
     tokens = tokenizer.n_tokens
     rows = _rows(tokens, base_rows, pad_to_multiple_of)
     own = sources.base_tokenizer

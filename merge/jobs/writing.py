@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..interruption import deferred_signals
 from ..output.complete import is_complete
-from ..output.fingerprint import Reads, identity, require_same
+from ..output.fingerprint import JobInputs, identity, require_same
 from ..output.folder import StagedFolder, held, left_behind
 from ..output.journal import JOURNAL_NAME, Journal, WrittenFile, read_record
 from ..output.preflight import (
@@ -20,7 +20,7 @@ from ..output.preflight import (
     require_free,
     require_possible,
 )
-from ..output.resume import Past, entries_that_agree, verified
+from ..output.resume import ResumePoint, matching_entries, verified
 from ..settings import OutputSettings
 from ..sizes import peak_memory, size_text
 from ..storage.lock import require_unlocked
@@ -41,7 +41,7 @@ class Job(Protocol):
     def plan(self) -> Plan:
         """What it writes."""
 
-    def reads(self) -> Reads:
+    def reads(self) -> JobInputs:
         """What it reads."""
 
     def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
@@ -107,9 +107,9 @@ def write(
     with deferred_signals(), StagedFolder(output, obsolete=replaced) as staged:
         this = identity(plan, settings, reads)
         total = plan.tensor_bytes
-        past = Past()
+        past = ResumePoint()
         if settings.resume:
-            past = _past(output, plan, this, _added_up(on_progress, total))
+            past = _past(output, plan, this, _byte_counter(on_progress, total))
         _begin(staged, plan, this, replaced, past)
         if past.committed:
             for name, digest in past.committed.items():
@@ -122,7 +122,7 @@ def write(
             num_workers=settings.workers,
             max_memory=settings.memory,
             io=settings.io,
-            progress=_added_up(on_progress, total),
+            progress=_byte_counter(on_progress, total),
             journal=staged.journal,
             past=past,
             named=reads.tensors(plan),
@@ -134,7 +134,7 @@ def write(
     return _told(past, plan) if settings.resume else ()
 
 
-def _added_up(on_progress: OnProgress | None, total: int) -> Callable[[int], None]:
+def _byte_counter(on_progress: OnProgress | None, total: int) -> Callable[[int], None]:
     """A function that any thread may tell of further bytes; headers do not count beyond all."""
     done, lock = 0, Lock()
 
@@ -150,22 +150,26 @@ def _added_up(on_progress: OnProgress | None, total: int) -> Callable[[int], Non
 
 def _past(
     output: Path, plan: Plan, this: Mapping[str, Any], progress: Callable[[int], None]
-) -> Past:
+) -> ResumePoint:
     """What an interrupted run has left that is right.
 
     Raises ``OutputError`` when that run was another one than ``this``.
     """
     record = read_record(output)
     if record is None or not record.is_useful:
-        return Past()
+        return ResumePoint()
     require_same(output, record.identity, this)
-    entries = entries_that_agree(record.entries, plan)
+    entries = matching_entries(record.entries, plan)
     past = verified(output, replace(record, entries=entries), progress)
     return replace(past, unexplained=len(record.entries) - len(entries))
 
 
 def _begin(
-    staged: StagedFolder, plan: Plan, this: Mapping[str, Any], replaced: Sequence[Path], past: Past
+    staged: StagedFolder,
+    plan: Plan,
+    this: Mapping[str, Any],
+    replaced: Sequence[Path],
+    past: ResumePoint,
 ) -> None:
     """Open the journal; what an interrupted run has left is removed when nothing of it is right."""
     files = (*plan.files, *plan.documents, MANIFEST_NAME)
@@ -181,15 +185,15 @@ def _begin(
     staged.journal = journal
 
 
-def _told(past: Past, plan: Plan) -> tuple[str, ...]:
+def _told(past: ResumePoint, plan: Plan) -> tuple[str, ...]:
     odd = f"{past.unexplained} entries of the journal do not match the plan and were ignored"
     return (*_went_on(past, plan), *((odd,) if past.unexplained else ()))
 
 
-def _went_on(past: Past, plan: Plan) -> tuple[str, ...]:
+def _went_on(past: ResumePoint, plan: Plan) -> tuple[str, ...]:
     if not past:
         return ("an interrupted run had left nothing to go on from: everything was made anew",)
-    return (f"went on after {past.done} of {len(plan.poured)} tensors of the interrupted run",)
+    return (f"went on after {past.done} of {len(plan.placed)} tensors of the interrupted run",)
 
 
 @dataclass(frozen=True)

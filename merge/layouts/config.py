@@ -22,7 +22,7 @@ from ..untrusted.value_kinds import (
     POSITIVE,
     TEXT,
     Kinds,
-    or_null,
+    optional,
     require,
     required_number,
 )
@@ -37,25 +37,25 @@ EXTENDED_MODEL_TYPES = (*LLAMA_MODEL_TYPES, "llava")
 LLAMA_ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
 # What is read of config.json beside the numbers that fix shapes.
 _VALUES: Kinds = {
-    "max_position_embeddings": or_null(LENGTH),
+    "max_position_embeddings": optional(LENGTH),
     "rms_norm_eps": POSITIVE,
-    "rope_parameters": or_null(OBJECT),
-    "rope_scaling": or_null(OBJECT),
-    "rope_theta": or_null(POSITIVE),
-    "tie_word_embeddings": or_null(FLAG),
+    "rope_parameters": optional(OBJECT),
+    "rope_scaling": optional(OBJECT),
+    "rope_theta": optional(POSITIVE),
+    "tie_word_embeddings": optional(FLAG),
 }
 # What is read of the rotary positions, of every kind of scaling.
 _ROTARY: Kinds = {
-    **dict.fromkeys(("type", "rope_type"), or_null(TEXT)),
+    **dict.fromkeys(("type", "rope_type"), optional(TEXT)),
     **dict.fromkeys(
         (
             *("rope_theta", "factor", "low_freq_factor", "high_freq_factor"),
             *("attention_factor", "attn_factor", "beta_fast", "beta_slow"),
         ),
-        or_null(POSITIVE),
+        optional(POSITIVE),
     ),
-    "extrapolation_factor": or_null(NUMBER),
-    "original_max_position_embeddings": or_null(LENGTH),
+    "extrapolation_factor": optional(NUMBER),
+    "original_max_position_embeddings": optional(LENGTH),
 }
 
 

@@ -17,7 +17,7 @@ from ..untrusted.value_kinds import required_number
 from .config import CONFIG_NAME
 from .elsewhere import naming_remedy
 from .llama import EMBED_TOKENS, LM_HEAD
-from .quantised import require_whole
+from .quantised import require_unquantized
 
 # As AutoModel saves a decoder, which then has no LM head.
 HEADLESS_EMBEDDINGS = EMBED_TOKENS.removeprefix("model.")
@@ -72,7 +72,7 @@ def checked_config(
     that are missing.
     """
     for weight, tensor in tensors.items():
-        require_whole(folder, weight, tensor)
+        require_unquantized(folder, weight, tensor)
     name = embeddings(tensors)
     if name is None:
         raise LayoutError(

@@ -28,8 +28,8 @@ from .config import (
 )
 from .elsewhere import found_elsewhere, naming_remedy
 from .names import unwrapped
-from .placement import Piece, Poured
-from .quantised import is_quantised, require_whole
+from .placement import Piece, PlacedTensor
+from .quantised import is_quantised, require_unquantized
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 # What transformers calls the weights, by the container's ending.
@@ -71,7 +71,7 @@ def open_base(
     tensors = unwrapped(folder, collect(files, offload))
     if any_decoder and any(name in tensors for name in decoder.OTHER_HEADS):
         return _decoder(folder, config, files, tensors)
-    dropped = tuple(name for name in tensors if llama.is_leftover(name))
+    dropped = tuple(name for name in tensors if llama.is_rotary_buffer(name))
     kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     extra = _taken_out(kept, shape) if with_extra else {}
     tensors = _in_order(folder, shape, kept, files, config.get("vocab_size"))
@@ -209,7 +209,7 @@ def collect(
                     remedy="index and weights are from different downloads: fetch both again",
                 )
         for name, tensor in here.items():
-            if name in tensors and not llama.is_leftover(name):
+            if name in tensors and not llama.is_rotary_buffer(name):
                 raise LayoutError(
                     "two weight files hold the same tensor",
                     file=path,
@@ -232,7 +232,7 @@ def _in_order(
     expected = {entry.hf: entry for entry in llama.entries(shape)}
     for name in tensors:
         if name not in expected:
-            require_whole(folder, name, tensors[name])
+            require_unquantized(folder, name, tensors[name])
             raise _unexpected(folder, name, tensors[name])
     if shape.tie_word_embeddings and llama.LM_HEAD not in tensors:
         del expected[llama.LM_HEAD]
@@ -278,7 +278,7 @@ def _unexpected(folder: Path, name: str, tensor: LazyTensor) -> LayoutError:
 
 
 def _check_tensor(folder: Path, name: str, tensor: LazyTensor, wanted: tuple[int, ...]) -> None:
-    require_whole(folder, name, tensor)
+    require_unquantized(folder, name, tensor)
     if tensor.shape != wanted:
         raise LayoutError(
             "a tensor of the base model has another shape than config.json says",
@@ -290,7 +290,9 @@ def _check_tensor(folder: Path, name: str, tensor: LazyTensor, wanted: tuple[int
         )
 
 
-def pour(tensors: Mapping[str, LazyTensor], suffix: str, max_shard_size: int) -> list[Poured]:
+def place_tensors(
+    tensors: Mapping[str, LazyTensor], suffix: str, max_shard_size: int
+) -> list[PlacedTensor]:
     """Distribute tensors over numbered shards, by huggingface_hub's own rule of sizes."""
     plan = split_state_dict_into_shards_factory(
         dict(tensors),
@@ -305,14 +307,14 @@ def pour(tensors: Mapping[str, LazyTensor], suffix: str, max_shard_size: int) ->
         for name in names
     }
     return [
-        Poured(name, tensor, (Piece(files[name], name, None, 0, 0),))
+        PlacedTensor(name, tensor, (Piece(files[name], name, None, 0, 0),))
         for name, tensor in tensors.items()
     ]
 
 
-def index_document(poured: Iterable[Poured], suffix: str) -> dict[str, bytes]:
+def index_document(placed: Iterable[PlacedTensor], suffix: str) -> dict[str, bytes]:
     """The index beside the shards: where each tensor is, and the bytes of all."""
-    weight_map = {item.pieces[0].name: item.pieces[0].file for item in poured}
-    total = sum(item.tensor.nbytes for item in poured)
+    weight_map = {item.pieces[0].name: item.pieces[0].file for item in placed}
+    total = sum(item.tensor.nbytes for item in placed)
     index: dict[str, Any] = {"metadata": {"total_size": total}, "weight_map": weight_map}
     return {f"{STEMS[suffix]}{suffix}.index.json": json_bytes(index)}

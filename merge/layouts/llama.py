@@ -146,7 +146,7 @@ def _entry(row: Row, shape: LlamaShape, layer: str) -> Entry:
     return Entry(hf, meta, gguf, sizes, row)
 
 
-def is_leftover(name: str) -> bool:
+def is_rotary_buffer(name: str) -> bool:
     """Whether a tensor is a buffer of rotary frequencies that old conversions left behind."""
     return _LEFTOVERS.match(name) is not None
 

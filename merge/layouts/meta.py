@@ -12,8 +12,8 @@ from ..tensors.lazy import Checkpoint, LazyTensor, dtype_name
 from . import llama
 from .config import LlamaShape
 from .params import PARAMS_NAME, config_from_params, read_params, shape_from_params
-from .placement import Piece, Poured
-from .rotary import in_pairs
+from .placement import Piece, PlacedTensor
+from .rotary import to_interleaved
 from .shards import read_parts, require_every_shard, shard_files, whole_tensors
 
 
@@ -57,9 +57,9 @@ def _require_vocabulary(params: Mapping[str, Any], rows: int, source: Path) -> N
         )
 
 
-def pour(
+def place_tensors(
     tensors: Mapping[str, LazyTensor], shape: LlamaShape, num_shards: int | None
-) -> list[Poured]:
+) -> list[PlacedTensor]:
     """Rename, reorder and split a model's tensors as Meta does.
 
     ``tensors`` must hold every name of the table. Raises ``UsageError`` when the model cannot be
@@ -83,10 +83,10 @@ def _require_divisible(shape: LlamaShape, count: int, chosen: bool) -> None:
             )
 
 
-def _poured(entry: llama.Entry, tensor: LazyTensor, shape: LlamaShape, count: int) -> Poured:
+def _poured(entry: llama.Entry, tensor: LazyTensor, shape: LlamaShape, count: int) -> PlacedTensor:
     if entry.row.rotary is not None:
-        tensor = in_pairs(tensor, shape.head_dim)
-    return Poured(entry.hf, tensor, _pieces(entry, tensor.shape, count))
+        tensor = to_interleaved(tensor, shape.head_dim)
+    return PlacedTensor(entry.hf, tensor, _pieces(entry, tensor.shape, count))
 
 
 def _pieces(entry: llama.Entry, shape: tuple[int, ...], count: int) -> tuple[Piece, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import LayoutError
 from ..untrusted.strict_json import read_json
-from ..untrusted.value_kinds import POSITIVE, is_positive, or_null, require, required_number
+from ..untrusted.value_kinds import POSITIVE, is_positive, optional, require, required_number
 from .config import DEFAULT_ROPE_THETA, LlamaShape, rope_scaling, rope_theta
 
 PARAMS_NAME = "params.json"
@@ -59,7 +59,7 @@ def shape_from_params(
 
     Raises ``LayoutError`` for numbers that are missing or cannot be together.
     """
-    require(params, {"rope_theta": or_null(POSITIVE), "norm_eps": POSITIVE}, source)
+    require(params, {"rope_theta": optional(POSITIVE), "norm_eps": POSITIVE}, source)
     dim, heads = required_number(params, "dim", source), required_number(params, "n_heads", source)
     kv_heads = heads
     if params.get("n_kv_heads") is not None:

@@ -26,7 +26,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Poured:
+class PlacedTensor:
     """A tensor under its Hugging Face name, in the target's order of rows, and its pieces."""
 
     name: str
@@ -34,10 +34,10 @@ class Poured:
     pieces: tuple[Piece, ...]
 
 
-def files(poured: list[Poured]) -> dict[str, list[TensorInfo]]:
+def files(placed: list[PlacedTensor]) -> dict[str, list[TensorInfo]]:
     """What each file will hold, in the order in which it is written."""
     contents: dict[str, list[TensorInfo]] = {}
-    for item in poured:
+    for item in placed:
         for piece in item.pieces:
             info = TensorInfo(piece.name, piece.shape(item.tensor.shape), item.tensor.dtype)
             contents.setdefault(piece.file, []).append(info)

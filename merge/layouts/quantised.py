@@ -24,7 +24,7 @@ def is_quantised(name: str) -> bool:
     return _QUANTISED.search(name) is not None
 
 
-def require_whole(folder: Path, name: str, tensor: LazyTensor) -> None:
+def require_unquantized(folder: Path, name: str, tensor: LazyTensor) -> None:
     """Raise ``LayoutError`` for a helper of quantised weights, and for a dtype that is no float."""
     if not is_quantised(name) and tensor.dtype in FLOATS:
         return

@@ -19,7 +19,7 @@ _BLOCKS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
-class RotaryOrder(LazyTensor):
+class RotaryPermutation(LazyTensor):
     """q or k of shape (heads x head_dim, in), with the rows of each head in another order.
 
     ``order`` is that of the result: ``pairs`` (Meta's) from Hugging Face's, ``halves`` (Hugging
@@ -55,16 +55,18 @@ class RotaryOrder(LazyTensor):
         return fill
 
 
-def in_pairs(tensor: LazyTensor, head_dim: int) -> RotaryOrder:
+def to_interleaved(tensor: LazyTensor, head_dim: int) -> RotaryPermutation:
     """Hugging Face's q or k in Meta's order."""
     return _ordered(tensor, head_dim, "pairs")
 
 
-def in_halves(tensor: LazyTensor, head_dim: int) -> RotaryOrder:
+def to_half_split(tensor: LazyTensor, head_dim: int) -> RotaryPermutation:
     """Meta's q or k in Hugging Face's order."""
     return _ordered(tensor, head_dim, "halves")
 
 
-def _ordered(tensor: LazyTensor, head_dim: int, order: Literal["pairs", "halves"]) -> RotaryOrder:
+def _ordered(
+    tensor: LazyTensor, head_dim: int, order: Literal["pairs", "halves"]
+) -> RotaryPermutation:
     origin = f"{tensor.origin}, rotary {order}"
-    return RotaryOrder(tensor.shape, tensor.dtype, origin, tensor, head_dim, order)
+    return RotaryPermutation(tensor.shape, tensor.dtype, origin, tensor, head_dim, order)

@@ -17,7 +17,7 @@ from . import llama
 from .config import LlamaShape
 from .params import PARAMS_NAME
 from .quantised import FLOATS
-from .rotary import in_halves
+from .rotary import to_half_split
 
 
 def shard_files(folder: Path) -> tuple[Path, ...]:
@@ -51,7 +51,7 @@ def read_parts(
     """
     shards = {path: open_container(path, offload) for path in files}
     names = dict.fromkeys(name for shard in shards.values() for name in shard)
-    dropped = tuple(name for name in names if llama.is_leftover(name))
+    dropped = tuple(name for name in names if llama.is_rotary_buffer(name))
     kept = [name for name in names if name not in dropped]
     for path, shard in shards.items():
         if lacking := [name for name in kept if name not in shard]:
@@ -131,7 +131,7 @@ def whole_tensors(
         if tensor.shape != wanted:
             raise _contradiction(folder, name, wanted, tensor.shape, parts[name], shape)
         rotary = entry.row.rotary is not None
-        whole[entry.hf] = in_halves(tensor, shape.head_dim) if rotary else tensor
+        whole[entry.hf] = to_half_split(tensor, shape.head_dim) if rotary else tensor
     return whole
 
 

@@ -32,7 +32,7 @@ _REMEDY = (
 
 
 @dataclass(frozen=True)
-class Reads:
+class JobInputs:
     """What a job reads: ``models`` by role, small files of adapters with their SHA-256.
 
     ``how`` is what shapes the result beside its settings.
@@ -52,7 +52,7 @@ class Reads:
         return named | {f"result: {name}": tensor for name, tensor in plan.tensors.items()}
 
 
-def identity(plan: Plan, settings: OutputSettings, reads: Reads) -> dict[str, Any]:
+def identity(plan: Plan, settings: OutputSettings, reads: JobInputs) -> dict[str, Any]:
     """What the result's bytes depend on, as JSON holds it."""
     chosen = {name: value for name, value in asdict(settings).items() if name not in _COSTS}
     inputs = list(_inputs(reads))
@@ -66,7 +66,7 @@ def identity(plan: Plan, settings: OutputSettings, reads: Reads) -> dict[str, An
     return json.loads(json.dumps(value))  # type: ignore[no-any-return]
 
 
-def _inputs(reads: Reads) -> Iterator[tuple[str, dict[str, str | int]]]:
+def _inputs(reads: JobInputs) -> Iterator[tuple[str, dict[str, str | int]]]:
     """Large files by size and times of their last change, small ones by digest."""
     for path, digest in reads.adapters.items():
         yield path.name if is_offloaded(path) else str(path.resolve()), {"sha256": digest}
@@ -92,7 +92,7 @@ def _times(status: os.stat_result) -> dict[str, int]:
 
 def _result(plan: Plan) -> Iterator[list[object]]:
     """Every tensor with its pieces, in the order of writing, and every document."""
-    for item in plan.poured:
+    for item in plan.placed:
         pieces = [[*vars(piece).values()] for piece in item.pieces]
         tensor = item.tensor
         yield [item.name, list(tensor.shape), str(tensor.dtype), tensor.origin, pieces]

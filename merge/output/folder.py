@@ -18,10 +18,10 @@ from ..settings import IoMode
 from ..storage.lock import FolderLock
 from ..storage.offload import make_folder, remove_empty
 from .journal import Journal, partial_path
-from .preflight import doors_last, leftovers
+from .preflight import commit_order, leftovers
 
 if TYPE_CHECKING:
-    from ..storage.direct_io import Begun, OutputStream
+    from ..storage.direct_io import OutputStream, StreamState
 
 # No room, beyond the user's quota, or larger than this file system's files may be.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -46,7 +46,7 @@ class StagedFolder:
 
     Files are written as ``.NAME.partial`` beside their final name. Leaving the ``with`` block
     without an error makes them durable and moves them into place, those last by which readers
-    find the others (``outputs.doors_last``).
+    find the others (``outputs.commit_order``).
 
     Leaving it with an error removes them. With a ``journal`` they stay when the run may be gone on
     with: after an interruption, or an error of the system rather than of the inputs. The error then
@@ -72,7 +72,7 @@ class StagedFolder:
         name: str,
         io: IoMode = "buffered",
         buffer_bytes: int = 1 << 20,
-        begun: Begun | None = None,
+        begun: StreamState | None = None,
     ) -> OutputStream:
         """Open a large file for one sequential stream of bytes; see ``direct_io.create``."""
         from ..storage.direct_io import create
@@ -133,7 +133,7 @@ class StagedFolder:
             if stream is not None or partial_path(self.folder, name).exists()
         ]
         self._withdraw_earlier(without_name)
-        for name in doors_last(without_name):
+        for name in commit_order(without_name):
             partial_path(self.folder, name).replace(self.folder / name)
         _sync_folder(self.folder)
         self._is_complete = True
@@ -149,7 +149,7 @@ class StagedFolder:
         mine = self._files.keys() - without_name
         names = {*without_name, *(path.name for path in self._obsolete)} - mine
         there = [name for name in names if os.path.lexists(self.folder / name)]
-        for name in doors_last(sorted(there))[::-1]:
+        for name in commit_order(sorted(there))[::-1]:
             (self.folder / name).unlink()
         if there:
             _sync_folder(self.folder)

@@ -1,6 +1,6 @@
 """The journal of a run: how far its files had come, so that an interrupted run can go on.
 
-Lines of JSON in the output folder: what the run is (``identity.py``), then, whenever a tensor is
+Lines of JSON in the output folder: what the run is (``fingerprint.py``), then, whenever a tensor is
 whole, how long each file was that it went into and SHA-256 of the file up to there, and at last
 what every file is to be, before they get their names. Nothing here is believed unless the files
 agree with it, so lines need not be durable, but for the last one.

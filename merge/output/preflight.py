@@ -35,14 +35,15 @@ _ENTRIES = ("*.index.json", "config.json", "params.json")
 _FIRST_OF_SEVERAL = re.compile(r"consolidated\.0+\.pth|.+-0*1-of-\d+\.\w+")
 
 
-def doors_last(names: Iterable[str]) -> list[str]:
+def commit_order(names: Iterable[str]) -> list[str]:
     """The order in which files may get their names, so that nobody loads half of them.
 
     What readers open first comes last: the first of several weight files, from which llama.cpp and
     its converters find the others, then the documents without which there is no model, and at the
     very end the manifest.
 
-    >>> doors_last(["consolidated.00.pth", "consolidated.01.pth", "params.json", "tokenizer.model"])
+    >>> names = ["consolidated.00.pth", "consolidated.01.pth", "params.json", "tokenizer.model"]
+    >>> commit_order(names)
     ['consolidated.01.pth', 'tokenizer.model', 'consolidated.00.pth', 'params.json']
     """
     return sorted(names, key=_nearness)

@@ -26,7 +26,7 @@ _THREADS = 2
 
 
 @dataclass(frozen=True)
-class Prefix:
+class VerifiedPrefix:
     """The beginning of a file that is right: its length, SHA-256 so far, and its tensors."""
 
     nbytes: int
@@ -35,7 +35,7 @@ class Prefix:
 
 
 @dataclass(frozen=True)
-class Past:
+class ResumePoint:
     """What an earlier run has left that is right: ``done`` tensors of the plan, in these files.
 
     ``unexplained`` entries of the journal were not believed. ``committed`` are the files' digests
@@ -44,7 +44,7 @@ class Past:
     """
 
     done: int = 0
-    files: Mapping[str, Prefix] = field(default_factory=dict)
+    files: Mapping[str, VerifiedPrefix] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     committed: Mapping[str, str] = field(default_factory=dict)
     end: int = 0
@@ -54,7 +54,7 @@ class Past:
         return bool(self.done or self.committed)
 
 
-def verified(folder: Path, record: Record, progress: Progress = lambda _: None) -> Past:
+def verified(folder: Path, record: Record, progress: Progress = lambda _: None) -> ResumePoint:
     """Hash what is there, and keep what the journal and all files agree on.
 
     ``progress`` is called with the number of bytes as they are read, from several threads.
@@ -62,7 +62,7 @@ def verified(folder: Path, record: Record, progress: Progress = lambda _: None) 
     if record.committed and all(
         _is_whole(folder, name, digest, progress) for name, digest in record.committed.items()
     ):
-        return Past(committed=record.committed, end=record.end)
+        return ResumePoint(committed=record.committed, end=record.end)
     names = {name for entry in record.entries for name in entry.files}
     with ThreadPoolExecutor(_THREADS) as pool:
         checks = {
@@ -77,10 +77,14 @@ def verified(folder: Path, record: Record, progress: Progress = lambda _: None) 
         if any(name in entry.files for entry in entries)
     }
     digests = {name: digest for entry in entries for name, digest in entry.digests.items()}
-    return Past(entries[-1].done, files, digests, end=entries[-1].end) if entries else Past()
+    return (
+        ResumePoint(entries[-1].done, files, digests, end=entries[-1].end)
+        if entries
+        else ResumePoint()
+    )
 
 
-def entries_that_agree(entries: Sequence[Entry], plan: Plan) -> tuple[Entry, ...]:
+def matching_entries(entries: Sequence[Entry], plan: Plan) -> tuple[Entry, ...]:
     """The first entries of a journal that the plan explains.
 
     Each is about the tensor after that of the entry before, and names the files that it went into,
@@ -89,10 +93,10 @@ def entries_that_agree(entries: Sequence[Entry], plan: Plan) -> tuple[Entry, ...
     finished: Counter[str] = Counter()
     due: Counter[str] = Counter()
     for number, entry in enumerate(entries):
-        if entry.done != number + 1 or entry.done > len(plan.poured):
+        if entry.done != number + 1 or entry.done > len(plan.placed):
             return tuple(entries[:number])
         finished.update({name: len(place.finished) for name, place in entry.files.items()})
-        files = [piece.file for piece in plan.poured[number].pieces]
+        files = [piece.file for piece in plan.placed[number].pieces]
         due.update(files)
         if entry.files.keys() != set(files) or any(finished[f] != due[f] for f in files):
             return tuple(entries[:number])
@@ -155,8 +159,10 @@ def _read_on(stream: BinaryIO, hasher: Sha256, count: int, progress: Progress) -
     return True
 
 
-def _prefix(name: str, entries: Sequence[Entry], hashes: Sequence[Sha256 | None]) -> Prefix:
+def _prefix(name: str, entries: Sequence[Entry], hashes: Sequence[Sha256 | None]) -> VerifiedPrefix:
     places = [entry.files[name] for entry in entries if name in entry.files]
     hasher = hashes[-1]
     assert hasher is not None
-    return Prefix(places[-1].nbytes, hasher, tuple(n for place in places for n in place.finished))
+    return VerifiedPrefix(
+        places[-1].nbytes, hasher, tuple(n for place in places for n in place.finished)
+    )

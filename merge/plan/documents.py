@@ -25,7 +25,7 @@ from ..layouts.config import (
 )
 from ..layouts.opening import config_path
 from ..layouts.params import PARAMS_NAME, params_json
-from ..tokenizers.copied import CopiedTokenizer, Tokenizer, require_understood
+from ..tokenizers.copied import OpaqueTokenizer, Tokenizer, require_sentencepiece
 from ..tokenizers.huggingface import (
     ADDED_TOKENS_NAME,
     CHAT_TEMPLATE_NAME,
@@ -220,7 +220,7 @@ def huggingface_documents(
     stay as the configurations have them; one from elsewhere says where text ends.
     Raises ``LayoutError`` for a chat template that is none.
     """
-    if isinstance(tokenizer, CopiedTokenizer):
+    if isinstance(tokenizer, OpaqueTokenizer):
         return _copied_documents(found, tokenizer, vocab_size, dtype, tied)
     ids = {
         f"{name}_id": token.id if token else None
@@ -240,7 +240,7 @@ def huggingface_documents(
 
 
 def _copied_documents(
-    found: ModelConfig, tokenizer: CopiedTokenizer, vocab_size: int, dtype: str, tied: bool
+    found: ModelConfig, tokenizer: OpaqueTokenizer, vocab_size: int, dtype: str, tied: bool
 ) -> dict[str, bytes]:
     described = merged_config if found.shape else merged_decoder_config
     config: Mapping[str, Any] = described(found.config, vocab_size, dtype, tied)
@@ -255,7 +255,7 @@ def _copied_documents(
 
 
 def _with_ends(
-    config: Mapping[str, Any], tokenizer: CopiedTokenizer, vocab_size: int
+    config: Mapping[str, Any], tokenizer: OpaqueTokenizer, vocab_size: int
 ) -> Mapping[str, Any]:
     """Where text ends and what pads it, as far as the tokenizer says it."""
     ids = {"pad_token_id": config.get("pad_token_id"), **tokenizer.token_ids}
@@ -281,7 +281,7 @@ def require_llama(
             remedy="use --output_type huggingface, which any decoder can be written to",
         )
     require_named_llama(found.config, found.path)
-    return found.shape, require_understood(tokenizer, layout)
+    return found.shape, require_sentencepiece(tokenizer, layout)
 
 
 def meta_documents(found: ModelConfig, tokenizer: Tokenizer, vocab_size: int) -> dict[str, bytes]:

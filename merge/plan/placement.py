@@ -15,12 +15,12 @@ from ..layouts import huggingface, meta
 from ..layouts.config import require_plain_llama
 from ..layouts.decoder import embeddings
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
-from ..layouts.placement import Poured, files
+from ..layouts.placement import PlacedTensor, files
 from ..settings import MergeSettings, OutputSettings
 from ..tensors.digests import digested
 from ..tensors.finite import finite
 from ..tensors.lazy import LazyTensor, dtype_name
-from ..tokenizers.copied import Tokenizer, require_understood
+from ..tokenizers.copied import Tokenizer, require_sentencepiece
 from .documents import (
     LLAMA_ONLY,
     ModelConfig,
@@ -39,12 +39,12 @@ class Plan:
     """Tensors to compute and the files to pour them into, beside small files given as bytes.
 
     ``tensors`` are those of the model under their Hugging Face names, each of which makes its
-    digest as it is poured; ``checked`` are the same, whose numbers are looked at too. ``headers``
+    digest as it is written; ``checked`` are the same, whose numbers are looked at too. ``headers``
     stand in weight files before what their container writes;
     ``notes`` are lines for people.
     """
 
-    poured: tuple[Poured, ...]
+    placed: tuple[PlacedTensor, ...]
     documents: Mapping[str, bytes]
     tensors: Mapping[str, LazyTensor]
     headers: Mapping[str, bytes] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Plan:
     @cached_property
     def files(self) -> dict[str, list[TensorInfo]]:
         """Contents of each weight file, in the order in which they are written."""
-        return files(list(self.poured))
+        return files(list(self.placed))
 
     @property
     def tensor_bytes(self) -> int:
@@ -70,7 +70,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Model:
-    """A whole model, ready to be poured: tensors by Hugging Face name, and what goes with them.
+    """A whole model, ready to be placed: tensors by Hugging Face name, and what goes with them.
 
     ``rows`` are those of the embeddings; ``tied`` says that there is no LM head of its own.
     ``sources`` are the names of the models that went in.
@@ -90,7 +90,7 @@ def plan_output(model: Model, settings: OutputSettings) -> Plan:
     Raises ``UsageError`` and ``LayoutError`` for what the layout cannot hold.
     """
     if settings.chat_template:
-        understood = require_understood(model.tokenizer, "--chat_template")
+        understood = require_sentencepiece(model.tokenizer, "--chat_template")
         named = with_chat_template(understood, settings.chat_template)
         model = replace(model, tokenizer=named)
     headless = LM_HEAD not in model.tensors and not model.tied
@@ -110,16 +110,16 @@ def plan_output(model: Model, settings: OutputSettings) -> Plan:
     if settings.output_type == "pth":
         shape, _ = require_llama(model.config, model.tokenizer, LLAMA_ONLY["pth"])
         whole = {LM_HEAD: checked[EMBED_TOKENS], **checked}
-        poured = meta.pour(whole, shape, settings.num_shards)
+        placed = meta.place_tensors(whole, shape, settings.num_shards)
         documents = meta_documents(model.config, model.tokenizer, model.rows)
-        return Plan(tuple(poured), documents, result, checked=checked)
-    poured = huggingface.pour(checked, settings.suffix, settings.shard_bytes)
+        return Plan(tuple(placed), documents, result, checked=checked)
+    placed = huggingface.place_tensors(checked, settings.suffix, settings.shard_bytes)
     dtype = dtype_name(result[embeddings(result) or EMBED_TOKENS].dtype)
     documents = {
         **huggingface_documents(model.config, model.tokenizer, model.rows, dtype, model.tied),
-        **huggingface.index_document(poured, settings.suffix),
+        **huggingface.index_document(placed, settings.suffix),
     }
-    return Plan(tuple(poured), documents, result, checked=checked)
+    return Plan(tuple(placed), documents, result, checked=checked)
 
 
 def _checked(
@@ -139,7 +139,7 @@ def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
 
     shape, tokenizer = require_llama(model.config, model.tokenizer, LLAMA_ONLY["gguf"])
     kept = isinstance(settings, MergeSettings) and settings.vocab_mismatch == "keep_base_rows"
-    gguf_metadata.require_a_row_for_each_token(model.rows, tokenizer, kept)
+    gguf_metadata.require_vocab_matches_rows(model.rows, tokenizer, kept)
     require_plain_llama(model.config.config, model.config.path)
     outtype = gguf_output.chosen_outtype(model.tensors, settings.outtype)
     dtype = dtype_name(model.tensors[EMBED_TOKENS].dtype)
@@ -155,5 +155,5 @@ def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
         model.sources,
     )
     result, checked = _checked(gguf_output.stored(model.tensors, outtype), settings)
-    made = gguf_output.pour(checked, description, outtype, settings.split_bytes)
-    return Plan(made.poured, {}, result, made.headers, made.notes, checked)
+    made = gguf_output.place_tensors(checked, description, outtype, settings.split_bytes)
+    return Plan(made.placed, {}, result, made.headers, made.notes, checked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..checksums.tokenizers import KnownTokenizer, mixup
+from ..checksums.tokenizers import KnownTokenizer, explain_mismatch
 from ..errors import VocabularyError
 from ..tokenizers.huggingface import MODEL_NAME, TokenizerFolder
 from ..tokenizers.padding import are_padding
@@ -168,7 +168,9 @@ class Vocabulary:
         if self.may_pad:
             self._require_room(rows, tokens)
             return
-        if mixup(self.known_tokenizer, rows) is None and are_padding(rows - tokens, rows):
+        if explain_mismatch(self.known_tokenizer, rows) is None and are_padding(
+            rows - tokens, rows
+        ):
             return
         raise self._error(
             "tokenizer and embeddings do not belong together",
@@ -193,7 +195,7 @@ class Vocabulary:
         )
 
     def _tokenizer_remedy(self, rows: int, tokens: int) -> str:
-        if said := mixup(self.known_tokenizer, rows):
+        if said := explain_mismatch(self.known_tokenizer, rows):
             return said
         if rows == tokens + 1:
             return (

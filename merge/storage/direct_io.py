@@ -137,7 +137,7 @@ def is_cached(handle: int, size: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Begun:
+class StreamState:
     """The beginning of a file that is there already: its length, and SHA-256 of that so far."""
 
     nbytes: int
@@ -156,7 +156,7 @@ class OutputStream(io.RawIOBase):
     """
 
     def __init__(
-        self, handle: int, buffer_bytes: int, direct: bool, begun: Begun | None = None
+        self, handle: int, buffer_bytes: int, direct: bool, begun: StreamState | None = None
     ) -> None:
         self._handle = handle
         self._size = buffer_bytes
@@ -174,7 +174,7 @@ class OutputStream(io.RawIOBase):
         if begun is not None:
             self._go_on(begun)
 
-    def _go_on(self, begun: Begun) -> None:
+    def _go_on(self, begun: StreamState) -> None:
         """Cut the file to what is to stay; a last, partial page is to be written again."""
         os.ftruncate(self._handle, begun.nbytes)
         self._length = begun.nbytes
@@ -285,7 +285,9 @@ class OutputStream(io.RawIOBase):
                 os.close(self._handle)
 
 
-def create(path: Path, mode: IoMode, buffer_bytes: int, begun: Begun | None = None) -> OutputStream:
+def create(
+    path: Path, mode: IoMode, buffer_bytes: int, begun: StreamState | None = None
+) -> OutputStream:
     """Open a file for one sequential stream, past the page cache if ``mode`` and system allow.
 
     It goes out ``buffer_bytes`` at a time, a multiple of a page, from two buffers. The file is a
@@ -296,7 +298,9 @@ def create(path: Path, mode: IoMode, buffer_bytes: int, begun: Begun | None = No
     return stream
 
 
-def _open_stream(path: Path, mode: IoMode, buffer_bytes: int, begun: Begun | None) -> OutputStream:
+def _open_stream(
+    path: Path, mode: IoMode, buffer_bytes: int, begun: StreamState | None
+) -> OutputStream:
     flags = os.O_WRONLY | NO_LINKS
     if begun is None:
         path.unlink(missing_ok=True)

@@ -69,10 +69,10 @@ class Digested(LazyTensor):
     digest: RowDigest = field(default_factory=RowDigest)
 
     @property
-    def is_checked(self) -> bool:
-        return self.base.is_checked
+    def rejects_nonfinite(self) -> bool:
+        return self.base.rejects_nonfinite
 
-    def unordered(self) -> LazyTensor:
+    def without_digest(self) -> LazyTensor:
         """``base`` itself: a digest would wait for the rows that are passed over."""
         return self.base
 
@@ -92,7 +92,7 @@ class Digested(LazyTensor):
 
 def digested(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """The same tensors, with a digest made of each as it is read."""
-    return {name: _digested(tensor.passed_on()) for name, tensor in tensors.items()}
+    return {name: _digested(tensor.unchanged_source()) for name, tensor in tensors.items()}
 
 
 def _digested(tensor: LazyTensor) -> LazyTensor:
@@ -109,7 +109,7 @@ def digested_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
 
 def content_digest(tensor: LazyTensor) -> str:
     """Read a tensor, in blocks, for its digest."""
-    digest, read = xxh3_128(), tensor.unordered().reader()
+    digest, read = xxh3_128(), tensor.without_digest().reader()
     step = max(1, _PIECE_BYTES // max(1, tensor.row_bytes))
     for start in range(0, tensor.rows, step):
         stop = min(start + step, tensor.rows)

@@ -30,8 +30,8 @@ class Finite(LazyTensor):
     allowed: bool = False
     seen: Seen = field(default_factory=Seen, compare=False)
 
-    def unordered(self) -> LazyTensor:
-        return self.base.unordered()
+    def without_digest(self) -> LazyTensor:
+        return self.base.without_digest()
 
     def reader(self) -> RowReader:
         base_rows = self.base.reader()
@@ -51,7 +51,7 @@ class Finite(LazyTensor):
         row = int(bad.nonzero()[0][0])
         raise NumberError(
             "the weights hold a value that is no finite number",
-            file=self.base.unordered().path,
+            file=self.base.without_digest().path,
             tensor=f"{self.origin}, row {first + row}",
             expected="finite values",
             found=f"{float(rows[bad][0]):g}",
@@ -74,7 +74,7 @@ def finite(tensors: Mapping[str, LazyTensor], allowed: bool) -> dict[str, LazyTe
 
 
 def _looked_at(tensor: LazyTensor, allowed: bool) -> LazyTensor:
-    done = tensor.is_checked and not allowed
+    done = tensor.rejects_nonfinite and not allowed
     if done or not tensor.dtype.is_floating_point or tensor.dtype.itemsize == 1:
         return tensor
     return Finite(tensor.shape, tensor.dtype, tensor.origin, tensor, allowed)

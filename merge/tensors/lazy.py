@@ -50,12 +50,12 @@ class LazyTensor(ABC):
         self.reader()(start, stop, out)
         return out
 
-    def unordered(self) -> LazyTensor:
+    def without_digest(self) -> LazyTensor:
         """The same tensor for readers that do not begin at its first row."""
         return self
 
     @property
-    def is_checked(self) -> bool:
+    def rejects_nonfinite(self) -> bool:
         """Whether reading it refuses values that are infinite or no numbers."""
         return False
 
@@ -63,7 +63,7 @@ class LazyTensor(ABC):
         """The same tensor, which takes such values as they are."""
         return self
 
-    def passed_on(self) -> LazyTensor:
+    def unchanged_source(self) -> LazyTensor:
         """The tensor that this one hands on as it is: itself, unless it changes nothing."""
         return self
 
@@ -108,20 +108,20 @@ class Transposed(LazyTensor):
 
 
 @dataclass(frozen=True)
-class FirstRows(LazyTensor):
+class RowPrefix(LazyTensor):
     """As many rows of ``base`` as ``shape`` says, from the first on."""
 
     base: LazyTensor
 
-    def unordered(self) -> LazyTensor:
-        return FirstRows(self.shape, self.dtype, self.origin, self.base.unordered())
+    def without_digest(self) -> LazyTensor:
+        return RowPrefix(self.shape, self.dtype, self.origin, self.base.without_digest())
 
     def reader(self) -> RowReader:
         return self.base.reader()
 
 
 @dataclass(frozen=True)
-class Continued(LazyTensor):
+class RowsAppended(LazyTensor):
     """All rows of ``head``, then those of ``tail`` that come after as many."""
 
     head: LazyTensor
@@ -144,14 +144,14 @@ class Continued(LazyTensor):
 
 def first_rows(tensor: LazyTensor, rows: int) -> LazyTensor:
     """The first ``rows`` rows of a tensor."""
-    return FirstRows((rows, *tensor.shape[1:]), tensor.dtype, tensor.origin, tensor)
+    return RowPrefix((rows, *tensor.shape[1:]), tensor.dtype, tensor.origin, tensor)
 
 
 def continued(head: LazyTensor, tail: LazyTensor) -> LazyTensor:
     """``head`` made as long as ``tail`` with the rows of ``tail``, in a dtype that holds both."""
     dtype = torch.promote_types(head.dtype, tail.dtype)
     origin = f"{head.origin}, then {tail.origin}"
-    return Continued(tail.shape, dtype, origin, head, tail)
+    return RowsAppended(tail.shape, dtype, origin, head, tail)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Patch(ABC):
     def tensors(self) -> tuple[LazyTensor, ...]:
         """What it is made of."""
         values = (getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
-        return tuple(value.unordered() for value in values if isinstance(value, LazyTensor))
+        return tuple(value.without_digest() for value in values if isinstance(value, LazyTensor))
 
     def transposed(self) -> Patch:
         """The same change of a tensor that is stored transposed."""
@@ -57,18 +57,18 @@ class PatchedTensor(LazyTensor):
     allow_nonfinite: bool = False
 
     @property
-    def is_checked(self) -> bool:
-        return self.passed_on() is self or self.start.is_checked
+    def rejects_nonfinite(self) -> bool:
+        return self.unchanged_source() is self or self.start.rejects_nonfinite
 
     def allowing_nonfinite(self) -> LazyTensor:
         return replace(self, allow_nonfinite=True)
 
-    def passed_on(self) -> LazyTensor:
+    def unchanged_source(self) -> LazyTensor:
         same = not self.stages and self.start.dtype == self.dtype
-        return self.start.passed_on() if same else self
+        return self.start.unchanged_source() if same else self
 
     def reader(self) -> RowReader:
-        if (source := self.passed_on()) is not self:
+        if (source := self.unchanged_source()) is not self:
             return source.reader()
         start_rows = self.start.reader()
         stages = self._opened(start_rows)
@@ -164,7 +164,7 @@ class PatchedTensor(LazyTensor):
                     raise _no_number(tensor, place)
         raise NumberError(
             "the merged value cannot be written in this dtype",
-            file=self.start.unordered().path,
+            file=self.start.without_digest().path,
             tensor=f"{self.origin}, row {first_row + row}",
             expected=f"finite values up to {largest:g} ({str(self.dtype).removeprefix('torch.')})",
             found=f"{value:g}",

@@ -38,7 +38,7 @@ _BESIDE = (
 
 
 @dataclass(frozen=True)
-class CopiedTokenizer:
+class OpaqueTokenizer:
     """The files of a tokenizer, by name, as they are.
 
     ``n_tokens`` is one more than the largest id in them; None where no file tells ids.
@@ -63,11 +63,11 @@ class CopiedTokenizer:
         return next(iter(self.contents.values()))
 
 
-Tokenizer = TokenizerFolder | CopiedTokenizer
+Tokenizer = TokenizerFolder | OpaqueTokenizer
 """LLaMA's own is understood, every other is copied."""
 
 
-def require_understood(tokenizer: Tokenizer, purpose: str) -> TokenizerFolder:
+def require_sentencepiece(tokenizer: Tokenizer, purpose: str) -> TokenizerFolder:
     """Raise ``UsageError`` for a tokenizer that can only be copied; ``purpose`` needs more."""
     if isinstance(tokenizer, TokenizerFolder):
         return tokenizer
@@ -86,7 +86,7 @@ def has_tokenizer(path: Path) -> bool:
     return path.is_file() or any(_matching(path, _VOCABULARIES))
 
 
-def read_copied(path: Path) -> CopiedTokenizer:
+def read_copied(path: Path) -> OpaqueTokenizer:
     """Read every file of a tokenizer's folder, or one file alone.
 
     Where ``tokenizer_config.json`` names code of its own, the folder's Python files come along.
@@ -108,7 +108,7 @@ def read_copied(path: Path) -> CopiedTokenizer:
     contents = {file.name: file.read_bytes() for file in dict.fromkeys(found)}
     if path.is_dir():
         contents = _with_templates(path, contents)
-    return CopiedTokenizer(path, contents, _count(folder, contents), _token_ids(folder, contents))
+    return OpaqueTokenizer(path, contents, _count(folder, contents), _token_ids(folder, contents))
 
 
 def _with_templates(folder: Path, contents: dict[str, bytes]) -> dict[str, bytes]:

@@ -102,7 +102,7 @@ def damaged_record(path: Path, info: zipfile.ZipInfo, reason: object) -> FormatE
     )
 
 
-def is_in_place(info: zipfile.ZipInfo) -> bool:
+def is_stored(info: zipfile.ZipInfo) -> bool:
     """Whether the bytes of a record lie in the file as they are."""
     return info.compress_type == zipfile.ZIP_STORED
 
@@ -113,7 +113,7 @@ def _checked_records(path: Path, infos: list[zipfile.ZipInfo]) -> Records:
         names = Counter(info.filename for info in infos)
         raise _contradicts_itself(path, f"{names.most_common(1)[0][0]} stands there twice")
     _require_places(path, infos)
-    expanded = sum(info.file_size for info in infos if not is_in_place(info))
+    expanded = sum(info.file_size for info in infos if not is_stored(info))
     size = path.stat().st_size
     if expanded > _SMALL_ENOUGH + _MOST_EXPANSION * size:
         raise FormatError(
@@ -133,7 +133,7 @@ def _require_places(path: Path, infos: list[zipfile.ZipInfo]) -> None:
             raise _cut_off(path, "a record would begin before the file does")
         if info.flag_bits & _ENCRYPTED:
             raise _contradicts_itself(path, f"{info.filename} is encrypted")
-        if is_in_place(info) and info.file_size != info.compress_size:
+        if is_stored(info) and info.file_size != info.compress_size:
             raise _contradicts_itself(path, f"{info.filename} has two sizes")
         if info.external_attr & _FOLDER and info.file_size:
             raise _contradicts_itself(path, f"{info.filename} is marked as a folder")

@@ -28,7 +28,7 @@ class Kind:
 Kinds = Mapping[str, Kind]
 
 
-def or_null(kind: Kind) -> Kind:
+def optional(kind: Kind) -> Kind:
     """The same, or null, which says as little as no key at all."""
     return Kind(f"{kind.words}, or null", lambda value: value is None or kind.holds(value))
 
@@ -112,14 +112,14 @@ def required_number(config: Mapping[str, Any], key: str, source: object) -> int:
 
 # What llama.cpp's package reads of generation_config.json, by its keys and by transformers'.
 GENERATION: Kinds = {
-    **dict.fromkeys(("top_k", "penalty_last_n", "mirostat"), or_null(COUNT)),
+    **dict.fromkeys(("top_k", "penalty_last_n", "mirostat"), optional(COUNT)),
     **dict.fromkeys(
         (
             *("temperature", "top_p", "min_p", "xtc_probability", "xtc_threshold"),
             *("penalty_repeat", "repetition_penalty", "mirostat_tau", "mirostat_eta"),
         ),
-        or_null(NUMBER),
+        optional(NUMBER),
     ),
-    "sequence": or_null(TEXT),
+    "sequence": optional(TEXT),
 }
-CHAT_TEMPLATE: Kinds = {"chat_template": or_null(TEMPLATE)}
+CHAT_TEMPLATE: Kinds = {"chat_template": optional(TEMPLATE)}

@@ -166,7 +166,7 @@ def read_adapter(folder: Path, weight: float, offload: Offload | None = None) ->
     files = numbered if path in numbered else [path]
     tensors = {k: t for file in files for k, t in open_container(file, offload).items()}
     contents = AdapterContents(folder, path, _lora_fields(read_json(folder / CONFIG_NAME)))
-    parts = _parts(_turned(tensors) if path.name == _MLX else tensors)
+    parts = _parts(_transpose_patches(tensors) if path.name == _MLX else tensors)
     for kind in ("base_layer", "whole", "modules_to_save"):  # the trained copy wins
         contents.whole |= parts.get(kind, {})
     contents.trained |= parts.get("modules_to_save", {}).keys()
@@ -202,7 +202,7 @@ def _lora_fields(said: dict[str, Any]) -> dict[str, Any]:
     return said
 
 
-def _turned(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+def _transpose_patches(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """mlx-lm multiplies from the right: its factors are the others, transposed."""
     named = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
     turned = {}

@@ -22,8 +22,8 @@ from ..storage.files import tensor_bytes
 from ..tensors.digests import content_digest
 from ..tensors.lazy import LazyTensor
 from .reading import Rows, row_range, side_by_side
-from .recipes import Recipe, Segment
-from .reference import SIGMAS, Change, Expected, Quantise, Round, Step, doubled
+from .recipes import ExpectedTensor, Segment
+from .reference import SIGMAS, Change, Expected, Quantise, Round, Step, to_float64
 from .ulps import bits
 
 # Random vectors of the probe. Each misses a wrong row with its own chance.
@@ -96,7 +96,7 @@ def signs(name: str, columns: int, vectors: int = VECTORS) -> torch.Tensor:
 def check_tensor(
     name: str,
     found: LazyTensor,
-    recipe: Recipe | None,
+    recipe: ExpectedTensor | None,
     base: LazyTensor | None,
     pool: ThreadPoolExecutor,
     on_bytes: Callable[[int], object],
@@ -143,7 +143,9 @@ def blocks_of(tensor: LazyTensor) -> LazyTensor | None:
     return tensor.blocks if isinstance(tensor, Q8Tensor) else None
 
 
-def _segments(found: LazyTensor, recipe: Recipe | None) -> Iterator[tuple[Segment, str | None]]:
+def _segments(
+    found: LazyTensor, recipe: ExpectedTensor | None
+) -> Iterator[tuple[Segment, str | None]]:
     """Every row of the tensor, in order: its segment, and why it cannot be checked, if so."""
     if recipe is None or recipe.uncovered is not None:
         why = "not asked for" if recipe is None else recipe.uncovered
@@ -162,7 +164,7 @@ def _streams(segment: Segment) -> list[LazyTensor]:
 
 def _rows_of(tensor: LazyTensor, segment: Segment) -> LazyTensor:
     """The rows of a segment; a dense tensor that is shorter gives what it has."""
-    return row_range(tensor.unordered(), segment.first, min(segment.last, tensor.rows))
+    return row_range(tensor.without_digest(), segment.first, min(segment.last, tensor.rows))
 
 
 def _columns(tensor: LazyTensor) -> int:
@@ -214,7 +216,7 @@ class _Check:
         self, first: int, found: torch.Tensor, start: torch.Tensor, given: Sequence[torch.Tensor]
     ) -> PieceResult:
         piece = Expected.of(start, self._signs)
-        actual = doubled(found)
+        actual = to_float64(found)
         if start.dtype == torch.float64:
             piece.relative = 2.0**-24
         streams = iter(given)

@@ -27,8 +27,8 @@ def check_norms(inputs: Inputs) -> Iterator[VerificationError]:
         )
     if inputs.dense is None or inputs.sign < 0 or _NORM not in inputs.dense.tensors:
         return
-    base = inputs.base.tensors[_NORM].unordered().read().double()
-    delta = inputs.dense.tensors[_NORM].unordered().read().double()
+    base = inputs.base.tensors[_NORM].without_digest().read().double()
+    delta = inputs.dense.tensors[_NORM].without_digest().read().double()
     if base.shape == delta.shape and 2 * float(base @ delta) > float(base @ base):
         yield VerificationError(
             "the delta is a whole model, to judge by its final norm",
@@ -44,5 +44,5 @@ def _negative(checkpoint: Checkpoint) -> float:
     norm = checkpoint.tensors.get(_NORM)
     if norm is None:
         return 0.0
-    values = norm.unordered().read().float()
+    values = norm.without_digest().read().float()
     return float((values <= 0).float().mean())

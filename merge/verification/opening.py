@@ -69,4 +69,4 @@ def open_any(path: Path, offload: Offload | None = None) -> Opened:
 
 
 def _weights(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    return {name: tensor for name, tensor in tensors.items() if not llama.is_leftover(name)}
+    return {name: tensor for name, tensor in tensors.items() if not llama.is_rotary_buffer(name)}

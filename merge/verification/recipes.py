@@ -23,7 +23,7 @@ from .reference import (
     Round,
     ScaleRows,
     Step,
-    doubled,
+    to_float64,
 )
 
 # Rows that tell whether a delta stores the vocabulary whole, and the cosine from which it does.
@@ -51,7 +51,7 @@ class Shifted(LazyTensor):
     base: LazyTensor
 
     def reader(self) -> RowReader:
-        read, offset = self.base.unordered().reader(), self.rows - self.base.rows
+        read, offset = self.base.without_digest().reader(), self.rows - self.base.rows
 
         def fill(start: int, stop: int, out: torch.Tensor) -> None:
             read(start - offset, stop - offset, out)
@@ -60,7 +60,7 @@ class Shifted(LazyTensor):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ExpectedTensor:
     """How one tensor is made. ``uncovered`` says why its arithmetic cannot be checked, if so."""
 
     segments: tuple[Segment, ...]
@@ -72,12 +72,12 @@ class Recipe:
         """Rows that are accounted for."""
         return self.segments[-1].last if self.segments else 0
 
-    def with_step(self, *steps: Step) -> Recipe:
+    def with_step(self, *steps: Step) -> ExpectedTensor:
         """The recipe with steps on every row."""
         done = tuple(replace(segment, steps=(*segment.steps, *steps)) for segment in self.segments)
         return replace(self, segments=done)
 
-    def replaced(self, tensor: LazyTensor) -> Recipe:
+    def replaced(self, tensor: LazyTensor) -> ExpectedTensor:
         """The recipe with ``tensor`` in place of as many rows; rows beyond stay as they are."""
         rest = tuple(
             replace(segment, first=max(segment.first, tensor.rows))
@@ -85,15 +85,15 @@ class Recipe:
             if segment.last > tensor.rows
         )
         whole = self.uncovered if rest else None
-        return Recipe((Segment(0, tensor.rows, tensor), *rest), tensor.shape[1:], whole)
+        return ExpectedTensor((Segment(0, tensor.rows, tensor), *rest), tensor.shape[1:], whole)
 
-    def followed(self, rows: LazyTensor) -> Recipe:
+    def followed(self, rows: LazyTensor) -> ExpectedTensor:
         """The recipe with further rows behind it."""
         total = self.rows + rows.rows
         later = Shifted((total, *rows.shape[1:]), rows.dtype, rows.origin, rows)
         return replace(self, segments=(*self.segments, Segment(self.rows, total, later)))
 
-    def cut(self, rows: int) -> Recipe:
+    def cut(self, rows: int) -> ExpectedTensor:
         """The recipe for the first ``rows`` rows."""
         kept = tuple(
             replace(segment, last=min(segment.last, rows))
@@ -162,18 +162,20 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExpectedModel:
     """What inputs make of a result: how each tensor comes about, as far as its rows go, and its
     shape; names that are ``missing`` in the result, and those in it that no input has.
     """
 
-    recipes: dict[str, Recipe]
+    recipes: dict[str, ExpectedTensor]
     shapes: dict[str, tuple[int, ...]]
     missing: tuple[str, ...]
     unknown: tuple[str, ...]
 
 
-def wanted(inputs: Inputs, result: Mapping[str, LazyTensor], in_gguf: bool = False) -> Wanted:
+def wanted(
+    inputs: Inputs, result: Mapping[str, LazyTensor], in_gguf: bool = False
+) -> ExpectedModel:
     """What ``inputs`` make of each tensor of ``result``.
 
     Raises ``AdapterError`` for an adapter whose shapes do not fit the model.
@@ -196,7 +198,7 @@ def wanted(inputs: Inputs, result: Mapping[str, LazyTensor], in_gguf: bool = Fal
             recipe = replace(recipe, uncovered="it has another shape than its inputs give")
         made[name] = recipe.cut(tensor.rows)
     optional = head if tied else None
-    return Wanted(
+    return ExpectedModel(
         made,
         shapes,
         tuple(name for name in starts if name not in result and name != optional),
@@ -204,7 +206,7 @@ def wanted(inputs: Inputs, result: Mapping[str, LazyTensor], in_gguf: bool = Fal
     )
 
 
-def _scored(starts: dict[str, Recipe], inputs: Inputs) -> dict[str, Recipe]:
+def _scored(starts: dict[str, ExpectedTensor], inputs: Inputs) -> dict[str, ExpectedTensor]:
     """What a classifier begins with: a score layer, the base's or an adapter's, and no LM head."""
     layers = ("score.weight", "score.bias")
     classifiers = (a for a in inputs.adapters if str(a.config.get("task_type")).endswith("_CLS"))
@@ -219,14 +221,14 @@ def _scored(starts: dict[str, Recipe], inputs: Inputs) -> dict[str, Recipe]:
     return made
 
 
-def _shape(recipe: Recipe, inputs: Inputs, name: str, found: LazyTensor) -> tuple[int, ...]:
+def _shape(recipe: ExpectedTensor, inputs: Inputs, name: str, found: LazyTensor) -> tuple[int, ...]:
     """The shape that a tensor must have, which for the vocabulary depends on the tokenizer too."""
     growth = inputs.growth if inputs.is_vocabulary(name) else None
     rows = growth.rows(recipe.rows) if growth is not None else recipe.rows
     return (rows, *recipe.columns) if found.shape else ()
 
 
-def _in_its_dtype(recipe: Recipe, dtype: torch.dtype) -> Recipe:
+def _in_its_dtype(recipe: ExpectedTensor, dtype: torch.dtype) -> ExpectedTensor:
     """Sums are rounded to ``dtype`` before a container rounds them to its own."""
     segments = tuple(
         replace(segment, steps=(*segment.steps, Round(dtype)))
@@ -246,7 +248,7 @@ def _keeps_tied(adapter: AdapterContents, inputs: Inputs) -> bool:
     return adapter.ties or untouched
 
 
-def _starts(inputs: Inputs) -> dict[str, Recipe]:
+def _starts(inputs: Inputs) -> dict[str, ExpectedTensor]:
     """The base, or its sum or difference with a dense model."""
     base = {name: _plain(tensor) for name, tensor in inputs.base.tensors.items()}
     if inputs.growth is not None and inputs.growth.known is not None:
@@ -278,7 +280,9 @@ def _starts(inputs: Inputs) -> dict[str, Recipe]:
     return made | {name: _plain(tensor) for name, tensor in inputs.dense.extra.items()}
 
 
-def _require_same_model(name: str, dense: LazyTensor, base: Recipe | None, inputs: Inputs) -> None:
+def _require_same_model(
+    name: str, dense: LazyTensor, base: ExpectedTensor | None, inputs: Inputs
+) -> None:
     """Raise ``LayoutError`` unless a delta can be added to the base, or a target be its sum.
 
     Only the vocabulary may have more rows than the base.
@@ -306,13 +310,13 @@ def _is_whole(dense: LazyTensor, base: LazyTensor, inputs: Inputs) -> bool:
     if inputs.delta_embeddings != "auto" or inputs.sign < 0:
         return inputs.delta_embeddings == "whole"
     rows = min(dense.rows, base.rows, _TOLD_BY)
-    ours, theirs = (doubled(t.unordered().read(0, rows)).flatten() for t in (base, dense))
+    ours, theirs = (to_float64(t.without_digest().read(0, rows)).flatten() for t in (base, dense))
     sizes = float(ours.norm()), float(theirs.norm())
     turned = float(ours @ theirs) > _SAME_WAY * sizes[0] * sizes[1]
     return turned and sizes[1] > sizes[0] / 3
 
 
-def _difference(target: LazyTensor, base: LazyTensor | None, mean: bool) -> Recipe:
+def _difference(target: LazyTensor, base: LazyTensor | None, mean: bool) -> ExpectedTensor:
     """``target - base``; rows that the base lacks are the target's own, less its rows' ``mean``."""
     plain = _plain(target)
     if base is None:
@@ -322,13 +326,13 @@ def _difference(target: LazyTensor, base: LazyTensor | None, mean: bool) -> Reci
     return replace(plain, segments=(head, tail) if target.rows > base.rows else (head,))
 
 
-def _plain(tensor: LazyTensor) -> Recipe:
-    return Recipe((Segment(0, tensor.rows, tensor),), tensor.shape[1:])
+def _plain(tensor: LazyTensor) -> ExpectedTensor:
+    return ExpectedTensor((Segment(0, tensor.rows, tensor),), tensor.shape[1:])
 
 
 def _with_adapters(
-    name: str, recipe: Recipe, inputs: Inputs, dtype: torch.dtype, tied: bool
-) -> Recipe:
+    name: str, recipe: ExpectedTensor, inputs: Inputs, dtype: torch.dtype, tied: bool
+) -> ExpectedTensor:
     """What all adapters make of a tensor; ``tied`` says that the base's LM head is its embeddings.
 
     An LM head that an adapter has nothing of follows the embeddings where the adapter asks for it.
@@ -365,14 +369,14 @@ def _with_adapters(
     return recipe
 
 
-def _is_copy(tensor: LazyTensor, plain: Recipe) -> bool:
+def _is_copy(tensor: LazyTensor, plain: ExpectedTensor) -> bool:
     """Whether a tensor is the base's own, perhaps rounded: it then takes nothing away from what
     earlier adapters did.
     """
     start = plain.segments[0].start
     if start is None or plain.segments[0].steps or tensor.rows > start.rows:
         return False
-    ours, theirs = start.unordered().reader(), tensor.unordered().reader()
+    ours, theirs = start.without_digest().reader(), tensor.without_digest().reader()
     step = block_rows(tensor.shape)
     same = {tensor.dtype, torch.float16, torch.bfloat16}
     for first in range(0, tensor.rows, step):
@@ -386,7 +390,9 @@ def _is_copy(tensor: LazyTensor, plain: Recipe) -> bool:
     return True
 
 
-def _require_fit(name: str, recipe: Recipe, adapter: AdapterContents, free_rows: bool) -> None:
+def _require_fit(
+    name: str, recipe: ExpectedTensor, adapter: AdapterContents, free_rows: bool
+) -> None:
     """Raise ``AdapterError`` for parts that are no part of a tensor of this shape."""
     ours = (recipe.rows, *recipe.columns)
     for theirs in adapter.shapes(name):
@@ -402,7 +408,9 @@ def _require_fit(name: str, recipe: Recipe, adapter: AdapterContents, free_rows:
             )
 
 
-def _added(name: str, recipe: Recipe, adapter: AdapterContents, inputs: Inputs) -> Recipe:
+def _added(
+    name: str, recipe: ExpectedTensor, adapter: AdapterContents, inputs: Inputs
+) -> ExpectedTensor:
     """What one adapter adds to a tensor, whose trained rows are in place: product and magnitude."""
     product = adapter.products.get(name)
     if product is not None:

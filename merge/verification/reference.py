@@ -44,7 +44,7 @@ class Expected:
     @classmethod
     def of(cls, start: torch.Tensor, signs: torch.Tensor) -> Expected:
         """What is carried over: no tolerance yet."""
-        values = doubled(start)
+        values = to_float64(start)
         none = torch.zeros(values.shape, dtype=torch.float32)
         probe = linear(values, signs)
         return cls(values, none, probe, torch.zeros_like(probe))
@@ -58,7 +58,7 @@ class Expected:
         return magnitudes
 
 
-def doubled(rows: torch.Tensor) -> torch.Tensor:
+def to_float64(rows: torch.Tensor) -> torch.Tensor:
     """Rows as a float64 matrix. By way of float32, which torch does five times as fast."""
     wide = rows.float() if rows.dtype.itemsize < 4 else rows
     return wide.double().reshape(len(rows), -1)
@@ -128,7 +128,7 @@ class AddDense(Step):
 
     def opened(self, signs: torch.Tensor) -> Change:
         def change(piece: Expected, _: int, streams: Sequence[torch.Tensor]) -> None:
-            rows = doubled(streams[0])
+            rows = to_float64(streams[0])
             piece.settle()
             piece.values.add_(rows, alpha=self.sign)
             piece.relative = 2 * U
@@ -145,14 +145,14 @@ class AddMean(Step):
     sign: int
 
     def opened(self, signs: torch.Tensor) -> Change:
-        read, step = self.base.unordered().reader(), block_rows(self.base.shape)
+        read, step = self.base.without_digest().reader(), block_rows(self.base.shape)
         mean = torch.zeros(self.base.shape[1:], dtype=torch.float64)
         for first in range(0, self.base.rows, step):
             rows = torch.empty(
                 (min(step, self.base.rows - first), *self.base.shape[1:]), dtype=self.base.dtype
             )
             read(first, first + len(rows), rows)
-            mean += doubled(rows).sum(dim=0)
+            mean += to_float64(rows).sum(dim=0)
         mean /= self.base.rows
 
         def change(piece: Expected, _: int, __: Sequence[torch.Tensor]) -> None:

@@ -18,7 +18,7 @@ from ..tensors.lazy import Checkpoint, LazyTensor, dtype_name
 from . import configuration
 from .manifest import Manifest, TensorEntry, check_files, listed_files
 from .mathematics import TensorResult, blocks_of, check_tensor
-from .recipes import Inputs, Recipe, Wanted, wanted
+from .recipes import ExpectedModel, ExpectedTensor, Inputs, wanted
 
 OnProgress = Callable[[int, int], object]
 _ROWS = (
@@ -130,7 +130,7 @@ def _as_read(result: Checkpoint, inputs: Inputs) -> dict[str, LazyTensor]:
 
 
 def _without_same_head(
-    tensors: Mapping[str, LazyTensor], result: Checkpoint, due: Wanted, inputs: Inputs
+    tensors: Mapping[str, LazyTensor], result: Checkpoint, due: ExpectedModel, inputs: Inputs
 ) -> dict[str, LazyTensor]:
     """The tensors without an LM head that is the embeddings in the result and by its inputs."""
     head, name = inputs.head, inputs.embeddings
@@ -155,7 +155,7 @@ def _file_bytes(folder: Path, manifest: Manifest | None) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def _total(tensors: Mapping[str, LazyTensor], made: Mapping[str, Recipe]) -> int:
+def _total(tensors: Mapping[str, LazyTensor], made: Mapping[str, ExpectedTensor]) -> int:
     """Bytes that will be read: of the result, and of what its rows are made of."""
     total = 0
     for name, tensor in tensors.items():
@@ -214,7 +214,7 @@ def _names(
 def _shapes(
     folder: Path,
     tensors: Mapping[str, LazyTensor],
-    due: Wanted,
+    due: ExpectedModel,
     inputs: Inputs,
     entries: Mapping[str, TensorEntry],
 ) -> Iterator[VerificationError]:

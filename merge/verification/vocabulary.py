@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..checksums.files import file_digest
-from ..checksums.tokenizers import KnownTokenizer, mixup, recognise_bytes
+from ..checksums.tokenizers import KnownTokenizer, explain_mismatch, recognise_bytes
 from ..errors import MergeError, VerificationError
 from ..formats.gguf import read as read_gguf
 from ..layouts.decoder import HEAD_OF, embedding_rows, embeddings
@@ -120,7 +120,7 @@ def _counts(ours: Vocabulary, rows: int, padded: bool) -> Iterator[VerificationE
         file=ours.path,
         expected=f"{rows} tokens, one for each row of the embeddings",
         found=f"{count} tokens",
-        remedy=mixup(ours.known, rows) or _PUT_BACK,
+        remedy=explain_mismatch(ours.known, rows) or _PUT_BACK,
     )
 
 
@@ -128,7 +128,7 @@ def _rounded_up(tokens: int, rows: int, ours: Vocabulary) -> bool:
     """Whether rows are the tokens, rounded up to 8, 16, 32 ... as trainers do for GPUs. llama.cpp
     needs a token for each.
     """
-    if is_gguf(ours.path) or mixup(ours.known, rows) is not None:
+    if is_gguf(ours.path) or explain_mismatch(ours.known, rows) is not None:
         return False
     multiples = (8 << n for n in range(10))
     return any(rows == -(-tokens // multiple) * multiple for multiple in multiples)

@@ -47,7 +47,7 @@ INFOS = (
 """What the writers are given."""
 
 
-def pour(writer: ContainerWriter, piece: int = 1 << 20) -> None:
+def place_tensors(writer: ContainerWriter, piece: int = 1 << 20) -> None:
     """Hand a writer its tensors, ``piece`` bytes at a time, and close it."""
     for info in writer.tensors:
         flat = values(*info.shape, dtype=info.dtype).view(-1).view(torch.uint8).numpy()

@@ -23,7 +23,7 @@ from tests.formats.material import (
     INFOS,
     INTEGERS,
     ONE_BYTE_FLOATS,
-    pour,
+    place_tensors,
     require_equal,
     values,
 )
@@ -123,7 +123,7 @@ def test_dtype_that_nobody_merges_is_named(tmp_path: Path) -> None:
 
 def written(path: Path, piece: int = 1 << 20) -> Path:
     with path.open("wb") as stream:
-        pour(SafetensorsWriter(stream, INFOS), piece)
+        place_tensors(SafetensorsWriter(stream, INFOS), piece)
     return path
 
 
@@ -165,7 +165,7 @@ def test_every_dtype_is_written_under_the_name_that_the_library_knows(
     tmp_path: Path, dtype: torch.dtype
 ) -> None:
     with (tmp_path / "w.safetensors").open("wb") as stream:
-        pour(SafetensorsWriter(stream, [TensorInfo("w", (3, 5), dtype)]))
+        place_tensors(SafetensorsWriter(stream, [TensorInfo("w", (3, 5), dtype)]))
     state = load_file(tmp_path / "w.safetensors")
     assert state["w"].dtype == dtype
     assert torch.equal(state["w"].float(), values(3, 5, dtype=dtype).float())

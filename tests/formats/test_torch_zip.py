@@ -20,7 +20,7 @@ from merge.errors import FormatError
 from merge.formats import TensorInfo, open_container
 from merge.formats.torch.zip import TorchZipWriter
 from merge.storage.offload import Offload
-from tests.formats.material import INFOS, pour, require_same, saved, values
+from tests.formats.material import INFOS, place_tensors, require_same, saved, values
 from tests.support import tree
 
 
@@ -140,7 +140,7 @@ def test_zip_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def written(path: Path, infos: Sequence[TensorInfo] = INFOS, piece: int = 1 << 20) -> Path:
     with path.open("wb") as stream:
-        pour(TorchZipWriter(stream, infos), piece)
+        place_tensors(TorchZipWriter(stream, infos), piece)
     return path
 
 

@@ -114,7 +114,7 @@ def in_a_process(work: Callable[[], int], told: Path, at: int) -> tuple[int, int
         common._GRACE_SECONDS = GRACE_SECONDS
         code, lines, first = traced(work, at)
         os.write(reporting, f"{lines} {first}".encode())
-        common.leave_at_once(code)
+        common.exit_immediately(code)
     os.close(reporting)
     with os.fdopen(reading, "rb") as stream:
         lines, first = map(int, stream.read().split() or (0, 0))

@@ -63,7 +63,7 @@ def lost(lines: list[bytes]) -> None:
     del lines[len(lines) // 2]
 
 
-def doubled(lines: list[bytes]) -> None:
+def to_float64(lines: list[bytes]) -> None:
     lines.insert(len(lines) // 2, lines[len(lines) // 2])
 
 
@@ -77,7 +77,7 @@ def with_a_piece_too_many(lines: list[bytes]) -> None:
     lines[middle] = re.sub(rb"\[(\d+)\]\]", rb"[\1,\1]]", lines[middle])
 
 
-@pytest.mark.parametrize("change", [lost, doubled, of_another_file, with_a_piece_too_many])
+@pytest.mark.parametrize("change", [lost, to_float64, of_another_file, with_a_piece_too_many])
 def test_entries_that_no_plan_explains_are_not_gone_on_from(
     one: Merging, change: Callable[[list[bytes]], None]
 ) -> None:

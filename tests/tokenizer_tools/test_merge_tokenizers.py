@@ -173,16 +173,16 @@ def test_bad_input_is_told_in_one_message_and_nothing_is_written(
     ],
 )
 def test_mixups_get_names(rows: int, words: list[str]) -> None:
-    message = known.mixup(known.TOKENIZERS[known.CHINESE_LLAMA], rows)
+    message = known.explain_mismatch(known.TOKENIZERS[known.CHINESE_LLAMA], rows)
     assert message is not None
     assert all(word in message for word in words), message
 
 
 def test_no_mixup_is_claimed_where_nothing_is_known() -> None:
     tokenizer = known.TOKENIZERS[known.CHINESE_LLAMA]
-    assert known.mixup(tokenizer, 49953) is None
-    assert known.mixup(tokenizer, 50000) is None
-    assert known.mixup(None, 49954) is None
+    assert known.explain_mismatch(tokenizer, 49953) is None
+    assert known.explain_mismatch(tokenizer, 50000) is None
+    assert known.explain_mismatch(None, 49954) is None
 
 
 def test_an_unknown_tokenizer_gets_no_name(models: Path, real_data: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from merge.tensors.lazy import LazyTensor, RowReader
 from merge.verification.adapters import Product
 from merge.verification.mathematics import TensorResult, check_tensor
-from merge.verification.recipes import Recipe, Segment
+from merge.verification.recipes import ExpectedTensor, Segment
 from merge.verification.reference import AddProduct, half_ulp
 
 
@@ -44,7 +44,7 @@ class Case:
     def check(self, result: torch.Tensor) -> TensorResult:
         step = AddProduct(Product(lazy(self.a), lazy(self.b), self.scaling))
         base = lazy(self.base)
-        recipe = Recipe((Segment(0, base.rows, base, (step,)),), base.shape[1:])
+        recipe = ExpectedTensor((Segment(0, base.rows, base, (step,)),), base.shape[1:])
         with ThreadPoolExecutor(1) as pool:
             return check_tensor("w", lazy(result), recipe, base, pool, lambda _: None)
 

@@ -13,7 +13,7 @@ from ...tensors.lazy import LazyTensor
 from ..checksum import Checksum
 from ..file_tensor import FileTensor
 from .names import BrokenPickleError, ForbiddenCallError, Opaque, SavedStorage, SavedTensor
-from .pickle_machine import Machine, TwiceError
+from .pickle_machine import DuplicateKeyError, Machine
 
 # Where training scripts and converters put the weights beside other things.
 _WRAPPERS = ("model", "state_dict", "module")
@@ -56,7 +56,7 @@ def load_pickle(file: InputFile, stream: BinaryIO) -> Pickled:
             remedy="do not load it with other tools either unless you trust where it is from; if "
             "you do, save its state dict alone; else ask for the weights as safetensors",
         ) from None
-    except TwiceError as key:
+    except DuplicateKeyError as key:
         raise FormatError(
             "the file gives two values for one name",
             file=file.path,

@@ -33,11 +33,11 @@ _MOST_BITS = 64
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 
 
-class TwiceError(Exception):
+class DuplicateKeyError(Exception):
     """A mapping in the pickle has one key twice."""
 
 
-class Unnamed:
+class OpaqueKey:
     """Stands for a key that is neither text nor a number."""
 
 
@@ -54,7 +54,7 @@ class Machine:
     def load(self, stream: BinaryIO) -> Any:
         """The object of the pickle that ``stream`` is at; the stream is then behind it.
 
-        Raises ``BrokenPickleError``, ``ForbiddenCallError`` and ``TwiceError``.
+        Raises ``BrokenPickleError``, ``ForbiddenCallError`` and ``DuplicateKeyError``.
         """
         limited = cast(IO[bytes], _Limited(stream))
         try:
@@ -136,9 +136,9 @@ class Machine:
             raise BrokenPickleError("items that do not fit where they are put")
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Others are kept apart by identity: to hash a tuple may take forever.
-            plain = key if key is None or isinstance(key, (str, int, float, bytes)) else Unnamed()
+            plain = key if key is None or isinstance(key, (str, int, float, bytes)) else OpaqueKey()
             if plain in target:
-                raise TwiceError(str(plain))
+                raise DuplicateKeyError(str(plain))
             target[plain] = value
 
     def _append(self, items: tuple[Any, ...]) -> None:

@@ -28,7 +28,7 @@ from ...errors import FormatError
 from ...storage.files import InputFile
 from ...storage.offload import Offload, require_space
 from ...tensors.lazy import LazyTensor
-from ...untrusted.safe_zip import Records, damaged_record, is_in_place, open_zip, pieces
+from ...untrusted.safe_zip import Records, damaged_record, is_stored, open_zip, pieces
 from ..container import ContainerWriter, Sink, TensorInfo
 from ..file_tensor import contiguous_strides
 from .pickle import Location, lazy_tensors, load_pickle
@@ -119,7 +119,7 @@ def _small(file: InputFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
         raise damaged_record(
             file.path, info, f"{info.file_size:,} bytes, more than a state dict needs"
         )
-    if not is_in_place(info):
+    if not is_stored(info):
         return b"".join(pieces(file.path, archive, info))
     data = file.read(_start(file, info), info.file_size)
     if info.CRC and isal_zlib.crc32(data) != info.CRC:
@@ -139,7 +139,7 @@ def _start(file: InputFile, info: zipfile.ZipInfo) -> int:
 def _locate(
     file: InputFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo, offload: Offload | None
 ) -> Location:
-    if is_in_place(info):
+    if is_stored(info):
         return Location(file, _start(file, info), info.file_size, info.CRC)
     if offload is None:
         raise FormatError(

@@ -19,7 +19,7 @@ from ...tokenizers.padding import are_padding
 from ...untrusted.strict_json import read_json
 from ...untrusted.value_kinds import NO_NEGATIVE, OBJECT, Kinds, require
 from ..config import LlamaShape, rope_scaling, rope_theta
-from .tokens import listed, puts_a_space_before
+from .tokens import adds_dummy_prefix, listed
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter, Metadata, SpecialVocab
@@ -144,7 +144,7 @@ class Description:
         config = read_json(folder / TOKENIZER_CONFIG_NAME)
         if config.get("add_prefix_space") is not None:
             writer.add_add_space_prefix(config["add_prefix_space"])
-        elif not puts_a_space_before(self.tokenizer):
+        elif not adds_dummy_prefix(self.tokenizer):
             writer.add_add_space_prefix(False)
         tokens = listed(self.tokenizer, folder, config, self.rows)
         writer.add_tokenizer_model("llama")
@@ -180,7 +180,7 @@ def _source(name: str) -> dict[str, str]:
     return entry
 
 
-def require_a_row_for_each_token(rows: int, tokenizer: TokenizerFolder, kept: bool) -> None:
+def require_vocab_matches_rows(rows: int, tokenizer: TokenizerFolder, kept: bool) -> None:
     """llama.cpp loads no model whose tokens and rows differ; rows that are padding are given tokens
     that are never used. ``kept``: so the user wants all rows beyond the tokens to be. Raises
     ``VocabularyError`` for tokens without a row, and for rows that are no padding.

@@ -1,4 +1,4 @@
-"""A model poured into GGUF: the type of each tensor in the file, which file, and the headers.
+"""A model placed into GGUF: the type of each tensor in the file, which file, and the headers.
 
 Names, types and metadata are those of llama.cpp's ``convert_hf_to_gguf.py``; the ``gguf`` package
 makes the headers, distributes tensors over files and quantises.
@@ -21,8 +21,8 @@ from ...tensors.lazy import LazyTensor, RowReader, block_rows, scratch
 from ...tensors.patched import PatchedTensor
 from .. import llama
 from ..config import rope_scaling, rope_theta
-from ..placement import Piece, Poured
-from ..rotary import in_pairs
+from ..placement import Piece, PlacedTensor
+from ..rotary import to_interleaved
 from .metadata import Description
 from .reading import ARCHITECTURE, ROTARY_FACTORS
 from .tokens import limits, require_bpe
@@ -122,20 +122,20 @@ def _stored(tensor: LazyTensor, outtype: str) -> LazyTensor:
 
 
 @dataclass(frozen=True)
-class PouredGguf:
+class GgufPlan:
     """Tensors with the files they go to, and what stands in each file before its data."""
 
-    poured: tuple[Poured, ...]
+    placed: tuple[PlacedTensor, ...]
     headers: Mapping[str, bytes]
     notes: tuple[str, ...]
 
 
-def pour(
+def place_tensors(
     tensors: Mapping[str, LazyTensor],
     description: Description,
     outtype: str,
     split_max_size: int,
-) -> PouredGguf:
+) -> GgufPlan:
     """Rename and reorder ``stored`` tensors, distribute them over files and make the headers.
 
     Files are split as by ``gguf-split``: the next one begins with the tensor that would make one
@@ -154,7 +154,7 @@ def pour(
             tensor = tensors[entry.hf]
             rotary = entry.row.rotary is not None
             items.append(
-                (entry.hf, entry.gguf, in_pairs(tensor, shape.head_dim) if rotary else tensor)
+                (entry.hf, entry.gguf, to_interleaved(tensor, shape.head_dim) if rotary else tensor)
             )
     kinds = {
         torch.float32: GGMLQuantizationType.F32,
@@ -171,12 +171,13 @@ def pour(
     description.add_to(writer, _FILE_TYPES[outtype])
     files = [path.name for path in writer.format_shard_names(Path(f"ggml-model-{outtype}.gguf"))]
     places = {name: file for file, held in zip(files, writer.tensors, strict=True) for name in held}
-    poured = tuple(
-        Poured(hf, tensor, (Piece(places[name], name, None, 0, 0),)) for hf, name, tensor in items
+    placed = tuple(
+        PlacedTensor(hf, tensor, (Piece(places[name], name, None, 0, 0),))
+        for hf, name, tensor in items
     )
     headers = dict(zip(files, _headers(writer), strict=True))
     notes = (*_notes(tensors, outtype, scaling), *limits(description.tokenizer))
-    return PouredGguf(poured, headers, notes)
+    return GgufPlan(placed, headers, notes)
 
 
 def _headers(writer: GGUFWriter) -> list[bytes]:

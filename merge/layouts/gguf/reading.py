@@ -19,7 +19,7 @@ from ...storage.files import InputFile, refuse_placeholder
 from ...tensors.lazy import Checkpoint, LazyTensor, dtype_name
 from .. import llama
 from ..config import DEFAULT_ROPE_THETA, LlamaShape
-from ..rotary import in_halves
+from ..rotary import to_half_split
 
 ARCHITECTURE = "llama"
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -207,5 +207,5 @@ def _in_order(
 def _in_halves(tensor: LazyTensor, head_dim: int) -> LazyTensor:
     """q or k in Hugging Face's order; of quantised ones it is the blocks that are put in order."""
     if isinstance(tensor, container.Q8Tensor):
-        return replace(tensor, blocks=in_halves(tensor.blocks, head_dim))
-    return in_halves(tensor, head_dim)
+        return replace(tensor, blocks=to_half_split(tensor.blocks, head_dim))
+    return to_half_split(tensor, head_dim)

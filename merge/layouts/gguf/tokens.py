@@ -85,7 +85,7 @@ def _looks_special(text: str) -> bool:
     )
 
 
-def puts_a_space_before(tokenizer: TokenizerFolder) -> bool:
+def adds_dummy_prefix(tokenizer: TokenizerFolder) -> bool:
     """Whether SentencePiece puts a space before a text; llama.cpp does unless it is told."""
     return bool(_model(tokenizer).normalizer_spec.add_dummy_prefix)
 
