@@ -18,7 +18,6 @@ ROOMS = {
     "tokenizer_tools": "the workshop for vocabularies: extend, train, compare; on top of `merge`, "
     "which only its commands import",
     "reports": "words for what a merge did",
-    "converters": "what llama.cpp's own converters demand of a folder, read from headers",
     "verification": "a result against manifest, inputs and float64; its arithmetic shares nothing "
     "with `deltas`",
     "engines": "run a plan: threads, spans of rows, one stream a file",

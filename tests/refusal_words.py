@@ -27,7 +27,7 @@ _OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 # Another command of this project with its options, and whole commands of other programs.
 _OTHER = re.compile(r"(?P<script>\w+)\.py(?P<words>(?: --?[\w-]+| [A-Za-z0-9_.]+)*)")
 _QUOTED = re.compile(r"`[^`]*`")
-_OF_LLAMA_CPP = {"--pad-vocab", "--rope-scale", "--rope-scaling"}
+_OF_LLAMA_CPP = {"--pad-vocab"}
 _SCRIPTS = {
     "merge_llama_with_chinese_lora": "merge_lora",
     "resize_llama_vocabulary": "resize_vocabulary",

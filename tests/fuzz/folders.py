@@ -11,7 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from merge import convert_checkpoint, merge_lora
-from merge.commands import check_llama_cpp, compare_checkpoints
+from merge.commands import compare_checkpoints
 from merge.errors import MergeError
 from merge.jobs.verify_merge import verify_merge
 from tests.fuzz.edits import apply_in_folder, apply_to_json, apply_to_values
@@ -68,7 +68,6 @@ def configurations(folder: Path) -> dict[str, Subject]:
             *(merged(kind) for kind in kinds),
             *(converted(base, kind) for kind in kinds),
             lambda: _command(compare_checkpoints.main, base, folder / "plain"),
-            lambda: _command(check_llama_cpp.main, base),
         ],
         CONFIGURATIONS[1]: [
             *(converted(meta, kind) for kind in kinds),
