@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .jobs.apply_delta import apply_delta, make_delta
     from .jobs.convert_checkpoint import convert_checkpoint
     from .jobs.merge_lora import MergeReport, merge_lora
+    from .jobs.resize_vocabulary import resize_vocabulary
     from .jobs.verify_merge import Verification, verify_merge
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "convert_checkpoint",
     "make_delta",
     "merge_lora",
+    "resize_vocabulary",
     "verify_merge",
 ]
 
@@ -36,6 +38,7 @@ _HOME = {
     "convert_checkpoint": "jobs.convert_checkpoint",
     "make_delta": "jobs.apply_delta",
     "merge_lora": "jobs.merge_lora",
+    "resize_vocabulary": "jobs.resize_vocabulary",
     "verify_merge": "jobs.verify_merge",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -20,6 +20,8 @@ Rounding = Literal["once", "per_adapter"]
 
 IO_MODES: tuple[IoMode, ...] = ("auto", "direct", "buffered")
 ROUNDINGS: tuple[Rounding, ...] = ("once", "per_adapter")
+OnProgress = Callable[[int, int], object]
+"""Told bytes done so far and bytes in all; ``None`` where nobody asks."""
 DELTA_EMBEDDINGS = ("auto", "whole", "difference")
 DELTA_TOKEN_INITS = ("zeros", "mean")
 NEW_TOKEN_INITS = ("subtokens", "mean", "zeros", "normal")

@@ -13,6 +13,7 @@ from typing import Any
 from merge.checksums import tokenizers as known
 from merge.errors import FormatError, UsageError
 from merge.tokenizers import spm
+from merge.tokenizers.special_tokens import MODEL_NAME
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -95,7 +96,7 @@ def names(paths: Sequence[Path]) -> list[str]:
 
 
 def _speaking_parts(path: Path) -> tuple[str, ...]:
-    if path.name == spm.MODEL_NAME:
+    if path.name == MODEL_NAME:
         path = path.absolute().parent if len(path.parts) == 1 else path.parent
     elif path.suffix == ".model":
         path = path.with_suffix("")
@@ -109,7 +110,7 @@ def _load(auto: Any, path: Path, trust_remote_code: bool) -> Any:
             return auto.from_pretrained(str(path), **options)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            (folder / spm.MODEL_NAME).write_bytes(path.read_bytes())
+            (folder / MODEL_NAME).write_bytes(path.read_bytes())
             config = json.dumps({"tokenizer_class": "LlamaTokenizer"})
             (folder / "tokenizer_config.json").write_text(config, encoding="utf-8")
             return auto.from_pretrained(str(folder), **options)

@@ -13,6 +13,7 @@ from merge.checksums import tokenizers as known
 from merge.errors import FormatError, OutputError, UsageError, VocabularyError
 from merge.storage.whole_files import write_whole
 from merge.tokenizers import huggingface, spm
+from merge.tokenizers.special_tokens import MODEL_NAME
 
 from .extend import Extended, extend, text_pieces
 
@@ -147,7 +148,7 @@ def tokenizer_files(merged: MergedTokenizer) -> dict[str, bytes]:
     """Return the files of the tokenizer folder by name."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / spm.MODEL_NAME).write_bytes(spm.serialise(merged.extended.model))
+        (folder / MODEL_NAME).write_bytes(spm.serialise(merged.extended.model))
         if merged.pad_token is not None:
             special = json.dumps({"pad_token": merged.pad_token}, ensure_ascii=False)
             (folder / huggingface.SPECIAL_TOKENS_NAME).write_text(special, encoding="utf-8")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError, VerificationError
+from ..settings import OnProgress
 from ..version import MANIFEST_NAME
 from .files import read_digest
 from .known import KnownFile, known_files, known_sets, tokenizer_of
@@ -20,7 +21,6 @@ _TOKENIZER = ".model"
 _LFS_POINTER = b"version https://git-lfs"
 
 OnBytes = Callable[[int], object]
-OnProgress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)

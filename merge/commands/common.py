@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import MergeError, shown
 from ..interruption import INTERRUPTED, Interrupted, deferred_signals
+from ..settings import OnProgress
 
 if TYPE_CHECKING:
-    from ..jobs.writing import OnProgress, Report
+    from ..jobs.writing import Report
 
 DONE, DIFFERENT, WRONG_INPUT = 0, 1, 2
 

@@ -16,6 +16,7 @@ from ..plan.inputs import find_tokenizer, resolve, resolve_tokenizer
 from ..settings import (
     DELTA_EMBEDDINGS,
     DELTA_TOKEN_INITS,
+    OnProgress,
     OutputSettings,
     model_name,
     require_one_of,
@@ -25,7 +26,7 @@ from ..settings import (
 from ..storage.offload import Offload
 from ..tokenizers.huggingface import TokenizerFolder, read_tokenizer
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
-from .writing import OnProgress, Report, claimed
+from .writing import Report, claimed
 
 if TYPE_CHECKING:
     from ..deltas.dense import DenseResult

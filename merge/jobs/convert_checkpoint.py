@@ -13,11 +13,11 @@ from ..layouts.opening import is_meta
 from ..layouts.params import PARAMS_NAME
 from ..plan.documents import find_model_config
 from ..plan.inputs import find_tokenizer, resolve, resolve_tokenizer
-from ..settings import OutputSettings, model_name, require_positive, settings_named
+from ..settings import OnProgress, OutputSettings, model_name, require_positive, settings_named
 from ..storage.offload import Offload
 from ..tokenizers.huggingface import TokenizerFolder, read_tokenizer
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
-from .writing import OnProgress, Report, claimed
+from .writing import Report, claimed
 
 # One size under two names: Meta's paper says 33B, its download 30B.
 _ALSO_CALLED = {"30B": "33B", "33B": "30B"}

@@ -25,12 +25,12 @@ from ..plan.documents import LLAMA_ONLY, ModelConfig, find_config, require_llama
 from ..plan.inputs import Sources, find_sources
 from ..plan.vocabulary import AdapterRows, Vocabulary, require_extension
 from ..reports import merge_text as summary
-from ..settings import MergeSettings, model_name, require_bool, settings_named
+from ..settings import MergeSettings, OnProgress, model_name, require_bool, settings_named
 from ..storage.offload import Offload
 from ..tokenizers.copied import OpaqueTokenizer, require_sentencepiece
 from ..untrusted.strict_json import read_json, read_small
 from ..version import MANIFEST_NAME
-from .writing import OnProgress, Report, claimed, write
+from .writing import Report, claimed, write
 
 # A value head is a row or two.
 _MOST_HEAD_BYTES = 16 << 20

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ..checksums.tokenizers import explain_mismatch, recognise_bytes
 from ..errors import VocabularyError
 from ..output.fingerprint import JobInputs
-from ..settings import OutputSettings
+from ..settings import OnProgress, OutputSettings
 from ..tokenizers.huggingface import TokenizerFolder
-from .writing import OnProgress, Report, write
+from .writing import Report, write
 
 if TYPE_CHECKING:
     from ..output.journal import WrittenFile

@@ -17,6 +17,7 @@ from ..plan.inputs import Sources, find_tokenizer, resolve, resolve_tokenizer
 from ..plan.vocabulary import require_extension
 from ..settings import (
     NEW_TOKEN_INITS,
+    OnProgress,
     OutputSettings,
     model_name,
     require_one_of,
@@ -26,7 +27,7 @@ from ..settings import (
 from ..storage.offload import Offload
 from ..tokenizers.copied import require_sentencepiece
 from ..tokenizers.huggingface import TokenizerFolder, read_tokenizer
-from .writing import OnProgress, Report, claimed, write
+from .writing import Report, claimed, write
 
 if TYPE_CHECKING:
     from ..output.journal import WrittenFile

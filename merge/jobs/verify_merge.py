@@ -19,6 +19,7 @@ from ..settings import (
     ROUNDINGS,
     VOCAB_MISMATCHES,
     MergeSettings,
+    OnProgress,
     require_one_of,
     require_positive,
 )
@@ -28,7 +29,6 @@ from ..tokenizers.copied import has_tokenizer
 from ..tokenizers.huggingface import MODEL_NAME, TokenizerFolder
 from ..untrusted.strict_json import read_json
 from ..version import MANIFEST_NAME
-from .writing import OnProgress
 
 if TYPE_CHECKING:
     from ..verification.demands import Described

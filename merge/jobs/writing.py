@@ -21,7 +21,7 @@ from ..output.preflight import (
     require_possible,
 )
 from ..output.resume import ResumePoint, matching_entries, verified
-from ..settings import OutputSettings
+from ..settings import OnProgress, OutputSettings
 from ..sizes import peak_memory, size_text
 from ..storage.lock import require_unlocked
 from ..storage.offload import require_space
@@ -30,8 +30,6 @@ from ..version import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from ..plan.placement import Plan
-
-OnProgress = Callable[[int, int], object]
 
 
 class Job(Protocol):

@@ -28,6 +28,7 @@ from ..untrusted.value_kinds import (
 )
 
 CONFIG_NAME = "config.json"
+GENERATION_CONFIG_NAME = "generation_config.json"
 DEFAULT_ROPE_THETA = 10000.0
 # LLaMA-like architectures that are LLaMA tensor for tensor. (Mistral is too, but for its window.)
 LLAMA_MODEL_TYPES = ("llama",)

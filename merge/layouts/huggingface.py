@@ -31,7 +31,6 @@ from .names import unwrapped
 from .placement import Piece, PlacedTensor
 from .quantised import is_quantised, require_unquantized
 
-GENERATION_CONFIG_NAME = "generation_config.json"
 # What transformers calls the weights, by the container's ending.
 STEMS = {".bin": "pytorch_model", ".safetensors": "model"}
 

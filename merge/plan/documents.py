@@ -11,6 +11,7 @@ from ..errors import LayoutError
 from ..layouts.config import (
     CONFIG_NAME,
     EXTENDED_MODEL_TYPES,
+    GENERATION_CONFIG_NAME,
     LLAMA_MODEL_TYPES,
     LlamaShape,
     is_llama,
@@ -41,7 +42,6 @@ from .inputs import Sources
 if TYPE_CHECKING:
     from ..tensors.lazy import Checkpoint
 
-GENERATION_CONFIG_NAME = "generation_config.json"
 _MOST_CODE_BYTES = 16 << 20
 # What the layouts are called that hold no other model than a LLaMA.
 LLAMA_ONLY = {"pth": "Meta's layout", "gguf": "GGUF"}

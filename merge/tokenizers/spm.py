@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from ..errors import FormatError, UsageError
 from ..storage.whole_files import write_whole
+from .special_tokens import MODEL_NAME
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-MODEL_NAME = "tokenizer.model"
 
 # ModelProto.SentencePiece.Type
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6

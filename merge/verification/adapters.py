@@ -48,7 +48,6 @@ _KEY = re.compile(
     r"|trainable_tokens_original)(?:\.(?P<rest>.+))?"
 )
 _UNUSED = ("original_module", "trainable_tokens_original")
-_PARAMETERS = ("weight", "bias")
 
 
 @dataclass(frozen=True)

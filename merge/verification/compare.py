@@ -6,7 +6,7 @@ error of its blocks (``reference.block_error``). Two in q8_0 are compared as the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -16,6 +16,7 @@ from ..engines.threads import one_torch_thread
 from ..errors import LayoutError
 from ..formats.file_tensor import FileTensor
 from ..formats.gguf import BLOCK, Q8_0_NAME, type_name
+from ..settings import OnProgress
 from ..tensors.lazy import LazyTensor, dtype_name
 from .reading import Rows, side_by_side
 from .reference import block_error, half_ulp
@@ -27,8 +28,6 @@ HANDFUL = 8
 _PIECE = 1 << 18
 # A row that can only be read whole is in memory four times.
 _WIDEST = 16 << 20
-
-OnProgress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MergeError, VerificationError
-from ..layouts.config import CONFIG_NAME
+from ..layouts.config import CONFIG_NAME, GENERATION_CONFIG_NAME
 from ..layouts.opening import is_meta
 from ..tokenizers.copied import read_copied
 from ..tokenizers.huggingface import TokenizerFolder, read_tokenizer
 from ..untrusted.strict_json import read_json
 
-_GENERATION_NAME = "generation_config.json"
 _REMEDY = "merge again; or put the file that lacks it beside the result"
 
 
@@ -40,14 +39,14 @@ def check_tokenizer_files(folder: Path, wanted: TokenizerFolder) -> Iterator[Mer
     if wanted.has_template and not found.has_template:
         yield _fault(folder, "the chat template is lost", wanted, "none", "a chat template")
     if found.eos_token is not None:
-        yield from _ends(folder / _GENERATION_NAME, found.eos_token.id)
+        yield from _ends(folder / GENERATION_CONFIG_NAME, found.eos_token.id)
 
 
 def check_copied_end(folder: Path) -> Iterator[VerificationError]:
     """Beside a tokenizer that came with an adapter, configurations must end text where it does."""
     end = read_copied(folder).token_ids.get("eos_token_id")
     if end is not None:
-        for name in (CONFIG_NAME, _GENERATION_NAME):
+        for name in (CONFIG_NAME, GENERATION_CONFIG_NAME):
             yield from _ends(folder / name, end)
 
 

@@ -14,13 +14,13 @@ from ..engines.threads import ComputePool, one_torch_thread
 from ..errors import MergeError, VerificationError
 from ..layouts.decoder import VOCABULARY_TENSORS, embedding_rows
 from ..layouts.opening import is_gguf
+from ..settings import OnProgress
 from ..tensors.lazy import Checkpoint, LazyTensor, dtype_name
 from . import configuration
 from .manifest import Manifest, TensorEntry, check_files, listed_files
 from .mathematics import TensorResult, blocks_of, check_tensor
 from .recipes import ExpectedModel, ExpectedTensor, Inputs, wanted
 
-OnProgress = Callable[[int, int], object]
 _ROWS = (
     "merge again; rows that --vocab_mismatch or --new_token_init gave are right only where the "
     "manifest says so, or the options of the check"

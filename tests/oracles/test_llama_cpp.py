@@ -78,16 +78,16 @@ def _make_published(folder: Path, tokenizers: Path) -> tuple[Path, Path]:
         place.mkdir()
     llama = spm.read_model(tokenizers / "llama.model")
     chinese = extend.text_pieces(spm.read_model(tokenizers / "chinese_sp.model"))
-    spm.write_model(llama, base / spm.MODEL_NAME)
+    spm.write_model(llama, base / "tokenizer.model")
     grown = extend.extend(llama, [*chinese, "[PAD]"]).model
-    spm.write_model(grown, lora / spm.MODEL_NAME)
-    files = {place: (place / spm.MODEL_NAME).read_bytes() for place in (base, lora)}
+    spm.write_model(grown, lora / "tokenizer.model")
+    files = {place: (place / "tokenizer.model").read_bytes() for place in (base, lora)}
     rows = [len(spm.read_model(place).pieces) for place in (base, lora)]
     _write_base(base, rows[0])
     tiny.make_adapter(lora, base, rows=rows[1], dtype=torch.float16)
     _make_decided(lora / "adapter_model.safetensors")
     for place, content in files.items():  # make_adapter writes one of its own
-        (place / spm.MODEL_NAME).write_bytes(content)
+        (place / "tokenizer.model").write_bytes(content)
     return base, lora
 
 
@@ -220,7 +220,7 @@ def test_a_tokenizer_that_puts_no_space_before_text_gives_the_same_ids(tmp_path:
     tokenizer = ModelProto.FromString(text.train_base_tokenizer(text.read_lines("english")))
     tokenizer.normalizer_spec.add_dummy_prefix = False
     _write_base(base, len(tokenizer.pieces))
-    spm.write_model(tokenizer, base / spm.MODEL_NAME)
+    spm.write_model(tokenizer, base / "tokenizer.model")
     convert_checkpoint(base, out / "hf")
     convert_checkpoint(base, out / "f32", output_type="gguf", outtype="f32")
     model = Model(out)
