@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from gguf import GGUFReader
 
-from merge import convert_checkpoint, merge_lora, verify_merge
+from merge import apply_delta, convert_checkpoint, merge_lora, verify_merge
 from merge.errors import MergeError, VocabularyError
 from tests.layouts.tokenizer_writers import (
     CHATML,
@@ -436,3 +436,19 @@ def test_verification_calls_lost_added_tokens_of_pth_wrong(tmp_path: Path, made:
     (out / "merge_manifest.json").unlink()
     (out / "added_tokens.json").unlink()
     assert verify_merge(out, base_model=base, lora_model=adapter).faults
+
+
+def test_delta_may_have_its_tokens_in_tokenizer_json_alone(tmp_path: Path, made: Made) -> None:
+    base = make_base(tmp_path / "base", made)
+    rows = {"model.embed_tokens.weight", "lm_head.weight"}
+    tensors = {
+        name: random_tensor(PIECES + 2 if name in rows else len(tensor), *tensor.shape[1:], seed=5)
+        for name, tensor in base_tensors(PIECES).items()
+    }
+    delta = save_base(tmp_path / "delta", tensors, pieces=None, vocab_size=PIECES + 2)
+    shutil.copytree(made.by_5 / "chatml", delta, dirs_exist_ok=True)
+    apply_delta(base, delta, tmp_path / "out")
+    require_same_tokenizer(tmp_path / "out", unmerged(made.by_5 / "chatml"), KINDS["chatml"])
+    assert not verify_merge(tmp_path / "out").faults
+    apply_delta(base, delta, tmp_path / "pth", output_type="pth")
+    require_added_tokens(tmp_path / "pth", KINDS["chatml"])
