@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, VerificationError
-from ..layouts.config import CONFIG_NAME, EXTENDED_MODEL_TYPES, LlamaShape, read_config
+from ..layouts.config import (
+    CONFIG_NAME,
+    EXTENDED_MODEL_TYPES,
+    LlamaShape,
+    read_config,
+    rotary_frequencies,
+)
 from ..layouts.opening import is_meta
 from ..plan.documents import ModelConfig, find_model_config
-from ..plan.inputs import find_tokenizer, resolve, resolve_tokenizer
+from ..plan.inputs import chosen_tokenizer, resolve
 from ..settings import (
     DELTA_EMBEDDINGS,
     DELTA_TOKEN_INITS,
@@ -24,7 +30,7 @@ from ..settings import (
     settings_named,
 )
 from ..storage.offload import Offload
-from ..tokenizers.huggingface import TokenizerFolder, read_tokenizer
+from ..tokenizers.huggingface import TokenizerFolder
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
 from .writing import Report, claimed
 
@@ -88,7 +94,11 @@ class DeltaOptions:
         if self.new_token_init is not None:
             require_one_of("new_token_init", self.new_token_init, DELTA_TOKEN_INITS)
         if self.expect_sum is not None and not isfinite(self.expect_sum):
-            raise UsageError("--expect_sum is no finite number", found=self.expect_sum)
+            raise UsageError(
+                "--expect_sum is no finite number",
+                expected="the sum that was published, such as 50637.1836",
+                found=self.expect_sum,
+            )
 
 
 # stanford_alpaca's own check allows as much for its 6.7 billion elements.
@@ -121,7 +131,7 @@ def _run(
         for folder in (base, other):
             if not is_meta(folder):
                 read_config(folder)
-        tokenizer = _tokenizer(chosen, other, base, offload)
+        tokenizer = chosen_tokenizer(chosen.tokenizer, [other, base], offload)
         names = {"base_model": (str(base_model), base), role: (str(other_model), other)}
         inputs, dry_run = (base, other, tokenizer.path), chosen.dry_run
         with claimed(output, inputs, settings, chosen.overwrite, dry_run) as replaced:
@@ -140,7 +150,10 @@ def _require_fitting(role: str, options: DeltaOptions, settings: OutputSettings)
     if options.expect_sum is None:
         return
     if role == "target_model":
-        raise UsageError("--expect_sum is the sum of a model, and a delta is made here")
+        raise UsageError(
+            "--expect_sum is the sum of a model, and a delta is made here",
+            remedy="leave it out; apply_delta takes it",
+        )
     if settings.resume:
         raise UsageError(
             "--expect_sum adds up every element while it is written, and a resumed run does not "
@@ -156,13 +169,6 @@ def _require_two(base: Path, other: Path, role: str) -> None:
             file=base,
             remedy="give the plain base, and the model that was trained from it or its delta",
         )
-
-
-def _tokenizer(options: DeltaOptions, other: Path, base: Path, offload: Offload) -> TokenizerFolder:
-    """The one named, else the delta's or target's, else the base's: early deltas had none."""
-    if options.tokenizer:
-        return read_tokenizer(resolve_tokenizer(str(options.tokenizer), offload))
-    return find_tokenizer([other, base]) or read_tokenizer(other)
 
 
 def _prepare(
@@ -267,9 +273,8 @@ def _require_sum(expected: float | None, result: DenseResult, delta: Checkpoint)
     if expected is None:
         return
     total = result.total.value
-    dim = LlamaShape.from_config(delta.config, Path(CONFIG_NAME), EXTENDED_MODEL_TYPES).head_dim
-    frequencies = sum(1.0 / 10000.0 ** (i / dim) for i in range(0, dim, 2))
-    with_buffers = total + frequencies * len(delta.dropped)
+    shape = LlamaShape.from_config(delta.config, Path(CONFIG_NAME), EXTENDED_MODEL_TYPES)
+    with_buffers = total + sum(rotary_frequencies(shape.head_dim)) * len(delta.dropped)
     allowed = max(_SUM_TOLERANCE, abs(expected) * 1e-7)
     if min(abs(total - expected), abs(with_buffers - expected)) > allowed:
         raise VerificationError(

@@ -12,10 +12,10 @@ from ..layouts.config import read_config
 from ..layouts.opening import is_meta
 from ..layouts.params import PARAMS_NAME
 from ..plan.documents import find_model_config
-from ..plan.inputs import find_tokenizer, resolve, resolve_tokenizer
+from ..plan.inputs import chosen_tokenizer, resolve
 from ..settings import OnProgress, OutputSettings, model_name, require_positive, settings_named
 from ..storage.offload import Offload
-from ..tokenizers.huggingface import TokenizerFolder, read_tokenizer
+from ..tokenizers.huggingface import TokenizerFolder
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
 from .writing import Report, claimed
 
@@ -52,18 +52,12 @@ def convert_checkpoint(
         folder = resolve(str(model), "model", offload)
         if not is_meta(folder):
             read_config(folder)
-        found = _tokenizer(tokenizer, folder, offload)
+        found = chosen_tokenizer(tokenizer, [folder], offload)
         with claimed(output, (folder, found.path), chosen, overwrite, dry_run) as replaced:
             named = tokenizer is not None
             job = _prepare(str(model), folder, found, chosen, context_length, offload, named)
             run = {"overwrite": overwrite, "dry_run": dry_run}
             return carry_out(job, output, chosen, replaced, started, on_progress, **run)
-
-
-def _tokenizer(named: str | Path | None, folder: Path, offload: Offload) -> TokenizerFolder:
-    if named:
-        return read_tokenizer(resolve_tokenizer(str(named), offload))
-    return find_tokenizer([folder]) or read_tokenizer(folder)
 
 
 def _prepare(

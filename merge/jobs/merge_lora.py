@@ -317,9 +317,19 @@ def _require_ignored_files(adapters: Sequence[Adapter], names: Sequence[str]) ->
 
 
 def _head_files(adapters: Sequence[Adapter]) -> dict[str, bytes]:
-    """Value heads beside adapters, which go along as they are."""
-    files = [path for adapter in adapters for path in adapter.files.heads]
-    return {path.name: read_small(path, _MOST_HEAD_BYTES) for path in files}
+    """Value heads beside adapters, which go along as they are. Raises ``UsageError`` for two."""
+    found: dict[str, bytes] = {}
+    for path in (path for adapter in adapters for path in adapter.files.heads):
+        content = read_small(path, _MOST_HEAD_BYTES)
+        if found.setdefault(path.name, content) != content:
+            raise UsageError(
+                "two adapters bring value heads of one name that differ, and only one can go along",
+                file=path,
+                expected="one value head, or the same in both",
+                found=f"another {path.name} in an adapter before it",
+                remedy=f"move away the one that is not wanted, or say --ignore_file {path.name}",
+            )
+    return found
 
 
 def _require_different(adapters: Sequence[Adapter]) -> None:

@@ -297,6 +297,17 @@ def merged_decoder_config(
     return merged | changed
 
 
+def rotary_frequencies(head_dim: int) -> list[float]:
+    """The buffer ``inv_freq`` of a layer with LLaMA's own base: ``head_dim / 2`` numbers.
+
+    transformers before 4.33 kept one in every layer's state dict (``LlamaRotaryEmbedding``).
+
+    >>> rotary_frequencies(4)
+    [1.0, 0.01]
+    """
+    return [float(DEFAULT_ROPE_THETA) ** (-step / head_dim) for step in range(0, head_dim, 2)]
+
+
 def with_token_ids(
     config: Mapping[str, Any], ids: Mapping[str, int | None], vocab_size: int
 ) -> dict[str, Any]:

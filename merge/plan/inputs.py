@@ -270,6 +270,18 @@ def _with_details(homes: Sequence[Path], details: Path) -> TokenizerFolder:
     raise errors[0]
 
 
+def chosen_tokenizer(
+    named: str | Path | None, folders: Sequence[Path], offload: Offload
+) -> TokenizerFolder:
+    """The tokenizer that ``--tokenizer`` names, else that of ``folders``, as ``find_tokenizer``.
+
+    Raises ``FormatError`` where there is no ``tokenizer.model``.
+    """
+    path = resolve_tokenizer(str(named), offload) if named else None
+    found = _named(path, folders) if path else find_tokenizer(folders)
+    return found or read_tokenizer(path or folders[0])
+
+
 def _named(path: Path, folders: Sequence[Path]) -> TokenizerFolder | None:
     """The tokenizer that ``--tokenizer`` names, or None where it can only be copied."""
     if path.is_file():

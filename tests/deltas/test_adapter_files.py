@@ -240,16 +240,17 @@ def test_new_rows_of_vllm_follow_the_bases_before_the_lora(tmp_path: Path) -> No
 def test_new_rows_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
     base, lora, rows, _ = grown_lora(tmp_path)
     path = lora / "new_embeddings.safetensors"
-    for wrong in (
-        {key: tensor[:3].clone() for key, tensor in rows.items()},
-        rows | {"output_embeddings": rows["output_embeddings"][:3].clone()},
-        rows | {"third": torch.ones(NEW, HIDDEN)},
-        {key: torch.ones(NEW, HIDDEN + 1) for key in rows},
-        {key: torch.ones(NEW) for key in rows},
+    odd = "not what such a file holds"
+    for wrong, told in (
+        ({key: t[:3].clone() for key, t in rows.items()}, "trained on a larger vocabulary|size"),
+        (rows | {"output_embeddings": rows["output_embeddings"][:3].clone()}, odd),
+        (rows | {"third": torch.ones(NEW, HIDDEN)}, odd),
+        ({key: torch.ones(NEW, HIDDEN + 1) for key in rows}, "a model of another size"),
+        ({key: torch.ones(NEW) for key in rows}, odd),
     ):
         save_file(wrong, path)
         before = tree(tmp_path)
-        with pytest.raises(MergeError) as caught:
+        with pytest.raises(MergeError, match=told) as caught:
             merge_lora(base, lora, tmp_path / "out")
         assert caught.value.facts["remedy"]
         assert tree(tmp_path) == before
@@ -285,3 +286,7 @@ def test_value_heads_go_along_as_they_are(
     assert f"{name} copied as it is" in report.summary()
     assert not verify_merge(tmp_path / "out").faults
     assert "has no place" in merge_lora(base, lora, tmp_path / "pth").summary()
+    second = save_adapter(tmp_path / "second", adapter_tensors(seed=9))
+    (second / name).write_bytes((lora / name).read_bytes() + b" ")
+    with pytest.raises(UsageError, match="value heads of one name"):
+        merge_lora(base, [lora, second], tmp_path / "two", output_type="huggingface")

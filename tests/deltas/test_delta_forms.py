@@ -295,11 +295,13 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("options", "told"), WRONG)
 def test_options_that_mean_nothing(tmp_path: Path, options: dict[str, Any], told: str) -> None:
-    base, _, delta = make_vicuna(tmp_path)
+    base, target, delta = make_vicuna(tmp_path)
     with pytest.raises(MergeError, match=told):
         apply_delta(base, delta, tmp_path / "out", **options)
-    with pytest.raises(MergeError):
-        make_delta(base, delta, tmp_path / "out", **(options | {"delta_embeddings": "auto"}))
+    with pytest.raises(UsageError, match="delta_embeddings auto is for applying"):
+        make_delta(base, target, tmp_path / "out", delta_embeddings="auto")
+    with pytest.raises(UsageError, match="sum of a model"):
+        make_delta(base, target, tmp_path / "out", expect_sum=1.0)
 
 
 def test_command_line_knows_the_options(tmp_path: Path, alpaca: tuple[Path, Path, Path]) -> None:
