@@ -211,7 +211,7 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     delta = digested_checkpoint(open_model(sources.delta, offload)) if sources.delta else None
     base, delta_notes = _with_delta(sources, settings, plain, delta)
     config = find_config(sources, base, any_decoder, settings.copy_code)
-    grown_from = base
+    before_new_rows = base
     weights = settings.weights(len(sources.adapters))
     adapters = tuple(
         named_as_base(open_adapter(folder, offload, weight, settings.ignore_file), base.tensors)
@@ -220,7 +220,7 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     for adapter in adapters:
         base = with_new_rows(base, adapter, settings.new_token_init)
     if is_classifier(base, adapters):
-        grown_from = base = as_classifier(base, adapters)
+        before_new_rows = base = as_classifier(base, adapters)
         labels = base.tensors[SCORE].rows
         config = replace(config, config=classifier_config(config.config, labels))
     config = replace(config, code={**config.code, **_head_files(adapters)})
@@ -228,7 +228,7 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     _require_ignored_files(adapters, settings.ignore_file)
     ordered = not settings.allow_unknown_combination
     notes = _require_known_order(sources, base, adapters) if ordered else ()
-    vocabulary = _vocabulary(sources, grown_from, adapters, settings.vocab_mismatch)
+    vocabulary = _vocabulary(sources, before_new_rows, adapters, settings.vocab_mismatch)
     rows = vocabulary.checked_rows(settings.new_token_init is not None)
     per_adapter = settings.rounding == "per_adapter"
     dtype = dtype_named(settings.dtype)
