@@ -50,17 +50,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from ..deltas.adapter_config import read_fields
+    from ..deltas.adapter_config import AdapterFolder
     from ..jobs.inspect_adapter import QUICK_LAYOUTS, report
     from ..plan.inputs import resolve
     from ..storage.offload import Offload
 
     with Offload(None, Path.cwd()) as offload:
-        folder = resolve(args.adapter, "adapter", offload)
+        folder = AdapterFolder(resolve(args.adapter, "adapter", offload))
         base = resolve(args.base_model, "base model", offload) if args.base_model else None
-        read_fields(folder)
+        folder.require_adapter()
         lines = report(
             folder,
+            offload,
             base,
             digest=not args.no_digest,
             every_module=args.verbose,

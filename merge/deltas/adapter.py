@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ..layouts.llama import EMBED_TOKENS, LM_HEAD
 from ..storage.offload import Offload
 from ..tensors.lazy import LazyTensor, dtype_name
 from ..tensors.patched import Patch
-from .adapter_config import WEIGHT_NAMES, AdapterConfig, read_adapter_config
+from .adapter_config import WEIGHT_NAMES, AdapterConfig, AdapterFolder
 from .adapter_files import (
     EXTRA_EMBEDDINGS,
     FSDP_NAME,
@@ -46,7 +46,7 @@ class Adapter:
     the base's rows of the vocabulary before anything is added.
     """
 
-    folder: Path
+    folder: AdapterFolder
     files: AdapterFiles
     config: AdapterConfig
     added: Mapping[str, tuple[Patch, ...]]
@@ -97,7 +97,7 @@ class Adapter:
     @property
     def name(self) -> str:
         """The folder's name, by which messages speak of the adapter."""
-        return self.folder.name or str(self.folder)
+        return self.folder.path.name or str(self.folder.path)
 
 
 def _has_values(tensor: LazyTensor) -> bool:
@@ -105,7 +105,7 @@ def _has_values(tensor: LazyTensor) -> bool:
 
 
 def open_adapter(
-    folder: Path,
+    folder: AdapterFolder,
     offload: Offload | None = None,
     weight: float = 1.0,
     ignore_file: Collection[str] = (),
@@ -117,7 +117,7 @@ def open_adapter(
     parts that contradict each other, halves without the other half, shapes that contradict the
     configuration, and empty adapters.
     """
-    config = read_adapter_config(folder, weight)
+    config = replace(folder.adapter_config, weight=weight)
     files = find_files(folder, (WEIGHT_NAMES, _RAW_NAMES, (FSDP_NAME,), (MLX_NAME,)), ignore_file)
     path = files.weights
     tensors = _opened(files, offload)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import AdapterError
+from ..layouts.model_folder import ModelFolder
 from ..untrusted.safe_regex import is_plain
-from ..untrusted.strict_json import read_json
 from .foreign_config import as_peft
 from .kinds import KNOWN_FIELDS
 from .patterns import RULES, Rule, possible_rules
@@ -148,15 +149,36 @@ def _fits(config: AdapterConfig, rule: Rule, ranks: Mapping[str, int]) -> bool:
     return all(_rank_and_alpha(config, rule, name)[0] == rank for name, rank in ranks.items())
 
 
-def read_fields(folder: Path) -> dict[str, Any]:
-    """The fields of ``adapter_config.json``. Raises ``AdapterError`` when there is none."""
-    path = folder / CONFIG_NAME
-    if not path.is_file():
-        raise _no_configuration(folder)
-    return read_json(path)
+class AdapterFolder(ModelFolder):
+    """A folder that PEFT saved; it may hold configuration and tokenizer of the model as well."""
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """The fields of ``adapter_config.json``. Raises ``AdapterError`` when there is none."""
+        if CONFIG_NAME not in self.files:
+            raise _no_configuration(self)
+        return self.read_json(CONFIG_NAME)
+
+    def require_adapter(self) -> None:
+        """Raise ``AdapterError`` for a folder without ``adapter_config.json``."""
+        _ = self.fields
+
+    def require_mergeable(self) -> None:
+        """Raise ``AdapterError`` for what ``adapter_config`` refuses."""
+        _ = self.adapter_config
+
+    @cached_property
+    def adapter_config(self) -> AdapterConfig:
+        """What ``adapter_config.json`` says of the arithmetic.
+
+        Raises ``AdapterError`` when it is missing, lacks what the arithmetic needs, or describes a
+        kind of adapter that is not merged here.
+        """
+        return _adapter_config(self.path / CONFIG_NAME, self.fields)
 
 
-def _no_configuration(folder: Path) -> AdapterError:
+def _no_configuration(adapter: AdapterFolder) -> AdapterError:
+    folder = adapter.path
     if below := adapters_below(folder):
         listed = ", ".join(path.relative_to(folder).as_posix() for path in below[:5])
         return AdapterError(
@@ -166,7 +188,7 @@ def _no_configuration(folder: Path) -> AdapterError:
             found=listed + (f" and {len(below) - 5} more" if below[5:] else ""),
             remedy=f"give one of them, such as {below[0]}",
         )
-    model = (folder / "config.json").is_file()
+    model = "config.json" in adapter.files
     return AdapterError(
         "the folder holds no adapter configuration",
         file=folder / CONFIG_NAME,
@@ -189,13 +211,8 @@ def adapters_below(folder: Path) -> list[Path]:
     return sorted(found, key=newest)
 
 
-def read_adapter_config(folder: Path, weight: float = 1.0) -> AdapterConfig:
-    """Read ``adapter_config.json``.
-
-    Raises ``AdapterError`` when it is missing, lacks what the arithmetic needs, or describes a kind
-    of adapter that is not merged here.
-    """
-    path, fields = folder / CONFIG_NAME, as_peft(read_fields(folder), folder / CONFIG_NAME)
+def _adapter_config(path: Path, fields: dict[str, Any]) -> AdapterConfig:
+    fields = as_peft(fields, path)
     unknown = _unknown(fields)
     if refused := refusal(fields):
         raise AdapterError(
@@ -234,7 +251,6 @@ def read_adapter_config(folder: Path, weight: float = 1.0) -> AdapterConfig:
         peft_version=_text(fields, "peft_version"),
         bias=_text(fields, "bias"),
         task_type=_text(fields, "task_type"),
-        weight=weight,
         rules=possible_rules(fields),
     )
 

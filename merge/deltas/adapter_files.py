@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..errors import AdapterError
 from ..layouts.elsewhere import found_elsewhere
-from ..untrusted.strict_json import read_json
+from ..storage.folder import Folder
 
 TRAINABLE_PARAMS = "trainable_params.bin"
 
@@ -140,14 +140,14 @@ class AdapterFiles:
 
 
 def find_files(
-    folder: Path, names: Collection[Collection[str]], ignored: Collection[str] = ()
+    folder: Folder, names: Collection[Collection[str]], ignored: Collection[str] = ()
 ) -> AdapterFiles:
     """Account for every file directly in an adapter's folder.
 
     ``names`` are those that the weights may have, groups in the order of preference. Raises
     ``AdapterError`` when there are none, and for weights that nobody claims unless ``ignored``.
     """
-    files = {path.name: path for path in sorted(folder.iterdir()) if path.is_file()}
+    files = folder.files
     left_out = tuple(name for name in files if name in ignored)
     there = {name: path for name, path in files.items() if name not in left_out}
     group = next((group for group in names if any(name in there for name in group)), ())
@@ -155,10 +155,10 @@ def find_files(
     parts = _parts(folder, there) if not found or group != next(iter(names)) else ()
     if parts:
         found = [parts[0]]
-    if not found and (kind := found_elsewhere(folder)) is not None:
+    if not found and (kind := found_elsewhere(folder.path)) is not None:
         raise AdapterError(
             "the folder holds weights in a form that is not read here",
-            file=folder,
+            file=folder.path,
             expected=" or ".join(next(iter(names))),
             found=kind.what,
             remedy=kind.remedy,
@@ -166,7 +166,7 @@ def find_files(
     if not found:
         raise AdapterError(
             "the folder holds no adapter weights",
-            file=folder,
+            file=folder.path,
             expected=" or ".join(next(iter(names))),
             found=", ".join(list(files)[:8]) or "an empty folder",
             remedy="give the folder into which PEFT saved the adapter",
@@ -175,7 +175,7 @@ def find_files(
     if len(new_rows) > 1:
         raise AdapterError(
             "two files hold rows of added tokens",
-            file=folder,
+            file=folder.path,
             found=" and ".join(path.name for path in new_rows),
             remedy="keep the one that belongs to the adapter",
         )
@@ -197,12 +197,12 @@ def find_files(
     )
 
 
-def _parts(folder: Path, there: Mapping[str, Path]) -> tuple[Path, ...]:
+def _parts(folder: Folder, there: Mapping[str, Path]) -> tuple[Path, ...]:
     """The files of an adapter that was saved in several. Raises ``AdapterError`` for a gap."""
     numbered = {name: match for name in there if (match := _PART.fullmatch(name))}
     for suffix in (".safetensors", ".bin"):
         index = there.get(f"adapter_model{suffix}.index.json")
-        listed = read_json(index).get("weight_map") if index is not None else None
+        listed = folder.read_json(index.name).get("weight_map") if index is not None else None
         names = {str(name) for name in listed.values()} if isinstance(listed, dict) else set()
         for match in (match for match in numbered.values() if match["suffix"] == suffix):
             count = int(match["count"])
@@ -211,7 +211,7 @@ def _parts(folder: Path, there: Mapping[str, Path]) -> tuple[Path, ...]:
         if lost := sorted(name for name in names if name not in there):
             raise AdapterError(
                 "a part of the adapter is missing",
-                file=folder / lost[0],
+                file=folder.path / lost[0],
                 expected=f"{len(names)} files",
                 found=f"{len(lost)} missing: {', '.join(lost[:5])}",
                 remedy="fetch or copy the missing files into this folder",

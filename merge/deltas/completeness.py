@@ -16,7 +16,7 @@ from ..errors import AdapterError
 from ..layouts.decoder import VOCABULARY_TENSORS
 from ..tensors.lazy import Checkpoint, LazyTensor
 from .adapter import Adapter
-from .adapter_config import CONFIG_NAME, read_fields
+from .adapter_config import CONFIG_NAME
 from .patches import ReplacedRows
 from .tied_embeddings import TiedPair
 
@@ -98,7 +98,7 @@ def completeness_warnings(adapter: Adapter, base: Checkpoint) -> Iterator[str]:
 
 
 def _announced(adapter: Adapter, base: Checkpoint, sides: TiedPair | None) -> _Announced:
-    return _Announced(adapter, read_fields(adapter.folder), base.tensors, base.config, sides)
+    return _Announced(adapter, adapter.folder.fields, base.tensors, base.config, sides)
 
 
 def _require_saved(announced: _Announced) -> None:

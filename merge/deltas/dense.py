@@ -16,12 +16,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 
 from ..errors import LayoutError
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
+from ..layouts.model_folder import ModelFolder
 from ..layouts.opening import open_checkpoint
 from ..storage.offload import Offload
 from ..tensors.lazy import Checkpoint, LazyTensor, scratch
@@ -155,7 +155,10 @@ class DenseResult:
 
 
 def open_model(
-    folder: Path, offload: Offload, keep_extra: bool = False, context_length: int | None = None
+    folder: ModelFolder,
+    offload: Offload,
+    keep_extra: bool = False,
+    context_length: int | None = None,
 ) -> Checkpoint:
     """Open a delta or a model that may hold more than a LLaMA does, such as LLaVA's projector.
 
@@ -166,7 +169,7 @@ def open_model(
         names = list(checkpoint.extra)
         raise LayoutError(
             "the model holds tensors that a LLaMA does not have",
-            file=folder,
+            file=folder.path,
             tensor=names[0],
             found=", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else ""),
             remedy="apply_delta and make_delta copy them unchanged with --keep_extra_tensors, if "

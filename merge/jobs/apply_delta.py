@@ -13,10 +13,9 @@ from ..layouts.config import (
     CONFIG_NAME,
     EXTENDED_MODEL_TYPES,
     LlamaShape,
-    read_config,
     rotary_frequencies,
 )
-from ..layouts.opening import is_meta
+from ..layouts.model_folder import ModelFolder
 from ..plan.documents import ModelConfig, find_model_config
 from ..plan.inputs import chosen_tokenizer, resolve
 from ..settings import (
@@ -125,19 +124,18 @@ def _run(
     output = Path(output_dir).expanduser()
     parent = Path(chosen.offload_dir).expanduser() if chosen.offload_dir else None
     with Offload(parent, output, settings.io) as offload:
-        base = resolve(str(base_model), "base model", offload)
-        other = resolve(str(other_model), role.replace("_", " "), offload)
-        _require_two(base, other, role)
+        base = ModelFolder(resolve(str(base_model), "base model", offload))
+        other = ModelFolder(resolve(str(other_model), role.replace("_", " "), offload))
+        _require_two(base.path, other.path, role)
         for folder in (base, other):
-            if not is_meta(folder):
-                read_config(folder)
+            folder.require_config()
         tokenizer = chosen_tokenizer(chosen.tokenizer, [other, base], offload)
         names = {"base_model": (str(base_model), base), role: (str(other_model), other)}
-        inputs, dry_run = (base, other, tokenizer.path), chosen.dry_run
-        with claimed(output, inputs, settings, chosen.overwrite, dry_run) as replaced:
+        inputs, dry_run = (base.path, other.path, tokenizer.path), chosen.dry_run
+        with claimed(output, inputs, settings, chosen.overwrite, dry_run) as target:
             job = _prepare(names, role, tokenizer, settings, chosen, offload)
             run = {"overwrite": chosen.overwrite, "dry_run": dry_run}
-            return carry_out(job, output, settings, replaced, started, chosen.on_progress, **run)
+            return carry_out(job, target, settings, started, chosen.on_progress, **run)
 
 
 def _require_fitting(role: str, options: DeltaOptions, settings: OutputSettings) -> None:
@@ -172,7 +170,7 @@ def _require_two(base: Path, other: Path, role: str) -> None:
 
 
 def _prepare(
-    names: dict[str, tuple[str, Path]],
+    names: dict[str, tuple[str, ModelFolder]],
     role: str,
     tokenizer: TokenizerFolder,
     settings: OutputSettings,
@@ -184,7 +182,7 @@ def _prepare(
     from ..tensors.digests import digested_checkpoint
 
     (base_name, base_folder), (other_name, other_folder) = names["base_model"], names[role]
-    for_base = options.context_length if is_meta(base_folder) else None
+    for_base = options.context_length if base_folder.is_meta else None
     base = digested_checkpoint(open_checkpoint(base_folder, offload, for_base))
     other = digested_checkpoint(
         open_model(
@@ -196,8 +194,8 @@ def _prepare(
     )
     result = _combined(names, role, base, other, settings, options)
     models = {
-        "base_model": Input(base_name, base_folder, base),
-        role: Input(other_name, other_folder, other),
+        "base_model": Input(base_name, base_folder.path, base),
+        role: Input(other_name, other_folder.path, other),
     }
     config = find_model_config(other_folder, other, base_folder)
     rows = models[role].rows
@@ -218,7 +216,7 @@ def _prepare(
 
 
 def _combined(
-    names: dict[str, tuple[str, Path]],
+    names: dict[str, tuple[str, ModelFolder]],
     role: str,
     base: Checkpoint,
     other: Checkpoint,
@@ -233,21 +231,21 @@ def _combined(
     (_, base_folder), (other_name, other_folder) = names["base_model"], names[role]
     require_model(
         base,
-        base_folder,
+        base_folder.path,
         "base model",
         "check that base and delta are not exchanged, and give the model that the delta was made "
         "from as base",
     )
     dtype, init = dtype_named(settings.dtype), options.new_token_init or "zeros"
     if role == "target_model":
-        require_model(other, other_folder, "target", "give the trained model itself")
+        require_model(other, other_folder.path, "target", "give the trained model itself")
         form = DeltaForm(options.delta_embeddings or "difference", init)
         return subtract_base(base, other, dtype, form)
-    require_difference(base, other, other_folder)
+    require_difference(base, other, other_folder.path)
     form = DeltaForm(options.delta_embeddings or "auto", init)
     result = add_delta(base, other, dtype, form, options.expect_sum is not None)
     if options.new_token_init is None:
-        called = (other_name, other_folder.name, str(other.config.get("_name_or_path", "")))
+        called = (other_name, other_folder.path.name, str(other.config.get("_name_or_path", "")))
         remedy = "say --new_token_init mean, or zeros for a delta as Vicuna's"
         require_known_filling(result.grown, called, remedy)
     return result

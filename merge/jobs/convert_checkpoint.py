@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..layouts.config import read_config
-from ..layouts.opening import is_meta
+from ..layouts.model_folder import ModelFolder
 from ..layouts.params import PARAMS_NAME
 from ..plan.documents import find_model_config
 from ..plan.inputs import chosen_tokenizer, resolve
@@ -49,20 +48,20 @@ def convert_checkpoint(
     output = Path(output_dir).expanduser()
     parent = Path(offload_dir).expanduser() if offload_dir else None
     with Offload(parent, output, chosen.io) as offload:
-        folder = resolve(str(model), "model", offload)
-        if not is_meta(folder):
-            read_config(folder)
+        folder = ModelFolder(resolve(str(model), "model", offload))
+        folder.require_config()
         found = chosen_tokenizer(tokenizer, [folder], offload)
-        with claimed(output, (folder, found.path), chosen, overwrite, dry_run) as replaced:
+        inputs = (folder.path, found.path)
+        with claimed(output, inputs, chosen, overwrite, dry_run) as target:
             named = tokenizer is not None
             job = _prepare(str(model), folder, found, chosen, context_length, offload, named)
             run = {"overwrite": overwrite, "dry_run": dry_run}
-            return carry_out(job, output, chosen, replaced, started, on_progress, **run)
+            return carry_out(job, target, chosen, started, on_progress, **run)
 
 
 def _prepare(
     source: str,
-    folder: Path,
+    folder: ModelFolder,
     tokenizer: TokenizerFolder,
     settings: OutputSettings,
     context_length: int | None,
@@ -77,7 +76,7 @@ def _prepare(
 
     checkpoint = digested_checkpoint(open_checkpoint(folder, offload, context_length))
     config = find_model_config(folder, checkpoint)
-    model = Input(source, folder, checkpoint)
+    model = Input(source, folder.path, checkpoint)
     padding = require_enough_rows(model.rows, tokenizer)
     placed = apply_adapters(checkpoint, (), dtype_named(settings.dtype))
     parts = (placed.tensors, placed.tied, model.rows, config, tokenizer, (source,))
@@ -99,7 +98,7 @@ def find_size(input_dir: Path, model_size: str | None) -> Path:
     """
     names = [name for name in (model_size, _ALSO_CALLED.get(model_size or "")) if name]
     folders = [*(input_dir / name for name in names), input_dir]
-    if found := next((folder for folder in folders if is_meta(folder)), None):
+    if found := next((folder for folder in folders if ModelFolder(folder).is_meta), None):
         return found
     present = sorted(path.parent for path in input_dir.glob(f"*/{PARAMS_NAME}"))
     if model_size is None and len(present) == 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checksums.files import begin_digests
-from ..deltas.adapter_config import WEIGHT_NAMES, read_fields
+from ..deltas.adapter_config import WEIGHT_NAMES, AdapterFolder
 from ..errors import MergeError
 from ..plan.inputs import find_sources
 from ..reports import merge_text as summary
@@ -33,7 +33,8 @@ _OTHERS = {
 
 
 def report(
-    folder: Path,
+    folder: AdapterFolder,
+    offload: Offload,
     base_model: Path | None = None,
     *,
     digest: bool = True,
@@ -47,27 +48,26 @@ def report(
     weights are not read, so published adapters are not recognised, their order is not checked, and
     tensors that they hold twice are not compared.
     """
-    with Offload(None, Path.cwd()) as offload:
-        fields = read_fields(folder)
-        if digest:
-            begin_digests(folder / name for name in WEIGHT_NAMES)
-        yield f"adapter    {folder}"
-        yield f"kind       {fields.get('peft_type', 'LORA')}, PEFT {_release(fields)}"
-        yield f"base       {fields.get('base_model_name_or_path') or 'not recorded'}"
+    fields = folder.fields
+    if digest:
+        begin_digests(folder.path / name for name in WEIGHT_NAMES)
+    yield f"adapter    {folder.path}"
+    yield f"kind       {fields.get('peft_type', 'LORA')}, PEFT {_release(fields)}"
+    yield f"base       {fields.get('base_model_name_or_path') or 'not recorded'}"
 
-        from ..deltas.adapter import open_adapter
-        from .merge_lora import require_consistent_copies
+    from ..deltas.adapter import open_adapter
+    from .merge_lora import require_consistent_copies
 
-        opened = open_adapter(folder, offload)
-        yield from _modules(opened, every_module)
-        yield from _contents(opened)
-        if digest:
-            yield from _digest(opened)
-            require_consistent_copies([opened])
-        elif opened.copies:
-            yield f"copies     of {len(opened.copies)} trained tensors not compared but by size"
-        if base_model is not None:
-            yield from _fit(str(folder), str(base_model), digest, layouts, offload)
+    opened = open_adapter(folder, offload)
+    yield from _modules(opened, every_module)
+    yield from _contents(opened)
+    if digest:
+        yield from _digest(opened)
+        require_consistent_copies([opened])
+    elif opened.copies:
+        yield f"copies     of {len(opened.copies)} trained tensors not compared but by size"
+    if base_model is not None:
+        yield from _fit(str(folder.path), str(base_model), digest, layouts, offload)
 
 
 def _release(fields: Mapping[str, object]) -> str:

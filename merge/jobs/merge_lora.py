@@ -18,7 +18,7 @@ from ..checksums.published import require_published
 from ..checksums.tokenizers import recognise_bytes
 from ..deltas.adapter_config import WEIGHT_NAMES
 from ..errors import FormatError, UsageError
-from ..layouts.opening import is_meta
+from ..layouts.model_folder import ModelFolder
 from ..output.fingerprint import JobInputs
 from ..output.preflight import require_names_free
 from ..plan.documents import LLAMA_ONLY, ModelConfig, find_config, require_llama
@@ -28,7 +28,7 @@ from ..reports import merge_text as summary
 from ..settings import MergeSettings, OnProgress, model_name, require_bool, settings_named
 from ..storage.offload import Offload
 from ..tokenizers.copied import OpaqueTokenizer, require_sentencepiece
-from ..untrusted.strict_json import read_json, read_small
+from ..untrusted.strict_json import read_small
 from ..version import MANIFEST_NAME
 from .writing import Report, claimed, write
 
@@ -88,16 +88,14 @@ def merge_lora(
             str(delta_model) if delta_model else None,
         )
         claim = claimed(output, sources.folders, chosen, overwrite, dry_run)
-        replaced = held.enter_context(claim)
-        known = (require_published(sources.base, on_verify),) if verify_base else ()
+        target = held.enter_context(claim)
+        known = (require_published(sources.base.path, on_verify),) if verify_base else ()
         if not dry_run:  # which reads headers, and the rest only of what may be a published file
-            begin_digests(folder / name for folder in sources.adapters for name in WEIGHT_NAMES)
+            begin_digests(f.path / name for f in sources.adapters for name in WEIGHT_NAMES)
         job = plan_merge(sources, chosen, offload)
         require_consistent_copies(job.adapters)
-        require_names_free(output, job.plan.documents, overwrite or chosen.resume)
-        resumed = write(
-            job, output, chosen, replaced, on_progress, overwrite=overwrite, dry_run=dry_run
-        )
+        require_names_free(target, job.plan.documents, overwrite or chosen.resume)
+        resumed = write(job, target, chosen, on_progress, overwrite=overwrite, dry_run=dry_run)
         return MergeReport(
             output,
             job.plan,
@@ -135,7 +133,7 @@ class MergeJob:
         models = {"base_model": self.plain}
         if self.delta is not None:
             models["delta_model"] = self.delta
-        configs = {a.config.path: file_digest(a.config.path) for a in self.adapters}
+        configs = {a.config.path: a.folder.digest(a.config.path.name) for a in self.adapters}
         more = [path for a in self.adapters for path in a.files.further]
         digests = configs | {path: file_digest(path) for path in more}
         return JobInputs(models, digests | {a.weights: a.digest for a in self.adapters})
@@ -151,7 +149,7 @@ class MergeJob:
                     "source": source,
                     "weight": a.config.weight,
                     "files": [
-                        file_entry(a.config.path),
+                        file_entry(a.config.path, a.folder.digest(a.config.path.name)),
                         file_entry(a.weights, a.digest),
                         *map(file_entry, a.files.further),
                     ],
@@ -188,7 +186,7 @@ class MergeReport(Report):
 def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> MergeJob:
     """Open everything, check it against each other, and plan the output."""
     any_decoder = sources.delta is None
-    if not is_meta(sources.model):
+    if not sources.model.is_meta:
         described = find_config(sources, any_decoder=any_decoder)
         if layout := LLAMA_ONLY.get(settings.output_type):
             require_llama(described, sources.tokenizer, layout)
@@ -253,7 +251,7 @@ def _with_delta(
     if not settings.allow_unknown_combination:
         require_model(
             plain,
-            sources.base,
+            sources.base.path,
             "base model",
             "give the LLaMA that the delta was made from with --base_model, and the delta with "
             "--delta_model; for a model whose norms are so nevertheless, "
@@ -261,7 +259,7 @@ def _with_delta(
         )
     if delta is None or sources.delta is None:
         return plain, ()
-    require_difference(plain, delta, sources.delta)
+    require_difference(plain, delta, sources.delta.path)
     base, result = with_delta(plain, delta, DeltaForm(settings.delta_embeddings))
     called = (sources.delta_model or "", str(delta.config.get("_name_or_path", "")))
     require_known_filling(
@@ -366,13 +364,13 @@ def _require_known_order(
     return known.require_known_order(embedding_rows(base.tensors), given, _merged(sources.base))
 
 
-def _merged(base: Path) -> list[str | None] | None:
+def _merged(base: ModelFolder) -> list[str | None] | None:
     """Published names of the adapters that a base's own manifest says were merged into it."""
     from ..checksums import known
 
-    path = (base if base.is_dir() else base.parent) / MANIFEST_NAME
     try:
-        entries = read_json(path)["inputs"]["adapters"] if path.is_file() else None
+        manifest = base.read_json(MANIFEST_NAME) if MANIFEST_NAME in base.files else {}
+        entries = manifest["inputs"]["adapters"] if manifest else None
         digests = [[str(f["sha256"]) for f in entry["files"]] for entry in entries or ()]
     except (FormatError, KeyError, TypeError):  # not one of ours: it tells nothing
         return None

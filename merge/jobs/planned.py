@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..checksums.tokenizers import explain_mismatch, recognise_bytes
 from ..errors import VocabularyError
 from ..output.fingerprint import JobInputs
+from ..output.preflight import OutputFolder
 from ..settings import OnProgress, OutputSettings
 from ..tokenizers.huggingface import TokenizerFolder
 from .writing import Report, write
@@ -82,9 +83,8 @@ class PlannedJob:
 
 def carry_out(
     job: PlannedJob,
-    output: Path,
+    folder: OutputFolder,
     settings: OutputSettings,
-    replaced: Sequence[Path],
     started: float,
     on_progress: OnProgress | None,
     *,
@@ -93,10 +93,10 @@ def carry_out(
 ) -> Report:
     """Write what was planned, unless ``dry_run``, and report. ``started`` is a monotonic time."""
     run = {"overwrite": overwrite, "dry_run": dry_run}
-    resumed = write(job, output, settings, replaced, on_progress, check=job.check, **run)
+    resumed = write(job, folder, settings, on_progress, check=job.check, **run)
     seconds = time.monotonic() - started
     notes = job.notes if dry_run else (*resumed, *job.notes, *job.found_out(bool(resumed)))
-    return Report(output, job.plan, seconds, dry_run, job.inputs(), job.changes, notes)
+    return Report(folder.path, job.plan, seconds, dry_run, job.inputs(), job.changes, notes)
 
 
 def require_enough_rows(rows: int, tokenizer: TokenizerFolder) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..layouts.opening import is_meta
+from ..layouts.model_folder import ModelFolder
 from ..output.fingerprint import JobInputs
 from ..plan.documents import find_config
 from ..plan.inputs import Sources, find_tokenizer, resolve, resolve_tokenizer
@@ -67,11 +67,9 @@ def resize_vocabulary(
         offload = held.enter_context(Offload(parent, output, chosen.io))
         sources = _find_sources(str(base_model), str(tokenizer), offload)
         claim = claimed(output, sources.folders, chosen, overwrite, dry_run)
-        replaced = held.enter_context(claim)
+        target = held.enter_context(claim)
         job = _prepare(sources, chosen, init, pad_to_multiple_of, seed, offload)
-        resumed = write(
-            job, output, chosen, replaced, on_progress, overwrite=overwrite, dry_run=dry_run
-        )
+        resumed = write(job, target, chosen, on_progress, overwrite=overwrite, dry_run=dry_run)
         return Report(
             output,
             job.plan,
@@ -84,8 +82,8 @@ def resize_vocabulary(
 
 
 def _find_sources(base_model: str, tokenizer: str, offload: Offload) -> Sources:
-    base = resolve(base_model, "base model", offload)
-    new = read_tokenizer(resolve_tokenizer(tokenizer, offload))
+    base = ModelFolder(resolve(base_model, "base model", offload))
+    new = read_tokenizer(resolve_tokenizer(tokenizer, offload).path)
     own = find_tokenizer([base])
     if own is not None:
         require_extension(own, new)
@@ -127,7 +125,7 @@ class ResizeJob:
     def inputs(self) -> tuple[str, ...]:
         """Lines about what was read."""
         return (
-            f"base       {self.sources.base} ({self.base_rows} rows)",
+            f"base       {self.sources.base.path} ({self.base_rows} rows)",
             f"tokenizer  {self.tokenizer.path} ({self.tokenizer.n_tokens} tokens)",
         )
 
@@ -150,7 +148,7 @@ def _prepare(
     seed: int,
     offload: Offload,
 ) -> ResizeJob:
-    if not is_meta(sources.base):
+    if not sources.base.is_meta:
         find_config(sources)
 
     from ..deltas.new_rows import grow_to_tokenizer

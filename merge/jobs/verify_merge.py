@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..checksums.files import read_digest
 from ..errors import MergeError, UsageError, VerificationError, shown
 from ..layouts.config import CONFIG_NAME, is_llama
-from ..layouts.opening import config_path, is_gguf
+from ..layouts.model_folder import ModelFolder
 from ..plan.inputs import find_tokenizer, resolve, split_list, tokenizer_home
 from ..settings import (
     DELTA_EMBEDDINGS,
@@ -27,7 +27,6 @@ from ..sizes import peak_memory, size_text
 from ..storage.offload import Offload
 from ..tokenizers.copied import has_tokenizer
 from ..tokenizers.huggingface import MODEL_NAME, TokenizerFolder
-from ..untrusted.strict_json import read_json
 from ..version import MANIFEST_NAME
 
 if TYPE_CHECKING:
@@ -115,7 +114,7 @@ def verify_merge(
     with Offload(parent, folder, "buffered") as offload:
         inputs = None if files_only else _inputs(named, manifest, offload)
         # With a manifest, digests hold for what a GGUF file says of its model.
-        by_key = inputs is not None and manifest is None and is_gguf(folder)
+        by_key = inputs is not None and manifest is None and ModelFolder(folder).is_gguf
         described = inputs.described() if inputs is not None and by_key else None
         found = _check(folder, manifest, inputs, described, workers, offload, on_progress)
     if inputs is not None and manifest is None:
@@ -196,7 +195,8 @@ def _check(
     padded = kept or (manifest is not None and manifest.is_resized)
     if made is not None:
         padded = padded or rows == embedding_rows((made.dense or made.base).tensors)
-    if not is_gguf(folder) and not (folder / MODEL_NAME).is_file():
+    is_gguf = ModelFolder(folder).is_gguf
+    if not is_gguf and not (folder / MODEL_NAME).is_file():
         found.unchecked.append(f"vocabulary: {rows} rows, but no {MODEL_NAME} beside them")
         if inputs is not None and any(map(has_tokenizer, inputs.adapters)):
             found.faults += check_copied_end(folder)
@@ -208,11 +208,11 @@ def _check(
         found.faults += other_tokenizer
     may_be_shorter = kept or (merged is not None and not other_tokenizer)
     # llama.cpp needs a token for each row, padding or not.
-    padded = padded and not is_gguf(folder)
+    padded = padded and not is_gguf
     found.faults += check_vocabulary(folder, result, parents, padded, may_be_shorter)
     found.checked.append(f"vocabulary {rows} rows and the tokenizer")
     named = manifest is not None and manifest.tokenizer_named
-    if inputs is not None and not named and not is_gguf(folder) and (own := inputs.tokenizer()):
+    if inputs is not None and not named and not is_gguf and (own := inputs.tokenizer()):
         found.faults += check_tokenizer_files(folder, own)
     if described is not None:
         more = check_metadata(folder, rows, described)
@@ -247,14 +247,14 @@ class _Opened:
 
     made: Inputs
     parents: list[Path]
-    models: list[Path]
+    models: list[ModelFolder]
     mismatch: str
     new_token_init: str | None
 
     @property
-    def adapters(self) -> list[Path]:
+    def adapters(self) -> list[ModelFolder]:
         """The adapters' folders, the last one first."""
-        return [adapter.folder for adapter in self.made.adapters[::-1]]
+        return [ModelFolder(adapter.folder) for adapter in self.made.adapters[::-1]]
 
     def tokenizer(self) -> TokenizerFolder | None:
         """LLaMA's tokenizer of a merge with the defaults, if it has one."""
@@ -271,13 +271,13 @@ class _Opened:
         from ..verification.demands import Described
 
         adapters = self.adapters
-        own = [path for folder in adapters if (path := folder / CONFIG_NAME).is_file()]
+        own = [folder for folder in adapters if CONFIG_NAME in folder.files]
         model = self.made.dense or self.made.base
         # Meta's layout does not say how long the context is; what is assumed has a note.
         assumed = frozenset({"max_position_embeddings"} if model.notes and not own else ())
         return Described(
-            read_json(own[0]) if own else model.config,
-            own[0] if own else config_path(self.models[0]),
+            own[0].config if own else model.config,
+            (own[0] if own else self.models[0]).config_path,
             self.tokenizer(),
             assumed,
         )
@@ -323,7 +323,7 @@ def _inputs(named: _Named, manifest: Manifest | None, offload: Offload) -> _Open
         models = [dense_folder, base_folder]
     adapters = tuple(
         with_names_of(
-            read_adapter(_resolved(source, "adapter", offload), weight, offload), base.tensors
+            read_adapter(_resolved(source, "adapter", offload).path, weight, offload), base.tensors
         )
         for source, weight in _adapters(named, manifest)
     )
@@ -373,10 +373,10 @@ def _adapters(named: _Named, manifest: Manifest | None) -> list[tuple[str, float
     return list(zip(names, weights, strict=True))
 
 
-def _resolved(source: str | Path, role: str, offload: Offload) -> Path:
+def _resolved(source: str | Path, role: str, offload: Offload) -> ModelFolder:
     """The folder of an input. Raises ``UsageError`` that says how to name it, or to do without."""
     try:
-        return resolve(str(source), role, offload)
+        return ModelFolder(resolve(str(source), role, offload))
     except UsageError as error:
         option = {"base model": "--base_model", "adapter": "--lora_model"}.get(
             role, "--delta_model"

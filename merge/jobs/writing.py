@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..interruption import deferred_signals
 from ..output.complete import is_complete
 from ..output.fingerprint import JobInputs, identity, require_same
-from ..output.folder import StagedFolder, held, left_behind
-from ..output.journal import JOURNAL_NAME, Journal, WrittenFile, read_record
+from ..output.folder import StagedFolder, held
+from ..output.journal import JOURNAL_NAME, Journal, WrittenFile
 from ..output.preflight import (
+    OutputFolder,
     holds_a_model,
-    leftovers,
     require_free,
     require_possible,
 )
@@ -49,8 +49,8 @@ class Job(Protocol):
 @contextmanager
 def claimed(
     output: Path, inputs: Iterable[Path], settings: OutputSettings, overwrite: bool, dry_run: bool
-) -> Iterator[list[Path]]:
-    """Hold the output folder while a job is planned and written; give the files it will replace.
+) -> Iterator[OutputFolder]:
+    """Hold the output folder while a job is planned and written; give what is in it.
 
     What was free before a plan of minutes need not be free after it, so nobody else comes in
     between. With ``dry_run`` nothing is made and nobody is kept out. Raises ``OutputError`` for
@@ -59,17 +59,22 @@ def claimed(
     require_possible(output, inputs)
     if dry_run:
         require_unlocked(output)
-        yield require_free(output, overwrite, settings.resume)
+        yield _free(output, overwrite, settings)
         return
     with held(output):
-        yield require_free(output, overwrite, settings.resume)
+        yield _free(output, overwrite, settings)
+
+
+def _free(output: Path, overwrite: bool, settings: OutputSettings) -> OutputFolder:
+    folder = OutputFolder(output)
+    require_free(folder, overwrite, settings.resume)
+    return folder
 
 
 def write(
     job: Job,
-    output: Path,
+    folder: OutputFolder,
     settings: OutputSettings,
-    replaced: Sequence[Path],
     on_progress: OnProgress | None,
     *,
     overwrite: bool,
@@ -78,16 +83,17 @@ def write(
 ) -> tuple[str, ...]:
     """Write weights first and the manifest last: the folder is complete when that is there.
 
-    The folder is ``claimed``. ``replaced`` are the files of an earlier result, which go when the
-    new ones are ready to take their place. Where ``settings`` say to resume, what an interrupted
+    The folder is ``claimed``; the files of an earlier result in it go when the new ones are ready
+    to take their place. Where ``settings`` say to resume, what an interrupted
     run has written is checked first, which counts as progress too. ``check`` may refuse the result
     before anything of it gets its name. Returns what is to be told of
     that run. With ``dry_run`` nothing is written. A result that is complete already stays as it is
     where ``settings`` say to resume; raises ``OutputError`` for another run's, without
     ``overwrite``.
     """
-    plan = job.plan
-    if settings.resume and not leftovers(output) and replaced:
+    plan, output = job.plan, folder.path
+    replaced = require_free(folder, overwrite, settings.resume)
+    if settings.resume and not folder.leftovers and replaced:
         planned = job.manifest(dict.fromkeys(plan.files, WrittenFile(0, "")))
         reads = job.reads()
         inputs = [*reads.adapters, *(path for m in reads.models.values() for path in m.files)]
@@ -95,7 +101,8 @@ def write(
             return ("complete already: the result of the same run is there, as it was written",)
         if not overwrite:
             raise holds_a_model(output, replaced)
-    require_space(output, plan.disk_bytes, left_behind(output))
+    left_behind = sum(path.lstat().st_size for path in folder.leftovers)
+    require_space(output, plan.disk_bytes, left_behind)
     if dry_run:
         return ()
 
@@ -107,8 +114,8 @@ def write(
         total = plan.tensor_bytes
         past = ResumePoint()
         if settings.resume:
-            past = _past(output, plan, this, _byte_counter(on_progress, total))
-        _begin(staged, plan, this, replaced, past)
+            past = _past(folder, plan, this, _byte_counter(on_progress, total))
+        _begin(staged, folder, this, replaced, past, plan)
         if past.committed:
             for name, digest in past.committed.items():
                 staged.finish(name, digest)
@@ -147,27 +154,28 @@ def _byte_counter(on_progress: OnProgress | None, total: int) -> Callable[[int],
 
 
 def _past(
-    output: Path, plan: Plan, this: Mapping[str, Any], progress: Callable[[int], None]
+    folder: OutputFolder, plan: Plan, this: Mapping[str, Any], progress: Callable[[int], None]
 ) -> ResumePoint:
     """What an interrupted run has left that is right.
 
     Raises ``OutputError`` when that run was another one than ``this``.
     """
-    record = read_record(output)
+    record = folder.journal
     if record is None or not record.is_useful:
         return ResumePoint()
-    require_same(output, record.identity, this)
+    require_same(folder.path, record.identity, this)
     entries = matching_entries(record.entries, plan)
-    past = verified(output, replace(record, entries=entries), progress)
+    past = verified(folder.path, replace(record, entries=entries), progress)
     return replace(past, unexplained=len(record.entries) - len(entries))
 
 
 def _begin(
     staged: StagedFolder,
-    plan: Plan,
+    folder: OutputFolder,
     this: Mapping[str, Any],
     replaced: Sequence[Path],
     past: ResumePoint,
+    plan: Plan,
 ) -> None:
     """Open the journal; what an interrupted run has left is removed when nothing of it is right."""
     files = (*plan.files, *plan.documents, MANIFEST_NAME)
@@ -175,9 +183,8 @@ def _begin(
     if past:
         journal.go_on(past.end)
     else:
-        left = leftovers(staged.folder)
         journal.begin()
-        for path in left:
+        for path in folder.leftovers:
             if path.name != JOURNAL_NAME:
                 path.unlink()
     staged.journal = journal

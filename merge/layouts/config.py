@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..errors import LayoutError
-from ..untrusted.strict_json import read_json
 from ..untrusted.value_kinds import (
     FLAG,
     LENGTH,
@@ -77,28 +75,6 @@ def require_decoder(config: Mapping[str, Any], source: object) -> None:
         expected='"model_type" of a decoder, such as "llama", "qwen2" or "mistral"',
         found=f"{kind!r}, an encoder with a decoder" if kind else repr(kind),
         remedy="take config.json from the place where the weights are from",
-    )
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read the ``config.json`` of a base model. Raises ``LayoutError`` when there is none."""
-    path = folder / CONFIG_NAME
-    if path.is_file():
-        return read_json(path)
-    found, remedy = "no config.json", "give the folder that holds config.json and the weights"
-    if (folder / "params.json").is_file():
-        found = "Meta's params.json, but not the weights that belong to it (consolidated.*.pth)"
-        remedy = "give either Meta's folder or Hugging Face's, each with its own weights"
-    if any(folder.glob("*.gguf")):
-        found, remedy = "GGUF, for llama.cpp", "give the folder of the model that it was made from"
-    if (folder / "adapter_config.json").is_file():
-        found, remedy = "an adapter (adapter_config.json)", "give adapters with --lora_model"
-    raise LayoutError(
-        "the base model's folder has no configuration",
-        file=path,
-        expected="a folder as Hugging Face transformers saves it, or as Meta distributes it",
-        found=found,
-        remedy=remedy,
     )
 
 

@@ -11,9 +11,10 @@ from huggingface_hub import split_state_dict_into_shards_factory
 
 from ..errors import LayoutError
 from ..formats import open_container
+from ..storage.folder import Folder
 from ..storage.offload import Offload
 from ..tensors.lazy import Checkpoint, LazyTensor
-from ..untrusted.strict_json import json_bytes, read_json
+from ..untrusted.strict_json import json_bytes
 from . import decoder, llama
 from .config import (
     CONFIG_NAME,
@@ -21,12 +22,12 @@ from .config import (
     LLAMA_MODEL_TYPES,
     LlamaShape,
     is_llama,
-    read_config,
     require_decoder,
     require_no_biases,
     require_values,
 )
 from .elsewhere import found_elsewhere, naming_remedy
+from .model_folder import ModelFolder
 from .names import unwrapped
 from .placement import Piece, PlacedTensor
 from .quantised import is_quantised, require_unquantized
@@ -44,7 +45,7 @@ _NO_WEIGHTS = re.compile(
 
 
 def open_base(
-    folder: Path,
+    folder: ModelFolder,
     offload: Offload | None = None,
     with_extra: bool = False,
     any_decoder: bool = False,
@@ -57,23 +58,23 @@ def open_base(
     that is no LLaMA is opened too, as ``decoder.py`` says. Raises ``LayoutError`` and
     ``FormatError``.
     """
-    config = read_config(folder)
+    config, path = folder.config, folder.path
     if any_decoder and not is_llama(config):
-        require_decoder(config, folder / CONFIG_NAME)
+        require_decoder(config, path / CONFIG_NAME)
         files = weight_files(folder)
-        return _decoder(folder, config, files, unwrapped(folder, collect(files, offload)))
+        return _decoder(path, config, files, unwrapped(path, collect(files, offload)))
     known = EXTENDED_MODEL_TYPES if with_extra else LLAMA_MODEL_TYPES
-    shape = LlamaShape.from_config(config, folder / CONFIG_NAME, known)
-    require_values(config, folder / CONFIG_NAME)
-    require_no_biases(config, folder / CONFIG_NAME)
+    shape = LlamaShape.from_config(config, path / CONFIG_NAME, known)
+    require_values(config, path / CONFIG_NAME)
+    require_no_biases(config, path / CONFIG_NAME)
     files = weight_files(folder)
-    tensors = unwrapped(folder, collect(files, offload))
+    tensors = unwrapped(path, collect(files, offload))
     if any_decoder and any(name in tensors for name in decoder.OTHER_HEADS):
-        return _decoder(folder, config, files, tensors)
+        return _decoder(path, config, files, tensors)
     dropped = tuple(name for name in tensors if llama.is_rotary_buffer(name))
     kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     extra = _taken_out(kept, shape) if with_extra else {}
-    tensors = _in_order(folder, shape, kept, files, config.get("vocab_size"))
+    tensors = _in_order(path, shape, kept, files, config.get("vocab_size"))
     return Checkpoint(tensors, config, tuple(files), dropped, extra=extra)
 
 
@@ -100,45 +101,45 @@ def _taken_out(tensors: dict[str, LazyTensor], shape: LlamaShape) -> dict[str, L
     return {name: tensors.pop(name) for name in extra if not is_quantised(name)}
 
 
-def weight_files(folder: Path) -> dict[Path, tuple[str, ...] | None]:
+def weight_files(folder: Folder) -> dict[Path, tuple[str, ...] | None]:
     """The weight files of a folder, each with the names that the index promises in it.
 
     Raises ``LayoutError`` when there are none or a numbered one is missing.
     """
     for suffix in (".safetensors", ".bin"):
-        indexes = sorted(folder.glob(f"*{suffix}.index.json"))
+        indexes = folder.matching(f"*{suffix}.index.json")
         if len(indexes) > 1:
             raise LayoutError(
                 "the folder has two indexes of weights",
-                file=folder,
+                file=folder.path,
                 found=" and ".join(path.name for path in indexes),
                 remedy="keep the one that belongs to the weights",
             )
         if indexes:
             return _indexed(folder, indexes[0])
-        found = [p for p in sorted(folder.glob(f"*{suffix}")) if not _NO_WEIGHTS.match(p.name)]
+        found = [p for p in folder.matching(f"*{suffix}") if not _NO_WEIGHTS.match(p.name)]
         if found:
-            _require_all_numbers(folder, found)
+            _require_all_numbers(folder.path, found)
             return dict.fromkeys(found)
-    if (kind := found_elsewhere(folder)) is not None:
+    if (kind := found_elsewhere(folder.path)) is not None:
         raise LayoutError(
             "the folder holds weights in a form that is not read here",
-            file=folder,
+            file=folder.path,
             expected="pytorch_model*.bin or model*.safetensors",
             found=kind.what,
             remedy=kind.remedy,
         )
     raise LayoutError(
         "the folder holds no weights",
-        file=folder,
+        file=folder.path,
         expected="pytorch_model*.bin or model*.safetensors",
-        found=", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "an empty folder",
+        found=", ".join(list(folder.entries)[:8]) or "an empty folder",
         remedy="download the weights into this folder, or give the folder that has them",
     )
 
 
-def _indexed(folder: Path, index: Path) -> dict[Path, tuple[str, ...] | None]:
-    weight_map = read_json(index).get("weight_map")
+def _indexed(folder: Folder, index: Path) -> dict[Path, tuple[str, ...] | None]:
+    weight_map = folder.read_json(index.name).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise LayoutError(
             "the index names no weights",
@@ -157,10 +158,10 @@ def _indexed(folder: Path, index: Path) -> dict[Path, tuple[str, ...] | None]:
                 found=repr(file),
                 remedy="an index of weights never needs that: get the model from elsewhere",
             )
-        names.setdefault(folder / file, []).append(name)
-    missing = sorted(path.name for path in names if not path.is_file())
+        names.setdefault(folder.path / file, []).append(name)
+    missing = sorted(path.name for path in names if path.name not in folder.files)
     if missing:
-        _refuse_missing(folder, missing, len(names))
+        _refuse_missing(folder.path, missing, len(names))
     return {path: tuple(here) for path, here in names.items()}
 
 

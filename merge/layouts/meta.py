@@ -11,6 +11,7 @@ from ..storage.offload import Offload
 from ..tensors.lazy import Checkpoint, LazyTensor, dtype_name
 from . import llama
 from .config import LlamaShape
+from .model_folder import ModelFolder
 from .params import PARAMS_NAME, config_from_params, read_params, shape_from_params
 from .placement import Piece, PlacedTensor
 from .rotary import to_interleaved
@@ -18,7 +19,7 @@ from .shards import read_parts, require_every_shard, shard_files, whole_tensors
 
 
 def open_base(
-    folder: Path, offload: Offload | None = None, context_length: int | None = None
+    folder: ModelFolder, offload: Offload | None = None, context_length: int | None = None
 ) -> Checkpoint:
     """Open a folder as Meta distributes it: shards joined, Hugging Face's names and rotary order.
 
@@ -26,7 +27,7 @@ def open_base(
     neither says. Raises ``LayoutError`` for missing shards, for shards that do not belong together,
     and for a ``params.json`` that the weights contradict; ``FormatError`` for damaged files.
     """
-    source = folder / PARAMS_NAME
+    source = folder.path / PARAMS_NAME
     params = read_params(folder)
     files = shard_files(folder)
     parts, dropped = read_parts(files, offload)
@@ -34,7 +35,7 @@ def open_base(
     rows = sum(part.rows for part in parts[first]) if first in parts else 0
     require_every_shard(params, parts, source)
     shape = shape_from_params(params, rows, source)
-    tensors = whole_tensors(folder, parts, shape)
+    tensors = whole_tensors(folder.path, parts, shape)
     embeddings = tensors[llama.EMBED_TOKENS]
     _require_vocabulary(params, embeddings.rows, source)
     dtype = dtype_name(embeddings.dtype)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..errors import LayoutError
-from ..untrusted.strict_json import read_json
+from ..storage.folder import Folder
 from ..untrusted.value_kinds import POSITIVE, is_positive, optional, require, required_number
 from .config import DEFAULT_ROPE_THETA, LlamaShape, rope_scaling, rope_theta
 
@@ -34,20 +33,20 @@ _ALWAYS = {
 }
 
 
-def read_params(folder: Path) -> dict[str, Any]:
+def read_params(folder: Folder) -> dict[str, Any]:
     """Read the ``params.json`` of a folder in Meta's layout.
 
     Raises ``LayoutError`` when there is none or it lacks a number.
     """
-    path = folder / PARAMS_NAME
-    if not path.is_file():
+    path = folder.path / PARAMS_NAME
+    if PARAMS_NAME not in folder.files:
         raise LayoutError(
             "the folder has Meta's weights but not the file that describes them",
             file=path,
             expected=f"{PARAMS_NAME} beside consolidated.*.pth",
             remedy=f"fetch {PARAMS_NAME} from the place where the weights are from",
         )
-    params = read_json(path)
+    params = folder.read_json(PARAMS_NAME)
     wrapped = params.get("model")
     return wrapped if isinstance(wrapped, dict) else params
 

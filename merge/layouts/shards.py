@@ -10,6 +10,7 @@ import torch
 
 from ..errors import LayoutError
 from ..formats import open_container
+from ..storage.folder import Folder
 from ..storage.offload import Offload
 from ..tensors.concatenated import join
 from ..tensors.lazy import LazyTensor, dtype_name
@@ -20,14 +21,14 @@ from .quantised import FLOATS
 from .rotary import to_half_split
 
 
-def shard_files(folder: Path) -> tuple[Path, ...]:
+def shard_files(folder: Folder) -> tuple[Path, ...]:
     """``consolidated.NN.pth`` in the order of their numbers.
 
     Raises ``LayoutError`` when there are none or a number is missing below the largest one.
     """
     numbered = {
         int(match["number"]): path
-        for path in folder.glob("*.pth")
+        for path in folder.entries.values()
         if (match := llama.META_SHARD.fullmatch(path.name))
     }
     missing = [n for n in range(max(numbered, default=0) + 1) if n not in numbered]
@@ -35,7 +36,7 @@ def shard_files(folder: Path) -> tuple[Path, ...]:
         return tuple(numbered[number] for number in sorted(numbered))
     raise LayoutError(
         "a shard of the model is missing" if numbered else "the folder holds no weights",
-        file=folder / f"consolidated.{missing[0]:02}.pth",
+        file=folder.path / f"consolidated.{missing[0]:02}.pth",
         expected="consolidated.00.pth and on, without a gap",
         found=", ".join(path.name for _, path in sorted(numbered.items())) or "none of them",
         remedy="download the missing files into this folder",

@@ -18,7 +18,7 @@ from ..settings import IoMode
 from ..storage.lock import FolderLock
 from ..storage.offload import make_folder, remove_empty
 from .journal import Journal, partial_path
-from .preflight import commit_order, leftovers
+from .preflight import commit_order
 
 if TYPE_CHECKING:
     from ..storage.direct_io import OutputStream, StreamState
@@ -214,8 +214,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def left_behind(folder: Path) -> int:
-    """Bytes of an interrupted run's files, which this one goes on with or removes."""
-    return sum(path.lstat().st_size for path in leftovers(folder))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from ..errors import OutputError
+from ..storage.folder import Folder
 from ..tokenizers.huggingface import CLASS_FILE_NAME
-from ..untrusted.strict_json import read_json
 from ..version import MANIFEST_NAME
-from .journal import JOURNAL_NAME, partial_path, read_record
+from .journal import JOURNAL_NAME, Record, partial_path, read_record
 
 # Files by which some reader takes a folder for a model, so that two models would be mixed up.
 _MODEL_FILES = (
@@ -73,7 +74,44 @@ def require_possible(folder: Path, inputs: Iterable[Path]) -> None:
             )
 
 
-def require_free(folder: Path, overwrite: bool, resume: bool = False) -> list[Path]:
+class OutputFolder(Folder):
+    """What is in the output folder before a run, as long as its lock keeps others out."""
+
+    @cached_property
+    def journal(self) -> Record | None:
+        """The journal of an interrupted run, None if there is none that is of use."""
+        return read_record(self.path) if JOURNAL_NAME in self.entries else None
+
+    @cached_property
+    def leftovers(self) -> list[Path]:
+        """What an interrupted run left: its journal, and files without a name yet.
+
+        Links count, also those that lead nowhere, through which a file would be made elsewhere.
+        """
+        patterns = [partial_path(self.path, pattern).name for pattern in _MODEL_FILES]
+        names = {JOURNAL_NAME, *(path.name for path in self.matching(*patterns))}
+        if self.journal:
+            names |= {partial_path(self.path, name).name for name in self.journal.files}
+        found = [path for name, path in self.entries.items() if name in names]
+        return [path for path in found if path.is_symlink() or path.is_file()]
+
+    @cached_property
+    def of_interrupted_run(self) -> frozenset[str]:
+        """Names that it was about to replace, and those that it has put in place."""
+        known = self.journal
+        return frozenset((*known.replaces, *known.committed) if known else ())
+
+    @cached_property
+    def of_earlier_run(self) -> frozenset[str]:
+        """Names that the manifest of an earlier result lists."""
+        if MANIFEST_NAME not in self.files:
+            return frozenset()
+        files = self.read_json(MANIFEST_NAME).get("files")
+        named = files if isinstance(files, dict) else {}
+        return frozenset({MANIFEST_NAME, *(name for name in named if Path(name).name == name)})
+
+
+def require_free(folder: OutputFolder, overwrite: bool, resume: bool = False) -> list[Path]:
     """Check that a model may be written to ``folder``; return the files it will replace.
 
     Those are the files of an earlier result, as its manifest lists them, or of an interrupted run.
@@ -83,33 +121,30 @@ def require_free(folder: Path, overwrite: bool, resume: bool = False) -> list[Pa
     Raises ``OutputError`` for what an interrupted run left unless with ``resume`` or ``overwrite``,
     for model files without ``overwrite``, and with it for model files that no manifest claims.
     """
-    if not folder.exists():
-        return []
-    left = leftovers(folder)
+    left = folder.leftovers
     if left and not (overwrite or resume):
         raise OutputError(
             "an earlier run was interrupted here, and what it wrote is still there",
-            file=folder,
+            file=folder.path,
             found=_listed(left),
             remedy="go on with the same command and --resume, or begin anew with --overwrite, "
             "which removes these files",
         )
-    found = {path for pattern in _MODEL_FILES for path in folder.glob(pattern)}
-    present = sorted(path for path in found if path.is_file())
-    interrupted = _files_of_interrupted_run(folder)
+    present = sorted(path for path in folder.matching(*_MODEL_FILES) if path.is_file())
+    interrupted = folder.of_interrupted_run
     may_replace = overwrite or (resume and interrupted.issuperset(path.name for path in present))
-    may_be_complete = resume and not left and (folder / MANIFEST_NAME).is_file()
+    may_be_complete = resume and not left and MANIFEST_NAME in folder.files
     if present and not (may_replace or may_be_complete):
-        raise holds_a_model(folder, present)
-    earlier = _files_of_earlier_run(folder) | interrupted
+        raise holds_a_model(folder.path, present)
+    earlier = folder.of_earlier_run | interrupted
     if foreign := [path for path in present if path.name not in earlier]:
         raise OutputError(
             "the output folder holds model files that no earlier merge wrote",
-            file=folder,
+            file=folder.path,
             found=_listed(foreign),
             remedy="choose another --output_dir, or move these files away",
         )
-    return sorted(path for path in (folder / name for name in earlier) if path.is_file())
+    return [path for name, path in folder.files.items() if name in earlier]
 
 
 def holds_a_model(folder: Path, present: Sequence[Path]) -> OutputError:
@@ -121,27 +156,6 @@ def holds_a_model(folder: Path, present: Sequence[Path]) -> OutputError:
         found=_listed(present),
         remedy="choose another --output_dir, or replace an earlier result with --overwrite",
     )
-
-
-def leftovers(folder: Path) -> list[Path]:
-    """What an interrupted run left in ``folder``: its journal, and files without a name yet."""
-    patterns = [partial_path(folder, pattern).name for pattern in _MODEL_FILES]
-    partials = folder.glob(partial_path(folder, "*").name)  # a plain name finds no broken link
-    found = {path for path in partials if any(map(path.match, patterns))}
-    if record := read_record(folder):
-        found |= {partial_path(folder, name) for name in record.files}
-    return sorted(path for path in {*found, folder / JOURNAL_NAME} if _is_file_or_link(path))
-
-
-def _is_file_or_link(path: Path) -> bool:
-    """Also of a link that leads nowhere, through which a file would be made somewhere else."""
-    return path.is_symlink() or path.is_file()
-
-
-def _files_of_interrupted_run(folder: Path) -> set[str]:
-    """Those that it was about to replace, and those that it has put in place."""
-    record = read_record(folder)
-    return {*record.replaces, *record.committed} if record else set()
 
 
 def _require_writable(folder: Path) -> None:
@@ -164,31 +178,20 @@ def _require_writable(folder: Path) -> None:
         )
 
 
-def require_names_free(folder: Path, names: Iterable[str], overwrite: bool) -> None:
+def require_names_free(folder: OutputFolder, names: Iterable[str], overwrite: bool) -> None:
     """Raise ``OutputError`` where small files of the result would replace somebody else's.
 
     A model may bring files of any name, such as its own modelling code.
     """
-    ours = _files_of_interrupted_run(folder)
-    if overwrite:
-        ours |= _files_of_earlier_run(folder)
-    taken = [folder / name for name in names if name not in ours and (folder / name).exists()]
+    ours = folder.of_interrupted_run | (folder.of_earlier_run if overwrite else frozenset())
+    taken = [path for name in names if name not in ours and (path := folder.path / name).exists()]
     if taken:
         raise OutputError(
             "the output folder holds files that those of the model would replace",
-            file=folder,
+            file=folder.path,
             found=_listed(taken),
             remedy="choose another --output_dir, or move these files away",
         )
-
-
-def _files_of_earlier_run(folder: Path) -> set[str]:
-    path = folder / MANIFEST_NAME
-    if not path.is_file():
-        return set()
-    files = read_json(path).get("files")
-    named = files if isinstance(files, dict) else {}
-    return {MANIFEST_NAME, *(name for name in named if Path(name).name == name)}
 
 
 def _listed(paths: Sequence[Path]) -> str:

@@ -17,15 +17,15 @@ from ..layouts.config import (
     is_llama,
     merged_config,
     merged_decoder_config,
-    read_config,
     require_decoder,
     require_named_llama,
     require_no_biases,
     require_values,
     with_token_ids,
 )
-from ..layouts.opening import config_path
+from ..layouts.model_folder import ModelFolder
 from ..layouts.params import PARAMS_NAME, params_json
+from ..storage.folder import Folder
 from ..tokenizers.copied import OpaqueTokenizer, Tokenizer, require_sentencepiece
 from ..tokenizers.huggingface import (
     ADDED_TOKENS_NAME,
@@ -35,7 +35,7 @@ from ..tokenizers.huggingface import (
 )
 from ..tokenizers.huggingface import CONFIG_NAME as TOKENIZER_CONFIG_NAME
 from ..tokenizers.huggingface import documents as tokenizer_documents
-from ..untrusted.strict_json import json_bytes, parse_json, read_json, read_small
+from ..untrusted.strict_json import json_bytes, parse_json, read_small
 from ..untrusted.value_kinds import CHAT_TEMPLATE, GENERATION, require
 from .inputs import Sources
 
@@ -76,10 +76,11 @@ def find_config(
     describes a model of another shape, and for what is no LLaMA unless ``any_decoder``. Python
     files of adapters are somebody else's code: they go along only with ``copy_code``.
     """
-    base_path = config_path(sources.model)
-    base_config = base.config if base is not None else read_config(sources.model)
-    path = next((f / CONFIG_NAME for f in sources.adapters[::-1] if _has_config(f)), base_path)
-    config = base_config if path == base_path else read_json(path)
+    base_path = sources.model.config_path
+    base_config = base.config if base is not None else sources.model.config
+    own = next((f for f in sources.adapters[::-1] if CONFIG_NAME in f.files), None)
+    path = own.path / CONFIG_NAME if own else base_path
+    config = own.config if own else base_config
     generation = _generation_config(*sources.adapters[::-1], sources.model, sources.base)
     if any_decoder and not is_llama(base_config):
         require_decoder(base_config, base_path)
@@ -126,13 +127,13 @@ def _require_same(
             )
 
 
-def _python_files(*folders: Path) -> dict[str, bytes]:
+def _python_files(*folders: Folder) -> dict[str, bytes]:
     """The Python files directly in folders; a later folder's take the place of an earlier one's."""
-    paths = [path for folder in folders for path in sorted(folder.glob("*.py")) if path.is_file()]
+    paths = [path for folder in folders for path in folder.matching("*.py") if path.is_file()]
     return {path.name: read_small(path, _MOST_CODE_BYTES) for path in paths}
 
 
-def _code(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, bytes], tuple[str, ...]]:
+def _code(config: Mapping[str, Any], folder: Folder) -> tuple[dict[str, bytes], tuple[str, ...]]:
     """The Python files of a model that ``config.json`` gives code of its own, and a note on it."""
     if "auto_map" not in config:
         return {}, ()
@@ -143,33 +144,28 @@ def _code(config: Mapping[str, Any], folder: Path) -> tuple[dict[str, bytes], tu
 
 
 def find_model_config(
-    folder: Path, checkpoint: Checkpoint, fallback: Path | None = None
+    folder: ModelFolder, checkpoint: Checkpoint, fallback: ModelFolder | None = None
 ) -> ModelConfig:
     """The configuration of a model as it is, from its own folder.
 
     ``fallback`` is where ``generation_config.json`` may be if the folder has none.
     """
-    path, config = config_path(folder), checkpoint.config
+    path, config = folder.config_path, checkpoint.config
     shape = LlamaShape.from_config(config, path, EXTENDED_MODEL_TYPES)
     generation = _generation_config(folder, fallback or folder)
     return ModelConfig(path, config, shape, generation, tuple(_notes(path, config)))
 
 
-def _has_config(folder: Path) -> bool:
-    return (folder / CONFIG_NAME).is_file()
-
-
-def _generation_config(*folders: Path) -> Mapping[str, Any]:
+def _generation_config(*folders: Folder) -> Mapping[str, Any]:
     """The first of the folders' ``generation_config.json``, empty when there is none.
 
     Raises ``LayoutError`` when a value in it is of another kind than its key.
     """
-    paths = [folder / GENERATION_CONFIG_NAME for folder in folders]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
+    folder = next((f for f in folders if GENERATION_CONFIG_NAME in f.files), None)
+    if folder is None:
         return {}
-    generation = read_json(path)
-    require(generation, GENERATION, path)
+    generation = folder.read_json(GENERATION_CONFIG_NAME)
+    require(generation, GENERATION, folder.path / GENERATION_CONFIG_NAME)
     return generation
 
 

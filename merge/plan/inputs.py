@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 
-from ..deltas.adapter_config import read_adapter_config
+from ..deltas.adapter_config import AdapterFolder
 from ..errors import FormatError, UsageError, VocabularyError
 from ..layouts.config import CONFIG_NAME, is_llama
-from ..layouts.opening import is_meta
+from ..layouts.model_folder import ModelFolder
 from ..storage.archives import unpack, zipped_folder
 from ..storage.offload import Offload
 from ..tokenizers.copied import Tokenizer, has_tokenizer, read_copied
@@ -23,7 +23,6 @@ from ..tokenizers.huggingface import (
     has_template_file,
     read_tokenizer,
 )
-from ..untrusted.strict_json import read_json
 
 # What a Hub id looks like: owner/name, each of letters, digits, dots, dashes and underscores; then
 # a folder of that repository, and a branch, tag or commit.
@@ -171,24 +170,24 @@ class Sources:
 
     base_model: str
     lora_models: tuple[str, ...]
-    base: Path
-    adapters: tuple[Path, ...]
+    base: ModelFolder
+    adapters: tuple[AdapterFolder, ...]
     tokenizer: Tokenizer
     base_tokenizer: Tokenizer | None
     delta_model: str | None = None
-    delta: Path | None = None
+    delta: ModelFolder | None = None
     tokenizer_named: bool = False
 
     @property
-    def model(self) -> Path:
+    def model(self) -> ModelFolder:
         """The folder with the configuration of what the adapters are merged into."""
         return self.delta or self.base
 
     @property
     def folders(self) -> tuple[Path, ...]:
         """Every folder that is read."""
-        deltas = (self.delta,) if self.delta else ()
-        return self.base, *deltas, *self.adapters, self.tokenizer.path
+        models = filter(None, [self.base, self.delta, *self.adapters])
+        return *(folder.path for folder in models), self.tokenizer.path
 
 
 def find_sources(
@@ -206,15 +205,15 @@ def find_sources(
     names = split_list(lora_models)
     if not names:
         raise UsageError("no adapter is named", expected="--lora_model with at least one folder")
-    base = resolve(base_model, "base model", offload)
-    delta = resolve(delta_model, "delta", offload) if delta_model else None
-    adapters = tuple(resolve(name, "adapter", offload) for name in names)
+    base = ModelFolder(resolve(base_model, "base model", offload))
+    delta = ModelFolder(resolve(delta_model, "delta", offload)) if delta_model else None
+    adapters = tuple(AdapterFolder(resolve(name, "adapter", offload)) for name in names)
     for number, folder in enumerate(adapters):
-        read_adapter_config(folder)
-        if any(folder.samefile(other) for other in adapters[:number]):
+        folder.require_mergeable()
+        if any(folder.path.samefile(other.path) for other in adapters[:number]):
             raise UsageError(
                 "the same adapter is given twice; it would be added twice",
-                file=folder,
+                file=folder.path,
                 remedy="name each adapter once",
             )
     models = [folder for folder in (delta, base) if folder]
@@ -226,7 +225,7 @@ def find_sources(
 
 
 def _tokenizers(
-    named: Path | None, adapters: Sequence[Path], models: Sequence[Path]
+    named: ModelFolder | None, adapters: Sequence[ModelFolder], models: Sequence[ModelFolder]
 ) -> tuple[Tokenizer | None, Tokenizer]:
     """The tokenizer of the last of ``models`` that has one, and that of the result."""
     if _holds_llama(models[0]):
@@ -236,13 +235,13 @@ def _tokenizers(
         if chosen is not None:
             return own, chosen
         if not named and not any(map(has_tokenizer, folders)):
-            return own, read_tokenizer(models[-1])  # which says what is missing
+            return own, read_tokenizer(models[-1].path)  # which says what is missing
     home = next(filter(has_tokenizer, models), None)
     copied = named or next(filter(has_tokenizer, adapters), home or models[-1])
     return read_copied(home) if home else None, read_copied(copied)
 
 
-def find_tokenizer(folders: Sequence[Path]) -> TokenizerFolder | None:
+def find_tokenizer(folders: Sequence[ModelFolder]) -> TokenizerFolder | None:
     """LLaMA's tokenizer from the first of ``folders`` that says something of one.
 
     The ``tokenizer.model`` may be that of a later folder: trainers that save with transformers 5
@@ -254,8 +253,8 @@ def find_tokenizer(folders: Sequence[Path]) -> TokenizerFolder | None:
         if home is not None:
             return read_tokenizer(home)
         later = [home for home in homes[number:] if home is not None]
-        if later and (has_details(folder) or has_template_file(folder)):
-            return _with_details(later, folder)
+        if later and (has_details(folder.path) or has_template_file(folder.path)):
+            return _with_details(later, folder.path)
     return None
 
 
@@ -271,51 +270,51 @@ def _with_details(homes: Sequence[Path], details: Path) -> TokenizerFolder:
 
 
 def chosen_tokenizer(
-    named: str | Path | None, folders: Sequence[Path], offload: Offload
+    named: str | Path | None, folders: Sequence[ModelFolder], offload: Offload
 ) -> TokenizerFolder:
     """The tokenizer that ``--tokenizer`` names, else that of ``folders``, as ``find_tokenizer``.
 
     Raises ``FormatError`` where there is no ``tokenizer.model``.
     """
-    path = resolve_tokenizer(str(named), offload) if named else None
-    found = _named(path, folders) if path else find_tokenizer(folders)
-    return found or read_tokenizer(path or folders[0])
+    home = resolve_tokenizer(str(named), offload) if named else None
+    found = _named(home, folders) if home else find_tokenizer(folders)
+    return found or read_tokenizer((home or folders[0]).path)
 
 
-def _named(path: Path, folders: Sequence[Path]) -> TokenizerFolder | None:
+def _named(home: ModelFolder, folders: Sequence[ModelFolder]) -> TokenizerFolder | None:
     """The tokenizer that ``--tokenizer`` names, or None where it can only be copied."""
+    path = home.path
     if path.is_file():
         return read_tokenizer(path) if path.name != FAST_NAME else None
-    if (path / MODEL_NAME).is_file():
+    if MODEL_NAME in home.files:
         return read_tokenizer(path)
     if not has_details(path) and not has_template_file(path):
         return None
     try:
-        return find_tokenizer([path, *folders])
+        return find_tokenizer([home, *folders])
     except VocabularyError:
-        if (path / FAST_NAME).is_file():
+        if FAST_NAME in home.files:
             return None
         raise
 
 
-def _holds_llama(folder: Path) -> bool:
+def _holds_llama(folder: ModelFolder) -> bool:
     """Whether a folder's model is a LLaMA; one without ``config.json`` is refused later."""
-    path = folder / CONFIG_NAME
-    return is_meta(folder) or not path.is_file() or is_llama(read_json(path))
+    return folder.is_meta or CONFIG_NAME not in folder.files or is_llama(folder.config)
 
 
-def tokenizer_home(folder: Path) -> Path | None:
+def tokenizer_home(folder: ModelFolder) -> Path | None:
     """Where the tokenizer of the model in ``folder`` is: there, or nowhere.
 
     Meta keeps one ``tokenizer.model`` for all sizes, beside their folders; it is then taken alone.
     """
-    if (folder / MODEL_NAME).is_file():
-        return folder
-    shared = folder.resolve().parent / MODEL_NAME
-    return shared if is_meta(folder) and shared.is_file() else None
+    if MODEL_NAME in folder.files:
+        return folder.path
+    shared = folder.path.resolve().parent / MODEL_NAME
+    return shared if folder.is_meta and shared.is_file() else None
 
 
-def resolve_tokenizer(source: str, offload: Offload) -> Path:
+def resolve_tokenizer(source: str, offload: Offload) -> ModelFolder:
     """Return the folder, or the file, that ``--tokenizer`` names."""
     path = Path(source).expanduser()
-    return path if path.is_file() else resolve(source, "tokenizer", offload)
+    return ModelFolder(path if path.is_file() else resolve(source, "tokenizer", offload))

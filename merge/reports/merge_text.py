@@ -58,14 +58,14 @@ def inputs(job: PlannedMerge) -> Iterator[str]:
     """Where base, adapters and tokenizer are, with the sizes that matter."""
     from ..layouts.decoder import embedding_rows
 
-    yield f"base       {job.sources.base} ({embedding_rows(job.plain.tensors)} rows)"
-    if job.delta is not None:
-        yield f"delta      {job.sources.delta} ({job.vocabulary.base_rows} rows)"
+    yield f"base       {job.sources.base.path} ({embedding_rows(job.plain.tensors)} rows)"
+    if job.sources.delta is not None:
+        yield f"delta      {job.sources.delta.path} ({job.vocabulary.base_rows} rows)"
     for number, adapter in enumerate(job.adapters, start=1):
         known = _known(adapter.published)
         said = adapter.config.base_model_name_or_path
         on = f"; trained on {said}" if said else ""
-        yield f"adapter {number}  {adapter.folder} ({_scalings(adapter)}; {known}{on})"
+        yield f"adapter {number}  {adapter.folder.path} ({_scalings(adapter)}; {known}{on})"
     tokenizer = job.sources.tokenizer
     published = known_files().get(sha256(tokenizer.vocabulary).hexdigest())
     known = _known(published.model if published else None)
@@ -174,8 +174,8 @@ def _unread_weights(job: PlannedMerge) -> Iterator[str]:
     """Names of weight files beside the base's own; what trainers leave says nothing."""
     folder = job.sources.base
     read = {path.resolve() for path in job.plain.files}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_file() and is_unclaimed(path) and path.resolve() not in read:
+    for path in folder.files.values():
+        if is_unclaimed(path) and path.resolve() not in read:
             yield path.name
 
 

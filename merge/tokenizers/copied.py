@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, UsageError
+from ..storage.folder import Folder
 from ..untrusted.strict_json import read_json
 from .chat_templates import CHAT_TEMPLATE_NAME, read_templates
 from .fast_tokenizer import FAST_NAME, added_entries
@@ -81,31 +82,32 @@ def require_sentencepiece(tokenizer: Tokenizer, purpose: str) -> TokenizerFolder
     )
 
 
-def has_tokenizer(path: Path) -> bool:
+def has_tokenizer(folder: Folder) -> bool:
     """Whether a folder holds a tokenizer of any kind; a file is one."""
-    return path.is_file() or any(_matching(path, _VOCABULARIES))
+    return folder.path.is_file() or bool(_matching(folder, _VOCABULARIES))
 
 
-def read_copied(path: Path) -> OpaqueTokenizer:
+def read_copied(source: Folder) -> OpaqueTokenizer:
     """Read every file of a tokenizer's folder, or one file alone.
 
     Where ``tokenizer_config.json`` names code of its own, the folder's Python files come along.
     Raises ``FormatError`` when there is no tokenizer and for damaged JSON.
     """
+    path = source.path
     if path.is_file():
         folder, found = path.parent, [path]
     else:
-        folder, found = path, [*_matching(path, _VOCABULARIES), *_matching(path, _BESIDE)]
-        if not has_tokenizer(path):
+        folder, found = path, _matching(source, (*_VOCABULARIES, *_BESIDE))
+        if not has_tokenizer(source):
             raise FormatError(
                 "The folder holds no tokenizer.",
                 file=path,
                 expected=", ".join(_VOCABULARIES[:3]),
                 remedy="copy the tokenizer's files into it, or name their folder with --tokenizer",
             )
-        if (path / CONFIG_NAME).is_file() and "auto_map" in read_json(path / CONFIG_NAME):
-            found += sorted(path.glob("*.py"))
-    contents = {file.name: file.read_bytes() for file in dict.fromkeys(found)}
+        if CONFIG_NAME in source.files and "auto_map" in source.read_json(CONFIG_NAME):
+            found += source.matching("*.py")
+    contents = {file.name: file.read_bytes() for file in found}
     if path.is_dir():
         contents = _with_templates(path, contents)
     return OpaqueTokenizer(path, contents, _count(folder, contents), _token_ids(folder, contents))
@@ -126,8 +128,8 @@ def _with_templates(folder: Path, contents: dict[str, bytes]) -> dict[str, bytes
     return contents
 
 
-def _matching(folder: Path, patterns: Iterable[str]) -> Iterator[Path]:
-    return (path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file())
+def _matching(folder: Folder, patterns: Iterable[str]) -> list[Path]:
+    return [path for path in folder.matching(*patterns) if path.is_file()]
 
 
 def _count(folder: Path, contents: Mapping[str, bytes]) -> int | None:

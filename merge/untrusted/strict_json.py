@@ -12,13 +12,13 @@ from typing import Any
 from ..errors import FormatError
 
 # The largest known, an index of a mixture of experts, has 6 MB.
-_MOST_BYTES = 32 << 20
+LARGEST_JSON = 32 << 20
 _MOST_DEPTH = 100
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises ``FormatError`` when the file holds anything else."""
-    return parse_json(read_small(path, _MOST_BYTES), path)
+    return parse_json(read_small(path, LARGEST_JSON), path)
 
 
 def read_small(path: Path, most: int) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import VerificationError
 from ..layouts.config import CONFIG_NAME, DEFAULT_ROPE_THETA
-from ..layouts.opening import config_path
+from ..layouts.model_folder import ModelFolder
 from ..layouts.params import PARAMS_NAME
 from ..tensors.lazy import Checkpoint
 from ..untrusted.strict_json import read_json
@@ -59,7 +59,7 @@ def check(folder: Path, result: Checkpoint, inputs: Inputs, is_ours: bool, rows:
     ``is_ours``: the result was written here, where an adapter's own ``config.json`` takes the place
     of the model's; of another program's, either is right. ``rows`` are those of the embeddings.
     """
-    path = config_path(folder)
+    path = ModelFolder(folder).config_path
     given = list(_given(inputs))
     allowed = [(source, _numbers(config)) for source, config in (given[:1] if is_ours else given)]
     found = _numbers(result.config)
@@ -80,7 +80,7 @@ def _given(inputs: Inputs) -> Iterator[tuple[Path, Mapping[str, Any]]]:
             yield adapter.folder / CONFIG_NAME, read_json(adapter.folder / CONFIG_NAME)
             break
     model = inputs.dense or inputs.base
-    yield config_path(model.files[0].parent), model.config
+    yield ModelFolder(model.files[0].parent).config_path, model.config
 
 
 def _numbers(config: Mapping[str, Any]) -> dict[str, Any]:

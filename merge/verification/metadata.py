@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import VerificationError
 from ..layouts.gguf.reading import ROTARY_FACTORS, gguf_files, together
+from ..layouts.model_folder import ModelFolder
 from ..tokenizers.huggingface import MODEL_NAME
 from .demands import ID, Demand, Described, demanded
 from .rotary_factors import check_rotary_factors, is_known
@@ -25,7 +26,7 @@ def check_metadata(folder: Path, rows: int, described: Described) -> Findings:
     ``rows`` are those of its embeddings. Keys that no input says anything of are told as not
     checked. Raises ``LayoutError`` and ``FormatError`` for files that cannot be opened.
     """
-    files = gguf_files(folder)
+    files = gguf_files(ModelFolder(folder))
     metadata, tensors = together(files, "auto")
     demands = demanded(rows, described)
     found = Findings()

@@ -13,10 +13,9 @@ from ..formats.gguf import type_name
 from ..layouts import huggingface, llama, meta
 from ..layouts.config import CONFIG_NAME
 from ..layouts.gguf import reading as gguf
-from ..layouts.opening import is_gguf, is_meta
+from ..layouts.model_folder import ModelFolder
 from ..storage.offload import Offload
 from ..tensors.lazy import LazyTensor
-from ..untrusted.strict_json import read_json
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,9 @@ def open_any(path: Path, offload: Offload | None = None) -> Opened:
     ``UsageError`` for a path that does not exist, ``LayoutError`` and ``FormatError`` for files
     that contradict each other or are damaged.
     """
-    if path.exists() and is_gguf(path):
-        found = gguf.open_gguf(path, offload.io if offload else "auto")
+    folder = ModelFolder(path)
+    if path.exists() and folder.is_gguf:
+        found = gguf.open_gguf(folder, offload.io if offload else "auto")
         return Opened(path, "GGUF", found.tensors, found.config)
     if path.is_file():
         return Opened(path, "one file", _weights(open_container(path, offload)), {})
@@ -60,11 +60,11 @@ def open_any(path: Path, offload: Offload | None = None) -> Opened:
             expected="a folder with a model, or a weight file",
             remedy="check the spelling",
         )
-    if is_meta(path):
-        checkpoint = meta.open_base(path, offload)
+    if folder.is_meta:
+        checkpoint = meta.open_base(folder, offload)
         return Opened(path, "Meta", checkpoint.tensors, checkpoint.config)
-    tensors = huggingface.collect(huggingface.weight_files(path), offload)
-    config = read_json(path / CONFIG_NAME) if (path / CONFIG_NAME).is_file() else {}
+    tensors = huggingface.collect(huggingface.weight_files(folder), offload)
+    config = folder.config if CONFIG_NAME in folder.files else {}
     return Opened(path, "Hugging Face", _weights(tensors), config)
 
 

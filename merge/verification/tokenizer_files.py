@@ -8,7 +8,8 @@ from typing import Any
 
 from ..errors import MergeError, VerificationError
 from ..layouts.config import CONFIG_NAME, GENERATION_CONFIG_NAME
-from ..layouts.opening import is_meta
+from ..layouts.model_folder import ModelFolder
+from ..storage.folder import Folder
 from ..tokenizers.copied import read_copied
 from ..tokenizers.huggingface import TokenizerFolder, read_tokenizer
 from ..untrusted.strict_json import read_json
@@ -28,7 +29,7 @@ def check_tokenizer_files(folder: Path, wanted: TokenizerFolder) -> Iterator[Mer
     if found.added_tokens != wanted.added_tokens:
         odd = sorted(found.added_tokens.items() ^ wanted.added_tokens.items())
         yield _fault(folder, "added tokens differ", wanted, f"otherwise: {odd[:4]}")
-    if is_meta(folder):
+    if ModelFolder(folder).is_meta:
         return
     for name in ("bos_token", "eos_token", "pad_token"):
         theirs, ours = getattr(wanted, name), getattr(found, name)
@@ -44,7 +45,7 @@ def check_tokenizer_files(folder: Path, wanted: TokenizerFolder) -> Iterator[Mer
 
 def check_copied_end(folder: Path) -> Iterator[VerificationError]:
     """Beside a tokenizer that came with an adapter, configurations must end text where it does."""
-    end = read_copied(folder).token_ids.get("eos_token_id")
+    end = read_copied(Folder(folder)).token_ids.get("eos_token_id")
     if end is not None:
         for name in (CONFIG_NAME, GENERATION_CONFIG_NAME):
             yield from _ends(folder / name, end)

@@ -13,7 +13,7 @@ from ..checksums.files import file_digest, read_digest
 from ..engines.threads import ComputePool, one_torch_thread
 from ..errors import MergeError, VerificationError
 from ..layouts.decoder import VOCABULARY_TENSORS, embedding_rows
-from ..layouts.opening import is_gguf
+from ..layouts.model_folder import ModelFolder
 from ..settings import OnProgress
 from ..tensors.lazy import Checkpoint, LazyTensor, dtype_name
 from . import configuration
@@ -61,7 +61,7 @@ def check_result(
     tensors, made = _all(result), {}
     if inputs is not None:
         tensors = _as_read(result, inputs)
-        due = wanted(inputs, tensors, is_gguf(folder))
+        due = wanted(inputs, tensors, ModelFolder(folder).is_gguf)
         found.faults += _shapes(folder, tensors, due, inputs, entries)
         made, tensors = due.recipes, _without_same_head(tensors, result, due, inputs)
         found.take(_configuration(folder, result, manifest is not None, inputs))
@@ -115,7 +115,7 @@ def _configuration(
     folder: Path, result: Checkpoint, is_ours: bool, inputs: Inputs
 ) -> configuration.Compared:
     """What the numbers beside the weights are; those of GGUF are in its metadata."""
-    if is_gguf(folder):
+    if ModelFolder(folder).is_gguf:
         return configuration.Compared()
     rows = embedding_rows(result.tensors)
     return configuration.check(folder, result, inputs, is_ours, rows)

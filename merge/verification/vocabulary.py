@@ -13,7 +13,7 @@ from ..formats.gguf import read as read_gguf
 from ..layouts.decoder import HEAD_OF, embedding_rows, embeddings
 from ..layouts.gguf.reading import gguf_files
 from ..layouts.llama import EMBED_TOKENS
-from ..layouts.opening import is_gguf
+from ..layouts.model_folder import ModelFolder
 from ..storage.files import InputFile
 from ..tensors.lazy import Checkpoint
 from ..tokenizers.huggingface import MODEL_NAME, TokenizerFolder, read_tokenizer
@@ -74,7 +74,7 @@ def check_vocabulary(
 
 def read_vocabulary(folder: Path) -> Vocabulary:
     """The tokens of a folder in any layout. Raises ``MergeError`` for a tokenizer that is none."""
-    return _of_gguf(folder) if is_gguf(folder) else _of_folder(read_tokenizer(folder))
+    return _of_gguf(folder) if ModelFolder(folder).is_gguf else _of_folder(read_tokenizer(folder))
 
 
 def check_tokenizer(folder: Path, sha256: str | None) -> Iterator[VerificationError]:
@@ -107,7 +107,7 @@ def _of_folder(tokenizer: TokenizerFolder) -> Vocabulary:
 
 def _of_gguf(path: Path) -> Vocabulary:
     """The tokens that llama.cpp will use; their special ids are in the configuration made of it."""
-    first = gguf_files(path)[0]
+    first = gguf_files(ModelFolder(path))[0]
     return Vocabulary(first, token_list(read_gguf(InputFile(first)).metadata, first), {})
 
 
@@ -128,7 +128,7 @@ def _rounded_up(tokens: int, rows: int, ours: Vocabulary) -> bool:
     """Whether rows are the tokens, rounded up to 8, 16, 32 ... as trainers do for GPUs. llama.cpp
     needs a token for each.
     """
-    if is_gguf(ours.path) or explain_mismatch(ours.known, rows) is not None:
+    if ModelFolder(ours.path).is_gguf or explain_mismatch(ours.known, rows) is not None:
         return False
     multiples = (8 << n for n in range(10))
     return any(rows == -(-tokens // multiple) * multiple for multiple in multiples)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from merge import merge_lora
 from merge.deltas.adapter import open_adapter
+from merge.deltas.adapter_config import AdapterFolder
 from merge.deltas.apply import apply_adapters
 from merge.errors import AdapterError
 from merge.tensors.lazy import Checkpoint
@@ -107,7 +108,7 @@ def test_lost_bias_of_lora_b(tmp_path: Path, all_of_them: bool) -> None:
     part = "lora_B.bias" if all_of_them else "layers.1.self_attn.q_proj.lora_B.bias"
     without(adapter, lambda name: part in name)
     with pytest.raises(AdapterError, match="do not agree about lora_bias"):
-        apply_adapters(model, [open_adapter(adapter)], None)
+        apply_adapters(model, [open_adapter(AdapterFolder(adapter))], None)
 
 
 def biased(folder: Path, bias: str) -> tuple[Checkpoint, Path]:
@@ -121,13 +122,13 @@ def biased(folder: Path, bias: str) -> tuple[Checkpoint, Path]:
 def test_lost_biases(tmp_path: Path) -> None:
     model, adapter = biased(tmp_path, "all")
     with pytest.raises(AdapterError, match="lacks biases") as caught:
-        apply_adapters(model, [open_adapter(adapter)], None)
+        apply_adapters(model, [open_adapter(AdapterFolder(adapter))], None)
     assert caught.value.facts["tensor"] in model.tensors
 
 
 def test_biases_that_some_releases_did_not_save_are_told(tmp_path: Path) -> None:
     model, adapter = biased(tmp_path, "lora_only")
-    (note,) = apply_adapters(model, [open_adapter(adapter)], None).notes
+    (note,) = apply_adapters(model, [open_adapter(AdapterFolder(adapter))], None).notes
     assert "none of the 2 biases" in note
 
 

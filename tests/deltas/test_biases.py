@@ -10,10 +10,12 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from merge.deltas.adapter import open_adapter
+from merge.deltas.adapter_config import AdapterFolder
 from merge.deltas.apply import apply_adapters
 from merge.errors import AdapterError
 from merge.formats import open_container
 from merge.layouts.huggingface import open_base
+from merge.layouts.model_folder import ModelFolder
 from merge.tensors.lazy import Checkpoint
 from tests.deltas.making import merge_with_peft, save_adapter
 from tests.tiny import make_base
@@ -51,7 +53,7 @@ def qwen2(folder: Path) -> Checkpoint:
 def test_biases_merge_as_peft_does(tmp_path: Path, settings: dict[str, Any]) -> None:
     base = qwen2(tmp_path / "base")
     adapter = save_adapter(tmp_path / "lora", tmp_path / "base", **settings)
-    merged = apply_adapters(base, [open_adapter(adapter)], torch.float32).tensors
+    merged = apply_adapters(base, [open_adapter(AdapterFolder(adapter))], torch.float32).tensors
     expected = merge_with_peft(tmp_path / "base", [adapter])
     assert merged.keys() == expected.keys()
     changed = 0
@@ -67,4 +69,4 @@ def test_bias_that_the_base_does_not_have(tmp_path: Path) -> None:
     qwen2(tmp_path / "qwen2")
     adapter = save_adapter(tmp_path / "lora", tmp_path / "qwen2", bias="lora_only")
     with pytest.raises(AdapterError, match="bias that the base model does not have"):
-        apply_adapters(open_base(base), [open_adapter(adapter)], None)
+        apply_adapters(open_base(ModelFolder(base)), [open_adapter(AdapterFolder(adapter))], None)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from peft import LoraConfig
 
-from merge.deltas.adapter_config import read_adapter_config
+from merge.deltas.adapter_config import AdapterFolder
+from merge.storage.offload import Offload
 from tests.support import save_adapter
 
 MODULE = "model.layers.0.self_attn.q_proj"
@@ -21,7 +22,7 @@ def test_every_published_configuration_is_read(real_data: Path, tmp_path: Path) 
         fields = json.loads(path.read_text(encoding="utf-8"))
         folder = save_adapter(tmp_path / path.stem)
         (folder / "adapter_config.json").write_bytes(path.read_bytes())
-        config = read_adapter_config(folder)
+        config = AdapterFolder(folder).adapter_config
         known = {key: fields[key] for key in ("r", "lora_alpha", "use_rslora") if key in fields}
         theirs = LoraConfig(**known)
         alpha, rank = theirs.lora_alpha, theirs.r
@@ -39,6 +40,8 @@ def test_inspection_explains_every_published_configuration(
 ) -> None:
     from merge.jobs.inspect_adapter import report
 
+    offload = Offload(None, tmp_path)
+
     for path in sorted((real_data / "adapter_configs").glob("*.json")):
         fields = json.loads(path.read_text(encoding="utf-8"))
         folder = save_adapter(tmp_path / kind / path.stem, **{"use_dora": kind == "dora"})
@@ -46,9 +49,9 @@ def test_inspection_explains_every_published_configuration(
         (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
         if kind == "dora":  # told by the configuration, but the tensors are not there
             with pytest.raises(Exception, match="do not agree about lora_magnitude_vector"):
-                list(report(folder))
+                list(report(AdapterFolder(folder), offload))
             continue
-        lines = "\n".join(report(folder))
+        lines = "\n".join(report(AdapterFolder(folder), offload))
         assert "q_proj: rank 2 x " in lines
         assert str(fields.get("base_model_name_or_path") or "not recorded") in lines
         assert str(fields.get("peft_version", "PEFT 0.")) in lines

@@ -9,6 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from merge.deltas.adapter import open_adapter
+from merge.deltas.adapter_config import AdapterFolder
 from merge.deltas.apply import apply_adapters
 from merge.formats import open_container
 from merge.tensors.lazy import Checkpoint
@@ -25,7 +26,7 @@ def test_conv1d_merges_as_peft_does(tmp_path: Path, dora: bool) -> None:
     settings = {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": dora}
     adapter = save_adapter(tmp_path / "lora", tmp_path / "base", **settings)
     base = Checkpoint(open_container(tmp_path / "base/model.safetensors"), {"model_type": "gpt2"})
-    merged = apply_adapters(base, [open_adapter(adapter)], torch.float32)
+    merged = apply_adapters(base, [open_adapter(AdapterFolder(adapter))], torch.float32)
     expected = merge_with_peft(tmp_path / "base", [adapter])
     assert sum(bool(steps) for steps in merged.steps.values()) == 6
     for name, tensor in merged.tensors.items():

@@ -21,7 +21,6 @@ from merge import apply_delta, convert_checkpoint, make_delta
 from merge.errors import LayoutError, NumberError, UsageError, VocabularyError
 from merge.layouts import llama
 from merge.layouts.config import LlamaShape
-from merge.layouts.gguf.reading import open_gguf
 from merge.layouts.opening import open_checkpoint
 from merge.tokenizers import spm
 from tests.support import ROOT
@@ -65,7 +64,9 @@ def test_what_is_poured_comes_back(
 
 
 def test_q8_0_comes_back_within_half_a_step_of_each_block(base: Path, tmp_path: Path) -> None:
-    found = open_gguf(_poured(base, tmp_path / "out", outtype="q8_0") / "ggml-model-q8_0.gguf")
+    found = open_checkpoint(
+        _poured(base, tmp_path / "out", outtype="q8_0") / "ggml-model-q8_0.gguf"
+    )
     for name, tensor in load_weights(base).items():
         read, wanted = found.tensors[name].read().double(), tensor.double()
         if tensor.dim() < 2 or tensor.shape[1] % 32:
@@ -81,7 +82,7 @@ def test_q8_0_comes_back_within_half_a_step_of_each_block(base: Path, tmp_path: 
 def test_the_configuration_is_told_by_the_metadata(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", num_key_value_heads=2, head_dim=16)
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    found = open_gguf(_poured(base, tmp_path / "out")).config
+    found = open_checkpoint(_poured(base, tmp_path / "out")).config
     shape = LlamaShape.from_config(config, "")
     assert LlamaShape.from_config(found, "") == shape
     assert found["rms_norm_eps"] == pytest.approx(1e-6)
@@ -274,9 +275,11 @@ def test_a_file_that_is_no_llama_is_refused(
     base: Path, tmp_path: Path, changes: dict[str, str], message: str
 ) -> None:
     whole = _poured(base, tmp_path / "out") / "ggml-model-f16.gguf"
-    assert open_gguf(_rewritten(whole)).tensors.keys() == open_gguf(whole).tensors.keys()
+    assert (
+        open_checkpoint(_rewritten(whole)).tensors.keys() == open_checkpoint(whole).tensors.keys()
+    )
     with pytest.raises(LayoutError, match=message):
-        open_gguf(_rewritten(whole, **changes))
+        open_checkpoint(_rewritten(whole, **changes))
 
 
 def test_a_missing_part_is_named(base: Path, tmp_path: Path) -> None:
@@ -337,7 +340,7 @@ def test_a_delta_is_applied_into_gguf_and_never_made_of_it(base: Path, tmp_path:
         make_delta(base, target, tmp_path / "delta", output_type="gguf")
     make_delta(base, target, tmp_path / "delta", dtype="float32")
     apply_delta(base, tmp_path / "delta", tmp_path / "out", output_type="gguf")
-    found = open_gguf(tmp_path / "out").tensors
+    found = open_checkpoint(tmp_path / "out").tensors
     for name, tensor in load_weights(target).items():  # a few differences need more digits
         assert torch.allclose(found[name].read().float(), tensor.float(), atol=1e-6), name
 
@@ -365,7 +368,7 @@ def test_a_list_of_ends_leaves_the_tokenizers_own(tmp_path: Path) -> None:
     path = base / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(config | {"eos_token_id": [2, 7]}), encoding="utf-8")
-    assert open_gguf(_poured(base, tmp_path / "out")).config["eos_token_id"] == 2
+    assert open_checkpoint(_poured(base, tmp_path / "out")).config["eos_token_id"] == 2
 
 
 def test_sources_are_named_without_their_folders(base: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 
 from merge import merge_lora
 from merge.errors import FormatError, LayoutError, MergeError, UsageError
-from merge.layouts.opening import is_meta, open_checkpoint
+from merge.layouts.model_folder import ModelFolder
+from merge.layouts.opening import open_checkpoint
 from tests.layouts.material import (
     DIM,
     FEED_FORWARD,
@@ -195,11 +196,11 @@ def test_merge_into_huggingface_tells_the_assumed_context_length(tmp_path: Path)
 
 def test_folder_with_both_layouts_is_read_as_transformers_does(tmp_path: Path) -> None:
     meta = make_meta(tmp_path / "meta")
-    assert is_meta(meta)
+    assert ModelFolder(meta).is_meta
     save_shards(hf_tensors(meta_tensors(seed=5)), meta)
     config = {"model_type": "llama", **open_config(meta)}
     (meta / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert not is_meta(meta)
+    assert not ModelFolder(meta).is_meta
     require_same(meta, hf_tensors(meta_tensors(seed=5)))
 
 

@@ -16,6 +16,7 @@ from ...errors import LayoutError
 from ...formats import gguf as container
 from ...settings import IoMode
 from ...storage.files import InputFile, refuse_placeholder
+from ...storage.folder import Folder
 from ...tensors.lazy import Checkpoint, LazyTensor, dtype_name
 from .. import llama
 from ..config import DEFAULT_ROPE_THETA, LlamaShape
@@ -27,12 +28,13 @@ _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.ggu
 ROTARY_FACTORS = "rope_freqs.weight"
 
 
-def gguf_files(path: Path) -> tuple[Path, ...]:
-    """The files of one model: ``path`` itself, those numbered like it, or those in its folder.
+def gguf_files(folder: Folder) -> tuple[Path, ...]:
+    """The files of one model: the file itself, those numbered like it, or those in its folder.
 
     Raises ``LayoutError`` for a folder with none or several models, and for a missing number.
     """
-    found = sorted(path.glob("*.gguf")) if path.is_dir() else [path]
+    path = folder.path
+    found = folder.matching("*.gguf") if path.is_dir() else [path]
     models = {match["stem"] if match else file.stem for file, match in _matched(found)}
     if len(models) != 1:
         raise LayoutError(
@@ -65,13 +67,13 @@ def _matched(files: list[Path]) -> list[tuple[Path, re.Match[str] | None]]:
     return [(file, _NUMBERED.fullmatch(file.name)) for file in files]
 
 
-def open_gguf(path: Path, io: IoMode = "auto") -> Checkpoint:
+def open_gguf(folder: Folder, io: IoMode = "auto") -> Checkpoint:
     """Open a LLaMA from a ``.gguf`` file or a folder of one, under Hugging Face's names and order.
 
     q8_0 is read as float32. ``config.json`` is derived from the metadata. Raises ``LayoutError``
     for other architectures and for what is no whole model, ``FormatError`` for damaged files.
     """
-    files = gguf_files(path)
+    files = gguf_files(folder)
     metadata, stored = together(files, io)
     config = _config(metadata, stored, files[0])
     shape = LlamaShape.from_config(config, files[0])
