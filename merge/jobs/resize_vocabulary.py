@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..layouts.model_folder import ModelFolder
-from ..output.fingerprint import JobInputs
 from ..plan.documents import find_config
 from ..plan.inputs import Sources, find_tokenizer, resolve, resolve_tokenizer
 from ..plan.vocabulary import require_extension
@@ -26,13 +23,9 @@ from ..settings import (
 )
 from ..storage.offload import Offload
 from ..tokenizers.copied import require_sentencepiece
-from ..tokenizers.huggingface import TokenizerFolder, read_tokenizer
-from .writing import Report, claimed, write
-
-if TYPE_CHECKING:
-    from ..output.journal import WrittenFile
-    from ..plan.placement import Plan
-    from ..tensors.lazy import Checkpoint
+from ..tokenizers.huggingface import read_tokenizer
+from .planned import Input, PlannedJob, carry_out
+from .writing import Report, claimed
 
 
 def resize_vocabulary(
@@ -69,16 +62,8 @@ def resize_vocabulary(
         claim = claimed(output, sources.folders, chosen, overwrite, dry_run)
         target = held.enter_context(claim)
         job = _prepare(sources, chosen, init, pad_to_multiple_of, seed, offload)
-        resumed = write(job, target, chosen, on_progress, overwrite=overwrite, dry_run=dry_run)
-        return Report(
-            output,
-            job.plan,
-            time.monotonic() - started,
-            dry_run,
-            job.inputs(),
-            job.changes(),
-            (*resumed, *job.notes()),
-        )
+        run = {"overwrite": overwrite, "dry_run": dry_run}
+        return carry_out(job, target, chosen, started, on_progress, **run)
 
 
 def _find_sources(base_model: str, tokenizer: str, offload: Offload) -> Sources:
@@ -90,56 +75,6 @@ def _find_sources(base_model: str, tokenizer: str, offload: Offload) -> Sources:
     return Sources(base_model, (), base, (), new, own)
 
 
-@dataclass(frozen=True)
-class ResizeJob:
-    """A resize that has been checked and planned from headers."""
-
-    sources: Sources
-    tokenizer: TokenizerFolder
-    settings: OutputSettings
-    base: Checkpoint
-    plan: Plan
-    init: str
-    seed: int
-    pad_to_multiple_of: int | None
-    base_rows: int
-    rows: int
-
-    def reads(self) -> JobInputs:
-        """What it reads."""
-        return JobInputs({"base_model": self.base}, how={"init": self.init, "seed": self.seed})
-
-    def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
-        """What ``merge_manifest.json`` says of this resize."""
-        from ..output.manifest import checkpoint_entry, manifest
-
-        inputs = {"base_model": checkpoint_entry(self.sources.base_model, self.base)}
-        how = {
-            "dtype": self.settings.dtype,
-            "init": self.init,
-            "seed": self.seed,
-            "pad_to_multiple_of": self.pad_to_multiple_of,
-        }
-        return manifest(self.plan, written, inputs, self.tokenizer, how, {})
-
-    def inputs(self) -> tuple[str, ...]:
-        """Lines about what was read."""
-        return (
-            f"base       {self.sources.base.path} ({self.base_rows} rows)",
-            f"tokenizer  {self.tokenizer.path} ({self.tokenizer.n_tokens} tokens)",
-        )
-
-    def changes(self) -> tuple[str, ...]:
-        """Lines about what became of it."""
-        grown = f"rows       {self.base_rows} -> {self.rows}, new ones from {self.init}"
-        padding = self.rows - self.tokenizer.n_tokens
-        return (grown + (f", {padding} of padding" if padding else ""),)
-
-    def notes(self) -> tuple[str, ...]:
-        """What to know before training."""
-        return ("the new rows are a beginning: the model has to be trained on text that uses them",)
-
-
 def _prepare(
     sources: Sources,
     settings: OutputSettings,
@@ -147,7 +82,7 @@ def _prepare(
     pad_to_multiple_of: int | None,
     seed: int,
     offload: Offload,
-) -> ResizeJob:
+) -> PlannedJob:
     if not sources.base.is_meta:
         find_config(sources)
 
@@ -177,8 +112,20 @@ def _prepare(
     }
     model = Model(cast, tied, rows, config, sources.tokenizer, (sources.base_model,))
     plan = plan_output(model, settings)
-    how = (init, seed, pad_to_multiple_of)
-    return ResizeJob(sources, tokenizer, settings, base, plan, *how, base_rows, rows)
+    padding = f", {rows - tokens} of padding" if rows > tokens else ""
+    return PlannedJob(
+        plan,
+        {"base_model": Input(sources.base_model, sources.base.path, base)},
+        tokenizer,
+        {
+            "dtype": settings.dtype,
+            "init": init,
+            "seed": seed,
+            "pad_to_multiple_of": pad_to_multiple_of,
+        },
+        (f"rows       {base_rows} -> {rows}, new ones from {init}{padding}",),
+        ("the new rows are a beginning: the model has to be trained on text that uses them",),
+    )
 
 
 def _rows(tokens: int, base_rows: int, pad_to_multiple_of: int | None) -> int:
