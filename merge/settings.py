@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar
 
 from .errors import UsageError
 from .sizes import parse_size
@@ -33,14 +33,6 @@ CHAT_TEMPLATES = ("alpaca",)
 # What a sum is rounded to when only the type in a GGUF file is said.
 _DTYPE_FOR = {"f32": "float32", "bf16": "bfloat16", "q8_0": "float32"}
 VOCAB_MISMATCHES = ("error", "keep_base_rows", "truncate")
-# What an option is about; beside another type of output it would be ignored.
-_ONLY_FOR: dict[str, OutputType] = {
-    "num_shards": "pth",
-    "max_shard_size": "huggingface",
-    "safe_serialization": "huggingface",
-    "outtype": "gguf",
-    "split_max_size": "gguf",
-}
 # Of a file, in bytes, on every system.
 _LONGEST_NAME = 255
 DEFAULT_MEMORY = "64MB"
@@ -50,42 +42,140 @@ _LEAST_MEMORY = 1_000_000
 WORKER_BYTES = 12 << 20
 
 
+INPUTS, VOCABULARY, OUTPUT = "inputs", "vocabulary", "what is written"
+ARITHMETIC, RESOURCES = "arithmetic", "memory, disk and processors"
+GROUPS = (INPUTS, VOCABULARY, OUTPUT, ARITHMETIC, RESOURCES)
+"""Groups of options, in the order in which help lists them."""
+
+
+def option(
+    default: Any,
+    group: str,
+    description: str,
+    *,
+    default_text: str = "",
+    only_for: OutputType | None = None,
+    **arguments: Any,
+) -> Any:
+    """A field that is an option of commands too.
+
+    ``description`` and ``default_text`` (where the default's own text says too little) are what
+    help and docs/options.md say; ``arguments`` are argparse's. Beside another type of output than
+    ``only_for`` it is refused.
+    """
+    about = {"group": group, "help": description, "default_text": default_text}
+    more = {"only_for": only_for, "arguments": arguments}
+    return field(default=default, metadata={**about, **more})
+
+
 @dataclass(frozen=True)
 class OutputSettings:
-    """How a model is written, and what that may cost.
+    """How a model is written, and what that may cost; each field says what it is for.
 
-    ``num_shards`` is for ``pth``, ``max_shard_size`` and ``safe_serialization`` for
-    ``huggingface``, ``outtype`` and ``split_max_size`` for ``gguf``, in llama.cpp's words.
-    ``dtype`` is what the model is rounded to; left empty, it is float16, or what ``outtype`` needs.
-    ``chat_template`` names one that is to be the model's, ``model_name`` is what GGUF calls it.
-    ``max_memory`` is the budget for buffers, in bytes or as text ("64MB"). ``io``
-    says whether the page cache is used; see ``direct_io.py``. ``resume`` goes on with a run that
-    was interrupted, from what it has left in the output folder. ``allow_nonfinite`` writes values
-    that are infinite or no numbers as they are.
-    Raises ``UsageError`` for values that mean nothing.
+    ``dtype`` left empty is float16, or what ``outtype`` needs. ``model_name`` is what GGUF calls
+    the model. Sizes are bytes, or text ("64MB"). Raises ``UsageError`` for values that mean
+    nothing, and for an option of another type of output.
     """
 
-    output_type: OutputType = "pth"
-    dtype: str = ""
-    max_shard_size: int | str = "10GB"
-    safe_serialization: bool = False
-    num_shards: int | None = None
-    outtype: str = "auto"
-    split_max_size: int | str | None = None
-    chat_template: str | None = None
+    output_type: OutputType = option(
+        "pth",
+        OUTPUT,
+        "pth: Meta's consolidated.*.pth; huggingface (hf): .bin or safetensors shards, for "
+        "transformers; gguf: for llama.cpp",
+        choices=(*OUTPUT_TYPES, *SHORT_NAMES),
+    )
+    num_shards: int | None = option(
+        None,
+        OUTPUT,
+        "number of .pth files",
+        default_text="as many as Meta uses for this size",
+        only_for="pth",
+        type=int,
+        metavar="N",
+    )
+    outtype: str = option(
+        "auto",
+        OUTPUT,
+        "type of the matrices in a GGUF file; auto: bf16 for a model in bfloat16, else f16",
+        only_for="gguf",
+        choices=OUTTYPES,
+    )
+    split_max_size: int | str | None = option(
+        None,
+        OUTPUT,
+        "largest GGUF file, such as 4GB",
+        default_text="one file however large",
+        only_for="gguf",
+        metavar="SIZE",
+    )
+    chat_template: str | None = option(
+        None,
+        OUTPUT,
+        "chat format of a GGUF or Hugging Face model",
+        default_text="the tokenizer's",
+        choices=CHAT_TEMPLATES,
+    )
+    dtype: str = option(
+        "",
+        OUTPUT,
+        "of the result; auto keeps the base's",
+        default_text="float16; for GGUF what --outtype needs",
+        choices=DTYPES,
+    )
+    max_shard_size: int | str = option(
+        "10GB", OUTPUT, "largest Hugging Face shard", only_for="huggingface", metavar="SIZE"
+    )
+    safe_serialization: bool = option(
+        False, OUTPUT, "safetensors instead of .bin", only_for="huggingface"
+    )
+    overwrite: bool = option(False, OUTPUT, "replace an earlier result there")
+    resume: bool = option(
+        False,
+        OUTPUT,
+        "resume a run that was interrupted there; for a complete result, say so and exit with 0",
+    )
+    allow_nonfinite: bool = option(
+        False, OUTPUT, "write weights that are NaN or Inf as they are, and name them"
+    )
+    dry_run: bool = option(False, OUTPUT, "check everything, print the plan, write nothing")
+    max_memory: int | str = option(
+        DEFAULT_MEMORY,
+        RESOURCES,
+        f"budget for buffers, from 1MB; what is over {LARGEST_MEMORY} is not used",
+        metavar="SIZE",
+    )
+    num_workers: int | None = option(
+        None,
+        RESOURCES,
+        "threads that compute, as many as --max_memory has room for",
+        default_text="up to 2",
+        type=int,
+        metavar="N",
+    )
+    io: IoMode = option(
+        "auto",
+        RESOURCES,
+        "auto: bypass the page cache (O_DIRECT) for what is not in it; direct: always; buffered: "
+        "never",
+        choices=IO_MODES,
+    )
+    offload_dir: str | Path | None = option(
+        None,
+        RESOURCES,
+        "where inputs are unpacked that cannot be read in place, and downloads go; emptied at the "
+        "end",
+        default_text="beside the output; downloads: the Hub's cache",
+        metavar="DIR",
+    )
     model_name: str = "model"
-    max_memory: int | str = DEFAULT_MEMORY
-    num_workers: int | None = None
-    io: IoMode = "auto"
-    resume: bool = False
-    allow_nonfinite: bool = False
 
     def __post_init__(self) -> None:
         if self.output_type in SHORT_NAMES:
             object.__setattr__(self, "output_type", SHORT_NAMES[self.output_type])
         require_one_of("output_type", self.output_type, OUTPUT_TYPES)
-        for name in ("safe_serialization", "resume", "allow_nonfinite"):
-            require_bool(name, getattr(self, name))
+        for name, one in type(self).__dataclass_fields__.items():
+            if isinstance(one.default, bool):
+                require_bool(name, getattr(self, name))
         require_one_of("outtype", self.outtype, OUTTYPES)
         if not self.dtype:
             object.__setattr__(self, "dtype", _DTYPE_FOR.get(self.outtype, "float16"))
@@ -109,14 +199,14 @@ class OutputSettings:
                     "--chat_template has no place in Meta's layout",
                     remedy="use --output_type gguf or huggingface",
                 )
-        for option, output_type in _ONLY_FOR.items():
-            given = getattr(self, option) != type(self).__dataclass_fields__[option].default
-            if given and output_type != self.output_type:
+        for name, one in type(self).__dataclass_fields__.items():
+            only_for = one.metadata.get("only_for")
+            if only_for not in (None, self.output_type) and getattr(self, name) != one.default:
                 raise UsageError(
-                    f"--{option} means nothing for this type of output",
-                    expected=f"--output_type {output_type}",
+                    f"--{name} means nothing for this type of output",
+                    expected=f"--output_type {only_for}",
                     found=f"--output_type {self.output_type}",
-                    remedy=f"leave --{option} out, or change the type",
+                    remedy=f"leave --{name} out, or change the type",
                 )
         if self.split_max_size is not None:
             require_positive("split_max_size", _size("split_max_size", self.split_max_size))
@@ -155,42 +245,105 @@ class OutputSettings:
             return f".{self.output_type}"
         return ".safetensors" if self.safe_serialization else ".bin"
 
+    @property
+    def offload_parent(self) -> Path | None:
+        """``offload_dir`` as a path."""
+        return Path(self.offload_dir).expanduser() if self.offload_dir else None
+
+
+def with_default(name: str, default: Any) -> Any:
+    """An option of ``OutputSettings`` with another default."""
+    return field(
+        default=default,
+        metadata=OutputSettings.__dataclass_fields__[name].metadata | {"default_text": ""},
+    )
+
+
+def _context_length() -> Any:
+    return option(
+        None,
+        INPUTS,
+        "of a base in Meta's layout, which does not say it",
+        default_text="that of the published model it looks like, named in the summary",
+        type=int,
+        metavar="N",
+    )
+
+
+def _delta_embeddings(default: str | None, choices: Sequence[str]) -> Any:
+    return option(
+        default,
+        INPUTS,
+        "whether the delta holds embeddings and LM head whole, as Ziya's does, or as differences"
+        + ("; auto: as a few of its values tell" if "auto" in choices else ""),
+        choices=choices,
+    )
+
 
 @dataclass(frozen=True)
 class MergeSettings(OutputSettings):
-    """What adapters add: where sums are rounded (see ``tensors/patched.py``), and how rows begin
-    that the tokenizer asks for and no adapter has (see ``deltas/new_rows.py``; None refuses).
-
-    ``lora_weights`` multiply what each adapter adds, one for each ("1.0,0.5"; None: 1 for all).
-    ``vocab_mismatch`` says what becomes of vocabulary rows that an adapter lacks: ``error``,
-    ``keep_base_rows`` or ``truncate``. ``allow_unknown_combination`` merges published adapters in
-    orders that nobody published. ``copy_code`` takes Python files of adapters along, which nothing
-    here runs. ``ignore_file`` names weight files of adapters' folders that are no part of the
-    adapter. ``delta_embeddings`` says how a delta stores the vocabulary: ``whole``, as a
-    ``difference``, or what its values tell (``auto``). ``context_length`` is that of a base in
-    Meta's layout, whose files do not say it.
+    """How adapters are merged: where sums are rounded (see ``tensors/patched.py``), and how rows
+    begin that the tokenizer asks for and no adapter has (see ``deltas/new_rows.py``).
     """
 
-    rounding: Rounding = "once"
-    lora_weights: str | Sequence[float] | None = None
-    vocab_mismatch: str = "error"
-    allow_unknown_combination: bool = False
-    new_token_init: str | None = None
-    context_length: int | None = None
-    copy_code: bool = False
-    ignore_file: Sequence[str] = ()
-    delta_embeddings: str = "auto"
+    lora_weights: str | Sequence[float] | None = option(
+        None,
+        INPUTS,
+        "factors for what the adapters add, one for each: 1.0,0.5",
+        default_text="1 for all",
+        nargs="+",
+        metavar="W",
+    )
+    allow_unknown_combination: bool = option(
+        False, INPUTS, "merge published adapters in an order that nobody published"
+    )
+    copy_code: bool = option(
+        False,
+        INPUTS,
+        "copy the Python files of adapters into a Hugging Face folder; nothing here ever runs them",
+    )
+    ignore_file: Sequence[str] = option(
+        (),
+        INPUTS,
+        "a weight file in an adapter's folder that is no part of it; may be repeated",
+        default_text="weights that are not known are refused",
+        action="append",
+        metavar="NAME",
+    )
+    delta_embeddings: str = _delta_embeddings("auto", DELTA_EMBEDDINGS)
+    context_length: int | None = _context_length()
+    vocab_mismatch: str = option(
+        "error",
+        VOCABULARY,
+        "when an adapter has fewer vocabulary rows than the model so far: refuse, keep the model's "
+        "further rows, or drop them",
+        choices=VOCAB_MISMATCHES,
+    )
+    new_token_init: str | None = option(
+        None,
+        VOCABULARY,
+        "how rows begin that the tokenizer asks for and no adapter has",
+        default_text="refuse",
+        choices=NEW_TOKEN_INITS,
+    )
+    rounding: Rounding = option(
+        "once",
+        ARITHMETIC,
+        "once: exact to the last place; per_adapter: as tools that round to float16 after each "
+        "adapter",
+        choices=ROUNDINGS,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_one_of("rounding", self.rounding, ROUNDINGS)
         require_one_of("vocab_mismatch", self.vocab_mismatch, VOCAB_MISMATCHES)
-        for name in ("allow_unknown_combination", "copy_code"):
-            require_bool(name, getattr(self, name))
         require_positive("context_length", self.context_length)
         require_one_of("delta_embeddings", self.delta_embeddings, DELTA_EMBEDDINGS)
         if isinstance(self.ignore_file, str):
             object.__setattr__(self, "ignore_file", (self.ignore_file,))
+        if self.ignore_file is None:
+            object.__setattr__(self, "ignore_file", ())
         if self.new_token_init is not None:
             require_one_of("new_token_init", self.new_token_init, NEW_TOKEN_INITS)
         self.weights(len(_numbers(self.lora_weights)))
@@ -207,6 +360,209 @@ class MergeSettings(OutputSettings):
                 found=self.lora_weights,
             )
         return weights
+
+
+@dataclass(frozen=True)
+class MergeToHuggingFaceSettings(MergeSettings):
+    """The same with another default, for the script of that name."""
+
+    output_type: OutputType = with_default("output_type", "huggingface")
+
+
+@dataclass(frozen=True)
+class ConvertSettings(OutputSettings):
+    """How a model is converted: tensors keep their dtype unless another is given."""
+
+    output_type: OutputType = with_default("output_type", "huggingface")
+    dtype: str = with_default("dtype", "auto")
+    context_length: int | None = _context_length()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("context_length", self.context_length)
+
+
+@dataclass(frozen=True)
+class HuggingFaceSettings(ConvertSettings):
+    """How a model is converted where only Hugging Face's layout is offered."""
+
+    output_type: OutputType = "huggingface"
+    num_shards: int | None = None
+    outtype: str = "auto"
+    split_max_size: int | str | None = None
+    chat_template: str | None = None
+
+
+@dataclass(frozen=True)
+class ResizeSettings(OutputSettings):
+    """How a vocabulary is grown: tensors keep their dtype unless another is given."""
+
+    output_type: OutputType = with_default("output_type", "huggingface")
+    dtype: str = with_default("dtype", "auto")
+    init: str = option(
+        "subtokens",
+        VOCABULARY,
+        "subtokens: the mean of the rows of a token's old pieces; mean: of all old rows; normal: "
+        "random, as transformers initializes",
+        choices=NEW_TOKEN_INITS,
+    )
+    seed: int = option(0, VOCABULARY, "for --init normal", type=int)
+    pad_to_multiple_of: int | None = option(
+        None,
+        VOCABULARY,
+        "more rows, up to a multiple; padding begins as the mean of all old rows",
+        type=int,
+        metavar="N",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_one_of("init", self.init, NEW_TOKEN_INITS)
+        require_positive("pad_to_multiple_of", self.pad_to_multiple_of)
+
+
+@dataclass(frozen=True)
+class _DeltaSettings(OutputSettings):
+    output_type: OutputType = with_default("output_type", "huggingface")
+    keep_extra_tensors: bool = option(
+        False, INPUTS, "copy tensors that a LLaMA does not have, such as LLaVA's projector"
+    )
+    delta_embeddings: str = "auto"
+    new_token_init: str | None = option(
+        None,
+        INPUTS,
+        "what is subtracted from rows that the base lacks: zeros, as Vicuna's deltas, or the mean "
+        "of its rows, as stanford_alpaca's weight_diff.py",
+        default_text="zeros",
+        choices=DELTA_TOKEN_INITS,
+    )
+    context_length: int | None = _context_length()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("context_length", self.context_length)
+        if self.new_token_init is not None:
+            require_one_of("new_token_init", self.new_token_init, DELTA_TOKEN_INITS)
+
+
+@dataclass(frozen=True)
+class ApplyDeltaSettings(_DeltaSettings):
+    """How a dense delta is added to its base."""
+
+    delta_embeddings: str = _delta_embeddings("auto", DELTA_EMBEDDINGS)
+    expect_sum: float | None = option(
+        None,
+        INPUTS,
+        "sum of all elements of the result, as published beside stanford_alpaca's deltas: nothing "
+        "is kept where the elements do not add up to it",
+        default_text="not checked",
+        type=float,
+        metavar="NUMBER",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_one_of("delta_embeddings", self.delta_embeddings, DELTA_EMBEDDINGS)
+        if self.expect_sum is None:
+            return
+        if not math.isfinite(self.expect_sum):
+            raise UsageError(
+                "--expect_sum is no finite number",
+                expected="the sum that was published, such as 50637.1836",
+                found=self.expect_sum,
+            )
+        if self.resume:
+            raise UsageError(
+                "--expect_sum adds up every element while it is written, and a resumed run does "
+                "not see what was written before",
+                remedy="leave --resume out",
+            )
+
+
+@dataclass(frozen=True)
+class MakeDeltaSettings(_DeltaSettings):
+    """How a dense delta is made."""
+
+    delta_embeddings: str = _delta_embeddings("difference", DELTA_EMBEDDINGS[:0:-1])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.delta_embeddings == "auto":
+            raise UsageError(
+                "--delta_embeddings auto is for applying a delta, whose values can be asked",
+                remedy="use whole or difference",
+            )
+        require_one_of("delta_embeddings", self.delta_embeddings, DELTA_EMBEDDINGS[:0:-1])
+        if self.output_type == "gguf":
+            raise UsageError(
+                "a delta is no model that llama.cpp could run",
+                remedy="use --output_type huggingface; apply_delta can write the result as GGUF",
+            )
+
+
+class OutputOptions(TypedDict, total=False):
+    """The keywords of ``OutputSettings``, for type checkers."""
+
+    output_type: OutputType
+    num_shards: int | None
+    outtype: str
+    split_max_size: int | str | None
+    chat_template: str | None
+    dtype: str
+    max_shard_size: int | str
+    safe_serialization: bool
+    overwrite: bool
+    resume: bool
+    allow_nonfinite: bool
+    dry_run: bool
+    max_memory: int | str
+    num_workers: int | None
+    io: IoMode
+    offload_dir: str | Path | None
+    model_name: str
+
+
+class MergeOptions(OutputOptions, total=False):
+    """The keywords of ``MergeSettings``."""
+
+    lora_weights: str | Sequence[float] | None
+    allow_unknown_combination: bool
+    copy_code: bool
+    ignore_file: Sequence[str]
+    delta_embeddings: str
+    context_length: int | None
+    vocab_mismatch: str
+    new_token_init: str | None
+    rounding: Rounding
+
+
+class ConvertOptions(OutputOptions, total=False):
+    """The keywords of ``ConvertSettings``."""
+
+    context_length: int | None
+
+
+class ResizeOptions(OutputOptions, total=False):
+    """The keywords of ``ResizeSettings``."""
+
+    init: str
+    seed: int
+    pad_to_multiple_of: int | None
+
+
+class MakeDeltaOptions(OutputOptions, total=False):
+    """The keywords of ``MakeDeltaSettings``."""
+
+    keep_extra_tensors: bool
+    delta_embeddings: str
+    new_token_init: str | None
+    context_length: int | None
+
+
+class ApplyDeltaOptions(MakeDeltaOptions, total=False):
+    """The keywords of ``ApplyDeltaSettings``."""
+
+    expect_sum: float | None
 
 
 Settings = TypeVar("Settings", bound=OutputSettings)
@@ -255,12 +611,17 @@ def require_known(given: Iterable[str], known: Iterable[str]) -> None:
             )
 
 
-def settings_named(kind: type[Settings], given: Mapping[str, Any], own: Iterable[str]) -> Settings:
-    """Make settings of keywords. Raises ``UsageError`` for one that is neither theirs nor of the
-    caller's ``own``.
+def settings_named(
+    kind: type[Settings], given: Mapping[str, Any], output_dir: str | Path, own: Iterable[str]
+) -> Settings:
+    """Make settings of keywords, for a model that is called as its folder unless named.
+
+    Raises ``UsageError`` for a keyword that is neither theirs nor of the caller's ``own``, with the
+    nearest one that is.
     """
-    require_known(given, [*own, *kind.__dataclass_fields__])
-    return kind(**given)
+    known = [name for name in own if name != "options"]
+    require_known(given, [*known, *kind.__dataclass_fields__])
+    return kind(**{"model_name": model_name(output_dir)} | dict(given))
 
 
 def _require_name(name: str) -> None:

@@ -40,7 +40,7 @@ def options_of(command: str) -> frozenset[str]:
     """Every option of a command, as its parser has it."""
     module: Any = import_module(f"merge.commands.{command}")
     parser: argparse.ArgumentParser
-    parser = module._parser("pth") if command == "merge_lora" else module._parser()
+    parser = module.make_parser()
     return frozenset(option for action in parser._actions for option in action.option_strings)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -40,13 +40,15 @@ def test_help_imports_nothing_heavy(script: Path) -> None:
     assert "usage:" in done.stdout
 
 
-def test_help_answers_in_half_a_second_at_best_of_three() -> None:
+def test_help_costs_less_than_half_a_second_of_processor_time() -> None:
     script = ROOT / "scripts/merge_llama_with_chinese_lora.py"
     seconds = []
     for _ in range(3):
-        started = time.monotonic()
+        before = os.times()
         assert run(script, "--help").returncode == 0
-        seconds.append(time.monotonic() - started)
+        after = os.times()
+        seconds.append(after.children_user + after.children_system)
+        seconds[-1] -= before.children_user + before.children_system
     assert min(seconds) < 0.5
 
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from ..settings import DELTA_EMBEDDINGS, DELTA_TOKEN_INITS
+from ..settings import ApplyDeltaSettings
 from .common import (
-    add_context_length_option,
-    add_delta_embeddings_option,
-    add_output_options,
+    add_options,
     add_output_volume_options,
-    add_resource_options,
     carry_out,
     command_parser,
-    job_options,
+    given_options,
     run,
 )
 
@@ -37,10 +33,10 @@ exit codes: 0 done, 2 wrong input (one message says which), 130 interrupted
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run(_parser(), _apply, argv)
+    return run(make_parser(), _apply, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = command_parser(_DESCRIPTION, _EXAMPLE)
     group = parser.add_argument_group("what is added")
     for names, words, metavar in (
@@ -49,19 +45,11 @@ def _parser() -> argparse.ArgumentParser:
         (("target-model-path", "target", "output_dir"), "where to", "DIR"),
     ):
         add_path(group, names, words, metavar)
-    add_delta_options(group, DELTA_EMBEDDINGS)
-    group.add_argument(
-        "--expect_sum",
-        type=float,
-        metavar="NUMBER",
-        help="sum of all elements of the result, as published beside stanford_alpaca's deltas: "
-        "nothing is kept where the elements do not add up to it",
-    )
+    add_tokenizer_option(group)
     group.add_argument(
         "--low-cpu-mem", action="store_true", help="accepted and without effect: it is always low"
     )
-    add_output_options(parser, dtype="float16")
-    add_resource_options(parser)
+    add_options(parser, ApplyDeltaSettings, group)
     add_output_volume_options(parser)
     return parser
 
@@ -73,37 +61,13 @@ def add_path(
     group.add_argument(*(f"--{n}" for n in names), required=True, metavar=metavar, help=words)
 
 
-def add_delta_options(group: argparse._ArgumentGroup, embeddings: Sequence[str]) -> None:
-    """Add what ``apply_delta`` and ``make_delta`` share."""
+def add_tokenizer_option(group: argparse._ArgumentGroup) -> None:
+    """Add ``--tokenizer`` of ``apply_delta`` and ``make_delta``."""
     group.add_argument(
         "--tokenizer",
         metavar="DIR",
         help="folder of the result's tokenizer.model (default: the delta's or target's own)",
     )
-    group.add_argument(
-        "--keep_extra_tensors",
-        action="store_true",
-        help="copy tensors that a LLaMA does not have, such as LLaVA's projector",
-    )
-    add_delta_embeddings_option(group, embeddings, embeddings[0])
-    group.add_argument(
-        "--new_token_init",
-        choices=DELTA_TOKEN_INITS,
-        help="what is taken for rows that the base lacks: zeros, as Vicuna's deltas, or the mean "
-        "of its rows, as stanford_alpaca's weight_diff.py (default: zeros)",
-    )
-    add_context_length_option(group)
-
-
-def delta_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What the command line says, as the jobs' keyword arguments."""
-    return job_options(args) | {
-        "tokenizer": args.tokenizer,
-        "keep_extra_tensors": args.keep_extra_tensors,
-        "context_length": args.context_length,
-        "delta_embeddings": args.delta_embeddings,
-        "new_token_init": args.new_token_init,
-    }
 
 
 def _apply(args: argparse.Namespace) -> int:
@@ -115,9 +79,9 @@ def _apply(args: argparse.Namespace) -> int:
             args.base_model_path,
             args.delta_path,
             args.target_model_path,
+            tokenizer=args.tokenizer,
             on_progress=on_progress,
-            expect_sum=args.expect_sum,
-            **delta_options(args),
+            **given_options(args, ApplyDeltaSettings),
         ),
     )
     if args.low_cpu_mem and not args.quiet:

@@ -8,12 +8,13 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import MergeError, shown
 from ..interruption import INTERRUPTED, Interrupted, deferred_signals
-from ..settings import OnProgress
+from ..settings import GROUPS, INPUTS, OnProgress, OutputSettings
 
 if TYPE_CHECKING:
     from ..jobs.writing import Report
@@ -154,162 +155,39 @@ def add_output_volume_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--quiet", action="store_true", help="print errors only")
 
 
-def add_delta_embeddings_option(
-    group: argparse._ArgumentGroup, choices: Sequence[str], default: str
+def add_options(
+    parser: argparse.ArgumentParser, kind: type[OutputSettings], inputs: argparse._ArgumentGroup
 ) -> None:
-    """Add how a delta stores embeddings and LM head."""
-    told = "; auto: as a few of its values tell" if "auto" in choices else ""
-    group.add_argument(
-        "--delta_embeddings",
-        choices=choices,
-        default=default,
-        help="whether the delta holds embeddings and LM head whole, as Ziya's does, or as "
-        f"differences{told} (default: %(default)s)",
-    )
+    """Add an option for each field of ``kind`` that is one, in the groups of ``settings.GROUPS``.
 
-
-def add_context_length_option(group: argparse._ArgumentGroup) -> None:
-    """Add ``--context_length``, for bases in Meta's layout."""
-    group.add_argument(
-        "--context_length",
-        type=int,
-        metavar="N",
-        help="of a base in Meta's layout, which does not say it (default: that of the published "
-        "model it looks like, told in the summary)",
-    )
-
-
-def add_output_options(
-    parser: argparse.ArgumentParser, output_type: str | None = "huggingface", dtype: str = "auto"
-) -> argparse._ArgumentGroup:
-    """Add what says how a model is written; with ``output_type`` None, always Hugging Face's.
-
-    Returns the group, to which a command adds its own word for the output folder.
+    The command's own ``inputs`` are the first group.
     """
-    group = parser.add_argument_group("what is written")
-    if output_type is not None:
-        group.add_argument(
-            "--output_type",
-            default=output_type,
-            choices=("pth", "huggingface", "hf", "gguf"),
-            help="pth: Meta's consolidated.*.pth; huggingface (hf): .bin or safetensors shards, "
-            "for transformers; gguf: for llama.cpp (default: %(default)s)",
-        )
-        group.add_argument(
-            "--num_shards",
-            type=int,
-            metavar="N",
-            help="number of .pth files (default: as many as Meta uses for this size)",
-        )
-        _add_gguf_options(group)
-    unless = "; for GGUF what --outtype needs" if dtype != "auto" else ""
-    group.add_argument(
-        "--dtype",
-        default="" if unless else dtype,
-        choices=("auto", "float16", "bfloat16", "float32"),
-        help=f"of the result; auto keeps what is there (default: {dtype}{unless})",
-    )
-    group.add_argument(
-        "--max_shard_size",
-        default="10GB",
-        metavar="SIZE",
-        help="largest Hugging Face shard (default: %(default)s)",
-    )
-    group.add_argument(
-        "--safe_serialization", action="store_true", help="safetensors instead of .bin"
-    )
-    group.add_argument("--overwrite", action="store_true", help="replace an earlier result there")
-    group.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with a run that was interrupted there; of a complete result, end with 0",
-    )
-    group.add_argument(
-        "--allow_nonfinite",
-        action="store_true",
-        help="write weights that are infinite or no numbers as they are, and name them (default: "
-        "refuse)",
-    )
-    group.add_argument(
-        "--dry_run", action="store_true", help="check everything, say what would be done, stop"
-    )
-    return group
+    options = [one for one in fields(kind) if one.metadata]
+    for title in GROUPS:
+        mine = [one.name for one in options if one.metadata["group"] == title]
+        group = inputs if title == INPUTS or not mine else parser.add_argument_group(title)
+        for name in mine:
+            add_option(group, kind, name)
 
 
-def _add_gguf_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--outtype",
-        default="auto",
-        choices=("auto", "f32", "f16", "bf16", "q8_0"),
-        help="of the matrices in a GGUF file; auto: bf16 for a model in bfloat16, else f16 "
-        "(default: %(default)s)",
-    )
-    group.add_argument(
-        "--split_max_size",
-        metavar="SIZE",
-        help="largest GGUF file, such as 4GB (default: one file however large)",
-    )
-    group.add_argument(
-        "--chat_template",
-        choices=("alpaca",),
-        help="how a GGUF or Hugging Face model is to be talked to (default: as its tokenizer says)",
-    )
+def add_option(group: argparse._ArgumentGroup, kind: type[OutputSettings], name: str) -> None:
+    """Add the option of one field."""
+    one = kind.__dataclass_fields__[name]
+    about = one.metadata
+    if isinstance(one.default, bool):
+        group.add_argument(f"--{name}", action="store_true", help=about["help"])
+        return
+    help_text = f"{about['help']} (default: {about['default_text'] or one.default})"
+    default = None if one.default == () else one.default  # argparse appends to a list of its own
+    group.add_argument(f"--{name}", default=default, help=help_text, **about["arguments"])
 
 
-def add_resource_options(parser: argparse.ArgumentParser) -> None:
-    """Add the budgets of memory, processors and disk."""
-    group = parser.add_argument_group("memory, disk and processors")
-    group.add_argument(
-        "--max_memory",
-        default="64MB",
-        metavar="SIZE",
-        help="budget for buffers, from 1MB; what is over 256MB is not used (default: %(default)s)",
-    )
-    group.add_argument(
-        "--num_workers",
-        type=int,
-        metavar="N",
-        help="threads that compute, as many as --max_memory has room for (default: up to 2)",
-    )
-    group.add_argument(
-        "--io",
-        default="auto",
-        choices=("auto", "direct", "buffered"),
-        help="auto: past the page cache for what is not in it; direct: always past it; buffered: "
-        "never (default: %(default)s)",
-    )
-    group.add_argument(
-        "--offload_dir",
-        metavar="DIR",
-        help="where inputs are unpacked that cannot be read in place, and downloads go; emptied "
-        "at the end (default: beside the output; downloads: the Hub's cache)",
-    )
-
-
-def job_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What ``add_output_options`` and ``add_resource_options`` say, as a job's keyword arguments.
+def given_options(args: argparse.Namespace, kind: type[OutputSettings]) -> dict[str, Any]:
+    """The fields of ``kind`` as the command line has them, a job's keyword arguments.
 
     >>> parser = argparse.ArgumentParser()
-    >>> _ = add_output_options(parser), add_resource_options(parser)
-    >>> job_options(parser.parse_args(["--output_type", "hf"]))["output_type"]
-    'huggingface'
+    >>> add_options(parser, OutputSettings, parser.add_argument_group("inputs"))
+    >>> given_options(parser.parse_args(["--num_shards", "2"]), OutputSettings)["num_shards"]
+    2
     """
-    kind = getattr(args, "output_type", "huggingface")
-    return {
-        "output_type": "huggingface" if kind == "hf" else kind,
-        "num_shards": getattr(args, "num_shards", None),
-        "outtype": getattr(args, "outtype", "auto"),
-        "split_max_size": getattr(args, "split_max_size", None),
-        "chat_template": getattr(args, "chat_template", None),
-        "dtype": args.dtype,
-        "max_shard_size": args.max_shard_size,
-        "safe_serialization": args.safe_serialization,
-        "overwrite": args.overwrite,
-        "resume": args.resume,
-        "allow_nonfinite": args.allow_nonfinite,
-        "dry_run": args.dry_run,
-        "max_memory": args.max_memory,
-        "num_workers": args.num_workers,
-        "io": args.io,
-        "offload_dir": args.offload_dir,
-    }
+    return {name: value for name, value in vars(args).items() if name in kind.__dataclass_fields__}

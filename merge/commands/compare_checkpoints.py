@@ -39,10 +39,10 @@ _LISTED = 20
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare two checkpoints."""
-    return run(_parser(), _compare, argv)
+    return run(make_parser(), _compare, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = command_parser(_DESCRIPTION, _EPILOG)
     for name in ("A", "B"):
         parser.add_argument(

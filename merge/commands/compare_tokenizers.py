@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see :func:`merge.commands.common.run` for the exit code."""
-    return run(_parser(), _command, argv)
+    return run(make_parser(), _command, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="compare_tokenizers.py",
         description="Tell how tokenizers cut a text: characters per token, tokens per 1000 "

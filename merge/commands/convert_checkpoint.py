@@ -6,14 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from ..settings import ConvertSettings
 from .common import (
-    add_context_length_option,
-    add_output_options,
+    add_options,
     add_output_volume_options,
-    add_resource_options,
     carry_out,
     command_parser,
-    job_options,
+    given_options,
     run,
 )
 
@@ -34,10 +33,10 @@ exit codes: 0 done, 2 wrong input (one message says which), 130 interrupted
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run(_parser(), _convert, argv)
+    return run(make_parser(), _convert, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = command_parser(_DESCRIPTION, _EXAMPLE)
     group = parser.add_argument_group("what is converted")
     group.add_argument(
@@ -47,9 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--tokenizer", metavar="DIR", help="folder of tokenizer.model (default: the input's own)"
     )
-    add_context_length_option(group)
-    add_output_options(parser)
-    add_resource_options(parser)
+    add_options(parser, ConvertSettings, group)
     add_output_volume_options(parser)
     return parser
 
@@ -63,9 +60,8 @@ def _convert(args: argparse.Namespace) -> int:
             args.input,
             args.output,
             tokenizer=args.tokenizer,
-            context_length=args.context_length,
             on_progress=on_progress,
-            **job_options(args),
+            **given_options(args, ConvertSettings),
         ),
     )
 

@@ -7,14 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..settings import HuggingFaceSettings
 from .common import (
-    add_context_length_option,
-    add_output_options,
+    add_options,
     add_output_volume_options,
-    add_resource_options,
     carry_out,
     command_parser,
-    job_options,
+    given_options,
     run,
 )
 
@@ -36,10 +35,10 @@ _CONTEXT_LENGTHS = {"1": 2048, "2": 4096, "3": 8192, "3.1": 131072, "3.2": 13107
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run(_parser(), _convert, argv)
+    return run(make_parser(), _convert, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = command_parser(_DESCRIPTION, _EXAMPLE)
     group = parser.add_argument_group("what is converted")
     group.add_argument(
@@ -60,9 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=tuple(_CONTEXT_LENGTHS),
         help="says the context length: 2048 of LLaMA 1, 4096 of LLaMA 2, and so on",
     )
-    add_context_length_option(group)
-    add_output_options(parser, output_type=None)
-    add_resource_options(parser)
+    add_options(parser, HuggingFaceSettings, group)
     add_output_volume_options(parser)
     return parser
 
@@ -71,15 +68,15 @@ def _convert(args: argparse.Namespace) -> int:
     from ..jobs.convert_checkpoint import convert_checkpoint, find_size
     from ..plan.inputs import resolve
 
+    args.context_length = args.context_length or _CONTEXT_LENGTHS.get(args.llama_version)
     folder = find_size(resolve(args.input_dir, "input folder"), args.model_size)
     return carry_out(
         args,
         lambda on_progress: convert_checkpoint(
             folder,
             Path(args.output_dir),
-            context_length=args.context_length or _CONTEXT_LENGTHS.get(args.llama_version),
             on_progress=on_progress,
-            **job_options(args),
+            **given_options(args, HuggingFaceSettings),
         ),
     )
 

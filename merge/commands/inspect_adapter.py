@@ -24,10 +24,10 @@ exit codes: 0 it can be merged, 1 a merge would refuse it (the report says why),
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Inspect one adapter."""
-    return run(_parser(), _inspect, argv)
+    return run(make_parser(), _inspect, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = command_parser(_DESCRIPTION, _EPILOG)
     parser.add_argument("adapter", metavar="DIR", help="adapter folder, zipped folder or Hub id")
     parser.add_argument(

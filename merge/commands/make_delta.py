@@ -6,13 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .apply_delta import add_delta_options, add_path, delta_options
+from ..settings import MakeDeltaSettings
+from .apply_delta import add_path, add_tokenizer_option
 from .common import (
-    add_output_options,
+    add_options,
     add_output_volume_options,
-    add_resource_options,
     carry_out,
     command_parser,
+    given_options,
     run,
 )
 
@@ -34,10 +35,10 @@ exit codes: 0 done, 2 wrong input (one message says which), 130 interrupted
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run(_parser(), _make, argv)
+    return run(make_parser(), _make, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = command_parser(_DESCRIPTION, _EXAMPLE)
     group = parser.add_argument_group("what is subtracted")
     for names, words, metavar in (
@@ -46,9 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         (("delta-path", "delta", "output_dir"), "where to", "DIR"),
     ):
         add_path(group, names, words, metavar)
-    add_delta_options(group, ("difference", "whole"))
-    add_output_options(parser, dtype="float16")
-    add_resource_options(parser)
+    add_tokenizer_option(group)
+    add_options(parser, MakeDeltaSettings, group)
     add_output_volume_options(parser)
     return parser
 
@@ -62,8 +62,9 @@ def _make(args: argparse.Namespace) -> int:
             args.base_model_path,
             args.target_model_path,
             args.delta_path,
+            tokenizer=args.tokenizer,
             on_progress=on_progress,
-            **delta_options(args),
+            **given_options(args, MakeDeltaSettings),
         ),
     )
 

@@ -6,16 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..settings import DELTA_EMBEDDINGS
+from ..settings import MergeSettings, MergeToHuggingFaceSettings
 from .common import (
-    add_context_length_option,
-    add_delta_embeddings_option,
-    add_output_options,
+    add_options,
     add_output_volume_options,
-    add_resource_options,
     carry_out,
     command_parser,
-    job_options,
+    given_options,
     run,
 )
 
@@ -42,30 +39,23 @@ _WITHOUT_EFFECT = ("model_size", "model_type")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write Meta's ``.pth`` unless told otherwise."""
-    return run(_parser("pth"), _merge, argv)
+    return run(make_parser(), _merge, argv)
 
 
 def main_to_hf(argv: Sequence[str] | None = None) -> int:
     """Write Hugging Face shards unless told otherwise."""
-    return run(_parser("huggingface"), _merge, argv)
+    return run(make_parser(MergeToHuggingFaceSettings), _merge, argv)
 
 
-def _parser(output_type: str) -> argparse.ArgumentParser:
+def make_parser(kind: type[MergeSettings] = MergeSettings) -> argparse.ArgumentParser:
     parser = command_parser(_DESCRIPTION, _EXAMPLE)
-    _add_inputs(parser)
-    _add_vocabulary(parser)
-    output = add_output_options(parser, output_type, dtype="float16")
-    output.add_argument(
-        "--output_dir", default="./", metavar="DIR", help="where to (default: %(default)s)"
-    )
-    _add_arithmetic(parser)
+    add_options(parser, kind, _add_inputs(parser))
     _add_checks(parser)
-    add_resource_options(parser)
     add_output_volume_options(parser)
     return parser
 
 
-def _add_inputs(parser: argparse.ArgumentParser) -> None:
+def _add_inputs(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("what is merged")
     group.add_argument(
         "--base_model",
@@ -83,10 +73,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         help="one or more adapters in the order of merging: a,b or a b or the option repeated",
     )
     group.add_argument(
-        "--lora_weights",
-        nargs="+",
-        metavar="W",
-        help="factors for what the adapters add, one for each: 1.0,0.5 (default: 1 for all)",
+        "--output_dir", default="./", metavar="DIR", help="where to (default: %(default)s)"
     )
     group.add_argument(
         "--delta_model",
@@ -94,61 +81,14 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         help="a dense delta, such as Vicuna's, that is added to the base before the adapters",
     )
     group.add_argument(
-        "--allow_unknown_combination",
-        action="store_true",
-        help="merge published adapters in an order that nobody published",
-    )
-    group.add_argument(
         "--tokenizer",
         metavar="DIR",
         help="folder of the result's tokenizer (default: the last adapter that has one, else the "
         "base)",
     )
-    group.add_argument(
-        "--copy_code",
-        action="store_true",
-        help="copy the Python files of adapters into a Hugging Face folder; nothing here ever runs "
-        "them",
-    )
-    group.add_argument(
-        "--ignore_file",
-        default=[],
-        action="append",
-        metavar="NAME",
-        help="a weight file in an adapter's folder that is no part of it; may be repeated "
-        "(default: weights that are not known are refused)",
-    )
     for pasted in _WITHOUT_EFFECT:  # of recipes for other scripts
         group.add_argument(f"--{pasted}", help=argparse.SUPPRESS)
-    add_delta_embeddings_option(group, DELTA_EMBEDDINGS, "auto")
-    add_context_length_option(group)
-
-
-def _add_vocabulary(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("vocabulary")
-    group.add_argument(
-        "--vocab_mismatch",
-        default="error",
-        choices=("error", "keep_base_rows", "truncate"),
-        help="when an adapter has fewer vocabulary rows than the model so far: refuse, keep the "
-        "model's further rows, or drop them (default: %(default)s)",
-    )
-    group.add_argument(
-        "--new_token_init",
-        choices=("subtokens", "mean", "zeros", "normal"),
-        help="how rows begin that the tokenizer asks for and no adapter has (default: refuse)",
-    )
-
-
-def _add_arithmetic(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("arithmetic")
-    group.add_argument(
-        "--rounding",
-        default="once",
-        choices=("once", "per_adapter"),
-        help="once: exact to the last place; per_adapter: as tools that round to float16 after "
-        "each adapter (default: %(default)s)",
-    )
+    return group
 
 
 def _add_checks(parser: argparse.ArgumentParser) -> None:
@@ -183,16 +123,7 @@ def _merge(args: argparse.Namespace) -> int:
                 verify_base=args.verify_base,
                 on_progress=on_progress,
                 on_verify=on_verify,
-                rounding=args.rounding,
-                lora_weights=_weights(args),
-                vocab_mismatch=args.vocab_mismatch,
-                allow_unknown_combination=args.allow_unknown_combination,
-                context_length=args.context_length,
-                copy_code=args.copy_code,
-                ignore_file=args.ignore_file,
-                delta_embeddings=args.delta_embeddings,
-                new_token_init=args.new_token_init,
-                **job_options(args),
+                **given_options(args, MergeSettings) | {"lora_weights": _weights(args)},
             ),
         )
     for name in _WITHOUT_EFFECT:

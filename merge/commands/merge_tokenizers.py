@@ -12,10 +12,10 @@ from .common import DONE, add_output_volume_options, run
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see :func:`merge.commands.common.run` for the exit code."""
-    return run(_parser(), _command, argv)
+    return run(make_parser(), _command, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="merge_tokenizers.py",
         description="Append the pieces of a Chinese SentencePiece model to LLaMA's tokenizer: in "
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TOKEN",
         help="append a padding token as the last piece; [PAD] if none is named",
     )
-    parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="where to")
     parser.add_argument("--overwrite", action="store_true", help="replace a tokenizer in DIR")
     add_output_volume_options(parser)
     return parser

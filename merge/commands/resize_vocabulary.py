@@ -6,13 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from ..settings import ResizeSettings
 from .common import (
-    add_output_options,
+    add_options,
     add_output_volume_options,
-    add_resource_options,
     carry_out,
     command_parser,
-    job_options,
+    given_options,
     run,
 )
 
@@ -26,34 +26,18 @@ every old token keeps its id.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run(_parser(), _resize, argv)
+    return run(make_parser(), _resize, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = command_parser(_DESCRIPTION)
     inputs = parser.add_argument_group("what is resized")
     inputs.add_argument("--base_model", required=True, metavar="DIR_OR_HUB_ID", help="a LLaMA")
     inputs.add_argument(
         "--tokenizer", required=True, metavar="DIR", help="folder of the larger tokenizer.model"
     )
-    rows = parser.add_argument_group("new rows")
-    rows.add_argument(
-        "--init",
-        default="subtokens",
-        choices=("subtokens", "mean", "zeros", "normal"),
-        help="subtokens: the mean of the rows of a token's old pieces; mean: of all old rows; "
-        "normal: random, as transformers initialises (default: %(default)s)",
-    )
-    rows.add_argument("--seed", type=int, default=0, help="for normal (default: %(default)s)")
-    rows.add_argument(
-        "--pad_to_multiple_of",
-        type=int,
-        metavar="N",
-        help="more rows, up to a multiple; padding begins as the mean of all old rows",
-    )
-    output = add_output_options(parser)
-    output.add_argument("--output_dir", required=True, metavar="DIR", help="where to")
-    add_resource_options(parser)
+    inputs.add_argument("--output_dir", required=True, metavar="DIR", help="where to")
+    add_options(parser, ResizeSettings, inputs)
     add_output_volume_options(parser)
     return parser
 
@@ -67,11 +51,8 @@ def _resize(args: argparse.Namespace) -> int:
             args.base_model,
             args.tokenizer,
             args.output_dir,
-            init=args.init,
-            pad_to_multiple_of=args.pad_to_multiple_of,
-            seed=args.seed,
             on_progress=on_progress,
-            **job_options(args),
+            **given_options(args, ResizeSettings),
         ),
     )
 

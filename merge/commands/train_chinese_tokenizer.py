@@ -12,10 +12,10 @@ from .common import DONE, add_output_volume_options, run
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see :func:`merge.commands.common.run` for the exit code."""
-    return run(_parser(), _command, argv)
+    return run(make_parser(), _command, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="train_chinese_tokenizer.py",
         description="Train a SentencePiece model on Chinese text, with the settings that fit a "
@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--json_field", default="text", metavar="NAME", help="of .jsonl lines (text)")
     add("--vocab_size", type=int, required=True, metavar="N", help="pieces to learn, such as 20000")
-    add("--output_dir", type=Path, required=True, metavar="DIR")
+    add("--output_dir", type=Path, required=True, metavar="DIR", help="where to")
     add("--overwrite", action="store_true", help="replace a trained model in DIR")
     add(
         "--model_type",

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..settings import DELTA_EMBEDDINGS, NEW_TOKEN_INITS, ROUNDINGS, VOCAB_MISMATCHES
+from ..settings import DELTA_EMBEDDINGS, NEW_TOKEN_INITS, ROUNDINGS, VOCAB_MISMATCHES, MergeSettings
 from .common import (
     DIFFERENT,
     DONE,
-    add_context_length_option,
+    add_option,
     add_output_volume_options,
     command_parser,
     run,
@@ -37,10 +37,10 @@ exit codes: 0 right, 1 something is wrong (each fault is told), 2 wrong input, 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Verify one result."""
-    return run(_parser(), _verify, argv)
+    return run(make_parser(), _verify, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = command_parser(_DESCRIPTION, _EPILOG)
     group = parser.add_argument_group("what is checked")
     add = group.add_argument
@@ -81,14 +81,10 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave the inputs aside: files, content digests and tokenizer only",
     )
-    add_context_length_option(group)
+    add_option(group, MergeSettings, "context_length")
     resources = parser.add_argument_group("processors and disk")
-    resources.add_argument(
-        "--num_workers", type=int, metavar="N", help="threads that compute (default: up to 2)"
-    )
-    resources.add_argument(
-        "--offload_dir", metavar="DIR", help="where inputs are unpacked, and downloads go"
-    )
+    for name in ("num_workers", "offload_dir"):
+        add_option(resources, MergeSettings, name)
     add_output_volume_options(parser)
     return parser
 

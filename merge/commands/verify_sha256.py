@@ -31,10 +31,10 @@ exit codes: 0 nothing contradicts, 1 not what --expect or a manifest says, 2 wro
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check files and folders."""
-    return run(_parser(), _verify, argv)
+    return run(make_parser(), _verify, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = command_parser(_DESCRIPTION, _EPILOG)
     parser.add_argument(
         "paths", nargs="+", type=Path, metavar="PATH", help="files, or folders with models in them"

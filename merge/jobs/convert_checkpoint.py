@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..layouts.model_folder import ModelFolder
 from ..layouts.params import PARAMS_NAME
 from ..plan.documents import find_model_config
 from ..plan.inputs import chosen_tokenizer, resolve
-from ..settings import OnProgress, OutputSettings, model_name, require_positive, settings_named
+from ..settings import ConvertOptions, ConvertSettings, OnProgress, settings_named
 from ..storage.offload import Offload
 from ..tokenizers.huggingface import TokenizerFolder
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
 from .writing import Report, claimed
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # One size under two names: Meta's paper says 33B, its download 30B.
 _ALSO_CALLED = {"30B": "33B", "33B": "30B"}
@@ -27,44 +30,34 @@ def convert_checkpoint(
     output_dir: str | Path,
     *,
     tokenizer: str | Path | None = None,
-    context_length: int | None = None,
-    offload_dir: str | Path | None = None,
-    overwrite: bool = False,
-    dry_run: bool = False,
     on_progress: OnProgress | None = None,
-    **settings: Any,
+    **options: Unpack[ConvertOptions],
 ) -> Report:
     """Write ``model``, a local folder or Hub id in any layout that is read, in another one.
 
-    ``settings`` are the fields of ``OutputSettings``; tensors keep their dtype, bit for bit, unless
-    ``dtype`` is given. ``context_length`` is for Meta's layout, which does not say it. Raises
-    ``MergeError`` for every mistake in the input; the output folder is then as it was.
+    ``options`` are those of the command (docs/options.md), the fields of ``ConvertSettings``.
+    Raises ``MergeError`` for every mistake in the input; the output folder is then as it was.
     """
     started = time.monotonic()
-    defaults = {"output_type": "huggingface", "dtype": "auto", "model_name": model_name(output_dir)}
     known = signature(convert_checkpoint).parameters
-    chosen = settings_named(OutputSettings, defaults | settings, known)
-    require_positive("context_length", context_length)
+    chosen = settings_named(ConvertSettings, options, output_dir, known)
     output = Path(output_dir).expanduser()
-    parent = Path(offload_dir).expanduser() if offload_dir else None
-    with Offload(parent, output, chosen.io) as offload:
+    with Offload(chosen.offload_parent, output, chosen.io) as offload:
         folder = ModelFolder(resolve(str(model), "model", offload))
         folder.require_config()
         found = chosen_tokenizer(tokenizer, [folder], offload)
         inputs = (folder.path, found.path)
-        with claimed(output, inputs, chosen, overwrite, dry_run) as target:
+        with claimed(output, inputs, chosen) as target:
             named = tokenizer is not None
-            job = _prepare(str(model), folder, found, chosen, context_length, offload, named)
-            run = {"overwrite": overwrite, "dry_run": dry_run}
-            return carry_out(job, target, chosen, started, on_progress, **run)
+            job = _prepare(str(model), folder, found, chosen, offload, named)
+            return carry_out(job, target, chosen, started, on_progress)
 
 
 def _prepare(
     source: str,
     folder: ModelFolder,
     tokenizer: TokenizerFolder,
-    settings: OutputSettings,
-    context_length: int | None,
+    settings: ConvertSettings,
     offload: Offload,
     named: bool,
 ) -> PlannedJob:
@@ -74,7 +67,7 @@ def _prepare(
     from ..tensors.digests import digested_checkpoint
     from ..tensors.lazy import dtype_named
 
-    checkpoint = digested_checkpoint(open_checkpoint(folder, offload, context_length))
+    checkpoint = digested_checkpoint(open_checkpoint(folder, offload, settings.context_length))
     config = find_model_config(folder, checkpoint)
     model = Input(source, folder.path, checkpoint)
     padding = require_enough_rows(model.rows, tokenizer)

@@ -25,7 +25,7 @@ from ..plan.documents import LLAMA_ONLY, ModelConfig, find_config, require_llama
 from ..plan.inputs import Sources, find_sources
 from ..plan.vocabulary import AdapterRows, Vocabulary, require_extension
 from ..reports import merge_text as summary
-from ..settings import MergeSettings, OnProgress, model_name, require_bool, settings_named
+from ..settings import MergeOptions, MergeSettings, OnProgress, settings_named
 from ..storage.offload import Offload
 from ..tokenizers.copied import OpaqueTokenizer, require_sentencepiece
 from ..untrusted.strict_json import read_small
@@ -36,6 +36,8 @@ from .writing import Report, claimed, write
 _MOST_HEAD_BYTES = 16 << 20
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from ..deltas.adapter import Adapter
     from ..deltas.apply import MergedModel
     from ..output.journal import WrittenFile
@@ -50,20 +52,17 @@ def merge_lora(
     *,
     delta_model: str | Path | None = None,
     tokenizer: str | Path | None = None,
-    offload_dir: str | Path | None = None,
-    overwrite: bool = False,
-    dry_run: bool = False,
     verify_base: bool = False,
     on_progress: OnProgress | None = None,
     on_verify: OnProgress | None = None,
-    **settings: Any,
+    **options: Unpack[MergeOptions],
 ) -> MergeReport:
     """Merge one or more LoRA adapters, in their order, into a base model and write the full model.
 
     ``base_model``, ``lora_model`` and ``tokenizer`` are local folders or Hub ids; ``lora_model``
     may be a list, or text with commas. ``delta_model`` is a dense delta, such as Vicuna's, that is
-    added to the base and rounded before the adapters. ``settings`` are the fields of
-    ``MergeSettings``.
+    added to the base and rounded before the adapters. ``options`` are those of the command
+    (docs/options.md), the fields of ``MergeSettings``.
     ``on_progress(written, total)`` is called as bytes are written. With ``dry_run`` everything is
     checked and planned from headers, and nothing is written. With ``verify_base`` the base's files
     are read first and held against the published checksums; ``on_verify`` is called meanwhile.
@@ -71,15 +70,11 @@ def merge_lora(
     Raises ``MergeError`` for every mistake in the input; the output folder is then as it was.
     """
     started = time.monotonic()
-    for name, switch in (("overwrite", overwrite), ("dry_run", dry_run)):
-        require_bool(name, switch)
-    given = {"model_name": model_name(output_dir)} | settings
-    chosen = settings_named(MergeSettings, given, signature(merge_lora).parameters)
+    chosen = settings_named(MergeSettings, options, output_dir, signature(merge_lora).parameters)
     output = Path(output_dir).expanduser()
     loras = [lora_model] if isinstance(lora_model, (str, Path)) else lora_model
-    parent = Path(offload_dir).expanduser() if offload_dir else None
     with ExitStack() as held:
-        offload = held.enter_context(Offload(parent, output, chosen.io))
+        offload = held.enter_context(Offload(chosen.offload_parent, output, chosen.io))
         sources = find_sources(
             str(base_model),
             [str(name) for name in loras],
@@ -87,20 +82,21 @@ def merge_lora(
             offload,
             str(delta_model) if delta_model else None,
         )
-        claim = claimed(output, sources.folders, chosen, overwrite, dry_run)
-        target = held.enter_context(claim)
+        target = held.enter_context(claimed(output, sources.folders, chosen))
         known = (require_published(sources.base.path, on_verify),) if verify_base else ()
-        if not dry_run:  # which reads headers, and the rest only of what may be a published file
+        if (
+            not chosen.dry_run
+        ):  # which reads headers, and the rest only of what may be a published file
             begin_digests(f.path / name for f in sources.adapters for name in WEIGHT_NAMES)
         job = plan_merge(sources, chosen, offload)
         require_consistent_copies(job.adapters)
-        require_names_free(target, job.plan.documents, overwrite or chosen.resume)
-        resumed = write(job, target, chosen, on_progress, overwrite=overwrite, dry_run=dry_run)
+        require_names_free(target, job.plan.documents, chosen.overwrite or chosen.resume)
+        resumed = write(job, target, chosen, on_progress)
         return MergeReport(
             output,
             job.plan,
             time.monotonic() - started,
-            dry_run,
+            chosen.dry_run,
             (*known, *summary.inputs(job)),
             tuple(summary.changes(job)),
             (*resumed, *summary.notes(job)),

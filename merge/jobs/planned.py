@@ -87,14 +87,11 @@ def carry_out(
     settings: OutputSettings,
     started: float,
     on_progress: OnProgress | None,
-    *,
-    overwrite: bool,
-    dry_run: bool,
 ) -> Report:
     """Write what was planned, unless ``dry_run``, and report. ``started`` is a monotonic time."""
-    run = {"overwrite": overwrite, "dry_run": dry_run}
-    resumed = write(job, folder, settings, on_progress, check=job.check, **run)
+    resumed = write(job, folder, settings, on_progress, job.check)
     seconds = time.monotonic() - started
+    dry_run = settings.dry_run
     notes = job.notes if dry_run else (*resumed, *job.notes, *job.found_out(bool(resumed)))
     return Report(folder.path, job.plan, seconds, dry_run, job.inputs(), job.changes, notes)
 

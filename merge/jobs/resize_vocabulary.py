@@ -6,26 +6,21 @@ import time
 from contextlib import ExitStack
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..layouts.model_folder import ModelFolder
 from ..plan.documents import find_config
 from ..plan.inputs import Sources, find_tokenizer, resolve, resolve_tokenizer
 from ..plan.vocabulary import require_extension
-from ..settings import (
-    NEW_TOKEN_INITS,
-    OnProgress,
-    OutputSettings,
-    model_name,
-    require_one_of,
-    require_positive,
-    settings_named,
-)
+from ..settings import OnProgress, ResizeOptions, ResizeSettings, settings_named
 from ..storage.offload import Offload
 from ..tokenizers.copied import require_sentencepiece
 from ..tokenizers.huggingface import read_tokenizer
 from .planned import Input, PlannedJob, carry_out
 from .writing import Report, claimed
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def resize_vocabulary(
@@ -33,37 +28,25 @@ def resize_vocabulary(
     tokenizer: str | Path,
     output_dir: str | Path,
     *,
-    init: str = "subtokens",
-    pad_to_multiple_of: int | None = None,
-    seed: int = 0,
-    offload_dir: str | Path | None = None,
-    overwrite: bool = False,
-    dry_run: bool = False,
     on_progress: OnProgress | None = None,
-    **settings: Any,
+    **options: Unpack[ResizeOptions],
 ) -> Report:
     """Write ``base_model`` with embeddings and LM head grown to ``tokenizer``.
 
-    ``init`` is one of ``NEW_TOKEN_INITS``; the tensors keep their dtype unless ``dtype`` is given.
+    ``options`` are those of the command (docs/options.md), the fields of ``ResizeSettings``.
     Raises ``MergeError``: above all when the tokenizer is no extension of the base's, since then
     the old rows would stand for other tokens.
     """
     started = time.monotonic()
-    defaults = {"output_type": "huggingface", "dtype": "auto", "model_name": model_name(output_dir)}
     known = signature(resize_vocabulary).parameters
-    chosen = settings_named(OutputSettings, defaults | settings, known)
-    require_one_of("init", init, NEW_TOKEN_INITS)
-    require_positive("pad_to_multiple_of", pad_to_multiple_of)
+    chosen = settings_named(ResizeSettings, options, output_dir, known)
     output = Path(output_dir).expanduser()
-    parent = Path(offload_dir).expanduser() if offload_dir else None
     with ExitStack() as held:
-        offload = held.enter_context(Offload(parent, output, chosen.io))
+        offload = held.enter_context(Offload(chosen.offload_parent, output, chosen.io))
         sources = _find_sources(str(base_model), str(tokenizer), offload)
-        claim = claimed(output, sources.folders, chosen, overwrite, dry_run)
-        target = held.enter_context(claim)
-        job = _prepare(sources, chosen, init, pad_to_multiple_of, seed, offload)
-        run = {"overwrite": overwrite, "dry_run": dry_run}
-        return carry_out(job, target, chosen, started, on_progress, **run)
+        target = held.enter_context(claimed(output, sources.folders, chosen))
+        job = _prepare(sources, chosen, offload)
+        return carry_out(job, target, chosen, started, on_progress)
 
 
 def _find_sources(base_model: str, tokenizer: str, offload: Offload) -> Sources:
@@ -75,14 +58,7 @@ def _find_sources(base_model: str, tokenizer: str, offload: Offload) -> Sources:
     return Sources(base_model, (), base, (), new, own)
 
 
-def _prepare(
-    sources: Sources,
-    settings: OutputSettings,
-    init: str,
-    pad_to_multiple_of: int | None,
-    seed: int,
-    offload: Offload,
-) -> PlannedJob:
+def _prepare(sources: Sources, settings: ResizeSettings, offload: Offload) -> PlannedJob:
     if not sources.base.is_meta:
         find_config(sources)
 
@@ -99,10 +75,12 @@ def _prepare(
     base_rows = base.tensors[EMBED_TOKENS].rows
     tokenizer = require_sentencepiece(sources.tokenizer, "growing the vocabulary")
     tokens = tokenizer.n_tokens
-    rows = _rows(tokens, base_rows, pad_to_multiple_of)
+    rows = _rows(tokens, base_rows, settings.pad_to_multiple_of)
     own = sources.base_tokenizer
     known = min(base_rows, own.n_tokens or tokens if own is not None else tokens)
-    tensors = grow_to_tokenizer(base.tensors, tokenizer, rows, known, init, config.config, seed)
+    tensors = grow_to_tokenizer(
+        base.tensors, tokenizer, rows, known, settings.init, config.config, settings.seed
+    )
     dtype = dtype_named(settings.dtype)
     tied = bool(base.config.get("tie_word_embeddings"))
     cast = {
@@ -119,11 +97,11 @@ def _prepare(
         tokenizer,
         {
             "dtype": settings.dtype,
-            "init": init,
-            "seed": seed,
-            "pad_to_multiple_of": pad_to_multiple_of,
+            "init": settings.init,
+            "seed": settings.seed,
+            "pad_to_multiple_of": settings.pad_to_multiple_of,
         },
-        (f"rows       {base_rows} -> {rows}, new ones from {init}{padding}",),
+        (f"rows       {base_rows} -> {rows}, new ones from {settings.init}{padding}",),
         ("the new rows are a beginning: the model has to be trained on text that uses them",),
     )
 

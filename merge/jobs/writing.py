@@ -48,7 +48,7 @@ class Job(Protocol):
 
 @contextmanager
 def claimed(
-    output: Path, inputs: Iterable[Path], settings: OutputSettings, overwrite: bool, dry_run: bool
+    output: Path, inputs: Iterable[Path], settings: OutputSettings
 ) -> Iterator[OutputFolder]:
     """Hold the output folder while a job is planned and written; give what is in it.
 
@@ -57,17 +57,17 @@ def claimed(
     a folder that cannot be written to, that another run holds, or that holds what may not go.
     """
     require_possible(output, inputs)
-    if dry_run:
+    if settings.dry_run:
         require_unlocked(output)
-        yield _free(output, overwrite, settings)
+        yield _free(output, settings)
         return
     with held(output):
-        yield _free(output, overwrite, settings)
+        yield _free(output, settings)
 
 
-def _free(output: Path, overwrite: bool, settings: OutputSettings) -> OutputFolder:
+def _free(output: Path, settings: OutputSettings) -> OutputFolder:
     folder = OutputFolder(output)
-    require_free(folder, overwrite, settings.resume)
+    require_free(folder, settings.overwrite, settings.resume)
     return folder
 
 
@@ -76,9 +76,6 @@ def write(
     folder: OutputFolder,
     settings: OutputSettings,
     on_progress: OnProgress | None,
-    *,
-    overwrite: bool,
-    dry_run: bool,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[str, ...]:
     """Write weights first and the manifest last: the folder is complete when that is there.
@@ -92,18 +89,18 @@ def write(
     ``overwrite``.
     """
     plan, output = job.plan, folder.path
-    replaced = require_free(folder, overwrite, settings.resume)
+    replaced = require_free(folder, settings.overwrite, settings.resume)
     if settings.resume and not folder.leftovers and replaced:
         planned = job.manifest(dict.fromkeys(plan.files, WrittenFile(0, "")))
         reads = job.reads()
         inputs = [*reads.adapters, *(path for m in reads.models.values() for path in m.files)]
         if is_complete(output, planned, plan.files, inputs):
             return ("complete already: the result of the same run is there, as it was written",)
-        if not overwrite:
+        if not settings.overwrite:
             raise holds_a_model(output, replaced)
     left_behind = sum(path.lstat().st_size for path in folder.leftovers)
     require_space(output, plan.disk_bytes, left_behind)
-    if dry_run:
+    if settings.dry_run:
         return ()
 
     from ..engines import local as engine

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from ..tensors.lazy import Checkpoint, LazyTensor
 
 # Settings that change no byte of the result.
-_COSTS = ("max_memory", "num_workers", "io", "resume")
+_COSTS = (
+    *("max_memory", "num_workers", "io", "offload_dir"),
+    *("resume", "overwrite", "dry_run"),
+)
 _CHANGED = (
     "what is written so far was made of the file as it was then: begin anew with --overwrite "
     "instead of --resume"

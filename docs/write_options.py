@@ -1,0 +1,68 @@
+"""Writes docs/options.md: the options of every command, from the commands' own parsers."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = ROOT / "docs" / "options.md"
+COMMANDS = {
+    "merge_llama_with_chinese_lora.py": "merge_lora",
+    "apply_delta.py": "apply_delta",
+    "make_delta.py": "make_delta",
+    "convert_checkpoint.py": "convert_checkpoint",
+    "convert_llama_weights_to_hf.py": "convert_llama_weights_to_hf",
+    "resize_llama_vocabulary.py": "resize_vocabulary",
+    "inspect_adapter.py": "inspect_adapter",
+    "verify_merge.py": "verify_merge",
+    "verify_sha256.py": "verify_sha256",
+    "compare_checkpoints.py": "compare_checkpoints",
+    "merge_tokenizers.py": "merge_tokenizers",
+    "train_chinese_tokenizer.py": "train_chinese_tokenizer",
+    "compare_tokenizers.py": "compare_tokenizers",
+}
+_HEAD = """\
+# Options
+
+Every command in `scripts/` with its options, as `--help` prints them. This page is written by
+`python docs/write_options.py`. In Python the options of a merge, a conversion, a delta and a resize
+are keyword arguments of the same names and defaults: `merge_lora`, `convert_checkpoint`,
+`apply_delta`, `make_delta`, `resize_vocabulary` of the package `merge`.
+
+`merge_llama_with_chinese_lora_to_hf.py` is `merge_llama_with_chinese_lora.py` with
+`--output_type huggingface` as the default.
+"""
+
+
+def parser_of(module: str) -> argparse.ArgumentParser:
+    """The parser of a command."""
+    made: argparse.ArgumentParser = import_module(f"merge.commands.{module}").make_parser()
+    return made
+
+
+def _rows(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        if action.help in (None, argparse.SUPPRESS) or action.dest == "help":
+            continue
+        names = ", ".join(f"`{name}`" for name in action.option_strings) or f"`{action.metavar}`"
+        shown = action.choices or ([action.metavar] if action.nargs != 0 else [])
+        values = " \\| ".join(f"`{value}`" for value in shown) if action.option_strings else ""
+        text = str(action.help).replace("%(default)s", str(action.default)).replace("|", "\\|")
+        needed = "**required**; " if action.required and action.option_strings else ""
+        yield f"| {names} | {values} | {needed}{text} |"
+
+
+def written() -> str:
+    """The whole page."""
+    parts = [_HEAD]
+    for script, module in COMMANDS.items():
+        rows = "\n".join(_rows(parser_of(module)))
+        parts.append(f"## {script}\n\n| option | values | |\n| :-- | :-- | :-- |\n{rows}\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(written(), encoding="utf-8")
