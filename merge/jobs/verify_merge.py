@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..checksums.files import read_digest
 from ..errors import MergeError, UsageError, VerificationError, shown
-from ..layouts.config import CONFIG_NAME, is_llama
+from ..layouts.config import is_llama
 from ..layouts.model_folder import ModelFolder
 from ..plan.inputs import find_tokenizer, resolve, split_list, tokenizer_home
 from ..settings import (
@@ -30,7 +30,6 @@ from ..tokenizers.huggingface import MODEL_NAME, TokenizerFolder
 from ..version import MANIFEST_NAME
 
 if TYPE_CHECKING:
-    from ..verification.demands import Described
     from ..verification.manifest import Manifest
     from ..verification.recipes import Inputs
     from ..verification.verify import Findings
@@ -113,10 +112,7 @@ def verify_merge(
     parent = Path(offload_dir).expanduser() if offload_dir else None
     with Offload(parent, folder, "buffered") as offload:
         inputs = None if files_only else _inputs(named, manifest, offload)
-        # With a manifest, digests hold for what a GGUF file says of its model.
-        by_key = inputs is not None and manifest is None and ModelFolder(folder).is_gguf
-        described = inputs.described() if inputs is not None and by_key else None
-        found = _check(folder, manifest, inputs, described, workers, offload, on_progress)
+        found = _check(folder, manifest, inputs, workers, offload, on_progress)
     if inputs is not None and manifest is None:
         found.checked.append(named.assumed())
     seconds = time.monotonic() - started
@@ -165,7 +161,6 @@ def _check(
     folder: Path,
     manifest: Manifest | None,
     inputs: _Opened | None,
-    described: Described | None,
     workers: int,
     offload: Offload,
     on_progress: OnProgress | None,
@@ -174,11 +169,10 @@ def _check(
     from ..layouts.decoder import embedding_rows
     from ..layouts.opening import open_checkpoint
     from ..verification.manifest import check_files
-    from ..verification.metadata import check_metadata
     from ..verification.norms import check_norms
     from ..verification.tokenizer_files import check_copied_end, check_tokenizer_files
     from ..verification.verify import Findings, check_result
-    from ..verification.vocabulary import check_tokenizer, check_vocabulary
+    from ..verification.vocabulary import check_special_ids, check_tokenizer, check_vocabulary
 
     try:
         result = open_checkpoint(folder, offload, with_extra=True, any_decoder=True)
@@ -201,7 +195,7 @@ def _check(
         if inputs is not None and any(map(has_tokenizer, inputs.adapters)):
             found.faults += check_copied_end(folder)
         return found
-    parents = inputs.parents if inputs is not None and described is None else []
+    parents = inputs.parents if inputs is not None else []
     merged = manifest.tokenizer if manifest is not None else None
     other_tokenizer = list(check_tokenizer(folder, merged))
     if made is not None and made.growth is not None:
@@ -212,13 +206,11 @@ def _check(
     found.faults += check_vocabulary(folder, result, parents, padded, may_be_shorter)
     found.checked.append(f"vocabulary {rows} rows and the tokenizer")
     named = manifest is not None and manifest.tokenizer_named
-    if inputs is not None and not named and not is_gguf and (own := inputs.tokenizer()):
+    own = inputs.tokenizer() if inputs is not None and not named else None
+    if own is not None and not is_gguf:
         found.faults += check_tokenizer_files(folder, own)
-    if described is not None:
-        more = check_metadata(folder, rows, described)
-        found.faults += more.faults
-        found.checked += more.checked
-        found.unchecked += more.unchecked
+    elif own is not None and manifest is None:
+        found.faults += check_special_ids(folder, result, own)
     return found
 
 
@@ -261,26 +253,6 @@ class _Opened:
         if not is_llama(self.made.base.config):
             return None
         return find_tokenizer([*self.adapters, *self.models])
-
-    def described(self) -> Described:
-        """What the inputs say of a model that was made with the merge's defaults.
-
-        That is the configuration of the last adapter that has one, else of the delta, else of the
-        base, and a tokenizer by the same rule.
-        """
-        from ..verification.demands import Described
-
-        adapters = self.adapters
-        own = [folder for folder in adapters if CONFIG_NAME in folder.files]
-        model = self.made.dense or self.made.base
-        # Meta's layout does not say how long the context is; what is assumed has a note.
-        assumed = frozenset({"max_position_embeddings"} if model.notes and not own else ())
-        return Described(
-            own[0].config if own else model.config,
-            (own[0] if own else self.models[0]).config_path,
-            self.tokenizer(),
-            assumed,
-        )
 
 
 def _grown(folder: Path, given: _Opened, manifest: Manifest | None) -> Inputs:

@@ -8,6 +8,7 @@ known to change no number.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from ..errors import VerificationError
 from ..layouts.config import CONFIG_NAME, DEFAULT_ROPE_THETA
+from ..layouts.gguf.reading import gguf_files
 from ..layouts.model_folder import ModelFolder
 from ..layouts.params import PARAMS_NAME
 from ..tensors.lazy import Checkpoint
@@ -42,6 +44,10 @@ _LLAMA = {
 }
 # The one number of a LLaMA that ``params.json`` does not say.
 _CONTEXT = "max_position_embeddings"
+# Kinds of rotary scaling that have keys in a GGUF file; and what is not read of such a file.
+_GGUF_SCALING = ("linear", "yarn")
+_NOT_READ = "rotary factors, scores and types of tokens, chat template and other metadata"
+_LENGTH = "original_max_position_embeddings"
 _PUT_BACK = "put back the configuration that belongs to these weights, or merge again"
 
 
@@ -54,16 +60,22 @@ class Compared:
 
 
 def check(folder: Path, result: Checkpoint, inputs: Inputs, is_ours: bool, rows: int) -> Compared:
-    """Hold ``config.json`` or ``params.json`` of ``folder`` against that of the inputs.
+    """Hold ``config.json``, ``params.json`` or the metadata of GGUF against those of the inputs.
 
     ``is_ours``: the result was written here, where an adapter's own ``config.json`` takes the place
     of the model's; of another program's, either is right. ``rows`` are those of the embeddings.
     """
-    path = ModelFolder(folder).config_path
+    in_gguf = ModelFolder(folder).is_gguf
+    path = gguf_files(ModelFolder(folder))[0] if in_gguf else ModelFolder(folder).config_path
     given = list(_given(inputs))
     allowed = [(source, _numbers(config)) for source, config in (given[:1] if is_ours else given)]
     found = _numbers(result.config)
     compared = Compared()
+    if in_gguf:
+        compared.unchecked.append(f"{_NOT_READ} of {path}")
+        compared.unchecked += [line for pair in allowed[:1] for line in _beyond_gguf(*pair)]
+        allowed = [(source, _as_in_gguf(numbers)) for source, numbers in allowed]
+        found = found if found["rope_scaling"] is None else _as_in_gguf(found)
     for key in dict.fromkeys(name for _, numbers in (*allowed, (path, found)) for name in numbers):
         if key == _CONTEXT and PARAMS_NAME in (path.name, allowed[0][0].name):
             compared.unchecked += _context(path, allowed, found)
@@ -122,6 +134,24 @@ def _scaling(said: Any) -> Any:
     return None if kind == "default" and not others else {"rope_type": kind, **others}
 
 
+def _as_in_gguf(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with as much of the rotary scaling as a GGUF file has keys for."""
+    scaling = numbers["rope_scaling"] or {}
+    kind = scaling.get("rope_type")
+    kept = {"rope_type": kind, "factor": scaling.get("factor")}
+    if kind == "yarn":
+        kept[_LENGTH] = scaling.get(_LENGTH) or numbers.get(_CONTEXT)
+    return {**numbers, "rope_scaling": kept if kind in _GGUF_SCALING else None}
+
+
+def _beyond_gguf(source: Path, numbers: Mapping[str, Any]) -> Iterator[str]:
+    """A line for a rotary scaling of which ``_as_in_gguf`` leaves something out."""
+    scaling = numbers["rope_scaling"] or {}
+    known = {"rope_type", "factor", _LENGTH} if scaling.get("rope_type") in _GGUF_SCALING else ()
+    if not set(scaling).issubset(known):
+        yield f"{_said('rope_scaling', numbers)} of {source}, beyond its kind and factor"
+
+
 Numbers = Sequence[tuple[Path, Mapping[str, Any]]]
 
 
@@ -150,7 +180,16 @@ def _compare(
 def _same(ours: Mapping[str, Any], theirs: Mapping[str, Any], key: str) -> bool:
     one, other = ours.get(key), theirs.get(key)
     alike = isinstance(one, bool) == isinstance(other, bool)  # True is 1 otherwise
-    return (key in ours) == (key in theirs) and alike and bool(one == other)
+    return (key in ours) == (key in theirs) and alike and _equal(one, other)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two values are the same; fractions as far as float32 keeps them, as GGUF does."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-7)
+    return bool(one == other)
 
 
 def _context(path: Path, allowed: Numbers, found: Mapping[str, Any]) -> Iterator[str]:

@@ -114,8 +114,8 @@ def _all(result: Checkpoint) -> dict[str, LazyTensor]:
 def _configuration(
     folder: Path, result: Checkpoint, is_ours: bool, inputs: Inputs
 ) -> configuration.Compared:
-    """What the numbers beside the weights are; those of GGUF are in its metadata."""
-    if ModelFolder(folder).is_gguf:
+    """What the numbers beside the weights are; a manifest's digests hold for those of GGUF."""
+    if is_ours and ModelFolder(folder).is_gguf:
         return configuration.Compared()
     rows = embedding_rows(result.tensors)
     return configuration.check(folder, result, inputs, is_ours, rows)

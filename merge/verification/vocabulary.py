@@ -17,8 +17,10 @@ from ..layouts.model_folder import ModelFolder
 from ..storage.files import InputFile
 from ..tensors.lazy import Checkpoint
 from ..tokenizers.huggingface import MODEL_NAME, TokenizerFolder, read_tokenizer
-from .tokens import token_list
 
+_GGUF_TOKENS = "tokenizer.ggml.tokens"
+# llama.cpp's converter spells it as a space in added tokens.
+_WORD_BOUNDARY = "\N{LOWER ONE EIGHTH BLOCK}"
 _PUT_BACK = "put back what the merge wrote, or merge again with the right tokenizer"
 
 
@@ -64,7 +66,7 @@ def check_vocabulary(
         return
     counts = list(_counts(ours, rows, padded))
     yield from counts
-    yield from _special_ids(ours, result)
+    yield from _special_ids(ours, result, ours.path)
     for parent in parents:
         theirs = _of_folder(read_tokenizer(parent))
         yield from _order(ours, theirs)
@@ -90,6 +92,13 @@ def check_tokenizer(folder: Path, sha256: str | None) -> Iterator[VerificationEr
         )
 
 
+def check_special_ids(
+    folder: Path, result: Checkpoint, tokenizer: TokenizerFolder
+) -> Iterator[VerificationError]:
+    """Yield ids of bos and eos that a GGUF file gives otherwise than the ``tokenizer``."""
+    yield from _special_ids(_of_folder(tokenizer), result, gguf_files(ModelFolder(folder))[0])
+
+
 def _of_folder(tokenizer: TokenizerFolder) -> Vocabulary:
     from sentencepiece import SentencePieceProcessor
 
@@ -108,7 +117,16 @@ def _of_folder(tokenizer: TokenizerFolder) -> Vocabulary:
 def _of_gguf(path: Path) -> Vocabulary:
     """The tokens that llama.cpp will use; their special ids are in the configuration made of it."""
     first = gguf_files(ModelFolder(path))[0]
-    return Vocabulary(first, token_list(read_gguf(InputFile(first)).metadata, first), {})
+    tokens = read_gguf(InputFile(first)).metadata.get(_GGUF_TOKENS)
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise VerificationError(
+            "the GGUF file lists no tokens, without which llama.cpp loads no model",
+            file=first,
+            expected=f"{_GGUF_TOKENS}: a list of text",
+            found=f"no {_GGUF_TOKENS}" if tokens is None else f"{_GGUF_TOKENS} {tokens!r:.60}",
+            remedy=_PUT_BACK,
+        )
+    return Vocabulary(first, tuple(tokens), {})
 
 
 def _counts(ours: Vocabulary, rows: int, padded: bool) -> Iterator[VerificationError]:
@@ -134,15 +152,17 @@ def _rounded_up(tokens: int, rows: int, ours: Vocabulary) -> bool:
     return any(rows == -(-tokens // multiple) * multiple for multiple in multiples)
 
 
-def _special_ids(ours: Vocabulary, result: Checkpoint) -> Iterator[VerificationError]:
-    for name, id_ in ours.special.items():
+def _special_ids(
+    vocabulary: Vocabulary, result: Checkpoint, file: Path
+) -> Iterator[VerificationError]:
+    for name, id_ in vocabulary.special.items():
         stated = result.config.get(f"{name}_id")
         listed = stated if isinstance(stated, list) else [stated]
         if stated is not None and id_ not in listed:
             yield VerificationError(
                 "the configuration gives a special token another id than the tokenizer does",
-                file=ours.path,
-                expected=f"{name}_id {id_} ({ours.tokens[id_]})",
+                file=file,
+                expected=f"{name}_id {id_} ({vocabulary.tokens[id_]})",
                 found=f"{name}_id {stated}",
                 remedy=_PUT_BACK,
             )
@@ -163,8 +183,9 @@ def _lacking(ours: Vocabulary, theirs: Vocabulary, rows: int) -> Iterator[Verifi
 
 def _order(ours: Vocabulary, theirs: Vocabulary) -> Iterator[VerificationError]:
     """Every id must mean the same as in a tokenizer that the rows come from."""
+    boundary = " " if ModelFolder(ours.path).is_gguf else _WORD_BOUNDARY
     for id_, (one, other) in enumerate(zip(ours.tokens, theirs.tokens, strict=False)):
-        if one != other:
+        if one not in (other, other.replace(_WORD_BOUNDARY, boundary)):
             yield VerificationError(
                 "the tokenizer gives an id another token than the tokenizer its rows come from",
                 file=ours.path,
