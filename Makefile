@@ -68,11 +68,11 @@ EXPERIMENTS ?= all
 WORK_DIR ?= benchmark-output
 
 bench: $(VENV)/.bench
-	$(BIN)/python benchmarks/merge.py --work_dir $(WORK_DIR) $(BENCH)
+	$(BIN)/python -m benchmarks.run --work_dir $(WORK_DIR) $(BENCH)
 
 bench-all: $(VENV)/.bench
-	$(BIN)/python benchmarks/suite.py --work_dir $(WORK_DIR) $(EXPERIMENTS)
-	$(BIN)/python benchmarks/report.py --write docs/performance.md
+	$(BIN)/python -m benchmarks.suite --work_dir $(WORK_DIR) $(EXPERIMENTS)
+	$(BIN)/python -m benchmarks.report --write docs/performance.md
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or later is needed")'

@@ -1,5 +1,5 @@
-"""What a merge costs, and whether its result is right, measured from outside.
+"""What a merge costs, measured from outside, and how near its result is to float64.
 
-Nothing here imports ``merge``: the project's command is run as a process of its own and its output
-is read with torch and safetensors, so that one mistake cannot hide another.
+The measured command runs as a process of its own, as a user starts it; ``verify_merge`` then judges
+its result. Run the programs here with ``python -m``, from the folder above.
 """

@@ -169,4 +169,4 @@ def _sample_record(sample: Sample) -> dict[str, Any]:
 def command_line(program: str, words: Sequence[str]) -> str:
     """How a measurement was started, with no path of this machine in it."""
     shown = [word.replace(str(ROOT), ".") for word in words]
-    return " ".join(["python", f"benchmarks/{program}", *shown])
+    return " ".join(["python", "-m", f"benchmarks.{program}", *shown])

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if __package__ in (None, ""):
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 from benchmarks import figures, results
 from benchmarks.case import CP, DIRECT
 from benchmarks.figures import MIB, Record
+from benchmarks.job import program
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +30,7 @@ def draw_in_process(records: Path, picture: Path) -> Path | None:
     """Draw in a process of its own, so that the measuring one stays small."""
     if find_spec("matplotlib") is None:
         return None
-    words = [sys.executable, __file__, "--results", str(records), "--output", str(picture)]
+    words = [*program("chart"), "--results", str(records), "--output", str(picture)]
     subprocess.run(words, check=True)
     return picture
 

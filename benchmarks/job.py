@@ -144,9 +144,14 @@ class Job:
         )
 
 
+def program(name: str) -> list[str]:
+    """The command line that runs a module of this package, from the folder above it."""
+    return [sys.executable, "-m", f"benchmarks.{name}"]
+
+
 def make_models(job: Job) -> None:
     """Make what is not there yet, in processes that take their memory with them."""
-    script = [sys.executable, str(ROOT / "benchmarks" / "models.py")]
+    script = program("models")
     size = ["--shape", job.shape_name]
     size += ["--num_layers", str(job.num_layers)] if job.num_layers else []
     base = ["--container", job.base_kind.container, "--dtype", job.base_kind.dtype]

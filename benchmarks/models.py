@@ -10,13 +10,9 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
 from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-if __package__ in (None, ""):
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.kinds import DTYPES, STEMS, AdapterKind, BaseKind
 from benchmarks.shapes import CHINESE_ALPACA_ROWS, LINEAR, SHAPES, Shape, Shapes

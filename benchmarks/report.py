@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-if __package__ in (None, ""):
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import chart, goals, machine, results, scaling, tables
 from benchmarks.cases import GROUPS

@@ -15,11 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import cache, measure
-from benchmarks.job import ROOT, Job
+from benchmarks.job import Job, program
 from benchmarks.measure import Usage
 from benchmarks.sink import Sink, wrapped
-
-VERIFY = ROOT / "benchmarks" / "verify.py"
 
 
 @dataclass(frozen=True)
@@ -122,16 +120,16 @@ class Rounds:
     def _look_at(self, step: Step) -> None:
         """Compare the last output with float64, and keep it if that was asked for."""
         if self.verify and step.job is not None:
-            self.verdicts[step.name] = verdict(step.job, step.output)
+            self.verdicts[step.name] = check_exactness(step.job, step.output)
         if self.keep_output:
             kept = self.work_dir / "kept-output"
             shutil.rmtree(kept, ignore_errors=True)
             step.output.rename(kept)
 
 
-def verdict(job: Job, output: Path) -> tuple[bool, str]:
-    """Whether a merged model is what float64 says, and the table of that comparison."""
-    words = [sys.executable, str(VERIFY), "--base_model", str(job.base), "--lora_model"]
+def check_exactness(job: Job, output: Path) -> tuple[bool, str]:
+    """Whether a merged model is what its inputs give, and what that comparison printed."""
+    words = [*program("exactness"), "--base_model", str(job.base), "--lora_model"]
     words += [*map(str, job.adapters), "--output_dir", str(output)]
-    told = subprocess.run(words, capture_output=True, encoding="utf-8", check=False)
-    return told.returncode == 0, told.stdout + told.stderr
+    printed = subprocess.run(words, capture_output=True, encoding="utf-8", check=False)
+    return printed.returncode == 0, printed.stdout + printed.stderr

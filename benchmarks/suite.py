@@ -1,7 +1,7 @@
 """Run the experiments that docs/performance.md reports, some or all, and keep what they gave.
 
 Give names of experiments or of groups: must, scaling, further, all. What is measured again takes
-the place of the earlier figures; ``report.py --write docs/performance.md`` makes the tables.
+the place of the earlier figures. ``benchmarks.report --write docs/performance.md`` makes tables.
 """
 
 from __future__ import annotations
@@ -12,9 +12,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-if __package__ in (None, ""):
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import case, results, tables
 from benchmarks.case import Case
@@ -57,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         changed = dataclasses.replace(
             asked, runs=args.runs or asked.runs, verify=asked.verify and not args.no_verify
         )
-        good &= _measure(changed, case.command_line("suite.py", [asked.name]), args.results)
+        good &= _measure(changed, case.command_line("suite", [asked.name]), args.results)
     return 0 if good else 1
 
 

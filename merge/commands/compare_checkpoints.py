@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..tensors.lazy import LazyTensor
     from ..verification.compare import Comparison
-    from ..verification.opening import Opened
+    from ..verification.loading import Opened
 
     Tensors = Mapping[str, LazyTensor]
 
@@ -65,7 +65,7 @@ def _compare(args: argparse.Namespace) -> int:
 
     from ..storage.offload import Offload
     from ..verification.compare import compare
-    from ..verification.opening import open_any
+    from ..verification.loading import open_any
     from .progress import progress_bar
 
     with Offload(None, Path.cwd()) as offload:

@@ -30,6 +30,7 @@ from ..tokenizers.huggingface import MODEL_NAME, TokenizerFolder
 from ..version import MANIFEST_NAME
 
 if TYPE_CHECKING:
+    from ..verification.elementwise import Exactness
     from ..verification.manifest import Manifest
     from ..verification.recipes import Inputs
     from ..verification.verify import Findings
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 class Verification:
     """What a check found: ``faults`` is empty where everything is right.
 
-    ``checked`` and ``unchecked`` are lines for people.
+    ``checked`` and ``unchecked`` are lines for people. ``exactness`` says how near the elements
+    are to float64: their number, how many are identical, and the largest distance in ulp.
     """
 
     output_dir: Path
@@ -47,6 +49,7 @@ class Verification:
     checked: tuple[str, ...]
     unchecked: tuple[str, ...]
     seconds: float
+    exactness: Exactness
 
     def summary(self) -> str:
         """Tell it in a few lines, without the faults."""
@@ -117,7 +120,7 @@ def verify_merge(
         found.checked.append(named.assumed())
     seconds = time.monotonic() - started
     lines = tuple(found.checked), tuple(found.unchecked)
-    return Verification(folder, tuple(found.faults), *lines, seconds)
+    return Verification(folder, tuple(found.faults), *lines, seconds, found.exactness)
 
 
 @dataclass(frozen=True)

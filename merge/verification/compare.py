@@ -20,7 +20,7 @@ from ..settings import OnProgress
 from ..tensors.lazy import LazyTensor, dtype_name
 from .reading import Rows, side_by_side
 from .reference import block_error, half_ulp
-from .ulps import BEYOND, bits, coarser, distances
+from .ulps import INCOMPARABLE, bits, coarser, distances, ulp_text
 
 # So many differing elements are a handful, and are told one by one.
 HANDFUL = 8
@@ -46,11 +46,11 @@ class TensorComparison:
 
     ``types`` are what the files hold: dtypes by name, or ``q8_0``. ``compared_in`` is the coarser
     of two dtypes, in which ulp are counted after rounding both to it; None for integers, whose
-    every difference is ``BEYOND``. ``max_abs`` is the largest difference of finite numbers, before
-    any rounding.
+    every difference is ``INCOMPARABLE``. ``max_abs`` is the largest difference of finite numbers,
+    before any rounding.
 
     With ``in_blocks`` one of the two is in q8_0. Then what differs is what is further apart than
-    the error of its block; it is ``BEYOND``, and ``max_abs`` counts what does not differ too.
+    the error of its block; it is ``INCOMPARABLE``, and ``max_abs`` counts what does not differ too.
     """
 
     name: str
@@ -196,13 +196,13 @@ def _place(element: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _apart(result: TensorComparison, ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-    """How far each two elements are apart: ulp, or 0 and ``BEYOND`` (int64)."""
+    """How far each two elements are apart: ulp, or 0 and ``INCOMPARABLE`` (int64)."""
     if result.compared_in is None:
-        return (ours != theirs) * BEYOND
+        return (ours != theirs) * INCOMPARABLE
     if result.in_blocks:
         pair = (ours, theirs) if result.types[0] == Q8_0_NAME else (theirs, ours)
         blocks = (side.view(-1, BLOCK) for side in pair)
-        return beyond_block_error(*blocks).flatten() * BEYOND
+        return beyond_block_error(*blocks).flatten() * INCOMPARABLE
     return distances(ours.to(result.compared_in), theirs.to(result.compared_in))
 
 
@@ -256,8 +256,3 @@ def _elements(tensor: TensorComparison) -> Iterator[str]:
 def dtype_name_of(tensor: TensorComparison) -> str:
     """The dtype in which ulp were counted."""
     return dtype_name(tensor.compared_in) if tensor.compared_in is not None else "integers"
-
-
-def ulp_text(ulp: int) -> str:
-    """``3 ulp``; a number beside NaN or infinity is no number of ulp apart."""
-    return f"{ulp:,} ulp" if ulp != BEYOND else "no number of ulp (NaN, infinity or integers)"

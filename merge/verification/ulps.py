@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 
 # Further than any count: a number beside none (NaN), or a finite one beside an infinite one.
-BEYOND = torch.iinfo(torch.int64).max
+INCOMPARABLE = torch.iinfo(torch.int64).max
 
 _NAN = 3
+# The last bits of a float32 that are all zero half-way between two float16, or narrower floats.
+_TIE_BITS = 0xFFF
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -26,6 +28,26 @@ def coarser(one: torch.dtype, other: torch.dtype) -> torch.dtype:
     return max(one, other, key=lambda dtype: torch.finfo(dtype).eps)
 
 
+def nearest(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Round float64 values once to a floating-point dtype, to nearest even.
+
+    torch goes by way of float32 to narrower types, which rounds a second time. That matters only
+    where a float32 value may be half-way between two of ``dtype``. There the first rounding is made
+    to odd, which keeps the second one exact (Boldo and Melquiond, 2008).
+    """
+    if dtype.itemsize > 4:
+        return values.to(dtype)
+    wide = values.float()
+    rounded = wide.to(dtype)
+    if dtype.itemsize < 4:
+        ties = ((wide.view(torch.int32) & _TIE_BITS) == 0).nonzero(as_tuple=True)
+        exact, narrow = values[ties], wide[ties]
+        integers, widened = narrow.view(torch.int32), narrow.double()
+        odd = (integers - (widened.abs() > exact.abs()).int()) | 1
+        rounded[ties] = torch.where(widened == exact, integers, odd).view(torch.float32).to(dtype)
+    return rounded
+
+
 def distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """How many steps lie between the elements of two tensors of one floating-point dtype (int64).
 
@@ -38,12 +60,17 @@ def distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     low = torch.iinfo(bits(one).dtype).max
     magnitudes, signs = (ours & low, theirs & low), (ours < 0) == (theirs < 0)
     apart = torch.where(signs, (magnitudes[0] - magnitudes[1]).abs(), magnitudes[0] + magnitudes[1])
-    apart = torch.where(apart < 0, BEYOND, apart)  # float64 of opposite signs
+    apart = torch.where(apart < 0, INCOMPARABLE, apart)  # float64 of opposite signs
     kinds = _kind(one), _kind(other)
     both_nan = (kinds[0] == _NAN) & (kinds[1] == _NAN)
     apart = torch.where(both_nan, torch.zeros_like(apart), apart)
     apart = torch.where((ours != theirs) & (apart == 0), 1, apart)
-    return torch.where(kinds[0] != kinds[1], BEYOND, apart)
+    return torch.where(kinds[0] != kinds[1], INCOMPARABLE, apart)
+
+
+def ulp_text(ulp: int) -> str:
+    """``3 ulp``; a number beside NaN or infinity is no number of ulp apart."""
+    return f"{ulp:,} ulp" if ulp != INCOMPARABLE else "no number of ulp (NaN, infinity or integers)"
 
 
 def _kind(tensor: torch.Tensor) -> torch.Tensor:

@@ -17,9 +17,10 @@ from ..layouts.model_folder import ModelFolder
 from ..settings import OnProgress
 from ..tensors.lazy import Checkpoint, LazyTensor, dtype_name
 from . import configuration
+from .elementwise import Exactness, TensorResult, blocks_of, check_tensor
 from .manifest import Manifest, TensorEntry, check_files, listed_files
-from .mathematics import TensorResult, blocks_of, check_tensor
 from .recipes import ExpectedModel, ExpectedTensor, Inputs, wanted
+from .ulps import ulp_text
 
 _ROWS = (
     "merge again; rows that --vocab_mismatch or --new_token_init gave are right only where the "
@@ -30,11 +31,17 @@ _MERGE_AGAIN = "merge again; if it comes back, report it with the manifest"
 
 @dataclass
 class Findings:
-    """What is wrong (``faults``), what was checked, and what could not be."""
+    """What is wrong (``faults``), what was checked, and what could not be.
+
+    ``exactness`` covers all elements that were compared with float64, ``furthest`` names the tensor
+    in which they are least exact.
+    """
 
     faults: list[MergeError] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
+    exactness: Exactness = field(default_factory=Exactness)
+    furthest: str | None = None
 
     def take(self, compared: configuration.Compared) -> None:
         """Add what was found out about the configuration."""
@@ -66,6 +73,7 @@ def check_result(
         made, tensors = due.recipes, _without_same_head(tensors, result, due, inputs)
         found.take(_configuration(folder, result, manifest is not None, inputs))
     others: list[TensorResult] = []
+    worst = Exactness()
     progress = _Progress(on_progress, _total(tensors, made) + _file_bytes(folder, manifest))
     with (
         ThreadPoolExecutor(1) as hashing,
@@ -88,6 +96,7 @@ def check_result(
                 others.append(checked)
             else:
                 found.faults += _numbers(checked, tensor)
+                worst = _count_exactness(found, checked, worst)
             if inputs is not None:
                 found.unchecked += [f"{name}: {why}" for why in checked.unchecked]
         found.faults[:0] = [*files.result(), *_other_inputs(others, manifest, inputs)]
@@ -95,6 +104,16 @@ def check_result(
         found.unchecked.append(f"content of {len(bare)} tensors: the manifest has no digest of it")
     found.checked += _told(result, manifest, inputs, found)
     return found
+
+
+def _count_exactness(found: Findings, checked: TensorResult, worst: Exactness) -> Exactness:
+    """Add a tensor's exactness to the findings; return that of the least exact one so far."""
+    own = checked.exactness
+    found.exactness.add(own)
+    if (own.max_ulp, -own.share) <= (worst.max_ulp, -worst.share):
+        return worst
+    found.furthest = checked.name
+    return own
 
 
 def _digested(manifest: Manifest) -> set[str]:
@@ -366,4 +385,13 @@ def _told(
         yield (
             f"arithmetic {count - partly} tensors, each element and 4 random sums of each row"
             + (f"; {partly} not or in part" if partly else "")
+        )
+    exactness = found.exactness
+    if exactness.elements:
+        yield f"float64    at most {ulp_text(exactness.max_ulp)} away" + (
+            f" (most in {found.furthest})" if found.furthest else ""
+        )
+        yield (
+            f"identical  {exactness.share:.5%} of {exactness.elements:,} elements, "
+            "when float64 is rounded once"
         )

@@ -16,9 +16,9 @@ from benchmarks.kinds import AdapterKind, BaseKind
 from benchmarks.models import make_adapter, make_base
 from benchmarks.shapes import SHAPES, Shape
 from benchmarks.tokenizers import REAL_DATA, write_tokenizer
-from benchmarks.verify import verify
-from benchmarks.weights import read_folder
+from merge import verify_merge
 from merge.checksums.known import tokenizer_of
+from tests.benchmarks.plain_merge import load
 
 SHAPE = Shape(64, 2, 8, 4, 176, vocab_size=300)
 
@@ -92,10 +92,12 @@ def test_real_tokenizers_are_the_published_ones(
 @pytest.mark.parametrize("container", ["bin", "safetensors"])
 def test_sparse_base_has_the_shapes_and_takes_no_room(tmp_path: Path, container: str) -> None:
     sparse = make_base(tmp_path / "base", SHAPES["tiny"], BaseKind(container, sparse=True))
-    tensors = read_folder(sparse)
-    assert {name: tuple(get().shape) for name, get in tensors.items()} == SHAPES["tiny"].tensors()
-    assert not any(get().any() for get in tensors.values())
     files = list(sparse.glob(f"*model*.{container}"))
+    tensors = {name: tensor for file in files for name, tensor in load(file).items()}
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == (
+        SHAPES["tiny"].tensors()
+    )
+    assert not any(tensor.any() for tensor in tensors.values())
     assert sum(path.stat().st_size for path in files) > SHAPES["tiny"].nbytes()
     if sys.platform == "linux":
         assert sum(path.stat().st_blocks * 512 for path in files) < SHAPES["tiny"].nbytes() // 10
@@ -122,4 +124,4 @@ def test_merge_and_unload_of_peft_passes(tmp_path: Path, dora: bool) -> None:
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     (output / "config.json").write_text(json.dumps(config | {"vocab_size": 351}), "utf-8")
     shutil.copy(adapter / "tokenizer.model", output)
-    assert verify(base, [adapter], output).faults == []
+    assert verify_merge(output, base_model=base, lora_model=adapter).faults == ()

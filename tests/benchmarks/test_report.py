@@ -23,7 +23,7 @@ def sample(step: str, total: float, **more: Any) -> dict[str, Any]:
 def record(*samples: dict[str, Any], case: str = "7b-bin") -> dict[str, Any]:
     return {
         "case": case,
-        "command": f"python benchmarks/suite.py {case}",
+        "command": f"python -m benchmarks.suite {case}",
         "date": "2023-05-04",
         "machine": {
             **{"system": "Linux 6", "processor": "a processor", "cpus": 2, "python": "3.11"},

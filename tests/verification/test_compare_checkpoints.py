@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from merge.commands.compare_checkpoints import main
-from merge.verification.ulps import BEYOND
+from merge.verification.ulps import INCOMPARABLE
 from tests.layouts.material import (
     hf_tensors,
     meta_tensors,
@@ -124,7 +124,7 @@ def test_a_nan_in_one_of_them_is_beyond_any_distance(tmp_path: Path, base: Path)
 
     one, two = (changed(tmp_path / name, spoil) for name in ("one", "two"))
     assert main([str(one), str(two)]) == 0
-    assert main([str(base), str(one), "--max_ulp", str(BEYOND - 1)]) == 1
+    assert main([str(base), str(one), "--max_ulp", str(INCOMPARABLE - 1)]) == 1
 
 
 def test_other_dtypes_are_compared_in_the_coarser_one(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from merge.verification.ulps import BEYOND, coarser, distances
+from merge.verification.ulps import INCOMPARABLE, coarser, distances, nearest
 
 STEPS = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
 
@@ -26,7 +26,7 @@ def test_what_is_no_number_of_steps_away() -> None:
     nan, inf = float("nan"), float("inf")
     one = torch.tensor([nan, nan, inf, inf, 65504.0, -0.0, 0.0], dtype=torch.float16)
     other = torch.tensor([nan, 1.0, inf, -inf, inf, 0.0, 0.0], dtype=torch.float16)
-    assert distances(one, other).tolist() == [0, BEYOND, 0, BEYOND, BEYOND, 1, 0]
+    assert distances(one, other).tolist() == [0, INCOMPARABLE, 0, INCOMPARABLE, INCOMPARABLE, 1, 0]
 
 
 def test_opposite_ends_of_float64_are_far_apart_and_not_negative() -> None:
@@ -38,3 +38,24 @@ def test_opposite_ends_of_float64_are_far_apart_and_not_negative() -> None:
 def test_the_coarser_dtype_has_fewer_digits() -> None:
     assert coarser(torch.bfloat16, torch.float16) is torch.bfloat16
     assert coarser(torch.float32, torch.float16) is torch.float16
+
+
+def test_rounding_once_agrees_with_numpy() -> None:
+    generator = torch.Generator().manual_seed(3)
+    halves = torch.empty(200_000).normal_(0, 0.02, generator=generator).half().double()
+    between = (halves + halves.half().view(torch.int16).add(1).view(torch.float16).double()) / 2
+    near_ties = torch.cat([between, between * (1 + 2**-40), between * (1 - 2**-40)])
+    few = torch.tensor([0.0, -0.0, 65519.9, 1e-9, -1e-9])
+    values = torch.cat([near_ties, near_ties * 2**-12, near_ties * 2**-20, few])
+    expected = values.numpy().astype(np.float16)
+    rounded = nearest(values, torch.float16)
+    assert np.array_equal(rounded.numpy().view(np.int16), expected.view(np.int16))
+    assert not torch.equal(values.half(), rounded)  # rounding by way of float32 is not enough
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_once_keeps_what_both_dtypes_have(dtype: torch.dtype) -> None:
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    found = nearest(every.double(), dtype)
+    assert torch.equal(found.isnan(), every.isnan())
+    assert torch.equal(found[~found.isnan()], every[~every.isnan()])

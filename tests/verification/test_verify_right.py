@@ -62,6 +62,11 @@ def test_a_merge_is_right_in_every_layout(
     found = right(verify_merge(tmp_path / "out"))
     assert not found.unchecked
     assert any("21 tensors, each element" in line for line in found.checked)
+    assert found.exactness.elements > 0
+    if layout not in ("float32", "gguf f32", "gguf q8_0"):
+        assert found.exactness.max_ulp <= 2
+        assert found.exactness.share > 0.999
+        assert "identical" in found.summary()
 
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import results
 from benchmarks.case import CP, DIRECT
-from benchmarks.job import SCRIPT
+from benchmarks.job import SCRIPT, program
 from benchmarks.measure import measure
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,9 +25,9 @@ def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def bench(work_dir: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, str(ROOT / "benchmarks" / "merge.py"), "--verify"]
+    words = [*program("run"), "--verify"]
     words += ["--work_dir", str(work_dir), "--script", str(STAND_IN), *options]
-    return subprocess.run(words, capture_output=True, encoding="utf-8", check=False)
+    return subprocess.run(words, capture_output=True, encoding="utf-8", check=False, cwd=ROOT)
 
 
 @pytest.mark.slow
@@ -48,6 +48,8 @@ def test_tiny_merge_is_measured_and_verified(work_dir: Path, options: tuple[str,
     order = [sample["step"] for sample in record["samples"]]
     assert order == [CP, DIRECT, "merge"] * runs + [CP, DIRECT]
     assert record["verified"] == {"merge": True}
+    assert "at most 1 ulp away" in record["comparison"]["merge"]
+    assert "% of" in record["comparison"]["merge"]
     assert all(sample["cached"] in (None, 1.0) for sample in record["samples"])
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert not (work_dir / "output").exists()
@@ -57,7 +59,8 @@ def test_tiny_merge_is_measured_and_verified(work_dir: Path, options: tuple[str,
 def test_wrong_result_ends_with_exit_code_1(work_dir: Path) -> None:
     told = bench(work_dir, "--", "--forget", "model.norm.weight")
     assert told.returncode == 1
-    assert "model.norm.weight is missing" in told.stdout
+    assert "DIFFERENT: the weights are incomplete" in told.stdout
+    assert "tensor: norm.weight" in told.stdout
 
 
 @pytest.mark.slow

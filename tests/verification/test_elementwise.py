@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from merge.tensors.lazy import LazyTensor, RowReader
 from merge.verification.adapters import Product
-from merge.verification.mathematics import TensorResult, check_tensor
+from merge.verification.elementwise import Exactness, TensorResult, check_tensor
 from merge.verification.recipes import ExpectedTensor, Segment
 from merge.verification.reference import AddProduct, half_ulp
+from merge.verification.ulps import INCOMPARABLE, nearest
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,18 @@ def test_what_was_added_is_measured() -> None:
     made = case(64, 256, 8, 0.02, 2.0, 1)
     result = Case(made.base, made.a, made.b, 3.0).merged(torch.float16)
     assert made.check(result).share_added == pytest.approx(1.5, abs=0.05)
+
+
+def test_distance_from_float64_is_counted() -> None:
+    made = case(64, 96, 8, 0.02, 2.0, seed=5)
+    exact = made.base.double() + 2.0 * made.b.double() @ made.a.double()
+    result = nearest(exact, torch.float16)
+    assert made.check(result).exactness == Exactness(64 * 96, 64 * 96, 0)
+    result.view(torch.int16)[3, 7] += 2
+    result[5, 1] = torch.nan
+    assert made.check(result).exactness == Exactness(64 * 96, 64 * 96 - 2, INCOMPARABLE)
+    result[5, 1] = exact[5, 1]
+    assert made.check(result).exactness.max_ulp == 2
 
 
 def test_half_a_unit_is_python_s() -> None:

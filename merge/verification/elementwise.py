@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import reduce
 from hashlib import sha256
 
 import torch
@@ -24,7 +25,7 @@ from ..tensors.lazy import LazyTensor
 from .reading import Rows, row_range, side_by_side
 from .recipes import ExpectedTensor, Segment
 from .reference import SIGMAS, Change, Expected, Quantise, Round, Step, to_float64
-from .ulps import bits
+from .ulps import INCOMPARABLE, bits, coarser, distances, nearest
 
 # Random vectors of the probe. Each misses a wrong row with its own chance.
 VECTORS = 4
@@ -32,6 +33,45 @@ VECTORS = 4
 _PIECE_ELEMENTS = 1 << 16
 # Below it float32 has fewer digits, or none: terms may vanish, and so may tolerances.
 _NOTHING = torch.finfo(torch.float32).tiny
+
+
+@dataclass
+class Exactness:
+    """How near elements are to their float64 values, rounded once to the dtype of the result.
+
+    ``max_ulp`` is the largest distance in units in the last place, ``INCOMPARABLE`` where one side
+    alone is NaN or infinite. Elements of quantized blocks are not counted.
+    """
+
+    elements: int = 0
+    identical: int = 0
+    max_ulp: int = 0
+
+    @property
+    def share(self) -> float:
+        """Share of the elements that are identical; 1 where none is counted."""
+        return self.identical / self.elements if self.elements else 1.0
+
+    def add(self, other: Exactness) -> None:
+        """Count further elements."""
+        self.elements += other.elements
+        self.identical += other.identical
+        self.max_ulp = max(self.max_ulp, other.max_ulp)
+
+    @classmethod
+    def of(cls, found: torch.Tensor, expected: torch.Tensor) -> Exactness:
+        """Compare elements with what they must be, both of one dtype and shape; -0 is 0."""
+        ours, theirs = found.flatten(), expected.flatten()
+        if torch.equal(bits(ours), bits(theirs)):
+            return cls(len(ours), len(ours))
+        places = (bits(ours) != bits(theirs)).nonzero().flatten()
+        ours, theirs = (bits(side)[places].view(side.dtype) for side in (ours, theirs))
+        apart = torch.full((len(places),), INCOMPARABLE)
+        if found.dtype.is_floating_point:
+            apart = distances(ours, theirs)
+        apart[ours.double() == theirs.double()] = 0
+        identical = found.numel() - int(apart.count_nonzero())
+        return cls(found.numel(), identical, int(apart.max()))
 
 
 @dataclass
@@ -51,6 +91,7 @@ class TensorResult:
     unchecked: list[str] = field(default_factory=list)
     digest: str = ""
     base_digest: str | None = None
+    exactness: Exactness = field(default_factory=Exactness)
     _added: float = 0.0
     _squares: float = 0.0
 
@@ -70,6 +111,7 @@ class TensorResult:
         self.wrong += piece.wrong
         self.wrong_rows += piece.wrong_rows
         self.first = self.first or piece.first
+        self.exactness.add(piece.exactness)
         self._added += piece.added
         self._squares += piece.squares
 
@@ -84,6 +126,7 @@ class PieceResult:
     first: tuple[tuple[int, ...], float, float, float] | None = None
     added: float = 0.0
     squares: float = 0.0
+    exactness: Exactness = field(default_factory=Exactness)
 
 
 def signs(name: str, columns: int, vectors: int = VECTORS) -> torch.Tensor:
@@ -185,10 +228,12 @@ class _Check:
         self._dtype = found.dtype
         self._columns = _columns(found)
         self._signs = signs(name, self._columns)
-        quantised = blocks_of(found) is not None
-        self._is_exact = not segment.steps and not quantised
-        last = Quantise() if quantised else Round(found.dtype)
+        self._is_quantised = blocks_of(found) is not None
+        self._is_exact = not segment.steps and not self._is_quantised
+        last = Quantise() if self._is_quantised else Round(found.dtype)
         self._last = last.opened(self._signs)
+        roundings = (step.dtype for step in segment.steps if isinstance(step, Round))
+        self._rounded_to = reduce(coarser, roundings, found.dtype)
         self._steps: list[tuple[Step, Change]] = [
             (step, step.opened(self._signs)) for step in segment.steps
         ]
@@ -205,12 +250,15 @@ class _Check:
         """What is only carried over must have the same bits."""
         same = bits(found) == bits(wanted)
         if bool(same.all()):
-            return PieceResult(found.numel())
+            exactness = Exactness(found.numel(), found.numel())
+            return PieceResult(found.numel(), exactness=exactness)
         wrong = (~same).flatten(1) if found.dim() > 1 else (~same).unsqueeze(1)
         flat = found.reshape(len(found), -1).double(), wanted.reshape(len(found), -1).double()
         none = torch.zeros_like(flat[0])
         place = self._place(first, wrong, flat[1], none, flat[0])
-        return PieceResult(found.numel(), int(wrong.sum()), int(wrong.any(dim=1).sum()), place)
+        rows = int(wrong.any(dim=1).sum())
+        exactness = Exactness.of(found, wanted)
+        return PieceResult(found.numel(), int(wrong.sum()), rows, place, exactness=exactness)
 
     def _close(
         self, first: int, found: torch.Tensor, start: torch.Tensor, given: Sequence[torch.Tensor]
@@ -223,6 +271,10 @@ class _Check:
         for step, change in self._steps:
             along = [next(streams).reshape(len(found), -1) for _ in step.streams]
             change(piece, self._segment.first + first, along)
+        exactness = Exactness()
+        if not self._is_quantised:
+            rounded = nearest(piece.values, self._rounded_to)
+            exactness = Exactness.of(found.reshape(len(found), -1).to(rounded.dtype), rounded)
         self._last(piece, 0, ())
         off_by = torch.sub(actual, piece.values).float().abs_().sub_(piece.tolerance)
         wrong = None if bool(off_by.max() <= _NOTHING) else ~(off_by <= _NOTHING)  # NaN is wrong
@@ -241,6 +293,7 @@ class _Check:
             place,
             float(((seen - piece.probe + piece.added) * piece.added).sum()),
             float(piece.added.square().sum()),
+            exactness,
         )
 
     def _place(

@@ -12,9 +12,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __package__ in (None, ""):  # this folder's merge.py must not be taken for the package
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 from benchmarks import case, chart, peers, results, tables
 from benchmarks.case import Case
 from benchmarks.job import OUTPUT_TYPES, SCRIPT, Job
@@ -113,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     asked = parse(words)
     try:
-        record = case.run(asked, case.command_line("merge.py", words), lambda line: None)
+        record = case.run(asked, case.command_line("run", words), lambda line: None)
     except case.NoRoomError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
