@@ -188,7 +188,7 @@ def _close(
             print(f"{who:<28}(not installed: make llama_cpp, or pip install llama-cpp-python)")
             continue
         verdict = "" if who.startswith("base") else _verdict(line == settings.CONTINUATION)
-        right = right and verdict != "WRONG"
+        right = right and verdict != "FAILED"
         print(f"{who:<28}{_one_line(line)}  {verdict}".rstrip())
     if not right:
         print(f"{'expected':<28}{settings.CONTINUATION}")
@@ -197,7 +197,7 @@ def _close(
 
 
 def _verdict(passed: bool) -> str:
-    return "ok" if passed else "WRONG"
+    return "ok" if passed else "FAILED"
 
 
 def _one_line(text: str) -> str:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..tensors.lazy import LazyTensor
-    from ..verification.compare import Comparison
-    from ..verification.loading import Opened
+    from ..verification.compare import CheckpointComparison
+    from ..verification.loading import LoadedCheckpoint
 
     Tensors = Mapping[str, LazyTensor]
 
@@ -64,7 +64,7 @@ def _compare(args: argparse.Namespace) -> int:
         raise UsageError("--max_ulp must be at least 0", found=args.max_ulp)
 
     from ..storage.offload import Offload
-    from ..verification.compare import compare
+    from ..verification.compare import compare_checkpoints
     from ..verification.loading import open_any
     from .progress import progress_bar
 
@@ -78,14 +78,14 @@ def _compare(args: argparse.Namespace) -> int:
                 remedy="give two models, or two weight files",
             )
         with progress_bar(args.quiet, "comparing") as on_progress:
-            result = compare(*_tensors(ours, theirs), on_progress)
+            result = compare_checkpoints(*_tensors(ours, theirs), on_progress)
     if not args.quiet:
         for line in _report(ours, theirs, result, args):
             print(shown(line))
     return DIFFERENT if result.differ(args.max_ulp) else DONE
 
 
-def _tensors(ours: Opened, theirs: Opened) -> tuple[Tensors, Tensors]:
+def _tensors(ours: LoadedCheckpoint, theirs: LoadedCheckpoint) -> tuple[Tensors, Tensors]:
     """Both sides; a tied model has an LM head where the other one has."""
     from ..layouts.llama import LM_HEAD
 
@@ -94,9 +94,12 @@ def _tensors(ours: Opened, theirs: Opened) -> tuple[Tensors, Tensors]:
 
 
 def _report(
-    ours: Opened, theirs: Opened, result: Comparison, args: argparse.Namespace
+    ours: LoadedCheckpoint,
+    theirs: LoadedCheckpoint,
+    result: CheckpointComparison,
+    args: argparse.Namespace,
 ) -> Iterator[str]:
-    from ..verification.compare import told
+    from ..verification.compare import describe_difference
 
     for label, side in (("A", ours), ("B", theirs)):
         yield f"{label}  {side.path} ({side.layout}, {side.dtypes}, {len(side.tensors)} tensors)"
@@ -107,7 +110,7 @@ def _report(
     if different:
         yield f"not identical: {len(different)} tensors"
     for tensor in shown:
-        yield from (f"  {line}" for line in told(tensor))
+        yield from (f"  {line}" for line in describe_difference(tensor))
     if len(shown) < len(different):
         yield f"  ... and {len(different) - len(shown)} more (--verbose lists them)"
     for name, shapes in result.other_shapes.items():
@@ -120,7 +123,7 @@ def _report(
     yield _verdict(result, args.max_ulp)
 
 
-def _verdict(result: Comparison, max_ulp: int) -> str:
+def _verdict(result: CheckpointComparison, max_ulp: int) -> str:
     within = f"within {max_ulp} ulp" if max_ulp else "the same bits"
     in_blocks = any(tensor.in_blocks for tensor in result.compared)
     if result.differ(max_ulp):

@@ -147,7 +147,7 @@ def _verify(args: argparse.Namespace) -> int:
     from ..jobs.verify_merge import verify_merge
     from ..plan.inputs import split_list
     from .progress import progress_bar
-    from .verify_merge import tell
+    from .verify_merge import print_verification
 
     as_asked = _weights(args) or " ".join("1" for _ in split_list(args.lora_model))
 
@@ -164,7 +164,7 @@ def _verify(args: argparse.Namespace) -> int:
             offload_dir=args.offload_dir,
             on_progress=on_progress,
         )
-    return tell(found, quiet=args.quiet, verbose=args.verbose)
+    return print_verification(found, quiet=args.quiet, verbose=args.verbose)
 
 
 if __name__ == "__main__":

@@ -110,16 +110,16 @@ def _verify(args: argparse.Namespace) -> int:
             offload_dir=args.offload_dir,
             on_progress=on_progress,
         )
-    return tell(found, quiet=args.quiet, verbose=args.verbose)
+    return print_verification(found, quiet=args.quiet, verbose=args.verbose)
 
 
 _LISTED = 12
 
 
-def tell(found: Verification, *, quiet: bool, verbose: bool) -> int:
+def print_verification(found: Verification, *, quiet: bool, verbose: bool) -> int:
     """Print what was found, and return the exit code."""
     for fault in found.faults if verbose else found.faults[:_LISTED]:
-        print(f"WRONG: {fault}", file=sys.stderr)
+        print(f"FAILED: {fault}", file=sys.stderr)
     if not verbose and len(found.faults) > _LISTED:
         more = len(found.faults) - _LISTED
         print(f"... and {more} more faults (--verbose lists them)", file=sys.stderr)

@@ -94,7 +94,7 @@ def _read(
     from .progress import progress_bar
 
     manifests = {folder: manifest.read_manifest(folder) for folder in merged}
-    listed = [path for item in manifests.items() for path in manifest.listed_files(*item)]
+    listed = [path for item in manifests.items() for path in manifest.list_files(*item)]
     everything = list(dict.fromkeys([*files, *listed]))
     digests: dict[Path, Checked] = {}
     with progress_bar(quiet, "reading") as show:

@@ -31,9 +31,9 @@ from ..version import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from ..verification.elementwise import Exactness
+    from ..verification.expected import MergeInputs
     from ..verification.manifest import Manifest
-    from ..verification.recipes import Inputs
-    from ..verification.verify import Findings
+    from ..verification.verify import ResultFindings
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Verification:
     exactness: Exactness
 
     def summary(self) -> str:
-        """Tell it in a few lines, without the faults."""
+        """The report in a few lines, without the faults."""
         peak = peak_memory()
         memory = f", peak memory {size_text(peak)}" if peak else ""
         lines = [f"result     {self.output_dir}", *self.checked]
         lines += [f"not checked: {line}" for line in self.unchecked]
         lines += [f"took       {self.seconds:.1f} s{memory}"]
-        head = f"WRONG: {len(self.faults)} faults" if self.faults else "Right:"
+        head = f"FAILED: {len(self.faults)} faults" if self.faults else "OK:"
         return "\n".join([head, *(f"  {shown(line)}" for line in lines)])
 
 
@@ -100,8 +100,8 @@ def verify_merge(
     ):
         if value is not None:
             require_one_of(option, value, choices)
-    manifest = _manifest(folder, is_needed=files_only or base_model is None)
-    named = _Named(
+    manifest = _read_manifest(folder, is_needed=files_only or base_model is None)
+    named = _NamedInputs(
         base_model,
         lora_model,
         lora_weights,
@@ -114,17 +114,17 @@ def verify_merge(
     )
     parent = Path(offload_dir).expanduser() if offload_dir else None
     with Offload(parent, folder, "buffered") as offload:
-        inputs = None if files_only else _inputs(named, manifest, offload)
-        found = _check(folder, manifest, inputs, workers, offload, on_progress)
+        inputs = None if files_only else _load_inputs(named, manifest, offload)
+        found = _check_result(folder, manifest, inputs, workers, offload, on_progress)
     if inputs is not None and manifest is None:
-        found.checked.append(named.assumed())
+        found.checked.append(named.describe_assumptions())
     seconds = time.monotonic() - started
     lines = tuple(found.checked), tuple(found.unchecked)
     return Verification(folder, tuple(found.faults), *lines, seconds, found.exactness)
 
 
 @dataclass(frozen=True)
-class _Named:
+class _NamedInputs:
     """The inputs as the user names them."""
 
     base: str | Path | None
@@ -137,7 +137,7 @@ class _Named:
     delta_embeddings: str | None
     context_length: int | None
 
-    def assumed(self) -> str:
+    def describe_assumptions(self) -> str:
         """What a check takes for granted that has no manifest to ask."""
         options = {
             "rounding": self.rounding or "once",
@@ -150,7 +150,7 @@ class _Named:
         return f"assumed    {', '.join(words)}: there is no manifest to say it"
 
 
-def _manifest(folder: Path, is_needed: bool) -> Manifest | None:
+def _read_manifest(folder: Path, is_needed: bool) -> Manifest | None:
     from ..verification.manifest import read_manifest
 
     if "\0" in str(folder) or not folder.is_dir():
@@ -160,38 +160,38 @@ def _manifest(folder: Path, is_needed: bool) -> Manifest | None:
     return read_manifest(folder) if is_needed or (folder / MANIFEST_NAME).is_file() else None
 
 
-def _check(
+def _check_result(
     folder: Path,
     manifest: Manifest | None,
-    inputs: _Opened | None,
+    inputs: _LoadedInputs | None,
     workers: int,
     offload: Offload,
     on_progress: OnProgress | None,
-) -> Findings:
+) -> ResultFindings:
     """Open the result and check it; one that cannot be opened is a fault, and its files say why."""
     from ..layouts.decoder import embedding_rows
     from ..layouts.opening import open_checkpoint
     from ..verification.manifest import check_files
     from ..verification.norms import check_norms
     from ..verification.tokenizer_files import check_copied_end, check_tokenizer_files
-    from ..verification.verify import Findings, check_result
+    from ..verification.verify import ResultFindings, check_result
     from ..verification.vocabulary import check_special_ids, check_tokenizer, check_vocabulary
 
     try:
         result = open_checkpoint(folder, offload, with_extra=True, any_decoder=True)
-        made = _grown(folder, inputs, manifest) if inputs is not None else None
+        merge_inputs = _add_growth(folder, inputs, manifest) if inputs is not None else None
     except MergeError as error:
         files = check_files(folder, manifest, read_digest) if manifest is not None else ()
-        return Findings(faults=[*files, error])
-    found = check_result(folder, result, manifest, made, workers, on_progress)
-    found.faults += _unmerged_files(made, manifest)
-    if made is not None and not (manifest is not None and manifest.allow_unknown):
-        found.faults += check_norms(made)
+        return ResultFindings(faults=[*files, error])
+    found = check_result(folder, result, manifest, merge_inputs, workers, on_progress)
+    found.faults += _check_unmerged_files(merge_inputs, manifest)
+    if merge_inputs is not None and not (manifest is not None and manifest.allow_unknown):
+        found.faults += check_norms(merge_inputs)
     rows = embedding_rows(result.tensors)
     kept = inputs is not None and inputs.mismatch == "keep_base_rows"
     padded = kept or (manifest is not None and manifest.is_resized)
-    if made is not None:
-        padded = padded or rows == embedding_rows((made.dense or made.base).tensors)
+    if merge_inputs is not None:
+        padded = padded or rows == embedding_rows((merge_inputs.dense or merge_inputs.base).tensors)
     is_gguf = ModelFolder(folder).is_gguf
     if not is_gguf and not (folder / MODEL_NAME).is_file():
         found.unchecked.append(f"vocabulary: {rows} rows, but no {MODEL_NAME} beside them")
@@ -201,7 +201,7 @@ def _check(
     parents = inputs.parents if inputs is not None else []
     merged = manifest.tokenizer if manifest is not None else None
     other_tokenizer = list(check_tokenizer(folder, merged))
-    if made is not None and made.growth is not None:
+    if merge_inputs is not None and merge_inputs.growth is not None:
         found.faults += other_tokenizer
     may_be_shorter = kept or (merged is not None and not other_tokenizer)
     # llama.cpp needs a token for each row, padding or not.
@@ -217,10 +217,12 @@ def _check(
     return found
 
 
-def _unmerged_files(made: Inputs | None, manifest: Manifest | None) -> Iterator[MergeError]:
+def _check_unmerged_files(
+    merge_inputs: MergeInputs | None, manifest: Manifest | None
+) -> Iterator[MergeError]:
     """Weights beside an adapter that are no part of the result, and were not ignored on purpose."""
     ignored = {name for entry in (manifest.adapters if manifest else ()) for name in entry.ignored}
-    for adapter in made.adapters if made is not None else ():
+    for adapter in merge_inputs.adapters if merge_inputs is not None else ():
         for name in adapter.unread:
             if name not in ignored:
                 yield VerificationError(
@@ -232,7 +234,7 @@ def _unmerged_files(made: Inputs | None, manifest: Manifest | None) -> Iterator[
 
 
 @dataclass(frozen=True)
-class _Opened:
+class _LoadedInputs:
     """The inputs, and the tokenizers whose ids the rows follow (``parents``).
 
     ``models`` are the folders of the delta, where there is one, and of the base. The last two say
@@ -240,7 +242,7 @@ class _Opened:
     for.
     """
 
-    made: Inputs
+    merge_inputs: MergeInputs
     parents: list[Path]
     models: list[ModelFolder]
     mismatch: str
@@ -249,37 +251,37 @@ class _Opened:
     @property
     def adapters(self) -> list[ModelFolder]:
         """The adapters' folders, the last one first."""
-        return [ModelFolder(adapter.folder) for adapter in self.made.adapters[::-1]]
+        return [ModelFolder(adapter.folder) for adapter in self.merge_inputs.adapters[::-1]]
 
     def tokenizer(self) -> TokenizerFolder | None:
         """LLaMA's tokenizer of a merge with the defaults, if it has one."""
-        if not is_llama(self.made.base.config):
+        if not is_llama(self.merge_inputs.base.config):
             return None
         return find_tokenizer([*self.adapters, *self.models])
 
 
-def _grown(folder: Path, given: _Opened, manifest: Manifest | None) -> Inputs:
+def _add_growth(folder: Path, given: _LoadedInputs, manifest: Manifest | None) -> MergeInputs:
     """The inputs with the rows that the tokenizer of ``folder`` asks for, where it was asked."""
     from ..layouts.decoder import embedding_rows
-    from ..verification.recipes import Growth
+    from ..verification.expected import VocabularyGrowth
     from ..verification.vocabulary import read_vocabulary
 
     if given.new_token_init is None:
-        return given.made
+        return given.merge_inputs
     tokens = len(read_vocabulary(folder).tokens)
     if manifest is None or not manifest.is_resized:
-        return replace(given.made, growth=Growth(tokens))
+        return replace(given.merge_inputs, growth=VocabularyGrowth(tokens))
     own = [len(read_vocabulary(parent).tokens) for parent in given.parents]
-    known = min([embedding_rows(given.made.base.tensors), *(own or [tokens])])
-    return replace(given.made, growth=Growth(tokens, manifest.multiple, known))
+    known = min([embedding_rows(given.merge_inputs.base.tensors), *(own or [tokens])])
+    return replace(given.merge_inputs, growth=VocabularyGrowth(tokens, manifest.multiple, known))
 
 
-def _inputs(named: _Named, manifest: Manifest | None, offload: Offload) -> _Opened:
+def _load_inputs(named: _NamedInputs, manifest: Manifest | None, offload: Offload) -> _LoadedInputs:
     """The inputs, named or the manifest's."""
     from ..layouts.opening import open_checkpoint
     from ..tensors.lazy import dtype_named
-    from ..verification.adapters import read_adapter, with_names_of
-    from ..verification.recipes import Inputs
+    from ..verification.adapters import adopt_names, read_adapter
+    from ..verification.expected import MergeInputs
 
     base_source = named.base or (manifest.base.source if manifest and manifest.base else None)
     if base_source is None:
@@ -287,20 +289,21 @@ def _inputs(named: _Named, manifest: Manifest | None, offload: Offload) -> _Open
             "the manifest does not say what the result was made of",
             remedy="name the base with --base_model, or check --files_only",
         )
-    base_folder = _resolved(base_source, "base model", offload)
+    base_folder = _resolve_input(base_source, "base model", offload)
     base = open_checkpoint(base_folder, offload, named.context_length, True, any_decoder=True)
-    target = None if named.delta or named.base else _source(manifest, "target_model")
-    dense_source = named.delta or target or _source(manifest, "delta_model")
+    target = None if named.delta or named.base else _find_source(manifest, "target_model")
+    dense_source = named.delta or target or _find_source(manifest, "delta_model")
     dense, models = None, [base_folder]
     if dense_source is not None:
-        dense_folder = _resolved(dense_source, "delta", offload)
+        dense_folder = _resolve_input(dense_source, "delta", offload)
         dense = open_checkpoint(dense_folder, offload, with_extra=True, any_decoder=True)
         models = [dense_folder, base_folder]
     adapters = tuple(
-        with_names_of(
-            read_adapter(_resolved(source, "adapter", offload).path, weight, offload), base.tensors
+        adopt_names(
+            read_adapter(_resolve_input(source, "adapter", offload).path, weight, offload),
+            base.tensors,
         )
-        for source, weight in _adapters(named, manifest)
+        for source, weight in _list_adapters(named, manifest)
     )
     rounding = named.rounding or (manifest.rounding if manifest else "once")
     mismatch = named.vocab_mismatch or (manifest.vocab_mismatch if manifest else "error")
@@ -309,7 +312,7 @@ def _inputs(named: _Named, manifest: Manifest | None, offload: Offload) -> _Open
     mean = manifest is not None and manifest.delta_token_init == "mean"
     if dense is not None and not adapters:
         mean, init = init == "mean" or mean, None
-    inputs = Inputs(
+    inputs = MergeInputs(
         base,
         dense,
         -1 if target else 1,
@@ -325,15 +328,15 @@ def _inputs(named: _Named, manifest: Manifest | None, offload: Offload) -> _Open
     home = tokenizer_home(base_folder)
     last = giving[-1] if giving else home
     parents = [last] if last is not None and (last / MODEL_NAME).is_file() else []
-    return _Opened(inputs, parents, models, mismatch, init)
+    return _LoadedInputs(inputs, parents, models, mismatch, init)
 
 
-def _source(manifest: Manifest | None, role: str) -> str | None:
+def _find_source(manifest: Manifest | None, role: str) -> str | None:
     entry = manifest.models.get(role) if manifest is not None else None
     return entry.source if entry is not None else None
 
 
-def _adapters(named: _Named, manifest: Manifest | None) -> list[tuple[str, float]]:
+def _list_adapters(named: _NamedInputs, manifest: Manifest | None) -> list[tuple[str, float]]:
     """Each adapter's source and weight: as named, else as in the manifest."""
     asked = manifest is not None and (named.base is None or named.loras is None)
     merged = [(e.source, e.weight) for e in manifest.adapters] if manifest and asked else []
@@ -348,7 +351,7 @@ def _adapters(named: _Named, manifest: Manifest | None) -> list[tuple[str, float
     return list(zip(names, weights, strict=True))
 
 
-def _resolved(source: str | Path, role: str, offload: Offload) -> ModelFolder:
+def _resolve_input(source: str | Path, role: str, offload: Offload) -> ModelFolder:
     """The folder of an input. Raises ``UsageError`` that says how to name it, or to do without."""
     try:
         return ModelFolder(resolve(str(source), role, offload))

@@ -40,7 +40,7 @@ _TRAINER_STATE = re.compile(
 _WRAPPED = re.compile(
     r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|module|pretrained_model)\."
 )
-_PARTS = re.compile(r"adapter_model-\d{5}-of-\d{5}\.(safetensors|bin)")
+_NUMBERED = re.compile(r"adapter_model-\d{5}-of-\d{5}\.(safetensors|bin)")
 _MLX = "adapters.safetensors"
 _KEY = re.compile(
     r"(?P<module>.+?)\.(?:token_adapter\.)?(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B"
@@ -124,7 +124,7 @@ class AdapterContents:
         return any(name in part for part in (self.products, self.whole, self.rows, self.vectors))
 
 
-def with_names_of(contents: AdapterContents, names: Container[str]) -> AdapterContents:
+def adopt_names(contents: AdapterContents, names: Container[str]) -> AdapterContents:
     """The adapter under the base's names, where they differ by ``model.`` in front alone."""
     given = {*contents.products, *contents.whole, *contents.magnitudes}
     given |= {*contents.rows, *contents.vectors}
@@ -151,7 +151,7 @@ def read_adapter(folder: Path, weight: float, offload: Offload | None = None) ->
 
     Raises ``AdapterError`` for a folder that holds no adapter.
     """
-    numbered = sorted(path for path in folder.glob("adapter_model-*") if _PARTS.match(path.name))
+    numbered = sorted(path for path in folder.glob("adapter_model-*") if _NUMBERED.match(path.name))
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if numbered and (path is None or path.name not in _WEIGHTS[:2]):
         path = numbered[0]
@@ -164,8 +164,8 @@ def read_adapter(folder: Path, weight: float, offload: Offload | None = None) ->
         )
     files = numbered if path in numbered else [path]
     tensors = {k: t for file in files for k, t in open_container(file, offload).items()}
-    contents = AdapterContents(folder, path, _lora_fields(read_json(folder / CONFIG_NAME)))
-    parts = _parts(_transpose_patches(tensors) if path.name == _MLX else tensors)
+    contents = AdapterContents(folder, path, _to_lora_fields(read_json(folder / CONFIG_NAME)))
+    parts = _sort_by_part(_transpose_patches(tensors) if path.name == _MLX else tensors)
     for kind in ("base_layer", "whole", "modules_to_save"):  # the trained copy wins
         contents.whole |= parts.get(kind, {})
     contents.trained |= parts.get("modules_to_save", {}).keys()
@@ -180,25 +180,25 @@ def read_adapter(folder: Path, weight: float, offload: Offload | None = None) ->
             for key, tensor in open_container(folder / name, offload, "input").items():
                 side = "lm_head.weight" if key.startswith("output") else "model.embed_tokens.weight"
                 contents.new_rows[side] = tensor
-    contents.unread = tuple(_unread(folder, files))
+    contents.unread = tuple(_find_unread(folder, files))
     _add_products(contents, parts, weight)
     for module, tensor in parts.get("lora_magnitude_vector", {}).items():
         contents.magnitudes[f"{module}.weight"] = tensor
     for module, tensor in parts.get("trainable_tokens_delta", {}).items():
-        indices = _token_indices(contents.config.get("trainable_token_indices"), module)
+        indices = _find_token_indices(contents.config.get("trainable_token_indices"), module)
         contents.rows[f"{module}.weight"] = (indices, tensor)
     return contents
 
 
-def _lora_fields(said: dict[str, Any]) -> dict[str, Any]:
+def _to_lora_fields(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration in LoRA's words: of trainable tokens alone, and of mlx-lm."""
-    if said.get("peft_type") == "TRAINABLE_TOKENS":
-        return said | {"trainable_token_indices": said.get("token_indices")}
-    numbers = said.get("lora_parameters")
-    if isinstance(numbers, dict) and "peft_type" not in said:
+    if config.get("peft_type") == "TRAINABLE_TOKENS":
+        return config | {"trainable_token_indices": config.get("token_indices")}
+    numbers = config.get("lora_parameters")
+    if isinstance(numbers, dict) and "peft_type" not in config:
         rank = int(numbers["rank"])
         return {"r": rank, "lora_alpha": float(numbers["scale"]) * rank}
-    return said
+    return config
 
 
 def _transpose_patches(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -213,7 +213,7 @@ def _transpose_patches(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTenso
     return turned
 
 
-def _unread(folder: Path, weights: Sequence[Path]) -> Iterator[str]:
+def _find_unread(folder: Path, weights: Sequence[Path]) -> Iterator[str]:
     """Names of weight files beside an adapter's own that are no state of a trainer."""
     for path in sorted(folder.iterdir()):
         is_weights = path.suffix.lower() in _WEIGHT_SUFFIXES and path.is_file()
@@ -224,7 +224,7 @@ def _unread(folder: Path, weights: Sequence[Path]) -> Iterator[str]:
             yield path.name
 
 
-def _parts(tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, LazyTensor]]:
+def _sort_by_part(tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, LazyTensor]]:
     """Tensors by part and by module, whole tensors by their own name."""
     names = {_WRAPPED.sub("", key).removeprefix("base_model.model."): key for key in tensors}
     matches = {name: _KEY.fullmatch(name) for name in names}
@@ -261,7 +261,7 @@ def _add_products(
         for module, a in parts.get(letter_a, {}).items():
             _require_product(contents, module, a, parts.get(letter_b, {}).get(module))
     ranks = {m: a.shape[0] for letter, *_ in letters for m, a in parts.get(letter, {}).items()}
-    alphas = _alphas(config, ranks)
+    alphas = _compute_alphas(config, ranks)
     for letter_a, letter_b, embedding in letters:
         for module, a in parts.get(letter_a, {}).items():
             root = a.shape[0] ** 0.5 if config.get("use_rslora") else a.shape[0]
@@ -302,7 +302,7 @@ def _require_product(
         )
 
 
-def _alphas(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, float]:
+def _compute_alphas(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, float]:
     """``lora_alpha`` of each module, by the newest of PEFT's rules that gives the modules' ranks.
 
     A recorded release has one rule. Those until 0.13 search both patterns at once.
@@ -317,7 +317,7 @@ def _alphas(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, fl
     for wrapped, joint in rules:
         alphas, fits = {}, True
         for module, rank in ranks.items():
-            rank_there, alpha = _by_patterns(config, module, wrapped, joint)
+            rank_there, alpha = _match_patterns(config, module, wrapped, joint)
             fits = fits and rank_there in (None, rank)
             alphas[module] = alpha
         found = found or alphas
@@ -326,7 +326,7 @@ def _alphas(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, fl
     return found
 
 
-def _by_patterns(
+def _match_patterns(
     config: Mapping[str, Any], module: str, wrapped: str, joint: bool
 ) -> tuple[int | None, float]:
     """Rank and alpha of a module; the rank is None where the configuration has none."""
@@ -343,7 +343,7 @@ def _by_patterns(
     return ranks.get(rank_key, config.get("r")), float(alphas.get(alpha_key, default))
 
 
-def _token_indices(given: Any, module: str) -> tuple[int, ...]:
+def _find_token_indices(given: Any, module: str) -> tuple[int, ...]:
     if isinstance(given, dict):
         named = (v for name, v in given.items() if module == name or module.endswith(f".{name}"))
         given = next(named, next(iter(given.values()), ()))

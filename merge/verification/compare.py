@@ -18,9 +18,9 @@ from ..formats.file_tensor import FileTensor
 from ..formats.gguf import BLOCK, Q8_0_NAME, type_name
 from ..settings import OnProgress
 from ..tensors.lazy import LazyTensor, dtype_name
-from .reading import Rows, side_by_side
+from .reading import Rows, iter_rows_together
 from .reference import block_error, half_ulp
-from .ulps import INCOMPARABLE, bits, coarser, distances, ulp_text
+from .ulps import INCOMPARABLE, choose_coarser, count_ulps, format_ulps, view_as_integers
 
 # So many differing elements are a handful, and are told one by one.
 HANDFUL = 8
@@ -76,7 +76,7 @@ class TensorComparison:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class CheckpointComparison:
     """All tensors of two checkpoints: compared, of other shapes, and in one of them only."""
 
     compared: tuple[TensorComparison, ...]
@@ -90,11 +90,11 @@ class Comparison:
         return bool(apart or self.other_shapes or self.missing or self.extra)
 
 
-def compare(
+def compare_checkpoints(
     ours: Mapping[str, LazyTensor],
     theirs: Mapping[str, LazyTensor],
     on_progress: OnProgress | None = None,
-) -> Comparison:
+) -> CheckpointComparison:
     """Compare tensors of the same names; blocks of rows are in memory, never a whole tensor.
 
     ``on_progress(done, total)`` is called with bytes of the first checkpoint.
@@ -109,7 +109,7 @@ def compare(
             done += ours[name].nbytes
             if on_progress is not None and total:
                 on_progress(done, total)
-    return Comparison(
+    return CheckpointComparison(
         tuple(compared),
         {name: (ours[name].shape, theirs[name].shape) for name in shared if name not in same},
         tuple(name for name in ours if name not in theirs),
@@ -121,21 +121,21 @@ def _compare_tensor(name: str, ours: LazyTensor, theirs: LazyTensor) -> TensorCo
     dtypes, types = (ours.dtype, theirs.dtype), (type_name(ours), type_name(theirs))
     floats = all(dtype.is_floating_point for dtype in dtypes)
     in_blocks = floats and types.count(Q8_0_NAME) == 1
-    compared_in = coarser(*dtypes) if floats else None
+    compared_in = choose_coarser(*dtypes) if floats else None
     result = TensorComparison(name, ours.shape, types, compared_in, in_blocks)
-    for _, _, rows in side_by_side(_streams(ours, theirs), in_blocks=False):
-        if dtypes[0] != dtypes[1] or not torch.equal(*map(bits, rows)):
+    for _, _, rows in iter_rows_together(_flatten_both(ours, theirs), in_blocks=False):
+        if dtypes[0] != dtypes[1] or not torch.equal(*map(view_as_integers, rows)):
             _add_elements(result, result.elements, rows)
         result.elements += rows[0].numel()
     return result
 
 
-def _streams(ours: LazyTensor, theirs: LazyTensor) -> tuple[LazyTensor, LazyTensor]:
+def _flatten_both(ours: LazyTensor, theirs: LazyTensor) -> tuple[LazyTensor, LazyTensor]:
     """Two tensors of one shape such that no row is wide: as single elements, where they lie so.
 
     Raises ``LayoutError`` for wide rows that can only be read whole.
     """
-    flat = _flat(ours), _flat(theirs)
+    flat = _flatten(ours), _flatten(theirs)
     if flat[0] is not None and flat[1] is not None:
         return flat[0], flat[1]
     for tensor in (ours, theirs):
@@ -151,7 +151,7 @@ def _streams(ours: LazyTensor, theirs: LazyTensor) -> tuple[LazyTensor, LazyTens
     return ours, theirs
 
 
-def _flat(tensor: LazyTensor) -> LazyTensor | None:
+def _flatten(tensor: LazyTensor) -> LazyTensor | None:
     """The elements of a tensor as one row of rows; None where they do not lie one by one."""
     if not isinstance(tensor, FileTensor) or not tensor.is_contiguous():
         return None
@@ -163,9 +163,9 @@ def _add_elements(result: TensorComparison, start: int, rows: Rows) -> None:
     sides = [part.reshape(-1) for part in rows]
     for first in range(0, len(sides[0]), _PIECE):
         ours, theirs = (side[first : first + _PIECE] for side in sides)
-        apart = _apart(result, ours, theirs)
+        apart = _measure_distances(result, ours, theirs)
         if result.in_blocks:
-            result.max_abs = max(result.max_abs, _largest(ours.double() - theirs.double()))
+            result.max_abs = max(result.max_abs, _find_largest(ours.double() - theirs.double()))
         where = apart.nonzero().flatten()
         if not len(where):
             continue
@@ -173,19 +173,19 @@ def _add_elements(result: TensorComparison, start: int, rows: Rows) -> None:
         ulps = apart[where]
         result.differing += len(where)
         result.max_ulp = max(result.max_ulp, int(ulps.max()))
-        result.max_abs = max(result.max_abs, _largest(values[0] - values[1]))
+        result.max_abs = max(result.max_abs, _find_largest(values[0] - values[1]))
         # A tensor that is iterated over becomes as many objects as it has elements.
         few = slice(HANDFUL + 1 - len(result.handful))
         listed = (side[few].tolist() for side in (where, *values, ulps))
         for index, one, other, ulp in zip(*listed, strict=True):
-            place = _place(start + first + index, result.shape)
+            place = _unravel(start + first + index, result.shape)
             result.handful.append(Element(place, one, other, ulp))
 
 
-def _place(element: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _unravel(element: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The index of an element that is counted along the rows.
 
-    >>> _place(7, (2, 5)), _place(0, ())
+    >>> _unravel(7, (2, 5)), _place(0, ())
     ((1, 2), ())
     """
     index = []
@@ -195,18 +195,20 @@ def _place(element: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(index))
 
 
-def _apart(result: TensorComparison, ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+def _measure_distances(
+    result: TensorComparison, ours: torch.Tensor, theirs: torch.Tensor
+) -> torch.Tensor:
     """How far each two elements are apart: ulp, or 0 and ``INCOMPARABLE`` (int64)."""
     if result.compared_in is None:
         return (ours != theirs) * INCOMPARABLE
     if result.in_blocks:
         pair = (ours, theirs) if result.types[0] == Q8_0_NAME else (theirs, ours)
         blocks = (side.view(-1, BLOCK) for side in pair)
-        return beyond_block_error(*blocks).flatten() * INCOMPARABLE
-    return distances(ours.to(result.compared_in), theirs.to(result.compared_in))
+        return exceeds_block_error(*blocks).flatten() * INCOMPARABLE
+    return count_ulps(ours.to(result.compared_in), theirs.to(result.compared_in))
 
 
-def beyond_block_error(quantised: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
+def exceeds_block_error(quantised: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
     """Where numbers read from q8_0 blocks cannot be what ``plain`` became there (bool).
 
     Both are (rows, columns), any floating-point dtype. ``plain`` may itself be rounded once, to its
@@ -219,40 +221,40 @@ def beyond_block_error(quantised: torch.Tensor, plain: torch.Tensor) -> torch.Te
     return ~(near & magnitudes.isfinite())
 
 
-def _largest(gaps: torch.Tensor) -> float:
+def _find_largest(gaps: torch.Tensor) -> float:
     """The largest magnitude of finite numbers, 0 where there is none."""
     finite = gaps[gaps.isfinite()]
     return float(finite.abs().max()) if len(finite) else 0.0
 
 
-def told(tensor: TensorComparison) -> Iterator[str]:
+def describe_difference(tensor: TensorComparison) -> Iterator[str]:
     """A difference in words: one line, and one for each element where they are a handful."""
     yield f"{tensor.name}: {' and '.join(dict.fromkeys(tensor.types))} {tensor.shape}"
     counted = f"{tensor.differing:,} of {tensor.elements:,} elements ({tensor.share:.2%})"
     if tensor.in_blocks:
         share = f"{counted} are not " if tensor.differing else ""
         yield f"  {share}within the error of q8_0 blocks: at most {tensor.max_abs:.3g} absolute"
-        yield from _elements(tensor)
+        yield from _describe_elements(tensor)
         return
     if not tensor.differing:
-        yield f"  equal in {dtype_name_of(tensor)}, the coarser of the two"
+        yield f"  equal in {name_compared_dtype(tensor)}, the coarser of the two"
         return
-    rounded = f" in {dtype_name_of(tensor)}" if tensor.types[0] != tensor.types[1] else ""
+    rounded = f" in {name_compared_dtype(tensor)}" if tensor.types[0] != tensor.types[1] else ""
     yield (
-        f"  differ in {counted}: at most {ulp_text(tensor.max_ulp)}{rounded}, "
+        f"  differ in {counted}: at most {format_ulps(tensor.max_ulp)}{rounded}, "
         f"{tensor.max_abs:.3g} absolute"
     )
-    yield from _elements(tensor)
+    yield from _describe_elements(tensor)
 
 
-def _elements(tensor: TensorComparison) -> Iterator[str]:
+def _describe_elements(tensor: TensorComparison) -> Iterator[str]:
     """The elements that differ, where they are a handful."""
     if tensor.differing <= HANDFUL:
         for e in tensor.handful:
-            distance = "" if tensor.in_blocks else f" ({ulp_text(e.ulp)})"
+            distance = "" if tensor.in_blocks else f" ({format_ulps(e.ulp)})"
             yield f"  {list(e.index)}: {e.ours:.9g} and {e.theirs:.9g}{distance}"
 
 
-def dtype_name_of(tensor: TensorComparison) -> str:
+def name_compared_dtype(tensor: TensorComparison) -> str:
     """The dtype in which ulp were counted."""
     return dtype_name(tensor.compared_in) if tensor.compared_in is not None else "integers"

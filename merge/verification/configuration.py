@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,11 @@ from ..layouts.model_folder import ModelFolder
 from ..layouts.params import PARAMS_NAME
 from ..tensors.lazy import Checkpoint
 from ..untrusted.strict_json import read_json
-from .recipes import Inputs
+from .expected import MergeInputs
+from .findings import Findings
 
-# Keys that say nothing of the arithmetic, or that are checked elsewhere (see ``check``).
-_NO_NUMBERS = frozenset(
+# Keys that say nothing of the arithmetic, or that ``check_configuration`` checks otherwise.
+_IGNORED_KEYS = frozenset(
     (
         *("architectures", "auto_map", "_name_or_path", "transformers_version", "model_name"),
         *("dtype", "torch_dtype", "quantization_config", "use_cache", "initializer_range"),
@@ -33,9 +33,9 @@ _NO_NUMBERS = frozenset(
         *("vocab_size", "tie_word_embeddings", "rope_theta", "rope_scaling", "rope_parameters"),
     )
 )
-_NO_NUMBER_ENDINGS = ("_token_id", "dropout", "_pdrop")
+_IGNORED_ENDINGS = ("_token_id", "dropout", "_pdrop")
 # What a LLaMA's configuration leaves out, by transformers' ``LlamaConfig``.
-_LLAMA = {
+_LLAMA_DEFAULTS = {
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
     "max_position_embeddings": 2048,
@@ -48,18 +48,12 @@ _CONTEXT = "max_position_embeddings"
 _GGUF_SCALING = ("linear", "yarn")
 _NOT_READ = "rotary factors, scores and types of tokens, chat template and other metadata"
 _LENGTH = "original_max_position_embeddings"
-_PUT_BACK = "put back the configuration that belongs to these weights, or merge again"
+_RESTORE = "put back the configuration that belongs to these weights, or merge again"
 
 
-@dataclass
-class Compared:
-    """What is wrong with a configuration, and lines on what nothing can be said of."""
-
-    faults: list[VerificationError] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
-
-
-def check(folder: Path, result: Checkpoint, inputs: Inputs, is_ours: bool, rows: int) -> Compared:
+def check_configuration(
+    folder: Path, result: Checkpoint, inputs: MergeInputs, is_ours: bool, rows: int
+) -> Findings:
     """Hold ``config.json``, ``params.json`` or the metadata of GGUF against those of the inputs.
 
     ``is_ours``: the result was written here, where an adapter's own ``config.json`` takes the place
@@ -67,25 +61,27 @@ def check(folder: Path, result: Checkpoint, inputs: Inputs, is_ours: bool, rows:
     """
     in_gguf = ModelFolder(folder).is_gguf
     path = gguf_files(ModelFolder(folder))[0] if in_gguf else ModelFolder(folder).config_path
-    given = list(_given(inputs))
-    allowed = [(source, _numbers(config)) for source, config in (given[:1] if is_ours else given)]
-    found = _numbers(result.config)
-    compared = Compared()
+    given = list(_list_sources(inputs))
+    allowed = [(source, _normalize(config)) for source, config in (given[:1] if is_ours else given)]
+    found = _normalize(result.config)
+    compared = Findings()
     if in_gguf:
         compared.unchecked.append(f"{_NOT_READ} of {path}")
-        compared.unchecked += [line for pair in allowed[:1] for line in _beyond_gguf(*pair)]
-        allowed = [(source, _as_in_gguf(numbers)) for source, numbers in allowed]
-        found = found if found["rope_scaling"] is None else _as_in_gguf(found)
+        compared.unchecked += [
+            line for pair in allowed[:1] for line in _describe_beyond_gguf(*pair)
+        ]
+        allowed = [(source, _reduce_to_gguf(numbers)) for source, numbers in allowed]
+        found = found if found["rope_scaling"] is None else _reduce_to_gguf(found)
     for key in dict.fromkeys(name for _, numbers in (*allowed, (path, found)) for name in numbers):
         if key == _CONTEXT and PARAMS_NAME in (path.name, allowed[0][0].name):
-            compared.unchecked += _context(path, allowed, found)
+            compared.unchecked += _describe_context(path, allowed, found)
         else:
-            _compare(compared, path, key, allowed, found)
-    compared.faults += _vocabulary(path, result.config, given[-1], rows)
+            _compare_key(compared, path, key, allowed, found)
+    compared.faults += _check_vocabulary(path, result.config, given[-1], rows)
     return compared
 
 
-def _given(inputs: Inputs) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+def _list_sources(inputs: MergeInputs) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """The last adapter's configuration where one has its own, then the model's."""
     for adapter in reversed(inputs.adapters):
         if (adapter.folder / CONFIG_NAME).is_file():
@@ -95,14 +91,14 @@ def _given(inputs: Inputs) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     yield ModelFolder(model.files[0].parent).config_path, model.config
 
 
-def _numbers(config: Mapping[str, Any]) -> dict[str, Any]:
+def _normalize(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a configuration says of the arithmetic, in one spelling and with what goes without
     saying.
     """
-    said = {
+    stated = {
         key: value
         for key, value in config.items()
-        if value is not None and key not in _NO_NUMBERS and not key.endswith(_NO_NUMBER_ENDINGS)
+        if value is not None and key not in _IGNORED_KEYS and not key.endswith(_IGNORED_ENDINGS)
     }
     nested = config.get("rope_parameters") or {}
     scaling = config.get("rope_scaling") or nested
@@ -111,30 +107,30 @@ def _numbers(config: Mapping[str, Any]) -> dict[str, Any]:
         theta = scaling.get("rope_theta")
     if config.get("model_type") == "llama":
         heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
-        said = _LLAMA | {"num_key_value_heads": heads} | said
+        stated = _LLAMA_DEFAULTS | {"num_key_value_heads": heads} | stated
         if isinstance(hidden, int) and isinstance(heads, int) and heads:
-            said.setdefault("head_dim", hidden // heads)
+            stated.setdefault("head_dim", hidden // heads)
         theta = theta or DEFAULT_ROPE_THETA
     if theta:
-        said["rope_theta"] = theta
-    return {**said, "rope_scaling": _scaling(scaling)}
+        stated["rope_theta"] = theta
+    return {**stated, "rope_scaling": _normalize_scaling(scaling)}
 
 
-def _scaling(said: Any) -> Any:
+def _normalize_scaling(stated: Any) -> Any:
     """Scaling of the rotary positions under one name for its kind; None where there is none.
 
-    >>> _scaling({"type": "linear", "factor": 2.0})
+    >>> _normalize_scaling({"type": "linear", "factor": 2.0})
     {'rope_type': 'linear', 'factor': 2.0}
     """
-    if not isinstance(said, Mapping):
-        return said
-    kind = said.get("rope_type", said.get("type", "default"))
+    if not isinstance(stated, Mapping):
+        return stated
+    kind = stated.get("rope_type", stated.get("type", "default"))
     names = ("rope_type", "type", "rope_theta")
-    others = {key: value for key, value in said.items() if key not in names and value is not None}
+    others = {key: value for key, value in stated.items() if key not in names and value is not None}
     return None if kind == "default" and not others else {"rope_type": kind, **others}
 
 
-def _as_in_gguf(numbers: Mapping[str, Any]) -> dict[str, Any]:
+def _reduce_to_gguf(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with as much of the rotary scaling as a GGUF file has keys for."""
     scaling = numbers["rope_scaling"] or {}
     kind = scaling.get("rope_type")
@@ -144,67 +140,67 @@ def _as_in_gguf(numbers: Mapping[str, Any]) -> dict[str, Any]:
     return {**numbers, "rope_scaling": kept if kind in _GGUF_SCALING else None}
 
 
-def _beyond_gguf(source: Path, numbers: Mapping[str, Any]) -> Iterator[str]:
-    """A line for a rotary scaling of which ``_as_in_gguf`` leaves something out."""
+def _describe_beyond_gguf(source: Path, numbers: Mapping[str, Any]) -> Iterator[str]:
+    """A line for a rotary scaling of which ``_reduce_to_gguf`` leaves something out."""
     scaling = numbers["rope_scaling"] or {}
     known = {"rope_type", "factor", _LENGTH} if scaling.get("rope_type") in _GGUF_SCALING else ()
     if not set(scaling).issubset(known):
-        yield f"{_said('rope_scaling', numbers)} of {source}, beyond its kind and factor"
+        yield f"{_quote('rope_scaling', numbers)} of {source}, beyond its kind and factor"
 
 
 Numbers = Sequence[tuple[Path, Mapping[str, Any]]]
 
 
-def _compare(
-    compared: Compared, path: Path, key: str, allowed: Numbers, found: Mapping[str, Any]
+def _compare_key(
+    compared: Findings, path: Path, key: str, allowed: Numbers, found: Mapping[str, Any]
 ) -> None:
     """Hold one key against each of the configurations that it may be from."""
-    source, wanted = allowed[0]
-    if any(_same(numbers, found, key) for _, numbers in allowed):
+    source, expected = allowed[0]
+    if any(_has_same(numbers, found, key) for _, numbers in allowed):
         return
-    if key in found and key in wanted:
+    if key in found and key in expected:
         compared.faults.append(
             VerificationError(
                 "the configuration of the result is another than that of its model",
                 file=path,
-                expected=f"{_said(key, wanted)}, as in {source}",
-                found=_said(key, found),
-                remedy=_PUT_BACK,
+                expected=f"{_quote(key, expected)}, as in {source}",
+                found=_quote(key, found),
+                remedy=_RESTORE,
             )
         )
         return
-    has, lacks, numbers = (path, source, found) if key in found else (source, path, wanted)
-    compared.unchecked.append(f"{_said(key, numbers)} of {has}, of which {lacks} says nothing")
+    has, lacks, numbers = (path, source, found) if key in found else (source, path, expected)
+    compared.unchecked.append(f"{_quote(key, numbers)} of {has}, of which {lacks} says nothing")
 
 
-def _same(ours: Mapping[str, Any], theirs: Mapping[str, Any], key: str) -> bool:
+def _has_same(ours: Mapping[str, Any], theirs: Mapping[str, Any], key: str) -> bool:
     one, other = ours.get(key), theirs.get(key)
     alike = isinstance(one, bool) == isinstance(other, bool)  # True is 1 otherwise
-    return (key in ours) == (key in theirs) and alike and _equal(one, other)
+    return (key in ours) == (key in theirs) and alike and _are_equal(one, other)
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _are_equal(one: Any, other: Any) -> bool:
     """Whether two values are the same; fractions as far as float32 keeps them, as GGUF does."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(_are_equal(one[key], other[key]) for key in one)
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=1e-7)
     return bool(one == other)
 
 
-def _context(path: Path, allowed: Numbers, found: Mapping[str, Any]) -> Iterator[str]:
+def _describe_context(path: Path, allowed: Numbers, found: Mapping[str, Any]) -> Iterator[str]:
     """A length that was made up for Meta's layout is told where the result says another one."""
     if path.name != PARAMS_NAME and found.get(_CONTEXT) != allowed[0][1].get(_CONTEXT):
-        yield f"{_said(_CONTEXT, found)} of {path}, of which {allowed[0][0]} says nothing"
+        yield f"{_quote(_CONTEXT, found)} of {path}, of which {allowed[0][0]} says nothing"
 
 
-def _vocabulary(
+def _check_vocabulary(
     path: Path, config: Mapping[str, Any], model: tuple[Path, Mapping[str, Any]], rows: int
 ) -> Iterator[VerificationError]:
     """``vocab_size`` is the number of rows, and no head is tied that was none before."""
     stated = config.get("vocab_size")
     source, base = model
-    for key, wanted, is_wrong, why in (
+    for key, expected, is_wrong, why in (
         ("vocab_size", rows, stated not in (None, rows), "the rows of the embeddings"),
         (
             "tie_word_embeddings",
@@ -217,11 +213,11 @@ def _vocabulary(
             yield VerificationError(
                 "the configuration of the result contradicts its model",
                 file=path,
-                expected=f"{_said(key, {key: wanted})}, {why}",
-                found=_said(key, config),
-                remedy=_PUT_BACK,
+                expected=f"{_quote(key, {key: expected})}, {why}",
+                found=_quote(key, config),
+                remedy=_RESTORE,
             )
 
 
-def _said(key: str, config: Mapping[str, Any]) -> str:
+def _quote(key: str, config: Mapping[str, Any]) -> str:
     return f'"{key}": {json.dumps(config.get(key), ensure_ascii=False)}'

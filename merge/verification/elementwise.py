@@ -22,17 +22,17 @@ from ..formats.gguf import Q8Tensor
 from ..storage.files import tensor_bytes
 from ..tensors.digests import content_digest
 from ..tensors.lazy import LazyTensor
-from .reading import Rows, row_range, side_by_side
-from .recipes import ExpectedTensor, Segment
-from .reference import SIGMAS, Change, Expected, Quantise, Round, Step, to_float64
-from .ulps import INCOMPARABLE, bits, coarser, distances, nearest
+from .expected import ExpectedTensor, RowSegment
+from .reading import Rows, iter_rows_together, slice_rows
+from .reference import SIGMAS, Change, ExpectedRows, Operation, Quantize, Round, to_float64
+from .ulps import INCOMPARABLE, choose_coarser, count_ulps, round_to_nearest, view_as_integers
 
 # Random vectors of the probe. Each misses a wrong row with its own chance.
 VECTORS = 4
 # A piece of the arithmetic: its float64 copies stay in a core's cache.
 _PIECE_ELEMENTS = 1 << 16
 # Below it float32 has fewer digits, or none: terms may vanish, and so may tolerances.
-_NOTHING = torch.finfo(torch.float32).tiny
+FLOAT32_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass
@@ -62,13 +62,13 @@ class Exactness:
     def of(cls, found: torch.Tensor, expected: torch.Tensor) -> Exactness:
         """Compare elements with what they must be, both of one dtype and shape; -0 is 0."""
         ours, theirs = found.flatten(), expected.flatten()
-        if torch.equal(bits(ours), bits(theirs)):
+        if torch.equal(view_as_integers(ours), view_as_integers(theirs)):
             return cls(len(ours), len(ours))
-        places = (bits(ours) != bits(theirs)).nonzero().flatten()
-        ours, theirs = (bits(side)[places].view(side.dtype) for side in (ours, theirs))
+        places = (view_as_integers(ours) != view_as_integers(theirs)).nonzero().flatten()
+        ours, theirs = (view_as_integers(side)[places].view(side.dtype) for side in (ours, theirs))
         apart = torch.full((len(places),), INCOMPARABLE)
         if found.dtype.is_floating_point:
-            apart = distances(ours, theirs)
+            apart = count_ulps(ours, theirs)
         apart[ours.double() == theirs.double()] = 0
         identical = found.numel() - int(apart.count_nonzero())
         return cls(found.numel(), identical, int(apart.max()))
@@ -78,15 +78,15 @@ class Exactness:
 class TensorResult:
     """What was found out about one tensor.
 
-    ``wrong`` counts elements outside their tolerance, ``first`` tells of one: its place, what it
-    must be, by how much it may be off, what it is. ``wrong_rows`` counts rows whose probe is off.
+    ``failed`` counts elements outside their tolerance, ``first`` tells of one: its place, what it
+    must be, by how much it may be off, what it is. ``failed_rows`` counts rows whose probe is off.
     """
 
     name: str
     shape: tuple[int, ...]
     elements: int = 0
-    wrong: int = 0
-    wrong_rows: int = 0
+    failed: int = 0
+    failed_rows: int = 0
     first: tuple[tuple[int, ...], float, float, float] | None = None
     unchecked: list[str] = field(default_factory=list)
     digest: str = ""
@@ -96,20 +96,20 @@ class TensorResult:
     _squares: float = 0.0
 
     @property
-    def is_right(self) -> bool:
+    def is_within_tolerance(self) -> bool:
         """Whether nothing contradicts."""
-        return not self.wrong and not self.wrong_rows
+        return not self.failed and not self.failed_rows
 
     @property
     def share_added(self) -> float | None:
         """How much was added, as a multiple of what the adapters add; None where they add none."""
         return self._added / self._squares if self._squares else None
 
-    def take(self, piece: PieceResult) -> None:
+    def add(self, piece: PieceResult) -> None:
         """Count what a piece gave."""
         self.elements += piece.elements
-        self.wrong += piece.wrong
-        self.wrong_rows += piece.wrong_rows
+        self.failed += piece.failed
+        self.failed_rows += piece.failed_rows
         self.first = self.first or piece.first
         self.exactness.add(piece.exactness)
         self._added += piece.added
@@ -121,15 +121,15 @@ class PieceResult:
     """The counts of some rows."""
 
     elements: int
-    wrong: int = 0
-    wrong_rows: int = 0
+    failed: int = 0
+    failed_rows: int = 0
     first: tuple[tuple[int, ...], float, float, float] | None = None
     added: float = 0.0
     squares: float = 0.0
     exactness: Exactness = field(default_factory=Exactness)
 
 
-def signs(name: str, columns: int, vectors: int = VECTORS) -> torch.Tensor:
+def probe_vectors(name: str, columns: int, vectors: int = VECTORS) -> torch.Tensor:
     """The probe of a tensor: (vectors, columns) of -1 and 1 in float64, the same in every run."""
     seed = int.from_bytes(sha256(name.encode()).digest()[:7], "little")
     generator = torch.Generator().manual_seed(seed)
@@ -139,7 +139,7 @@ def signs(name: str, columns: int, vectors: int = VECTORS) -> torch.Tensor:
 def check_tensor(
     name: str,
     found: LazyTensor,
-    recipe: ExpectedTensor | None,
+    expected_tensor: ExpectedTensor | None,
     base: LazyTensor | None,
     pool: ThreadPoolExecutor,
     on_bytes: Callable[[int], object],
@@ -149,21 +149,22 @@ def check_tensor(
     ``base`` gets a digest where all of it is read. Without a recipe only the digest is made.
     """
     result = TensorResult(name, found.shape)
-    hashing, blocks = xxh3_128(), blocks_of(found)
-    for segment, why in _segments(found, recipe):
-        tensors = [row_range(found, segment.first, segment.last)]
+    hashing, blocks = xxh3_128(), get_blocks(found)
+    for segment, why in _list_segments(found, expected_tensor):
+        tensors = [slice_rows(found, segment.first, segment.last)]
         if why is not None:
             result.unchecked.append(f"rows {segment.first} to {segment.last}: {why}")
         else:
-            tensors += [_rows_of(tensor, segment) for tensor in _streams(segment)]
+            tensors += [_slice_segment(tensor, segment) for tensor in segment.streams]
         is_base = why is None and segment.start is base and base is not None
         base_hashing = xxh3_128() if is_base and tensors[1] is base else None
         check = _Check(name, segment, found) if why is None else None
-        for first, _, rows in side_by_side(tensors):
+        for first, _, rows in iter_rows_together(tensors):
             jobs: list[Future[PieceResult]] = []
             if check is not None:
                 jobs = [
-                    pool.submit(check.piece, first + begin, piece) for begin, piece in _pieces(rows)
+                    pool.submit(check.piece, first + begin, piece)
+                    for begin, piece in _split_rows(rows)
                 ]
             digests = []
             if blocks is None:
@@ -171,7 +172,7 @@ def check_tensor(
             if base_hashing is not None:
                 digests.append(pool.submit(base_hashing.update, tensor_bytes(rows[1])))
             for job in jobs:
-                result.take(job.result())
+                result.add(job.result())
             for digest in digests:
                 digest.result()
             on_bytes(sum(part.nbytes for part in rows))
@@ -181,40 +182,35 @@ def check_tensor(
     return result
 
 
-def blocks_of(tensor: LazyTensor) -> LazyTensor | None:
+def get_blocks(tensor: LazyTensor) -> LazyTensor | None:
     """The blocks of a quantised matrix, in Hugging Face's order of rows; None for any other."""
     return tensor.blocks if isinstance(tensor, Q8Tensor) else None
 
 
-def _segments(
-    found: LazyTensor, recipe: ExpectedTensor | None
-) -> Iterator[tuple[Segment, str | None]]:
+def _list_segments(
+    found: LazyTensor, expected_tensor: ExpectedTensor | None
+) -> Iterator[tuple[RowSegment, str | None]]:
     """Every row of the tensor, in order: its segment, and why it cannot be checked, if so."""
-    if recipe is None or recipe.uncovered is not None:
-        why = "not asked for" if recipe is None else recipe.uncovered
-        yield Segment(0, found.rows, None), why
+    if expected_tensor is None or expected_tensor.uncovered is not None:
+        why = "not asked for" if expected_tensor is None else expected_tensor.uncovered
+        yield RowSegment(0, found.rows, None), why
         return
-    yield from ((segment, None) for segment in recipe.segments)
-    if recipe.rows < found.rows:
+    yield from ((segment, None) for segment in expected_tensor.segments)
+    if expected_tensor.rows < found.rows:
         why = "new tokens, which no input has"
-        yield Segment(recipe.rows, found.rows, None), why
+        yield RowSegment(expected_tensor.rows, found.rows, None), why
 
 
-def _streams(segment: Segment) -> list[LazyTensor]:
-    start = [segment.start] if segment.start is not None else []
-    return [*start, *(tensor for step in segment.steps for tensor in step.streams)]
-
-
-def _rows_of(tensor: LazyTensor, segment: Segment) -> LazyTensor:
+def _slice_segment(tensor: LazyTensor, segment: RowSegment) -> LazyTensor:
     """The rows of a segment; a dense tensor that is shorter gives what it has."""
-    return row_range(tensor.without_digest(), segment.first, min(segment.last, tensor.rows))
+    return slice_rows(tensor.without_digest(), segment.first, min(segment.last, tensor.rows))
 
 
-def _columns(tensor: LazyTensor) -> int:
+def _count_columns(tensor: LazyTensor) -> int:
     return tensor.row_bytes // tensor.dtype.itemsize
 
 
-def _pieces(rows: Rows) -> Iterator[tuple[int, Rows]]:
+def _split_rows(rows: Rows) -> Iterator[tuple[int, Rows]]:
     step = max(1, _PIECE_ELEMENTS // max(1, rows[0][:1].numel()))
     for begin in range(0, len(rows[0]), step):
         yield begin, tuple(part[begin : begin + step] for part in rows)
@@ -223,19 +219,19 @@ def _pieces(rows: Rows) -> Iterator[tuple[int, Rows]]:
 class _Check:
     """The comparison of a segment's rows, with the factors of its steps at hand."""
 
-    def __init__(self, name: str, segment: Segment, found: LazyTensor) -> None:
+    def __init__(self, name: str, segment: RowSegment, found: LazyTensor) -> None:
         self._segment = segment
         self._dtype = found.dtype
-        self._columns = _columns(found)
-        self._signs = signs(name, self._columns)
-        self._is_quantised = blocks_of(found) is not None
-        self._is_exact = not segment.steps and not self._is_quantised
-        last = Quantise() if self._is_quantised else Round(found.dtype)
-        self._last = last.opened(self._signs)
+        self._count_columns = _count_columns(found)
+        self._probe_vectors = probe_vectors(name, self._count_columns)
+        self._is_quantized = get_blocks(found) is not None
+        self._is_exact = not segment.steps and not self._is_quantized
+        last = Quantize() if self._is_quantized else Round(found.dtype)
+        self._last = last.prepare(self._probe_vectors)
         roundings = (step.dtype for step in segment.steps if isinstance(step, Round))
-        self._rounded_to = reduce(coarser, roundings, found.dtype)
-        self._steps: list[tuple[Step, Change]] = [
-            (step, step.opened(self._signs)) for step in segment.steps
+        self._rounded_to = reduce(choose_coarser, roundings, found.dtype)
+        self._steps: list[tuple[Operation, Change]] = [
+            (step, step.prepare(self._probe_vectors)) for step in segment.steps
         ]
 
     def piece(self, first: int, rows: Rows) -> PieceResult:
@@ -243,27 +239,27 @@ class _Check:
         found, given = rows[0], list(rows[1:])
         start = given.pop(0) if self._segment.start is not None else torch.zeros_like(found)
         if self._is_exact and start.dtype != torch.float64:
-            return self._equal(first, found, start.to(self._dtype))
-        return self._close(first, found, start, given)
+            return self._compare_bits(first, found, start.to(self._dtype))
+        return self._compare_with_tolerance(first, found, start, given)
 
-    def _equal(self, first: int, found: torch.Tensor, wanted: torch.Tensor) -> PieceResult:
+    def _compare_bits(self, first: int, found: torch.Tensor, expected: torch.Tensor) -> PieceResult:
         """What is only carried over must have the same bits."""
-        same = bits(found) == bits(wanted)
+        same = view_as_integers(found) == view_as_integers(expected)
         if bool(same.all()):
             exactness = Exactness(found.numel(), found.numel())
             return PieceResult(found.numel(), exactness=exactness)
-        wrong = (~same).flatten(1) if found.dim() > 1 else (~same).unsqueeze(1)
-        flat = found.reshape(len(found), -1).double(), wanted.reshape(len(found), -1).double()
+        failed = (~same).flatten(1) if found.dim() > 1 else (~same).unsqueeze(1)
+        flat = found.reshape(len(found), -1).double(), expected.reshape(len(found), -1).double()
         none = torch.zeros_like(flat[0])
-        place = self._place(first, wrong, flat[1], none, flat[0])
-        rows = int(wrong.any(dim=1).sum())
-        exactness = Exactness.of(found, wanted)
-        return PieceResult(found.numel(), int(wrong.sum()), rows, place, exactness=exactness)
+        place = self._describe_first(first, failed, flat[1], none, flat[0])
+        rows = int(failed.any(dim=1).sum())
+        exactness = Exactness.of(found, expected)
+        return PieceResult(found.numel(), int(failed.sum()), rows, place, exactness=exactness)
 
-    def _close(
+    def _compare_with_tolerance(
         self, first: int, found: torch.Tensor, start: torch.Tensor, given: Sequence[torch.Tensor]
     ) -> PieceResult:
-        piece = Expected.of(start, self._signs)
+        piece = ExpectedRows.of(start, self._probe_vectors)
         actual = to_float64(found)
         if start.dtype == torch.float64:
             piece.relative = 2.0**-24
@@ -272,23 +268,25 @@ class _Check:
             along = [next(streams).reshape(len(found), -1) for _ in step.streams]
             change(piece, self._segment.first + first, along)
         exactness = Exactness()
-        if not self._is_quantised:
-            rounded = nearest(piece.values, self._rounded_to)
+        if not self._is_quantized:
+            rounded = round_to_nearest(piece.values, self._rounded_to)
             exactness = Exactness.of(found.reshape(len(found), -1).to(rounded.dtype), rounded)
         self._last(piece, 0, ())
         off_by = torch.sub(actual, piece.values).float().abs_().sub_(piece.tolerance)
-        wrong = None if bool(off_by.max() <= _NOTHING) else ~(off_by <= _NOTHING)  # NaN is wrong
-        seen = linear(actual, self._signs)
+        failed = (
+            None if bool(off_by.max() <= FLOAT32_TINY) else ~(off_by <= FLOAT32_TINY)
+        )  # NaN fails
+        seen = linear(actual, self._probe_vectors)
         # In float32 the squares of tolerances below 1e-23 would vanish.
         allowed = torch.linalg.vector_norm(piece.tolerance, dim=1, dtype=torch.float64)
-        allowed = allowed.mul_(SIGMAS).clamp_(min=_NOTHING)
+        allowed = allowed.mul_(SIGMAS).clamp_(min=FLOAT32_TINY)
         off = ~((seen - piece.probe).abs() <= allowed.unsqueeze(1))
         place = None
-        if wrong is not None:
-            place = self._place(first, wrong, piece.values, piece.tolerance, actual)
+        if failed is not None:
+            place = self._describe_first(first, failed, piece.values, piece.tolerance, actual)
         return PieceResult(
             found.numel(),
-            0 if wrong is None else int(wrong.sum()),
+            0 if failed is None else int(failed.sum()),
             int(off.any(dim=1).sum()),
             place,
             float(((seen - piece.probe + piece.added) * piece.added).sum()),
@@ -296,15 +294,15 @@ class _Check:
             exactness,
         )
 
-    def _place(
+    def _describe_first(
         self,
         first: int,
-        wrong: torch.Tensor,
-        wanted: torch.Tensor,
+        failed: torch.Tensor,
+        expected: torch.Tensor,
         tolerance: torch.Tensor,
         actual: torch.Tensor,
     ) -> tuple[tuple[int, ...], float, float, float]:
-        row, column = map(int, wrong.nonzero()[0])
-        values = (float(side[row, column]) for side in (wanted, tolerance, actual))
+        row, column = map(int, failed.nonzero()[0])
+        values = (float(side[row, column]) for side in (expected, tolerance, actual))
         index = (self._segment.first + first + row, column)
-        return (index if self._columns > 1 else index[:1]), *values  # type: ignore[return-value]
+        return (index if self._count_columns > 1 else index[:1]), *values  # type: ignore[return-value]

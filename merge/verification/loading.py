@@ -19,7 +19,7 @@ from ..tensors.lazy import LazyTensor
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedCheckpoint:
     """The tensors of a folder by Hugging Face name, or of one file as they are named there."""
 
     path: Path
@@ -40,7 +40,7 @@ class Opened:
         return self.tensors
 
 
-def open_any(path: Path, offload: Offload | None = None) -> Opened:
+def open_any(path: Path, offload: Offload | None = None) -> LoadedCheckpoint:
     """Open a folder in any layout, or a single weight file.
 
     What config.json asks for need not be there: a comparison names what is missing. Raises
@@ -50,9 +50,9 @@ def open_any(path: Path, offload: Offload | None = None) -> Opened:
     folder = ModelFolder(path)
     if path.exists() and folder.is_gguf:
         found = gguf.open_gguf(folder, offload.io if offload else "auto")
-        return Opened(path, "GGUF", found.tensors, found.config)
+        return LoadedCheckpoint(path, "GGUF", found.tensors, found.config)
     if path.is_file():
-        return Opened(path, "one file", _weights(open_container(path, offload)), {})
+        return LoadedCheckpoint(path, "one file", _weights(open_container(path, offload)), {})
     if not path.is_dir():
         raise UsageError(
             "the checkpoint does not exist",
@@ -62,10 +62,10 @@ def open_any(path: Path, offload: Offload | None = None) -> Opened:
         )
     if folder.is_meta:
         checkpoint = meta.open_base(folder, offload)
-        return Opened(path, "Meta", checkpoint.tensors, checkpoint.config)
+        return LoadedCheckpoint(path, "Meta", checkpoint.tensors, checkpoint.config)
     tensors = huggingface.collect(huggingface.weight_files(folder), offload)
     config = folder.config if CONFIG_NAME in folder.files else {}
-    return Opened(path, "Hugging Face", _weights(tensors), config)
+    return LoadedCheckpoint(path, "Hugging Face", _weights(tensors), config)
 
 
 def _weights(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:

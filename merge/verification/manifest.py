@@ -28,7 +28,7 @@ _MODELS = ("base_model", "delta_model", "target_model", "model")
 # What file systems take, in bytes, and what float64 holds.
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095
 _LARGEST_WEIGHT = sys.float_info.max
-_AGAIN = "copy the folder again from where it was right, or merge again"
+_COPY_AGAIN = "copy the folder again from where it was right, or merge again"
 
 Hash = Callable[[Path], str]
 
@@ -114,7 +114,7 @@ def read_manifest(folder: Path) -> Manifest:
             "are compared with compare_checkpoints.py",
         )
     try:
-        return _manifest(read_json(path))
+        return _parse_manifest(read_json(path))
     except _OtherFormError as fault:
         raise FormatError(
             "the manifest is not one of this program, or of another release",
@@ -133,128 +133,146 @@ class _OtherFormError(Exception):
         self.expected, self.found = f"{place}: {expected}", repr(found)
 
 
-def _manifest(said: Mapping[str, Any]) -> Manifest:
-    inputs = _object(said.get("inputs"), "inputs")
-    resized = "init" in said
+def _parse_manifest(content: Mapping[str, Any]) -> Manifest:
+    inputs = _require_object(content.get("inputs"), "inputs")
+    resized = "init" in content
     key = "init" if resized else "new_token_init"
-    init = said.get(key)
-    multiple = said.get("pad_to_multiple_of")
-    delta = _object(said.get("delta", {}), "delta")
-    tokenizer = _object(inputs.get("tokenizer", {}), "inputs.tokenizer").get("sha256")
+    init = content.get(key)
+    multiple = content.get("pad_to_multiple_of")
+    delta = _require_object(content.get("delta", {}), "delta")
+    tokenizer = _require_object(inputs.get("tokenizer", {}), "inputs.tokenizer").get("sha256")
     return Manifest(
         {
-            _file_name(name): _file(entry, f"files.{name}")
-            for name, entry in _object(said.get("files"), "files").items()
+            _parse_file_name(name): _parse_file(entry, f"files.{name}")
+            for name, entry in _require_object(content.get("files"), "files").items()
         },
-        _tensors(said.get("tensors"), "tensors"),
-        {role: _model(inputs[role], f"inputs.{role}") for role in _MODELS if role in inputs},
-        tuple(_adapter(entry) for entry in _list(inputs.get("adapters", []), "inputs.adapters")),
-        None if tokenizer is None else _digest(tokenizer, "inputs.tokenizer.sha256", 64),
-        _one_of(said.get("dtype", "auto"), "dtype", DTYPES),
-        _one_of(said.get("rounding", "once"), "rounding", ROUNDINGS),
-        _one_of(said.get("vocab_mismatch", "error"), "vocab_mismatch", VOCAB_MISMATCHES),
-        None if init is None and not resized else _one_of(init, key, NEW_TOKEN_INITS),
+        _parse_tensors(content.get("tensors"), "tensors"),
+        {role: _parse_model(inputs[role], f"inputs.{role}") for role in _MODELS if role in inputs},
+        tuple(
+            _parse_adapter(entry)
+            for entry in _require_list(inputs.get("adapters", []), "inputs.adapters")
+        ),
+        None if tokenizer is None else _require_digest(tokenizer, "inputs.tokenizer.sha256", 64),
+        _require_choice(content.get("dtype", "auto"), "dtype", DTYPES),
+        _require_choice(content.get("rounding", "once"), "rounding", ROUNDINGS),
+        _require_choice(content.get("vocab_mismatch", "error"), "vocab_mismatch", VOCAB_MISMATCHES),
+        None if init is None and not resized else _require_choice(init, key, NEW_TOKEN_INITS),
         resized,
-        1 if multiple is None else _number(multiple, "pad_to_multiple_of", 1),
-        _one_of(delta.get("embeddings", "auto"), "delta.embeddings", DELTA_EMBEDDINGS),
-        _one_of(delta.get("new_token_init", "zeros"), "delta.new_token_init", DELTA_TOKEN_INITS),
-        said.get("allow_unknown_combination") is True,
-        said.get("tokenizer_named") is True,
+        1 if multiple is None else _require_number(multiple, "pad_to_multiple_of", 1),
+        _require_choice(delta.get("embeddings", "auto"), "delta.embeddings", DELTA_EMBEDDINGS),
+        _require_choice(
+            delta.get("new_token_init", "zeros"), "delta.new_token_init", DELTA_TOKEN_INITS
+        ),
+        content.get("allow_unknown_combination") is True,
+        content.get("tokenizer_named") is True,
     )
 
 
-def _file(said: Any, place: str) -> FileEntry:
-    entry = _object(said, place)
-    size = _number(entry.get("bytes"), f"{place}.bytes")
-    return FileEntry(size, _digest(entry.get("sha256"), f"{place}.sha256", 64))
+def _parse_file(content: Any, place: str) -> FileEntry:
+    entry = _require_object(content, place)
+    size = _require_number(entry.get("bytes"), f"{place}.bytes")
+    return FileEntry(size, _require_digest(entry.get("sha256"), f"{place}.sha256", 64))
 
 
-def _tensors(said: Any, place: str) -> dict[str, TensorEntry]:
-    return {name: _tensor(e, f"{place}.{name}") for name, e in _object(said, place).items()}
+def _parse_tensors(content: Any, place: str) -> dict[str, TensorEntry]:
+    return {
+        name: _parse_tensor(e, f"{place}.{name}")
+        for name, e in _require_object(content, place).items()
+    }
 
 
-def _tensor(said: Any, place: str) -> TensorEntry:
-    entry = _object(said, place)
-    shape = tuple(_number(n, f"{place}.shape") for n in _list(entry.get("shape"), f"{place}.shape"))
+def _parse_tensor(content: Any, place: str) -> TensorEntry:
+    entry = _require_object(content, place)
+    shape = tuple(
+        _require_number(n, f"{place}.shape")
+        for n in _require_list(entry.get("shape"), f"{place}.shape")
+    )
     digest = entry.get("xxh3_128")
     return TensorEntry(
-        _text(entry.get("dtype"), f"{place}.dtype"),
+        _require_text(entry.get("dtype"), f"{place}.dtype"),
         shape,
-        None if digest is None else _digest(digest, f"{place}.xxh3_128", 32),
+        None if digest is None else _require_digest(digest, f"{place}.xxh3_128", 32),
     )
 
 
-def _model(said: Any, place: str) -> ModelEntry:
-    entry = _object(said, place)
-    tensors = _tensors(entry.get("tensors", {}), f"{place}.tensors")
-    return ModelEntry(_source(entry, place), tensors)
+def _parse_model(content: Any, place: str) -> ModelEntry:
+    entry = _require_object(content, place)
+    tensors = _parse_tensors(entry.get("tensors", {}), f"{place}.tensors")
+    return ModelEntry(_parse_source(entry, place), tensors)
 
 
-def _adapter(said: Any) -> AdapterEntry:
+def _parse_adapter(content: Any) -> AdapterEntry:
     place = "inputs.adapters"
-    entry = _object(said, place)
+    entry = _require_object(content, place)
     weight = entry.get("weight", 1.0)
     if not isinstance(weight, (int, float)) or isinstance(weight, bool):
         raise _OtherFormError(f"{place}.weight", "a number", weight)
     if abs(weight) > _LARGEST_WEIGHT:
         raise _OtherFormError(f"{place}.weight", "a number that float64 holds", weight)
-    files = [_object(file, f"{place}.files") for file in _list(entry.get("files", []), place)]
-    digests = tuple(_digest(file.get("sha256"), f"{place}.files.sha256", 64) for file in files)
-    ignored = tuple(_text(n, f"{place}.ignored") for n in _list(entry.get("ignored", []), place))
-    return AdapterEntry(_source(entry, place), float(weight), digests, ignored)
+    files = [
+        _require_object(file, f"{place}.files")
+        for file in _require_list(entry.get("files", []), place)
+    ]
+    digests = tuple(
+        _require_digest(file.get("sha256"), f"{place}.files.sha256", 64) for file in files
+    )
+    ignored = tuple(
+        _require_text(n, f"{place}.ignored") for n in _require_list(entry.get("ignored", []), place)
+    )
+    return AdapterEntry(_parse_source(entry, place), float(weight), digests, ignored)
 
 
-def _source(entry: Mapping[str, Any], place: str) -> str:
-    source = _text(entry.get("source"), f"{place}.source")
+def _parse_source(entry: Mapping[str, Any], place: str) -> str:
+    source = _require_text(entry.get("source"), f"{place}.source")
     if not source or "\0" in source or len(os.fsencode(source)) > _LONGEST_PATH:
         raise _OtherFormError(f"{place}.source", "a folder or a Hub id", source)
     return source
 
 
-def _file_name(name: str) -> str:
+def _parse_file_name(name: str) -> str:
     plain = Path(name).name == name and name not in ("", "..") and not set(name) & set("\\\0")
     if not plain or len(os.fsencode(name)) > _LONGEST_NAME:
         raise _OtherFormError("files", "names of files in the folder", name)
     return name
 
 
-def _object(value: Any, place: str) -> Mapping[str, Any]:
+def _require_object(value: Any, place: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise _OtherFormError(place, "{...}", value)
     return value
 
 
-def _list(value: Any, place: str) -> list[Any]:
+def _require_list(value: Any, place: str) -> list[Any]:
     if not isinstance(value, list):
         raise _OtherFormError(place, "[...]", value)
     return value
 
 
-def _text(value: Any, place: str) -> str:
+def _require_text(value: Any, place: str) -> str:
     if not isinstance(value, str):
         raise _OtherFormError(place, "text", value)
     return value
 
 
-def _number(value: Any, place: str, least: int = 0) -> int:
+def _require_number(value: Any, place: str, least: int = 0) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise _OtherFormError(place, f"whole numbers from {least} on", value)
     return value
 
 
-def _digest(value: Any, place: str, digits: int) -> str:
+def _require_digest(value: Any, place: str, digits: int) -> str:
     if not isinstance(value, str) or not re.fullmatch(rf"[0-9a-f]{{{digits}}}", value):
         raise _OtherFormError(place, f"{digits} hexadecimal digits", value)
     return value
 
 
-def _one_of(value: Any, place: str, choices: Sequence[str]) -> str:
+def _require_choice(value: Any, place: str, choices: Sequence[str]) -> str:
     if value not in choices:
         raise _OtherFormError(place, " or ".join(choices), value)
     return str(value)
 
 
-def listed_files(folder: Path, manifest: Manifest) -> list[Path]:
+def list_files(folder: Path, manifest: Manifest) -> list[Path]:
     """The files of a manifest that are there."""
     return [folder / name for name in manifest.files if (folder / name).is_file()]
 
@@ -267,16 +285,16 @@ def check_files(folder: Path, manifest: Manifest, sha256: Hash) -> Iterator[Veri
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file():
-            yield VerificationError("a file of the model is missing", file=path, remedy=_AGAIN)
+            yield VerificationError("a file of the model is missing", file=path, remedy=_COPY_AGAIN)
             continue
-        size, wanted = path.stat().st_size, entry.nbytes
-        if size != wanted:
+        size, expected = path.stat().st_size, entry.nbytes
+        if size != expected:
             yield VerificationError(
-                "a file is cut off" if size < wanted else "a file is longer than it was written",
+                "a file is cut off" if size < expected else "a file is longer than it was written",
                 file=path,
-                expected=f"{wanted:,} bytes",
+                expected=f"{expected:,} bytes",
                 found=f"{size:,} bytes",
-                remedy=_AGAIN,
+                remedy=_COPY_AGAIN,
             )
         elif (found := sha256(path)) != entry.sha256:
             yield VerificationError(
@@ -284,7 +302,7 @@ def check_files(folder: Path, manifest: Manifest, sha256: Hash) -> Iterator[Veri
                 file=path,
                 expected=f"SHA-256 {entry.sha256}",
                 found=f"SHA-256 {found}",
-                remedy=_AGAIN,
+                remedy=_COPY_AGAIN,
             )
     listed = {*manifest.files, MANIFEST_NAME}
     present = {path.name for pattern in _WEIGHTS for path in folder.glob(pattern)}

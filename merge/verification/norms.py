@@ -6,23 +6,23 @@ from collections.abc import Iterator
 
 from ..errors import VerificationError
 from ..tensors.lazy import Checkpoint
-from .recipes import Inputs
+from .expected import MergeInputs
 
 _NORM = "model.norm.weight"
 # These keep the norm's weight itself, which no training turns negative.
 _TYPES = ("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi3")
 
 
-def check_norms(inputs: Inputs) -> Iterator[VerificationError]:
+def check_norms(inputs: MergeInputs) -> Iterator[VerificationError]:
     """A fault for a base that is a delta, and for a delta that is a whole model."""
     if inputs.base.config.get("model_type", "llama") not in _TYPES:
         return
-    if _negative(inputs.base) > 0.25:
+    if _measure_negative_share(inputs.base) > 0.25:
         yield VerificationError(
             "the base is no model but a difference between two, to judge by its final norm",
             tensor=_NORM,
             expected="hardly any negative weights",
-            found=f"{_negative(inputs.base):.0%} negative or zero",
+            found=f"{_measure_negative_share(inputs.base):.0%} negative or zero",
             remedy="merge into the model that the difference belongs to",
         )
     if inputs.dense is None or inputs.sign < 0 or _NORM not in inputs.dense.tensors:
@@ -39,7 +39,7 @@ def check_norms(inputs: Inputs) -> Iterator[VerificationError]:
         )
 
 
-def _negative(checkpoint: Checkpoint) -> float:
+def _measure_negative_share(checkpoint: Checkpoint) -> float:
     """Share of the final norm's weights that are not positive; 0 where there is none."""
     norm = checkpoint.tensors.get(_NORM)
     if norm is None:

@@ -17,7 +17,7 @@ SPAN_BYTES = 4 << 20
 Rows = tuple[torch.Tensor, ...]
 
 
-def side_by_side(
+def iter_rows_together(
     tensors: Sequence[LazyTensor], span_bytes: int = SPAN_BYTES, in_blocks: bool = True
 ) -> Iterator[tuple[int, int, Rows]]:
     """Yield ``(start, stop, rows)`` from the first row of the longest tensor to its last.
@@ -25,10 +25,10 @@ def side_by_side(
     A shorter tensor gives the rows that it has. The rows live until the next ones are asked for.
     They are whole blocks of the arithmetic, which without ``in_blocks`` is of no matter.
     """
-    step = _step(tensors, span_bytes, in_blocks)
+    step = _count_span_rows(tensors, span_bytes, in_blocks)
     total = max(tensor.rows for tensor in tensors)
     readers = [tensor.reader() for tensor in tensors]
-    free = [_buffers(tensors, min(step, total)) for _ in range(2)]
+    free = [_make_buffers(tensors, min(step, total)) for _ in range(2)]
     spans = iter(range(0, total, step))
     waiting: list[tuple[int, list[torch.Tensor], list[Future[torch.Tensor]]]] = []
     with ComputePool(len(tensors)) as pool:
@@ -47,14 +47,14 @@ def side_by_side(
             free.append(buffers)
 
 
-def _step(tensors: Sequence[LazyTensor], span_bytes: int, in_blocks: bool) -> int:
+def _count_span_rows(tensors: Sequence[LazyTensor], span_bytes: int, in_blocks: bool) -> int:
     """Rows of a span: whole blocks of the arithmetic or rows, as many as fit, at least one."""
     grid = block_rows(tensors[0].shape) if in_blocks else 1
     row_bytes = sum(tensor.row_bytes for tensor in tensors)
     return grid * max(1, span_bytes // max(1, grid * row_bytes))
 
 
-def _buffers(tensors: Sequence[LazyTensor], rows: int) -> list[torch.Tensor]:
+def _make_buffers(tensors: Sequence[LazyTensor], rows: int) -> list[torch.Tensor]:
     return [
         torch.empty((min(rows, tensor.rows), *tensor.shape[1:]), dtype=tensor.dtype)
         for tensor in tensors
@@ -87,7 +87,7 @@ class RowRange(LazyTensor):
         return fill
 
 
-def row_range(tensor: LazyTensor, first: int, last: int) -> LazyTensor:
+def slice_rows(tensor: LazyTensor, first: int, last: int) -> LazyTensor:
     """Rows ``first`` to ``last``; the tensor itself where these are all."""
     if (first, last) == (0, tensor.rows):
         return tensor

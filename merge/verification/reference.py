@@ -27,7 +27,7 @@ SIGMAS = 9.0
 
 
 @dataclass
-class Expected:
+class ExpectedRows:
     """A piece of rows: ``values`` (float64), how far each may be off, and the probe of both sides.
 
     ``tolerance`` is in float32, which is exact enough for a bound; ``relative`` comes on top of it,
@@ -42,14 +42,14 @@ class Expected:
     relative: float = 0.0
 
     @classmethod
-    def of(cls, start: torch.Tensor, signs: torch.Tensor) -> Expected:
+    def of(cls, start: torch.Tensor, probe_vectors: torch.Tensor) -> ExpectedRows:
         """What is carried over: no tolerance yet."""
         values = to_float64(start)
         none = torch.zeros(values.shape, dtype=torch.float32)
-        probe = linear(values, signs)
+        probe = linear(values, probe_vectors)
         return cls(values, none, probe, torch.zeros_like(probe))
 
-    def settle(self) -> torch.Tensor:
+    def resolve_relative(self) -> torch.Tensor:
         """Let ``relative`` become part of ``tolerance``; return the magnitudes of the values."""
         magnitudes = self.values.float().abs_()
         if self.relative:
@@ -65,44 +65,44 @@ def to_float64(rows: torch.Tensor) -> torch.Tensor:
 
 
 # Changes a piece; given the row of the tensor where it begins, and the rows of its streams.
-Change = Callable[[Expected, int, Sequence[torch.Tensor]], object]
+Change = Callable[[ExpectedRows, int, Sequence[torch.Tensor]], object]
 
 
-class Step(ABC):
+class Operation(ABC):
     """Something that is done to a tensor."""
 
     streams: tuple[LazyTensor, ...] = ()
     """Tensors of the same rows that are read along."""
 
     @abstractmethod
-    def opened(self, signs: torch.Tensor) -> Change:
-        """Read what must be at hand; ``signs`` (vectors, columns) are the probe's."""
+    def prepare(self, probe_vectors: torch.Tensor) -> Change:
+        """Read what must be at hand; ``probe_vectors`` (vectors, columns) are the probe's."""
 
 
 @dataclass(frozen=True)
-class AddProduct(Step):
+class AddProduct(Operation):
     """``W += scaling * B A`` on the rows that the product has."""
 
     product: Product
 
-    def opened(self, signs: torch.Tensor) -> Change:
+    def prepare(self, probe_vectors: torch.Tensor) -> Change:
         product, scaling = self.product, self.product.scaling
         if product.is_turned:
             left = product.a.read().t()
             right = product.b.read().double().t().contiguous()
         else:
             right = product.a.read().double()
-        reach, seen = right.norm(dim=0).float(), linear(right, signs)
+        reach, seen = right.norm(dim=0).float(), linear(right, probe_vectors)
         rank, total = right.shape[0], product.rows
 
-        def change(piece: Expected, first: int, _: Sequence[torch.Tensor]) -> None:
+        def change(piece: ExpectedRows, first: int, _: Sequence[torch.Tensor]) -> None:
             last = min(first + len(piece.values), total)
             if last <= first:
                 return
             rows = left[first:last] if product.is_turned else product.b.read(first, last)
             factor = rows.double()
             if piece.relative:
-                piece.settle()
+                piece.resolve_relative()
             piece.values[: last - first].addmm_(factor, right, alpha=scaling)
             bound = factor.norm(dim=1) * ((rank + 3) * U * abs(scaling))
             piece.tolerance[: last - first].addr_(bound.float(), reach)
@@ -116,7 +116,7 @@ class AddProduct(Step):
 
 
 @dataclass(frozen=True)
-class AddDense(Step):
+class AddDense(Operation):
     """``W += sign * D``."""
 
     dense: LazyTensor
@@ -126,25 +126,25 @@ class AddDense(Step):
     def streams(self) -> tuple[LazyTensor, ...]:  # type: ignore[override]
         return (self.dense,)
 
-    def opened(self, signs: torch.Tensor) -> Change:
-        def change(piece: Expected, _: int, streams: Sequence[torch.Tensor]) -> None:
+    def prepare(self, probe_vectors: torch.Tensor) -> Change:
+        def change(piece: ExpectedRows, _: int, streams: Sequence[torch.Tensor]) -> None:
             rows = to_float64(streams[0])
-            piece.settle()
+            piece.resolve_relative()
             piece.values.add_(rows, alpha=self.sign)
             piece.relative = 2 * U
-            piece.probe.add_(linear(rows, signs), alpha=self.sign)
+            piece.probe.add_(linear(rows, probe_vectors), alpha=self.sign)
 
         return change
 
 
 @dataclass(frozen=True)
-class AddMean(Step):
+class AddMean(Operation):
     """``W += sign * mean(base)``: the mean of the base's rows, kept in float32, on every row."""
 
     base: LazyTensor
     sign: int
 
-    def opened(self, signs: torch.Tensor) -> Change:
+    def prepare(self, probe_vectors: torch.Tensor) -> Change:
         read, step = self.base.without_digest().reader(), block_rows(self.base.shape)
         mean = torch.zeros(self.base.shape[1:], dtype=torch.float64)
         for first in range(0, self.base.rows, step):
@@ -155,44 +155,44 @@ class AddMean(Step):
             mean += to_float64(rows).sum(dim=0)
         mean /= self.base.rows
 
-        def change(piece: Expected, _: int, __: Sequence[torch.Tensor]) -> None:
-            piece.settle()
+        def change(piece: ExpectedRows, _: int, __: Sequence[torch.Tensor]) -> None:
+            piece.resolve_relative()
             piece.values.add_(mean, alpha=self.sign)
             piece.tolerance.add_(mean.abs().float(), alpha=2 * U)
             piece.relative = 2 * U
-            piece.probe.add_(linear(mean, signs), alpha=self.sign)
+            piece.probe.add_(linear(mean, probe_vectors), alpha=self.sign)
 
         return change
 
 
 @dataclass(frozen=True)
-class AddVector(Step):
+class AddVector(Operation):
     """``bias += scaling * vector``."""
 
     vector: LazyTensor
     scaling: float
 
-    def opened(self, signs: torch.Tensor) -> Change:
-        def change(piece: Expected, first: int, _: Sequence[torch.Tensor]) -> None:
+    def prepare(self, probe_vectors: torch.Tensor) -> Change:
+        def change(piece: ExpectedRows, first: int, _: Sequence[torch.Tensor]) -> None:
             rows = self.vector.read(first, first + len(piece.values)).double().unsqueeze(1)
             rows *= self.scaling
-            piece.settle()
+            piece.resolve_relative()
             piece.values += rows
             piece.tolerance.add_(piece.values.abs() + rows.abs(), alpha=3 * U)
-            piece.probe += linear(rows, signs)
+            piece.probe += linear(rows, probe_vectors)
 
         return change
 
 
 @dataclass(frozen=True)
-class ScaleRows(Step):
+class ScaleRows(Operation):
     """DoRA: each row is scaled to the norm of ``magnitude``."""
 
     magnitude: LazyTensor
 
-    def opened(self, signs: torch.Tensor) -> Change:
-        def change(piece: Expected, first: int, _: Sequence[torch.Tensor]) -> None:
-            piece.settle()
+    def prepare(self, probe_vectors: torch.Tensor) -> Change:
+        def change(piece: ExpectedRows, first: int, _: Sequence[torch.Tensor]) -> None:
+            piece.resolve_relative()
             count, columns = piece.values.shape
             norms = piece.values.norm(dim=1)
             factors = self.magnitude.read(first, first + count).double() / norms
@@ -207,50 +207,50 @@ class ScaleRows(Step):
 
 
 @dataclass(frozen=True)
-class ReplaceRows(Step):
+class ReplaceRows(Operation):
     """Trained tokens: rows ``indices`` become ``rows``."""
 
     indices: tuple[int, ...]
     rows: LazyTensor
 
-    def opened(self, signs: torch.Tensor) -> Change:
-        def change(piece: Expected, first: int, _: Sequence[torch.Tensor]) -> None:
+    def prepare(self, probe_vectors: torch.Tensor) -> Change:
+        def change(piece: ExpectedRows, first: int, _: Sequence[torch.Tensor]) -> None:
             for number, index in enumerate(self.indices):
                 if first <= index < first + len(piece.values):
-                    piece.settle()
+                    piece.resolve_relative()
                     row = self.rows.read(number, number + 1)[0].double()
                     piece.values[index - first] = row
                     piece.tolerance[index - first] = 0
-                    piece.probe[index - first] = signs @ row
+                    piece.probe[index - first] = probe_vectors @ row
                     piece.added[index - first] = 0
 
         return change
 
 
 @dataclass(frozen=True)
-class Round(Step):
+class Round(Operation):
     """A rounding to ``dtype`` before the last one, which belongs to the comparison."""
 
     dtype: torch.dtype
 
-    def opened(self, signs: torch.Tensor) -> Change:
-        def change(piece: Expected, _: int, __: Sequence[torch.Tensor]) -> None:
-            magnitudes = piece.settle()
+    def prepare(self, probe_vectors: torch.Tensor) -> Change:
+        def change(piece: ExpectedRows, _: int, __: Sequence[torch.Tensor]) -> None:
+            magnitudes = piece.resolve_relative()
             piece.tolerance += half_ulp(magnitudes.add_(piece.tolerance), self.dtype)
 
         return change
 
 
 @dataclass(frozen=True)
-class Quantise(Step):
+class Quantize(Operation):
     """Q8_0: blocks of 32 elements, each a whole multiple of a 127th of the largest of them.
 
     That scale is kept as a float16; see ``block_error``.
     """
 
-    def opened(self, signs: torch.Tensor) -> Change:
-        def change(piece: Expected, _: int, __: Sequence[torch.Tensor]) -> None:
-            piece.tolerance += block_error(piece.settle() + piece.tolerance)
+    def prepare(self, probe_vectors: torch.Tensor) -> Change:
+        def change(piece: ExpectedRows, _: int, __: Sequence[torch.Tensor]) -> None:
+            piece.tolerance += block_error(piece.resolve_relative() + piece.tolerance)
 
         return change
 

@@ -17,7 +17,7 @@ from ..untrusted.strict_json import read_json
 _REMEDY = "merge again; or put the file that lacks it beside the result"
 
 
-def check_tokenizer_files(folder: Path, wanted: TokenizerFolder) -> Iterator[MergeError]:
+def check_tokenizer_files(folder: Path, tokenizer: TokenizerFolder) -> Iterator[MergeError]:
     """Added tokens, special tokens and template of the inputs' tokenizer must be in the result.
 
     Meta's layout has no place but for the added tokens.
@@ -26,21 +26,21 @@ def check_tokenizer_files(folder: Path, wanted: TokenizerFolder) -> Iterator[Mer
         found = read_tokenizer(folder)
     except MergeError:
         return  # told by the check of the vocabulary
-    if found.added_tokens != wanted.added_tokens:
-        odd = sorted(found.added_tokens.items() ^ wanted.added_tokens.items())
-        yield _fault(folder, "added tokens differ", wanted, f"otherwise: {odd[:4]}")
+    if found.added_tokens != tokenizer.added_tokens:
+        odd = sorted(found.added_tokens.items() ^ tokenizer.added_tokens.items())
+        yield _make_fault(folder, "added tokens differ", tokenizer, f"otherwise: {odd[:4]}")
     if ModelFolder(folder).is_meta:
         return
     for name in ("bos_token", "eos_token", "pad_token"):
-        theirs, ours = getattr(wanted, name), getattr(found, name)
+        theirs, ours = getattr(tokenizer, name), getattr(found, name)
         if theirs is not None and theirs != ours:
-            told = f"{ours.content!r} ({ours.id})" if ours is not None else "none"
+            described = f"{ours.content!r} ({ours.id})" if ours is not None else "none"
             expected = f"{name} {theirs.content!r} ({theirs.id})"
-            yield _fault(folder, f"the {name} is another one", wanted, told, expected)
-    if wanted.has_template and not found.has_template:
-        yield _fault(folder, "the chat template is lost", wanted, "none", "a chat template")
+            yield _make_fault(folder, f"the {name} is another one", tokenizer, described, expected)
+    if tokenizer.has_template and not found.has_template:
+        yield _make_fault(folder, "the chat template is lost", tokenizer, "none", "a chat template")
     if found.eos_token is not None:
-        yield from _ends(folder / GENERATION_CONFIG_NAME, found.eos_token.id)
+        yield from _check_end(folder / GENERATION_CONFIG_NAME, found.eos_token.id)
 
 
 def check_copied_end(folder: Path) -> Iterator[VerificationError]:
@@ -48,32 +48,36 @@ def check_copied_end(folder: Path) -> Iterator[VerificationError]:
     end = read_copied(Folder(folder)).token_ids.get("eos_token_id")
     if end is not None:
         for name in (CONFIG_NAME, GENERATION_CONFIG_NAME):
-            yield from _ends(folder / name, end)
+            yield from _check_end(folder / name, end)
 
 
-def _ends(path: Path, end: int) -> Iterator[VerificationError]:
+def _check_end(path: Path, end: int) -> Iterator[VerificationError]:
     """Hold a configuration's end of text against the tokenizer's; that of LLaMA's ``config.json``
     is checked with the vocabulary.
     """
-    said: Any = read_json(path).get("eos_token_id") if path.is_file() else None
-    if said is not None and end not in (said if isinstance(said, list) else [said]):
+    stated: Any = read_json(path).get("eos_token_id") if path.is_file() else None
+    if stated is not None and end not in (stated if isinstance(stated, list) else [stated]):
         yield VerificationError(
             "generation would not end where the tokenizer ends a text",
             file=path,
             expected=f"eos_token_id {end}",
-            found=f"eos_token_id {said}",
+            found=f"eos_token_id {stated}",
             remedy="merge again, or write the tokenizer's id there",
         )
 
 
-def _fault(
-    folder: Path, sentence: str, wanted: TokenizerFolder, found: str, expected: str | None = None
+def _make_fault(
+    folder: Path,
+    sentence: str,
+    tokenizer: TokenizerFolder,
+    found: str,
+    expected: str | None = None,
 ) -> VerificationError:
-    tokens = ", ".join(f"{text!r}: {id_}" for text, id_ in wanted.added_tokens.items()) or "none"
+    tokens = ", ".join(f"{text!r}: {id_}" for text, id_ in tokenizer.added_tokens.items()) or "none"
     return VerificationError(
         f"the tokenizer is not that of the inputs: {sentence}",
         file=folder,
-        expected=f"{expected or tokens}, as in {wanted.path}",
+        expected=f"{expected or tokens}, as in {tokenizer.path}",
         found=found,
         remedy=_REMEDY,
     )

@@ -14,21 +14,21 @@ _TIE_BITS = 0xFFF
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def bits(tensor: torch.Tensor) -> torch.Tensor:
+def view_as_integers(tensor: torch.Tensor) -> torch.Tensor:
     """The same memory as signed integers of the same width."""
     return tensor.view(_INTEGERS[tensor.dtype.itemsize])
 
 
-def coarser(one: torch.dtype, other: torch.dtype) -> torch.dtype:
+def choose_coarser(one: torch.dtype, other: torch.dtype) -> torch.dtype:
     """The dtype with fewer digits: bfloat16 of float16 and bfloat16.
 
-    >>> coarser(torch.float16, torch.bfloat16), coarser(torch.float16, torch.float32)
+    >>> choose_coarser(torch.float16, torch.bfloat16), coarser(torch.float16, torch.float32)
     (torch.bfloat16, torch.float16)
     """
     return max(one, other, key=lambda dtype: torch.finfo(dtype).eps)
 
 
-def nearest(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def round_to_nearest(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Round float64 values once to a floating-point dtype, to nearest even.
 
     torch goes by way of float32 to narrower types, which rounds a second time. That matters only
@@ -48,32 +48,34 @@ def nearest(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return rounded
 
 
-def distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+def count_ulps(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """How many steps lie between the elements of two tensors of one floating-point dtype (int64).
 
     0 means the same bits. What differs in bits alone (-0 and 0, two kinds of NaN) is 1 apart.
 
-    >>> distances(torch.tensor([1.0, 0.0]), torch.tensor([1.0, -0.0]))
+    >>> count_ulps(torch.tensor([1.0, 0.0]), torch.tensor([1.0, -0.0]))
     tensor([0, 1])
     """
-    ours, theirs = bits(one).long(), bits(other).long()
-    low = torch.iinfo(bits(one).dtype).max
-    magnitudes, signs = (ours & low, theirs & low), (ours < 0) == (theirs < 0)
-    apart = torch.where(signs, (magnitudes[0] - magnitudes[1]).abs(), magnitudes[0] + magnitudes[1])
+    ours, theirs = view_as_integers(one).long(), view_as_integers(other).long()
+    low = torch.iinfo(view_as_integers(one).dtype).max
+    magnitudes, same_sign = (ours & low, theirs & low), (ours < 0) == (theirs < 0)
+    apart = torch.where(
+        same_sign, (magnitudes[0] - magnitudes[1]).abs(), magnitudes[0] + magnitudes[1]
+    )
     apart = torch.where(apart < 0, INCOMPARABLE, apart)  # float64 of opposite signs
-    kinds = _kind(one), _kind(other)
+    kinds = _classify(one), _classify(other)
     both_nan = (kinds[0] == _NAN) & (kinds[1] == _NAN)
     apart = torch.where(both_nan, torch.zeros_like(apart), apart)
     apart = torch.where((ours != theirs) & (apart == 0), 1, apart)
     return torch.where(kinds[0] != kinds[1], INCOMPARABLE, apart)
 
 
-def ulp_text(ulp: int) -> str:
+def format_ulps(ulp: int) -> str:
     """``3 ulp``; a number beside NaN or infinity is no number of ulp apart."""
     return f"{ulp:,} ulp" if ulp != INCOMPARABLE else "no number of ulp (NaN, infinity or integers)"
 
 
-def _kind(tensor: torch.Tensor) -> torch.Tensor:
+def _classify(tensor: torch.Tensor) -> torch.Tensor:
     """0 for a finite number, 1 and 2 for infinities, ``_NAN``."""
     tensor = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # float8 cannot be asked
     infinite = tensor.isinf().to(torch.int8) * torch.where(tensor > 0, 1, 2).to(torch.int8)

@@ -16,11 +16,12 @@ from ..layouts.decoder import VOCABULARY_TENSORS, embedding_rows
 from ..layouts.model_folder import ModelFolder
 from ..settings import OnProgress
 from ..tensors.lazy import Checkpoint, LazyTensor, dtype_name
-from . import configuration
-from .elementwise import Exactness, TensorResult, blocks_of, check_tensor
-from .manifest import Manifest, TensorEntry, check_files, listed_files
-from .recipes import ExpectedModel, ExpectedTensor, Inputs, wanted
-from .ulps import ulp_text
+from .configuration import check_configuration
+from .elementwise import Exactness, TensorResult, check_tensor, get_blocks
+from .expected import ExpectedModel, ExpectedTensor, MergeInputs, build_expected_model
+from .findings import Findings
+from .manifest import Manifest, TensorEntry, check_files, list_files
+from .ulps import format_ulps
 
 _ROWS = (
     "merge again; rows that --vocab_mismatch or --new_token_init gave are right only where the "
@@ -30,58 +31,52 @@ _MERGE_AGAIN = "merge again; if it comes back, report it with the manifest"
 
 
 @dataclass
-class Findings:
-    """What is wrong (``faults``), what was checked, and what could not be.
+class ResultFindings(Findings):
+    """What was found of a result, and how near its elements are to float64.
 
     ``exactness`` covers all elements that were compared with float64, ``furthest`` names the tensor
     in which they are least exact.
     """
 
-    faults: list[MergeError] = field(default_factory=list)
-    checked: list[str] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
     exactness: Exactness = field(default_factory=Exactness)
     furthest: str | None = None
-
-    def take(self, compared: configuration.Compared) -> None:
-        """Add what was found out about the configuration."""
-        self.faults += compared.faults
-        self.unchecked += compared.unchecked
 
 
 def check_result(
     folder: Path,
     result: Checkpoint,
     manifest: Manifest | None,
-    inputs: Inputs | None,
+    inputs: MergeInputs | None,
     workers: int,
     on_progress: OnProgress | None = None,
-) -> Findings:
+) -> ResultFindings:
     """Read a result once, with its inputs beside it, and hold it against both.
 
     Files are hashed beside the tensors, in the same order, so the disk is asked once as long as
     the page cache holds what lies between the two. Without ``inputs`` only digests are checked.
     """
-    found = Findings()
+    found = ResultFindings()
     entries = manifest.tensors if manifest is not None else {}
-    found.faults += _names(result, entries, folder) if manifest is not None else []
-    tensors, made = _all(result), {}
+    found.faults += _check_names(result, entries, folder) if manifest is not None else []
+    tensors, made = _merge_extra(result), {}
     if inputs is not None:
-        tensors = _as_read(result, inputs)
-        due = wanted(inputs, tensors, ModelFolder(folder).is_gguf)
-        found.faults += _shapes(folder, tensors, due, inputs, entries)
-        made, tensors = due.recipes, _without_same_head(tensors, result, due, inputs)
-        found.take(_configuration(folder, result, manifest is not None, inputs))
+        tensors = _list_as_read(result, inputs)
+        model = build_expected_model(inputs, tensors, ModelFolder(folder).is_gguf)
+        found.faults += _check_shapes(folder, tensors, model, inputs, entries)
+        made, tensors = model.tensors, _without_same_head(tensors, result, model, inputs)
+        found.add(_check_configuration(folder, result, manifest is not None, inputs))
     others: list[TensorResult] = []
     worst = Exactness()
-    progress = _Progress(on_progress, _total(tensors, made) + _file_bytes(folder, manifest))
+    progress = _Progress(
+        on_progress, _count_bytes(tensors, made) + _count_file_bytes(folder, manifest)
+    )
     with (
         ThreadPoolExecutor(1) as hashing,
         ComputePool(workers) as pool,
-        progress.ending(),
+        progress.stop_on_error(),
         one_torch_thread(),
     ):
-        files = hashing.submit(_files, folder, manifest, progress.add)
+        files = hashing.submit(_check_files, folder, manifest, progress.add)
         for name, tensor in tensors.items():
             base = inputs.base.tensors.get(name) if inputs is not None else None
             try:
@@ -91,22 +86,22 @@ def check_result(
                     raise
                 found.faults.append(error)
                 continue
-            found.faults += _digests(checked, tensor, entries, folder)
+            found.faults += _check_digests(checked, tensor, entries, folder)
             if _has_other_base(checked, manifest):
                 others.append(checked)
             else:
-                found.faults += _numbers(checked, tensor)
+                found.faults += _check_numbers(checked, tensor)
                 worst = _count_exactness(found, checked, worst)
             if inputs is not None:
                 found.unchecked += [f"{name}: {why}" for why in checked.unchecked]
-        found.faults[:0] = [*files.result(), *_other_inputs(others, manifest, inputs)]
-    if manifest is not None and (bare := manifest.tensors.keys() - _digested(manifest)):
+        found.faults[:0] = [*files.result(), *_check_inputs(others, manifest, inputs)]
+    if manifest is not None and (bare := manifest.tensors.keys() - _names_with_digest(manifest)):
         found.unchecked.append(f"content of {len(bare)} tensors: the manifest has no digest of it")
-    found.checked += _told(result, manifest, inputs, found)
+    found.checked += _describe_checks(result, manifest, inputs, found)
     return found
 
 
-def _count_exactness(found: Findings, checked: TensorResult, worst: Exactness) -> Exactness:
+def _count_exactness(found: ResultFindings, checked: TensorResult, worst: Exactness) -> Exactness:
     """Add a tensor's exactness to the findings; return that of the least exact one so far."""
     own = checked.exactness
     found.exactness.add(own)
@@ -116,7 +111,7 @@ def _count_exactness(found: Findings, checked: TensorResult, worst: Exactness) -
     return own
 
 
-def _digested(manifest: Manifest) -> set[str]:
+def _names_with_digest(manifest: Manifest) -> set[str]:
     """The tensors whose content the manifest tells."""
     return {name for name, entry in manifest.tensors.items() if entry.digest is not None}
 
@@ -126,41 +121,41 @@ def _is_of(folder: Path, error: MergeError) -> bool:
     return Path(error.facts.get("file", "")).parent == folder
 
 
-def _all(result: Checkpoint) -> dict[str, LazyTensor]:
+def _merge_extra(result: Checkpoint) -> dict[str, LazyTensor]:
     return {**result.tensors, **result.extra}
 
 
-def _configuration(
-    folder: Path, result: Checkpoint, is_ours: bool, inputs: Inputs
-) -> configuration.Compared:
+def _check_configuration(
+    folder: Path, result: Checkpoint, is_ours: bool, inputs: MergeInputs
+) -> Findings:
     """What the numbers beside the weights are; a manifest's digests hold for those of GGUF."""
     if is_ours and ModelFolder(folder).is_gguf:
-        return configuration.Compared()
+        return Findings()
     rows = embedding_rows(result.tensors)
-    return configuration.check(folder, result, inputs, is_ours, rows)
+    return check_configuration(folder, result, inputs, is_ours, rows)
 
 
-def _as_read(result: Checkpoint, inputs: Inputs) -> dict[str, LazyTensor]:
+def _list_as_read(result: Checkpoint, inputs: MergeInputs) -> dict[str, LazyTensor]:
     """The tensors as readers take them: the embeddings are the LM head where the result ties it."""
-    tensors = _all(result)
+    tensors = _merge_extra(result)
     if result.config.get("tie_word_embeddings") and inputs.embeddings in tensors:
         tensors[inputs.head] = tensors[inputs.embeddings]
     return tensors
 
 
 def _without_same_head(
-    tensors: Mapping[str, LazyTensor], result: Checkpoint, due: ExpectedModel, inputs: Inputs
+    tensors: Mapping[str, LazyTensor], result: Checkpoint, model: ExpectedModel, inputs: MergeInputs
 ) -> dict[str, LazyTensor]:
     """The tensors without an LM head that is the embeddings in the result and by its inputs."""
     head, name = inputs.head, inputs.embeddings
     same = head in tensors and tensors[head] is tensors.get(name)
-    if not same or due.recipes.get(head) != due.recipes.get(name):
+    if not same or model.tensors.get(head) != model.tensors.get(name):
         return dict(tensors)
     own = {head: result.tensors[head]} if head in result.tensors else {}
     return {key: tensor for key, tensor in tensors.items() if key != head} | own
 
 
-def _files(
+def _check_files(
     folder: Path, manifest: Manifest | None, on_bytes: Callable[[int], object]
 ) -> list[VerificationError]:
     if manifest is None:
@@ -168,32 +163,31 @@ def _files(
     return list(check_files(folder, manifest, lambda path: read_digest(path, on_bytes)))
 
 
-def _file_bytes(folder: Path, manifest: Manifest | None) -> int:
+def _count_file_bytes(folder: Path, manifest: Manifest | None) -> int:
     """Bytes of the files that will be hashed."""
-    files = [] if manifest is None else listed_files(folder, manifest)
+    files = [] if manifest is None else list_files(folder, manifest)
     return sum(path.stat().st_size for path in files)
 
 
-def _total(tensors: Mapping[str, LazyTensor], made: Mapping[str, ExpectedTensor]) -> int:
+def _count_bytes(tensors: Mapping[str, LazyTensor], made: Mapping[str, ExpectedTensor]) -> int:
     """Bytes that will be read: of the result, and of what its rows are made of."""
     total = 0
     for name, tensor in tensors.items():
         total += tensor.nbytes
-        recipe = made.get(name)
-        if recipe is None or recipe.uncovered is not None:
+        expected = made.get(name)
+        if expected is None or expected.uncovered is not None:
             continue
-        for segment in recipe.segments:
-            streams = [segment.start] if segment.start is not None else []
-            streams += [stream for step in segment.steps for stream in step.streams]
-            total += sum((segment.last - segment.first) * s.row_bytes for s in streams)
+        for segment in expected.segments:
+            row_bytes = sum(stream.row_bytes for stream in segment.streams)
+            total += (segment.last - segment.first) * row_bytes
     return total
 
 
 class _Progress:
-    """Bytes that several threads have read, told to one listener."""
+    """Bytes that several threads have read, reported to one listener."""
 
     def __init__(self, on_progress: OnProgress | None, total: int) -> None:
-        self._tell, self._total, self._done = on_progress, total, 0
+        self._report, self._total, self._done = on_progress, total, 0
         self._lock = Lock()
         self._is_over = False
 
@@ -203,11 +197,11 @@ class _Progress:
             if self._is_over:
                 raise CancelledError
             self._done += count
-            if self._tell is not None and self._total:
-                self._tell(min(self._done, self._total), self._total)
+            if self._report is not None and self._total:
+                self._report(min(self._done, self._total), self._total)
 
     @contextmanager
-    def ending(self) -> Iterator[None]:
+    def stop_on_error(self) -> Iterator[None]:
         """End the threads that read when the block ends early: at Ctrl-C, say."""
         try:
             yield
@@ -216,13 +210,13 @@ class _Progress:
             raise
 
 
-def _names(
+def _check_names(
     result: Checkpoint, entries: Mapping[str, TensorEntry], folder: Path
 ) -> Iterator[VerificationError]:
     for name in entries:
-        if name not in _all(result):
-            yield _lacking(folder, name)
-    for name in _all(result):
+        if name not in _merge_extra(result):
+            yield _make_missing_fault(folder, name)
+    for name in _merge_extra(result):
         # Meta's layout spells out an LM head that the model shares with its embeddings.
         if name not in entries and name not in VOCABULARY_TENSORS:
             yield VerificationError(
@@ -230,16 +224,16 @@ def _names(
             )
 
 
-def _shapes(
+def _check_shapes(
     folder: Path,
     tensors: Mapping[str, LazyTensor],
-    due: ExpectedModel,
-    inputs: Inputs,
+    model: ExpectedModel,
+    inputs: MergeInputs,
     entries: Mapping[str, TensorEntry],
 ) -> Iterator[VerificationError]:
     """Inputs and options say which tensors there are, and how many rows each has."""
-    yield from (_lacking(folder, name) for name in due.missing if name not in entries)
-    for name in due.unknown:
+    yield from (_make_missing_fault(folder, name) for name in model.missing if name not in entries)
+    for name in model.unknown:
         yield VerificationError(
             "the result holds a tensor that none of its inputs has",
             file=folder,
@@ -248,7 +242,7 @@ def _shapes(
             found=f"{name}, shape {tensors[name].shape}",
             remedy=_MERGE_AGAIN,
         )
-    for name, shape in due.shapes.items():
+    for name, shape in model.shapes.items():
         found = tensors[name].shape
         if found != shape:
             rows = inputs.is_vocabulary(name) and found[1:] == shape[1:]
@@ -261,26 +255,26 @@ def _shapes(
             )
 
 
-def _lacking(folder: Path, name: str) -> VerificationError:
+def _make_missing_fault(folder: Path, name: str) -> VerificationError:
     return VerificationError(
         "the result lacks a tensor", file=folder, tensor=name, remedy=_MERGE_AGAIN
     )
 
 
-def _digests(
+def _check_digests(
     checked: TensorResult, tensor: LazyTensor, entries: Mapping[str, TensorEntry], folder: Path
 ) -> Iterator[VerificationError]:
     """A tensor's dtype, shape and content must be those that the merge wrote."""
     entry = entries.get(checked.name)
     if entry is None:
         return
-    said = entry.dtype, entry.shape
-    tensor = blocks_of(tensor) or tensor
-    if said != (dtype_name(tensor.dtype), tensor.shape):
+    recorded = entry.dtype, entry.shape
+    tensor = get_blocks(tensor) or tensor
+    if recorded != (dtype_name(tensor.dtype), tensor.shape):
         yield VerificationError(
             "a tensor has another dtype or shape than the merge gave it",
             tensor=tensor.origin,
-            expected=f"{said[0]} {said[1]}",
+            expected=f"{recorded[0]} {recorded[1]}",
             found=f"{dtype_name(tensor.dtype)} {tensor.shape}",
             remedy=_MERGE_AGAIN,
         )
@@ -296,26 +290,26 @@ def _digests(
 
 
 def _has_other_base(checked: TensorResult, manifest: Manifest | None) -> bool:
-    merged = _merged_base(manifest).get(checked.name)
+    merged = _get_merged_base(manifest).get(checked.name)
     digest = merged.digest if merged is not None else None
     return digest is not None and checked.base_digest not in (None, digest)
 
 
-def _merged_base(manifest: Manifest | None) -> Mapping[str, TensorEntry]:
+def _get_merged_base(manifest: Manifest | None) -> Mapping[str, TensorEntry]:
     """What the manifest says of the base's tensors."""
     base = manifest.base if manifest is not None else None
     return base.tensors if base is not None else {}
 
 
-def _other_inputs(
-    others: list[TensorResult], manifest: Manifest | None, inputs: Inputs | None
+def _check_inputs(
+    others: list[TensorResult], manifest: Manifest | None, inputs: MergeInputs | None
 ) -> Iterator[VerificationError]:
     """Inputs that are read now must be those that were merged."""
     if others:
         yield VerificationError(
             "the base is not the one that was merged: its tensors have other content",
             tensor=others[0].name,
-            expected=f"XXH3 {_merged_base(manifest)[others[0].name].digest}",
+            expected=f"XXH3 {_get_merged_base(manifest)[others[0].name].digest}",
             found=f"XXH3 {others[0].base_digest}; {len(others)} tensors differ",
             remedy="give the base that was merged with --base_model",
         )
@@ -332,36 +326,36 @@ def _other_inputs(
             )
 
 
-def _numbers(checked: TensorResult, tensor: LazyTensor) -> Iterator[VerificationError]:
-    if checked.is_right:
+def _check_numbers(checked: TensorResult, tensor: LazyTensor) -> Iterator[VerificationError]:
+    if checked.is_within_tolerance:
         return
-    where, found = "", f"{checked.wrong_rows} rows whose random sums are off"
+    where, found = "", f"{checked.failed_rows} rows whose random sums are off"
     if checked.first is not None:
-        index, wanted, tolerance, actual = checked.first
-        where = f"{wanted:.9g} at {list(index)}, give or take {tolerance:.2g}"
+        index, build_expected_model, tolerance, actual = checked.first
+        where = f"{build_expected_model:.9g} at {list(index)}, give or take {tolerance:.2g}"
         found = (
-            f"{actual:.9g}; {checked.wrong:,} of {checked.elements:,} elements are off, and the "
-            f"random sums of {checked.wrong_rows:,} rows"
+            f"{actual:.9g}; {checked.failed:,} of {checked.elements:,} elements are off, and the "
+            f"random sums of {checked.failed_rows:,} rows"
         )
     yield VerificationError(
         "a tensor is not what its inputs make of it",
         tensor=tensor.origin,
         expected=where or "sums within rounding",
-        found=found + _scaling(checked),
-        remedy=_likely(checked),
+        found=found + _describe_share(checked),
+        remedy=_suggest_remedy(checked),
     )
 
 
-def _scaling(checked: TensorResult) -> str:
+def _describe_share(checked: TensorResult) -> str:
     share = checked.share_added
     return "" if share is None else f"; what was added is {share:.3g} times what the adapters add"
 
 
-def _likely(checked: TensorResult) -> str:
+def _suggest_remedy(checked: TensorResult) -> str:
     share = checked.share_added
     if share is not None and abs(share) < 0.02:
         return "it looks as if the adapter had not been merged: check --lora_model, merge again"
-    if checked.name.endswith(("q_proj.weight", "k_proj.weight")) and checked.wrong_rows > 1:
+    if checked.name.endswith(("q_proj.weight", "k_proj.weight")) and checked.failed_rows > 1:
         return "rows of q and k in another layout's rotary order would look so; merge again"
     return (
         "check that base, adapters and --lora_weights are those of the merge (lora_alpha and r are "
@@ -369,26 +363,28 @@ def _likely(checked: TensorResult) -> str:
     )
 
 
-def _told(
+def _describe_checks(
     result: Checkpoint,
     manifest: Manifest | None,
-    inputs: Inputs | None,
-    found: Findings,
+    inputs: MergeInputs | None,
+    found: ResultFindings,
 ) -> Iterator[str]:
-    count = len(_all(result))
+    count = len(_merge_extra(result))
     if manifest is not None:
         yield f"files      {len(manifest.files)} by size and SHA-256"
-        if digests := len(_all(result).keys() & _digested(manifest)):
+        if digests := len(_merge_extra(result).keys() & _names_with_digest(manifest)):
             yield f"content    {digests} tensors by their digests"
     if inputs is not None:
-        partly = len({line.partition(":")[0] for line in found.unchecked} & _all(result).keys())
+        partly = len(
+            {line.partition(":")[0] for line in found.unchecked} & _merge_extra(result).keys()
+        )
         yield (
             f"arithmetic {count - partly} tensors, each element and 4 random sums of each row"
             + (f"; {partly} not or in part" if partly else "")
         )
     exactness = found.exactness
     if exactness.elements:
-        yield f"float64    at most {ulp_text(exactness.max_ulp)} away" + (
+        yield f"float64    at most {format_ulps(exactness.max_ulp)} away" + (
             f" (most in {found.furthest})" if found.furthest else ""
         )
         yield (

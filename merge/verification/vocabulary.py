@@ -21,11 +21,11 @@ from ..tokenizers.huggingface import MODEL_NAME, TokenizerFolder, read_tokenizer
 _GGUF_TOKENS = "tokenizer.ggml.tokens"
 # llama.cpp's converter spells it as a space in added tokens.
 _WORD_BOUNDARY = "\N{LOWER ONE EIGHTH BLOCK}"
-_PUT_BACK = "put back what the merge wrote, or merge again with the right tokenizer"
+_RESTORE = "put back what the merge wrote, or merge again with the right tokenizer"
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class TokenList:
     """Tokens by id, and the ids of the special ones where the tokenizer gives them."""
 
     path: Path
@@ -64,19 +64,21 @@ def check_vocabulary(
     except MergeError as error:
         yield error
         return
-    counts = list(_counts(ours, rows, padded))
+    counts = list(_check_count(ours, rows, padded))
     yield from counts
-    yield from _special_ids(ours, result, ours.path)
+    yield from _check_ids(ours, result, ours.path)
     for parent in parents:
-        theirs = _of_folder(read_tokenizer(parent))
-        yield from _order(ours, theirs)
+        parent_tokens = _read_folder(read_tokenizer(parent))
+        yield from _check_order(ours, parent_tokens)
         if not may_be_shorter and not counts:
-            yield from _lacking(ours, theirs, rows)
+            yield from _check_missing(ours, parent_tokens, rows)
 
 
-def read_vocabulary(folder: Path) -> Vocabulary:
+def read_vocabulary(folder: Path) -> TokenList:
     """The tokens of a folder in any layout. Raises ``MergeError`` for a tokenizer that is none."""
-    return _of_gguf(folder) if ModelFolder(folder).is_gguf else _of_folder(read_tokenizer(folder))
+    return (
+        _read_gguf(folder) if ModelFolder(folder).is_gguf else _read_folder(read_tokenizer(folder))
+    )
 
 
 def check_tokenizer(folder: Path, sha256: str | None) -> Iterator[VerificationError]:
@@ -88,7 +90,7 @@ def check_tokenizer(folder: Path, sha256: str | None) -> Iterator[VerificationEr
             file=path,
             expected=f"SHA-256 {sha256}",
             found=f"SHA-256 {found}",
-            remedy=_PUT_BACK,
+            remedy=_RESTORE,
         )
 
 
@@ -96,17 +98,17 @@ def check_special_ids(
     folder: Path, result: Checkpoint, tokenizer: TokenizerFolder
 ) -> Iterator[VerificationError]:
     """Yield ids of bos and eos that a GGUF file gives otherwise than the ``tokenizer``."""
-    yield from _special_ids(_of_folder(tokenizer), result, gguf_files(ModelFolder(folder))[0])
+    yield from _check_ids(_read_folder(tokenizer), result, gguf_files(ModelFolder(folder))[0])
 
 
-def _of_folder(tokenizer: TokenizerFolder) -> Vocabulary:
+def _read_folder(tokenizer: TokenizerFolder) -> TokenList:
     from sentencepiece import SentencePieceProcessor
 
     model = SentencePieceProcessor()
     model.LoadFromSerializedProto(tokenizer.contents[MODEL_NAME])
     pieces = [model.id_to_piece(id_) for id_ in range(model.get_piece_size())]
     given = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
-    return Vocabulary(
+    return TokenList(
         tokenizer.path,
         (*pieces, *tokenizer.added_tokens),
         {name: token.id for name, token in given.items() if token is not None},
@@ -114,7 +116,7 @@ def _of_folder(tokenizer: TokenizerFolder) -> Vocabulary:
     )
 
 
-def _of_gguf(path: Path) -> Vocabulary:
+def _read_gguf(path: Path) -> TokenList:
     """The tokens that llama.cpp will use; their special ids are in the configuration made of it."""
     first = gguf_files(ModelFolder(path))[0]
     tokens = read_gguf(InputFile(first)).metadata.get(_GGUF_TOKENS)
@@ -124,25 +126,25 @@ def _of_gguf(path: Path) -> Vocabulary:
             file=first,
             expected=f"{_GGUF_TOKENS}: a list of text",
             found=f"no {_GGUF_TOKENS}" if tokens is None else f"{_GGUF_TOKENS} {tokens!r:.60}",
-            remedy=_PUT_BACK,
+            remedy=_RESTORE,
         )
-    return Vocabulary(first, tuple(tokens), {})
+    return TokenList(first, tuple(tokens), {})
 
 
-def _counts(ours: Vocabulary, rows: int, padded: bool) -> Iterator[VerificationError]:
+def _check_count(ours: TokenList, rows: int, padded: bool) -> Iterator[VerificationError]:
     count = len(ours.tokens)
-    if count == rows or (count < rows and (padded or _rounded_up(count, rows, ours))):
+    if count == rows or (count < rows and (padded or _is_rounded_up(count, rows, ours))):
         return
     yield VerificationError(
         "tokenizer and rows do not belong together",
         file=ours.path,
         expected=f"{rows} tokens, one for each row of the embeddings",
         found=f"{count} tokens",
-        remedy=explain_mismatch(ours.known, rows) or _PUT_BACK,
+        remedy=explain_mismatch(ours.known, rows) or _RESTORE,
     )
 
 
-def _rounded_up(tokens: int, rows: int, ours: Vocabulary) -> bool:
+def _is_rounded_up(tokens: int, rows: int, ours: TokenList) -> bool:
     """Whether rows are the tokens, rounded up to 8, 16, 32 ... as trainers do for GPUs. llama.cpp
     needs a token for each.
     """
@@ -152,8 +154,8 @@ def _rounded_up(tokens: int, rows: int, ours: Vocabulary) -> bool:
     return any(rows == -(-tokens // multiple) * multiple for multiple in multiples)
 
 
-def _special_ids(
-    vocabulary: Vocabulary, result: Checkpoint, file: Path
+def _check_ids(
+    vocabulary: TokenList, result: Checkpoint, file: Path
 ) -> Iterator[VerificationError]:
     for name, id_ in vocabulary.special.items():
         stated = result.config.get(f"{name}_id")
@@ -164,33 +166,35 @@ def _special_ids(
                 file=file,
                 expected=f"{name}_id {id_} ({vocabulary.tokens[id_]})",
                 found=f"{name}_id {stated}",
-                remedy=_PUT_BACK,
+                remedy=_RESTORE,
             )
 
 
-def _lacking(ours: Vocabulary, theirs: Vocabulary, rows: int) -> Iterator[VerificationError]:
+def _check_missing(
+    ours: TokenList, parent_tokens: TokenList, rows: int
+) -> Iterator[VerificationError]:
     """Every token of the tokenizer that the rows come from, as far as there are rows."""
-    wanted = min(len(theirs.tokens), rows)
-    if len(ours.tokens) < wanted:
+    expected = min(len(parent_tokens.tokens), rows)
+    if len(ours.tokens) < expected:
         yield VerificationError(
             "the tokenizer lacks tokens of the tokenizer that its rows come from",
             file=ours.path,
-            expected=f"{wanted} tokens, as in {theirs.path}",
+            expected=f"{expected} tokens, as in {parent_tokens.path}",
             found=f"{len(ours.tokens)} tokens",
-            remedy=_PUT_BACK,
+            remedy=_RESTORE,
         )
 
 
-def _order(ours: Vocabulary, theirs: Vocabulary) -> Iterator[VerificationError]:
+def _check_order(ours: TokenList, parent_tokens: TokenList) -> Iterator[VerificationError]:
     """Every id must mean the same as in a tokenizer that the rows come from."""
     boundary = " " if ModelFolder(ours.path).is_gguf else _WORD_BOUNDARY
-    for id_, (one, other) in enumerate(zip(ours.tokens, theirs.tokens, strict=False)):
+    for id_, (one, other) in enumerate(zip(ours.tokens, parent_tokens.tokens, strict=False)):
         if one not in (other, other.replace(_WORD_BOUNDARY, boundary)):
             yield VerificationError(
                 "the tokenizer gives an id another token than the tokenizer its rows come from",
                 file=ours.path,
-                expected=f"{other!r} as token {id_}, as in {theirs.path}",
+                expected=f"{other!r} as token {id_}, as in {parent_tokens.path}",
                 found=repr(one),
-                remedy=_PUT_BACK,
+                remedy=_RESTORE,
             )
             return

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from merge.tensors.lazy import LazyTensor, RowReader
 from merge.verification.adapters import Product
 from merge.verification.elementwise import Exactness, TensorResult, check_tensor
-from merge.verification.recipes import ExpectedTensor, Segment
+from merge.verification.expected import ExpectedTensor, RowSegment
 from merge.verification.reference import AddProduct, half_ulp
-from merge.verification.ulps import INCOMPARABLE, nearest
+from merge.verification.ulps import INCOMPARABLE, round_to_nearest
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Case:
     def check(self, result: torch.Tensor) -> TensorResult:
         step = AddProduct(Product(lazy(self.a), lazy(self.b), self.scaling))
         base = lazy(self.base)
-        recipe = ExpectedTensor((Segment(0, base.rows, base, (step,)),), base.shape[1:])
+        recipe = ExpectedTensor((RowSegment(0, base.rows, base, (step,)),), base.shape[1:])
         with ThreadPoolExecutor(1) as pool:
             return check_tensor("w", lazy(result), recipe, base, pool, lambda _: None)
 
@@ -81,14 +81,14 @@ def test_what_float32_gives_is_right(
     made = case(rows, columns, rank, scale, scaling, seed)
     result = made.merged(dtype)
     if result.isfinite().all():
-        assert made.check(result).is_right
+        assert made.check(result).is_within_tolerance
 
 
 @pytest.mark.parametrize("scaling", [1e-12, 1e-22, 1e-34, 4.5e-97])
 def test_sums_too_small_for_float32_are_right(scaling: float) -> None:
     made = case(22, 40, 3, 1e-6, scaling, 3)
     made.base[::2] = 0
-    assert made.check(made.merged(torch.float32)).is_right
+    assert made.check(made.merged(torch.float32)).is_within_tolerance
 
 
 @pytest.mark.parametrize(
@@ -101,10 +101,10 @@ def test_one_unit_off_is_noticed_nearly_everywhere(
 ) -> None:
     made = case(64, 1024, rank, 0.02, 2.0, 1)
     result = made.merged(dtype)
-    assert made.check(result).is_right
+    assert made.check(result).is_within_tolerance
     result.view(torch.int16).bitwise_xor_(1)
     found = made.check(result)
-    assert found.wrong / found.elements > share
+    assert found.failed / found.elements > share
 
 
 def test_what_was_added_is_measured() -> None:
@@ -116,7 +116,7 @@ def test_what_was_added_is_measured() -> None:
 def test_distance_from_float64_is_counted() -> None:
     made = case(64, 96, 8, 0.02, 2.0, seed=5)
     exact = made.base.double() + 2.0 * made.b.double() @ made.a.double()
-    result = nearest(exact, torch.float16)
+    result = round_to_nearest(exact, torch.float16)
     assert made.check(result).exactness == Exactness(64 * 96, 64 * 96, 0)
     result.view(torch.int16)[3, 7] += 2
     result[5, 1] = torch.nan

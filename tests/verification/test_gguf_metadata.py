@@ -197,5 +197,5 @@ def test_the_command_tells_a_number_for_tokens_in_one_message(
     words = ["--output_dir", tmp_path, "--base_model", base, "--lora_model", lora]
     assert main([*map(str, words), "--quiet"]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("WRONG: the GGUF file lists no tokens")
+    assert said.startswith("FAILED: the GGUF file lists no tokens")
     assert "Traceback" not in said

@@ -46,7 +46,7 @@ def test_a_result_is_verified_at_the_end(
 ) -> None:
     assert run(inputs, tmp_path / "out", "--verify") == 0
     said = capsys.readouterr()
-    assert said.out.index("Done:") < said.out.index("Right:")
+    assert said.out.index("Done:") < said.out.index("OK:")
     assert "checking: 100 %" in said.err
 
 
@@ -61,7 +61,7 @@ def test_a_merge_that_goes_wrong_ends_with_1(
     monkeypatch.setattr(AdapterConfig, "scaling", lambda *given: 2 * scaling(*given))
     assert run(inputs, tmp_path / "out", "--verify") == 1
     said = capsys.readouterr()
-    assert "WRONG: 14 faults" in said.out
+    assert "FAILED: 14 faults" in said.out
     assert "what was added is 2 times what the adapters add" in said.err
 
 

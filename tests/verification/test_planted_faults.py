@@ -352,13 +352,13 @@ def test_the_command_tells_each_fault_and_ends_with_1(
     tmp_path: Path, merged_safetensors: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--output_dir", str(merged_safetensors)]) == 0
-    assert capsys.readouterr().out.startswith("Right:")
+    assert capsys.readouterr().out.startswith("OK:")
     out = copied(merged_safetensors, tmp_path / "out")
     flip_in_place(weight_files(out)[0], Q, 3)
     assert main(["--output_dir", str(out)]) == 1
     told = capsys.readouterr()
-    assert told.out.startswith("WRONG: 3 faults")
-    assert told.err.count("WRONG: ") == 3
+    assert told.out.startswith("FAILED: 3 faults")
+    assert told.err.count("FAILED: ") == 3
     assert "expected: " in told.err
 
 

@@ -19,20 +19,20 @@ from .reference import (
     AddMean,
     AddProduct,
     AddVector,
+    Operation,
     ReplaceRows,
     Round,
     ScaleRows,
-    Step,
     to_float64,
 )
 
 # Rows that tell whether a delta stores the vocabulary whole, and the cosine from which it does.
-_TOLD_BY = 256
-_SAME_WAY = 0.6
+_DETECTION_ROWS = 256
+_DETECTION_COSINE = 0.6
 
 
 @dataclass(frozen=True)
-class Segment:
+class RowSegment:
     """Rows ``first`` to ``last`` of the result: the same rows of ``start``, with ``steps`` on them.
 
     ``start`` None stands for rows of zeros.
@@ -41,11 +41,17 @@ class Segment:
     first: int
     last: int
     start: LazyTensor | None
-    steps: tuple[Step, ...] = ()
+    steps: tuple[Operation, ...] = ()
+
+    @property
+    def streams(self) -> list[LazyTensor]:
+        """The tensors whose rows are read for these rows, ``start`` first."""
+        start = [self.start] if self.start is not None else []
+        return [*start, *(tensor for step in self.steps for tensor in step.streams)]
 
 
 @dataclass(frozen=True)
-class Shifted(LazyTensor):
+class ShiftedRows(LazyTensor):
     """The rows of ``base`` as rows ``shape[0] - base.rows`` and on of something longer."""
 
     base: LazyTensor
@@ -63,7 +69,7 @@ class Shifted(LazyTensor):
 class ExpectedTensor:
     """How one tensor is made. ``uncovered`` says why its arithmetic cannot be checked, if so."""
 
-    segments: tuple[Segment, ...]
+    segments: tuple[RowSegment, ...]
     columns: tuple[int, ...]
     uncovered: str | None = None
 
@@ -72,12 +78,12 @@ class ExpectedTensor:
         """Rows that are accounted for."""
         return self.segments[-1].last if self.segments else 0
 
-    def with_step(self, *steps: Step) -> ExpectedTensor:
+    def with_step(self, *steps: Operation) -> ExpectedTensor:
         """The recipe with steps on every row."""
         done = tuple(replace(segment, steps=(*segment.steps, *steps)) for segment in self.segments)
         return replace(self, segments=done)
 
-    def replaced(self, tensor: LazyTensor) -> ExpectedTensor:
+    def with_replacement(self, tensor: LazyTensor) -> ExpectedTensor:
         """The recipe with ``tensor`` in place of as many rows; rows beyond stay as they are."""
         rest = tuple(
             replace(segment, first=max(segment.first, tensor.rows))
@@ -85,15 +91,15 @@ class ExpectedTensor:
             if segment.last > tensor.rows
         )
         whole = self.uncovered if rest else None
-        return ExpectedTensor((Segment(0, tensor.rows, tensor), *rest), tensor.shape[1:], whole)
+        return ExpectedTensor((RowSegment(0, tensor.rows, tensor), *rest), tensor.shape[1:], whole)
 
-    def followed(self, rows: LazyTensor) -> ExpectedTensor:
+    def with_rows_after(self, rows: LazyTensor) -> ExpectedTensor:
         """The recipe with further rows behind it."""
         total = self.rows + rows.rows
-        later = Shifted((total, *rows.shape[1:]), rows.dtype, rows.origin, rows)
-        return replace(self, segments=(*self.segments, Segment(self.rows, total, later)))
+        later = ShiftedRows((total, *rows.shape[1:]), rows.dtype, rows.origin, rows)
+        return replace(self, segments=(*self.segments, RowSegment(self.rows, total, later)))
 
-    def cut(self, rows: int) -> ExpectedTensor:
+    def first_rows(self, rows: int) -> ExpectedTensor:
         """The recipe for the first ``rows`` rows."""
         kept = tuple(
             replace(segment, last=min(segment.last, rows))
@@ -104,7 +110,7 @@ class ExpectedTensor:
 
 
 @dataclass(frozen=True)
-class Growth:
+class VocabularyGrowth:
     """Rows for new tokens: as many as make ``tokens`` of them, rounded up to ``multiple``.
 
     ``known`` are those of the model that have a token, where rows beyond are made anew too.
@@ -120,7 +126,7 @@ class Growth:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class MergeInputs:
     """What a result was made of. ``sign`` is -1 where ``base`` was taken from ``dense``.
 
     ``dtype`` is that of the sums where the container has another one, as GGUF may: None keeps
@@ -137,7 +143,7 @@ class Inputs:
     round_each: bool = False
     dtype: torch.dtype | None = None
     truncate: bool = False
-    growth: Growth | None = None
+    growth: VocabularyGrowth | None = None
     delta_embeddings: str = "auto"
     delta_mean: bool = False
 
@@ -167,79 +173,83 @@ class ExpectedModel:
     shape; names that are ``missing`` in the result, and those in it that no input has.
     """
 
-    recipes: dict[str, ExpectedTensor]
+    tensors: dict[str, ExpectedTensor]
     shapes: dict[str, tuple[int, ...]]
     missing: tuple[str, ...]
     unknown: tuple[str, ...]
 
 
-def wanted(
-    inputs: Inputs, result: Mapping[str, LazyTensor], in_gguf: bool = False
+def build_expected_model(
+    inputs: MergeInputs, result: Mapping[str, LazyTensor], in_gguf: bool = False
 ) -> ExpectedModel:
     """What ``inputs`` make of each tensor of ``result``.
 
     Raises ``AdapterError`` for an adapter whose shapes do not fit the model.
     """
-    starts = _scored(_starts(inputs), inputs)
+    starts = _with_score_layer(_build_starts(inputs), inputs)
     head = inputs.head
     tied = bool(inputs.config.get("tie_word_embeddings"))
     if tied and head in result and head not in starts:
         starts[head] = starts[inputs.embeddings]
-    made, shapes = {}, {}
+    tensors, shapes = {}, {}
     for name, tensor in result.items():
         if name not in starts:
             continue
-        recipe = _with_adapters(name, starts[name], inputs, tensor.dtype, tied)
+        expected = _apply_adapters(name, starts[name], inputs, tensor.dtype, tied)
         if in_gguf:
             own = inputs.base.tensors.get(name, inputs.base.tensors[inputs.embeddings])
-            recipe = _in_its_dtype(recipe, inputs.dtype or own.dtype)
-        shapes[name] = _shape(recipe, inputs, name, tensor)
+            expected = _round_to_dtype(expected, inputs.dtype or own.dtype)
+        shapes[name] = _expect_shape(expected, inputs, name, tensor)
         if shapes[name][1:] != tensor.shape[1:]:
-            recipe = replace(recipe, uncovered="it has another shape than its inputs give")
-        made[name] = recipe.cut(tensor.rows)
+            expected = replace(expected, uncovered="it has another shape than its inputs give")
+        tensors[name] = expected.first_rows(tensor.rows)
     optional = head if tied else None
     return ExpectedModel(
-        made,
+        tensors,
         shapes,
         tuple(name for name in starts if name not in result and name != optional),
-        tuple(name for name in result if name not in made),
+        tuple(name for name in result if name not in tensors),
     )
 
 
-def _scored(starts: dict[str, ExpectedTensor], inputs: Inputs) -> dict[str, ExpectedTensor]:
+def _with_score_layer(
+    starts: dict[str, ExpectedTensor], inputs: MergeInputs
+) -> dict[str, ExpectedTensor]:
     """What a classifier begins with: a score layer, the base's or an adapter's, and no LM head."""
     layers = ("score.weight", "score.bias")
     classifiers = (a for a in inputs.adapters if str(a.config.get("task_type")).endswith("_CLS"))
-    given = [adapter.whole for adapter in classifiers]
-    if "score.weight" not in {*starts, *(name for tensors in given for name in tensors)}:
+    adapters = [adapter.whole for adapter in classifiers]
+    if "score.weight" not in {*starts, *(name for whole in adapters for name in whole)}:
         return starts
-    made = {name: recipe for name, recipe in starts.items() if name != inputs.head}
-    for tensors in given:
+    tensors = {name: expected for name, expected in starts.items() if name != inputs.head}
+    for whole in adapters:
         for name in layers:
-            if name in tensors:
-                made.setdefault(name, _plain(tensors[name]))
-    return made
+            if name in whole:
+                tensors.setdefault(name, _carry_over(whole[name]))
+    return tensors
 
 
-def _shape(recipe: ExpectedTensor, inputs: Inputs, name: str, found: LazyTensor) -> tuple[int, ...]:
+def _expect_shape(
+    expected: ExpectedTensor, inputs: MergeInputs, name: str, found: LazyTensor
+) -> tuple[int, ...]:
     """The shape that a tensor must have, which for the vocabulary depends on the tokenizer too."""
     growth = inputs.growth if inputs.is_vocabulary(name) else None
-    rows = growth.rows(recipe.rows) if growth is not None else recipe.rows
-    return (rows, *recipe.columns) if found.shape else ()
+    rows = growth.rows(expected.rows) if growth is not None else expected.rows
+    return (rows, *expected.columns) if found.shape else ()
 
 
-def _in_its_dtype(recipe: ExpectedTensor, dtype: torch.dtype) -> ExpectedTensor:
+def _round_to_dtype(expected: ExpectedTensor, dtype: torch.dtype) -> ExpectedTensor:
     """Sums are rounded to ``dtype`` before a container rounds them to its own."""
     segments = tuple(
         replace(segment, steps=(*segment.steps, Round(dtype)))
         if segment.steps or (segment.start is not None and segment.start.dtype != dtype)
         else segment
-        for segment in recipe.segments
+        for segment in expected.segments
     )
-    return replace(recipe, segments=segments)
+    return replace(expected, segments=segments)
 
 
-def _keeps_tied(adapter: AdapterContents, inputs: Inputs) -> bool:
+def _keeps_tied(adapter: AdapterContents, inputs: MergeInputs) -> bool:
     """Whether LM head and embeddings are still one after this adapter: it asks for that, or changes
     neither side but by trained rows, which both sides get.
     """
@@ -248,40 +258,40 @@ def _keeps_tied(adapter: AdapterContents, inputs: Inputs) -> bool:
     return adapter.ties or untouched
 
 
-def _starts(inputs: Inputs) -> dict[str, ExpectedTensor]:
+def _build_starts(inputs: MergeInputs) -> dict[str, ExpectedTensor]:
     """The base, or its sum or difference with a dense model."""
-    base = {name: _plain(tensor) for name, tensor in inputs.base.tensors.items()}
+    base = {name: _carry_over(tensor) for name, tensor in inputs.base.tensors.items()}
     if inputs.growth is not None and inputs.growth.known is not None:
         for name in base.keys() & {inputs.embeddings, inputs.head}:
-            base[name] = base[name].cut(inputs.growth.known)
+            base[name] = base[name].first_rows(inputs.growth.known)
     if inputs.dense is None:
-        return base | {name: _plain(tensor) for name, tensor in inputs.base.extra.items()}
+        return base | {name: _carry_over(tensor) for name, tensor in inputs.base.extra.items()}
     if inputs.base.config.get("tie_word_embeddings"):
         base.setdefault(inputs.head, base[inputs.embeddings])
-    made = {}
+    tensors = {}
     for name, dense in inputs.dense.tensors.items():
         _require_same_model(name, dense, base.get(name), inputs)
         ours = inputs.base.tensors.get(name, inputs.base.tensors[inputs.embeddings])
-        if inputs.is_vocabulary(name) and _is_whole(dense, ours, inputs):
-            made[name] = _plain(dense)
+        if inputs.is_vocabulary(name) and _stores_whole(dense, ours, inputs):
+            tensors[name] = _carry_over(dense)
             continue
         if inputs.sign < 0:
-            made[name] = _difference(dense, inputs.base.tensors.get(name), inputs.delta_mean)
+            tensors[name] = _subtract_base(dense, inputs.base.tensors.get(name), inputs.delta_mean)
             continue
-        recipe = base[name]
-        if dense.rows > recipe.rows:
+        expected = base[name]
+        if dense.rows > expected.rows:
             filling = (AddMean(ours, 1),) if inputs.delta_mean else ()
-            grown = Segment(recipe.rows, dense.rows, None, filling)
-            recipe = replace(recipe, segments=(*recipe.segments, grown))
-        made[name] = recipe.with_step(AddDense(dense, 1))
+            grown = RowSegment(expected.rows, dense.rows, None, filling)
+            expected = replace(expected, segments=(*expected.segments, grown))
+        tensors[name] = expected.with_step(AddDense(dense, 1))
         if inputs.adapters:
             dtype = torch.promote_types(ours.dtype, dense.dtype)
-            made[name] = made[name].with_step(Round(dtype))
-    return made | {name: _plain(tensor) for name, tensor in inputs.dense.extra.items()}
+            tensors[name] = tensors[name].with_step(Round(dtype))
+    return tensors | {name: _carry_over(tensor) for name, tensor in inputs.dense.extra.items()}
 
 
 def _require_same_model(
-    name: str, dense: LazyTensor, base: ExpectedTensor | None, inputs: Inputs
+    name: str, dense: LazyTensor, base: ExpectedTensor | None, inputs: MergeInputs
 ) -> None:
     """Raise ``LayoutError`` unless a delta can be added to the base, or a target be its sum.
 
@@ -302,71 +312,71 @@ def _require_same_model(
         )
 
 
-def _is_whole(dense: LazyTensor, base: LazyTensor, inputs: Inputs) -> bool:
+def _stores_whole(dense: LazyTensor, base: LazyTensor, inputs: MergeInputs) -> bool:
     """Whether a dense model stores a tensor of the vocabulary as it is, and not as a difference.
 
     Where nobody says it, the first rows of both are held against each other.
     """
     if inputs.delta_embeddings != "auto" or inputs.sign < 0:
         return inputs.delta_embeddings == "whole"
-    rows = min(dense.rows, base.rows, _TOLD_BY)
+    rows = min(dense.rows, base.rows, _DETECTION_ROWS)
     ours, theirs = (to_float64(t.without_digest().read(0, rows)).flatten() for t in (base, dense))
     sizes = float(ours.norm()), float(theirs.norm())
-    turned = float(ours @ theirs) > _SAME_WAY * sizes[0] * sizes[1]
+    turned = float(ours @ theirs) > _DETECTION_COSINE * sizes[0] * sizes[1]
     return turned and sizes[1] > sizes[0] / 3
 
 
-def _difference(target: LazyTensor, base: LazyTensor | None, mean: bool) -> ExpectedTensor:
+def _subtract_base(target: LazyTensor, base: LazyTensor | None, mean: bool) -> ExpectedTensor:
     """``target - base``; rows that the base lacks are the target's own, less its rows' ``mean``."""
-    plain = _plain(target)
+    plain = _carry_over(target)
     if base is None:
         return replace(plain, uncovered="the base has no such tensor")
-    head = Segment(0, base.rows, target, (AddDense(base, -1),))
-    tail = Segment(base.rows, target.rows, target, (AddMean(base, -1),) if mean else ())
+    head = RowSegment(0, base.rows, target, (AddDense(base, -1),))
+    tail = RowSegment(base.rows, target.rows, target, (AddMean(base, -1),) if mean else ())
     return replace(plain, segments=(head, tail) if target.rows > base.rows else (head,))
 
 
-def _plain(tensor: LazyTensor) -> ExpectedTensor:
-    return ExpectedTensor((Segment(0, tensor.rows, tensor),), tensor.shape[1:])
+def _carry_over(tensor: LazyTensor) -> ExpectedTensor:
+    return ExpectedTensor((RowSegment(0, tensor.rows, tensor),), tensor.shape[1:])
 
 
-def _with_adapters(
-    name: str, recipe: ExpectedTensor, inputs: Inputs, dtype: torch.dtype, tied: bool
+def _apply_adapters(
+    name: str, expected: ExpectedTensor, inputs: MergeInputs, dtype: torch.dtype, tied: bool
 ) -> ExpectedTensor:
     """What all adapters make of a tensor; ``tied`` says that the base's LM head is its embeddings.
 
     An LM head that an adapter has nothing of follows the embeddings where the adapter asks for it.
     Raises ``AdapterError`` for parts that do not fit.
     """
-    sides, plain = (inputs.embeddings, inputs.head), recipe
+    sides, plain = (inputs.embeddings, inputs.head), expected
     for number, adapter in enumerate(inputs.adapters):
         is_head = tied and name == inputs.head
         follows = is_head and adapter.ties and not adapter.touches(name)
         source = inputs.embeddings if follows else name
-        if name in adapter.new_rows and adapter.new_rows[name].shape[1:] == recipe.columns:
-            recipe = recipe.followed(adapter.new_rows[name])
-        _require_fit(source, recipe, adapter, name in sides)
+        if name in adapter.new_rows and adapter.new_rows[name].shape[1:] == expected.columns:
+            expected = expected.with_rows_after(adapter.new_rows[name])
+        _require_fit(source, expected, adapter, name in sides)
         if source in adapter.whole:
             copy = adapter.whole[source]
             sisters = sides if adapter.ties and source in sides else (source,)
             trained = any(map(adapter.trains, sisters))
-            kept = recipe != plain and not trained and _is_copy(copy, plain)
-            recipe = recipe if kept else recipe.replaced(copy)
+            kept = expected != plain and not trained and _is_copy(copy, plain)
+            expected = expected if kept else expected.with_replacement(copy)
         trained_with = adapter.vocabulary_rows(sides)
         if inputs.truncate and name in sides and trained_with is not None:
-            recipe = recipe.cut(trained_with)
-        before = recipe
+            expected = expected.first_rows(trained_with)
+        before = expected
         rows = adapter.rows.get(source)
         if is_head and rows is None and name not in adapter.whole:
             rows = adapter.rows.get(inputs.embeddings)
         if rows is not None:
-            recipe = recipe.with_step(ReplaceRows(*rows))
-        recipe = _added(source, recipe, adapter, inputs)
+            expected = expected.with_step(ReplaceRows(*rows))
+        expected = _apply_adapter(source, expected, adapter, inputs)
         last = number == len(inputs.adapters) - 1
-        if inputs.round_each and not last and recipe is not before:
-            recipe = recipe.with_step(Round(dtype))
+        if inputs.round_each and not last and expected is not before:
+            expected = expected.with_step(Round(dtype))
         tied = tied and _keeps_tied(adapter, inputs)
-    return recipe
+    return expected
 
 
 def _is_copy(tensor: LazyTensor, plain: ExpectedTensor) -> bool:
@@ -391,10 +401,10 @@ def _is_copy(tensor: LazyTensor, plain: ExpectedTensor) -> bool:
 
 
 def _require_fit(
-    name: str, recipe: ExpectedTensor, adapter: AdapterContents, free_rows: bool
+    name: str, expected: ExpectedTensor, adapter: AdapterContents, free_rows: bool
 ) -> None:
     """Raise ``AdapterError`` for parts that are no part of a tensor of this shape."""
-    ours = (recipe.rows, *recipe.columns)
+    ours = (expected.rows, *expected.columns)
     for theirs in adapter.shapes(name):
         fits = theirs[1:] == ours[1:] if free_rows else theirs == ours
         if not fits and theirs != ours[::-1]:  # some models keep their matrices transposed
@@ -408,20 +418,20 @@ def _require_fit(
             )
 
 
-def _added(
-    name: str, recipe: ExpectedTensor, adapter: AdapterContents, inputs: Inputs
+def _apply_adapter(
+    name: str, expected: ExpectedTensor, adapter: AdapterContents, inputs: MergeInputs
 ) -> ExpectedTensor:
     """What one adapter adds to a tensor, whose trained rows are in place: product and magnitude."""
     product = adapter.products.get(name)
     if product is not None:
         turned = product.is_turned or stores_transposed(inputs.config, name)
         product = replace(product, is_turned=turned)
-        recipe = recipe.with_step(AddProduct(product))
+        expected = expected.with_step(AddProduct(product))
     if name in adapter.magnitudes and product is not None:
         if product.is_turned:
-            recipe = replace(recipe, uncovered="DoRA over columns: its norms go over all rows")
+            expected = replace(expected, uncovered="DoRA over columns: its norms go over all rows")
         else:
-            recipe = recipe.with_step(ScaleRows(adapter.magnitudes[name]))
+            expected = expected.with_step(ScaleRows(adapter.magnitudes[name]))
     if name in adapter.vectors:
-        recipe = recipe.with_step(AddVector(*adapter.vectors[name]))
-    return recipe
+        expected = expected.with_step(AddVector(*adapter.vectors[name]))
+    return expected
