@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..jobs.verify_merge import Verification
 
 _DESCRIPTION = """\
-Check a merged model on disk. Files are held against the manifest by size and SHA-256, tensors by
+Check a merged model on disk. Files are compared with the manifest by size and SHA-256, tensors by
 their content digests; every element against base and adapters, by other code than the merge's; the
 tokenizer against the rows. Inputs that are not named are those of the manifest.
 """
@@ -31,7 +31,7 @@ examples:
   %(prog)s --output_dir merged-elsewhere \\
       --base_model llama-7b-hf --lora_model chinese-alpaca-lora-7b
 
-exit codes: 0 right, 1 something is wrong (each fault is told), 2 wrong input, 130 interrupted
+exit codes: 0 right, 1 something is wrong (each fault is printed), 2 wrong input, 130 interrupted
 """
 
 
@@ -79,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     add(
         "--files_only",
         action="store_true",
-        help="leave the inputs aside: files, content digests and tokenizer only",
+        help="read no inputs: check files, content digests and tokenizer only",
     )
     add_option(group, MergeSettings, "context_length")
     resources = parser.add_argument_group("processors and disk")

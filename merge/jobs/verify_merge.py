@@ -82,8 +82,8 @@ def verify_merge(
     """Read a result and say whether files, tensors, arithmetic and vocabulary are right.
 
     Inputs that are not named are those of the manifest; a result of another program, without one,
-    is checked against the inputs that are named. ``files_only`` leaves the inputs aside: files and
-    tensors are then held against the manifest, and the tokenizer against the rows.
+    is checked against the inputs that are named. ``files_only`` reads no inputs: files and
+    tensors are then compared with the manifest, and the tokenizer with the rows.
 
     Raises ``MergeError`` for inputs that are missing or broken; what is wrong with the result
     itself is in the ``faults`` of what is returned.

@@ -1,1 +1,1 @@
-"""What is on disk, held against what was published, planned, and computed."""
+"""Checks of results on disk against their manifest, their inputs, and float64."""

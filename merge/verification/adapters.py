@@ -47,6 +47,7 @@ _KEY = re.compile(
     r"|lora_magnitude_vector|modules_to_save|original_module|base_layer|trainable_tokens_delta"
     r"|trainable_tokens_original)(?:\.(?P<rest>.+))?"
 )
+_PARTS_BY_NAME = ("products", "whole", "magnitudes", "rows", "vectors")
 _UNUSED = ("original_module", "trainable_tokens_original")
 
 
@@ -126,23 +127,20 @@ class AdapterContents:
 
 def adopt_names(contents: AdapterContents, names: Container[str]) -> AdapterContents:
     """The adapter under the base's names, where they differ by ``model.`` in front alone."""
-    given = {*contents.products, *contents.whole, *contents.magnitudes}
-    given |= {*contents.rows, *contents.vectors}
+    parts = {part: getattr(contents, part) for part in _PARTS_BY_NAME}
+    given = {name for part in parts.values() for name in part}
     if all(name in names for name in given):
         return contents
     without = {name: re.sub("^model[.]", "", name) for name in given}
     behind = {name: name if name in names else f"model.{name}" for name in given}
     for new in (behind, without):
         if all(name in names for name in new.values()):
-            return replace(
-                contents,
-                products={new[name]: value for name, value in contents.products.items()},
-                whole={new[name]: value for name, value in contents.whole.items()},
-                magnitudes={new[name]: value for name, value in contents.magnitudes.items()},
-                rows={new[name]: value for name, value in contents.rows.items()},
-                vectors={new[name]: value for name, value in contents.vectors.items()},
-                trained={new.get(name, name) for name in contents.trained},
-            )
+            renamed: dict[str, Any] = {
+                part: {new[name]: value for name, value in values.items()}
+                for part, values in parts.items()
+            }
+            trained = {new.get(name, name) for name in contents.trained}
+            return replace(contents, **renamed, trained=trained)
     return contents
 
 

@@ -22,8 +22,8 @@ from .reading import Rows, iter_rows_together
 from .reference import block_error, half_ulp
 from .ulps import INCOMPARABLE, choose_coarser, count_ulps, format_ulps, view_as_integers
 
-# So many differing elements are a handful, and are told one by one.
-HANDFUL = 8
+# So many differing elements are a handful, and are listed one by one.
+_HANDFUL = 8
 # Elements that are looked at together: their copies in float64 stay in a core's cache.
 _PIECE = 1 << 18
 # A row that can only be read whole is in memory four times.
@@ -175,7 +175,7 @@ def _add_elements(result: TensorComparison, start: int, rows: Rows) -> None:
         result.max_ulp = max(result.max_ulp, int(ulps.max()))
         result.max_abs = max(result.max_abs, _find_largest(values[0] - values[1]))
         # A tensor that is iterated over becomes as many objects as it has elements.
-        few = slice(HANDFUL + 1 - len(result.handful))
+        few = slice(_HANDFUL + 1 - len(result.handful))
         listed = (side[few].tolist() for side in (where, *values, ulps))
         for index, one, other, ulp in zip(*listed, strict=True):
             place = _unravel(start + first + index, result.shape)
@@ -204,20 +204,20 @@ def _measure_distances(
     if result.in_blocks:
         pair = (ours, theirs) if result.types[0] == Q8_0_NAME else (theirs, ours)
         blocks = (side.view(-1, BLOCK) for side in pair)
-        return exceeds_block_error(*blocks).flatten() * INCOMPARABLE
+        return _exceeds_block_error(*blocks).flatten() * INCOMPARABLE
     return count_ulps(ours.to(result.compared_in), theirs.to(result.compared_in))
 
 
-def exceeds_block_error(quantised: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
+def _exceeds_block_error(quantized: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
     """Where numbers read from q8_0 blocks cannot be what ``plain`` became there (bool).
 
     Both are (rows, columns), any floating-point dtype. ``plain`` may itself be rounded once, to its
-    dtype, from what was quantised.
+    dtype, from what was quantized.
     """
     magnitudes = plain.float().abs()
     rounding = half_ulp(magnitudes.clone(), plain.dtype)
     allowed = rounding + block_error(magnitudes + rounding)
-    near = (quantised.double() - plain.double()).abs() <= allowed
+    near = (quantized.double() - plain.double()).abs() <= allowed
     return ~(near & magnitudes.isfinite())
 
 
@@ -237,9 +237,9 @@ def describe_difference(tensor: TensorComparison) -> Iterator[str]:
         yield from _describe_elements(tensor)
         return
     if not tensor.differing:
-        yield f"  equal in {name_compared_dtype(tensor)}, the coarser of the two"
+        yield f"  equal in {_name_compared_dtype(tensor)}, the coarser of the two"
         return
-    rounded = f" in {name_compared_dtype(tensor)}" if tensor.types[0] != tensor.types[1] else ""
+    rounded = f" in {_name_compared_dtype(tensor)}" if tensor.types[0] != tensor.types[1] else ""
     yield (
         f"  differ in {counted}: at most {format_ulps(tensor.max_ulp)}{rounded}, "
         f"{tensor.max_abs:.3g} absolute"
@@ -249,12 +249,12 @@ def describe_difference(tensor: TensorComparison) -> Iterator[str]:
 
 def _describe_elements(tensor: TensorComparison) -> Iterator[str]:
     """The elements that differ, where they are a handful."""
-    if tensor.differing <= HANDFUL:
+    if tensor.differing <= _HANDFUL:
         for e in tensor.handful:
             distance = "" if tensor.in_blocks else f" ({format_ulps(e.ulp)})"
             yield f"  {list(e.index)}: {e.ours:.9g} and {e.theirs:.9g}{distance}"
 
 
-def name_compared_dtype(tensor: TensorComparison) -> str:
+def _name_compared_dtype(tensor: TensorComparison) -> str:
     """The dtype in which ulp were counted."""
     return dtype_name(tensor.compared_in) if tensor.compared_in is not None else "integers"

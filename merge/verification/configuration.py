@@ -189,7 +189,7 @@ def _are_equal(one: Any, other: Any) -> bool:
 
 
 def _describe_context(path: Path, allowed: Numbers, found: Mapping[str, Any]) -> Iterator[str]:
-    """A length that was made up for Meta's layout is told where the result says another one."""
+    """A length that was made up for Meta's layout is a note where the result says another one."""
     if path.name != PARAMS_NAME and found.get(_CONTEXT) != allowed[0][1].get(_CONTEXT):
         yield f"{_quote(_CONTEXT, found)} of {path}, of which {allowed[0][0]} says nothing"
 

@@ -1,4 +1,4 @@
-"""The numbers of a result against its recipe, and its content digests, in one reading.
+"""The numbers of a result against its inputs, and its content digests, in one reading.
 
 Each matrix is checked in two ways on the same blocks. Every element must lie within its own
 tolerance of a float64 reference. And random vectors of signs are multiplied with both sides, where
@@ -28,11 +28,11 @@ from .reference import SIGMAS, Change, ExpectedRows, Operation, Quantize, Round,
 from .ulps import INCOMPARABLE, choose_coarser, count_ulps, round_to_nearest, view_as_integers
 
 # Random vectors of the probe. Each misses a wrong row with its own chance.
-VECTORS = 4
+_VECTORS = 4
 # A piece of the arithmetic: its float64 copies stay in a core's cache.
 _PIECE_ELEMENTS = 1 << 16
 # Below it float32 has fewer digits, or none: terms may vanish, and so may tolerances.
-FLOAT32_TINY = torch.finfo(torch.float32).tiny
+_FLOAT32_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass
@@ -75,52 +75,15 @@ class Exactness:
 
 
 @dataclass
-class TensorResult:
-    """What was found out about one tensor.
+class Counts:
+    """What was found out about some rows of a tensor.
 
-    ``failed`` counts elements outside their tolerance, ``first`` tells of one: its place, what it
+    ``failed`` counts elements outside their tolerance, ``first`` describes one: its index, what it
     must be, by how much it may be off, what it is. ``failed_rows`` counts rows whose probe is off.
+    ``added`` and ``squares`` are sums of which ``TensorResult.share_added`` is the ratio.
     """
 
-    name: str
-    shape: tuple[int, ...]
     elements: int = 0
-    failed: int = 0
-    failed_rows: int = 0
-    first: tuple[tuple[int, ...], float, float, float] | None = None
-    unchecked: list[str] = field(default_factory=list)
-    digest: str = ""
-    base_digest: str | None = None
-    exactness: Exactness = field(default_factory=Exactness)
-    _added: float = 0.0
-    _squares: float = 0.0
-
-    @property
-    def is_within_tolerance(self) -> bool:
-        """Whether nothing contradicts."""
-        return not self.failed and not self.failed_rows
-
-    @property
-    def share_added(self) -> float | None:
-        """How much was added, as a multiple of what the adapters add; None where they add none."""
-        return self._added / self._squares if self._squares else None
-
-    def add(self, piece: PieceResult) -> None:
-        """Count what a piece gave."""
-        self.elements += piece.elements
-        self.failed += piece.failed
-        self.failed_rows += piece.failed_rows
-        self.first = self.first or piece.first
-        self.exactness.add(piece.exactness)
-        self._added += piece.added
-        self._squares += piece.squares
-
-
-@dataclass(frozen=True)
-class PieceResult:
-    """The counts of some rows."""
-
-    elements: int
     failed: int = 0
     failed_rows: int = 0
     first: tuple[tuple[int, ...], float, float, float] | None = None
@@ -128,8 +91,42 @@ class PieceResult:
     squares: float = 0.0
     exactness: Exactness = field(default_factory=Exactness)
 
+    def add(self, other: Counts) -> None:
+        """Count further rows."""
+        self.elements += other.elements
+        self.failed += other.failed
+        self.failed_rows += other.failed_rows
+        self.first = self.first or other.first
+        self.added += other.added
+        self.squares += other.squares
+        self.exactness.add(other.exactness)
 
-def probe_vectors(name: str, columns: int, vectors: int = VECTORS) -> torch.Tensor:
+
+@dataclass(kw_only=True)
+class TensorResult(Counts):
+    """What was found out about one tensor; ``unchecked`` says which rows are not checked and why.
+
+    ``digest`` is the XXH3 of its content, ``base_digest`` that of the base's tensor where all of it
+    was read.
+    """
+
+    name: str
+    unchecked: list[str] = field(default_factory=list)
+    digest: str = ""
+    base_digest: str | None = None
+
+    @property
+    def is_within_tolerance(self) -> bool:
+        """Whether every element and every row is within its tolerance."""
+        return not self.failed and not self.failed_rows
+
+    @property
+    def share_added(self) -> float | None:
+        """How much was added, as a multiple of what the adapters add; None where they add none."""
+        return self.added / self.squares if self.squares else None
+
+
+def _make_probe_vectors(name: str, columns: int, vectors: int = _VECTORS) -> torch.Tensor:
     """The probe of a tensor: (vectors, columns) of -1 and 1 in float64, the same in every run."""
     seed = int.from_bytes(sha256(name.encode()).digest()[:7], "little")
     generator = torch.Generator().manual_seed(seed)
@@ -139,18 +136,18 @@ def probe_vectors(name: str, columns: int, vectors: int = VECTORS) -> torch.Tens
 def check_tensor(
     name: str,
     found: LazyTensor,
-    expected_tensor: ExpectedTensor | None,
+    expected: ExpectedTensor | None,
     base: LazyTensor | None,
     pool: ThreadPoolExecutor,
     on_bytes: Callable[[int], object],
 ) -> TensorResult:
-    """Read a tensor once, with its inputs beside it, and hold each row against the recipe.
+    """Read a tensor once, with its inputs beside it, and compare each row with what it must be.
 
-    ``base`` gets a digest where all of it is read. Without a recipe only the digest is made.
+    ``base`` gets a digest where all of it is read. Without ``expected`` only the digest is made.
     """
-    result = TensorResult(name, found.shape)
+    result = TensorResult(name=name)
     hashing, blocks = xxh3_128(), get_blocks(found)
-    for segment, why in _list_segments(found, expected_tensor):
+    for segment, why in _list_segments(found, expected):
         tensors = [slice_rows(found, segment.first, segment.last)]
         if why is not None:
             result.unchecked.append(f"rows {segment.first} to {segment.last}: {why}")
@@ -158,12 +155,12 @@ def check_tensor(
             tensors += [_slice_segment(tensor, segment) for tensor in segment.streams]
         is_base = why is None and segment.start is base and base is not None
         base_hashing = xxh3_128() if is_base and tensors[1] is base else None
-        check = _Check(name, segment, found) if why is None else None
+        check = _SegmentCheck(name, segment, found) if why is None else None
         for first, _, rows in iter_rows_together(tensors):
-            jobs: list[Future[PieceResult]] = []
+            jobs: list[Future[Counts]] = []
             if check is not None:
                 jobs = [
-                    pool.submit(check.piece, first + begin, piece)
+                    pool.submit(check.compare, first + begin, piece)
                     for begin, piece in _split_rows(rows)
                 ]
             digests = []
@@ -183,22 +180,22 @@ def check_tensor(
 
 
 def get_blocks(tensor: LazyTensor) -> LazyTensor | None:
-    """The blocks of a quantised matrix, in Hugging Face's order of rows; None for any other."""
+    """The blocks of a quantized matrix, in Hugging Face's order of rows; None for any other."""
     return tensor.blocks if isinstance(tensor, Q8Tensor) else None
 
 
 def _list_segments(
-    found: LazyTensor, expected_tensor: ExpectedTensor | None
+    found: LazyTensor, expected: ExpectedTensor | None
 ) -> Iterator[tuple[RowSegment, str | None]]:
     """Every row of the tensor, in order: its segment, and why it cannot be checked, if so."""
-    if expected_tensor is None or expected_tensor.uncovered is not None:
-        why = "not asked for" if expected_tensor is None else expected_tensor.uncovered
+    if expected is None or expected.uncovered is not None:
+        why = "not asked for" if expected is None else expected.uncovered
         yield RowSegment(0, found.rows, None), why
         return
-    yield from ((segment, None) for segment in expected_tensor.segments)
-    if expected_tensor.rows < found.rows:
+    yield from ((segment, None) for segment in expected.segments)
+    if expected.rows < found.rows:
         why = "new tokens, which no input has"
-        yield RowSegment(expected_tensor.rows, found.rows, None), why
+        yield RowSegment(expected.rows, found.rows, None), why
 
 
 def _slice_segment(tensor: LazyTensor, segment: RowSegment) -> LazyTensor:
@@ -216,14 +213,14 @@ def _split_rows(rows: Rows) -> Iterator[tuple[int, Rows]]:
         yield begin, tuple(part[begin : begin + step] for part in rows)
 
 
-class _Check:
+class _SegmentCheck:
     """The comparison of a segment's rows, with the factors of its steps at hand."""
 
     def __init__(self, name: str, segment: RowSegment, found: LazyTensor) -> None:
         self._segment = segment
         self._dtype = found.dtype
-        self._count_columns = _count_columns(found)
-        self._probe_vectors = probe_vectors(name, self._count_columns)
+        self._columns = _count_columns(found)
+        self._probe_vectors = _make_probe_vectors(name, self._columns)
         self._is_quantized = get_blocks(found) is not None
         self._is_exact = not segment.steps and not self._is_quantized
         last = Quantize() if self._is_quantized else Round(found.dtype)
@@ -234,7 +231,7 @@ class _Check:
             (step, step.prepare(self._probe_vectors)) for step in segment.steps
         ]
 
-    def piece(self, first: int, rows: Rows) -> PieceResult:
+    def compare(self, first: int, rows: Rows) -> Counts:
         """Check rows that begin at ``first`` of the segment."""
         found, given = rows[0], list(rows[1:])
         start = given.pop(0) if self._segment.start is not None else torch.zeros_like(found)
@@ -242,23 +239,23 @@ class _Check:
             return self._compare_bits(first, found, start.to(self._dtype))
         return self._compare_with_tolerance(first, found, start, given)
 
-    def _compare_bits(self, first: int, found: torch.Tensor, expected: torch.Tensor) -> PieceResult:
+    def _compare_bits(self, first: int, found: torch.Tensor, expected: torch.Tensor) -> Counts:
         """What is only carried over must have the same bits."""
         same = view_as_integers(found) == view_as_integers(expected)
         if bool(same.all()):
             exactness = Exactness(found.numel(), found.numel())
-            return PieceResult(found.numel(), exactness=exactness)
+            return Counts(found.numel(), exactness=exactness)
         failed = (~same).flatten(1) if found.dim() > 1 else (~same).unsqueeze(1)
         flat = found.reshape(len(found), -1).double(), expected.reshape(len(found), -1).double()
         none = torch.zeros_like(flat[0])
         place = self._describe_first(first, failed, flat[1], none, flat[0])
         rows = int(failed.any(dim=1).sum())
         exactness = Exactness.of(found, expected)
-        return PieceResult(found.numel(), int(failed.sum()), rows, place, exactness=exactness)
+        return Counts(found.numel(), int(failed.sum()), rows, place, exactness=exactness)
 
     def _compare_with_tolerance(
         self, first: int, found: torch.Tensor, start: torch.Tensor, given: Sequence[torch.Tensor]
-    ) -> PieceResult:
+    ) -> Counts:
         piece = ExpectedRows.of(start, self._probe_vectors)
         actual = to_float64(found)
         if start.dtype == torch.float64:
@@ -273,18 +270,18 @@ class _Check:
             exactness = Exactness.of(found.reshape(len(found), -1).to(rounded.dtype), rounded)
         self._last(piece, 0, ())
         off_by = torch.sub(actual, piece.values).float().abs_().sub_(piece.tolerance)
-        failed = (
-            None if bool(off_by.max() <= FLOAT32_TINY) else ~(off_by <= FLOAT32_TINY)
-        )  # NaN fails
+        failed = None
+        if not bool(off_by.max() <= _FLOAT32_TINY):  # NaN fails too
+            failed = ~(off_by <= _FLOAT32_TINY)
         seen = linear(actual, self._probe_vectors)
         # In float32 the squares of tolerances below 1e-23 would vanish.
         allowed = torch.linalg.vector_norm(piece.tolerance, dim=1, dtype=torch.float64)
-        allowed = allowed.mul_(SIGMAS).clamp_(min=FLOAT32_TINY)
+        allowed = allowed.mul_(SIGMAS).clamp_(min=_FLOAT32_TINY)
         off = ~((seen - piece.probe).abs() <= allowed.unsqueeze(1))
         place = None
         if failed is not None:
             place = self._describe_first(first, failed, piece.values, piece.tolerance, actual)
-        return PieceResult(
+        return Counts(
             found.numel(),
             0 if failed is None else int(failed.sum()),
             int(off.any(dim=1).sum()),
@@ -305,4 +302,4 @@ class _Check:
         row, column = map(int, failed.nonzero()[0])
         values = (float(side[row, column]) for side in (expected, tolerance, actual))
         index = (self._segment.first + first + row, column)
-        return (index if self._count_columns > 1 else index[:1]), *values  # type: ignore[return-value]
+        return (index if self._columns > 1 else index[:1]), *values  # type: ignore[return-value]

@@ -51,7 +51,7 @@ class RowSegment:
 
 
 @dataclass(frozen=True)
-class ShiftedRows(LazyTensor):
+class _ShiftedRows(LazyTensor):
     """The rows of ``base`` as rows ``shape[0] - base.rows`` and on of something longer."""
 
     base: LazyTensor
@@ -79,12 +79,12 @@ class ExpectedTensor:
         return self.segments[-1].last if self.segments else 0
 
     def with_step(self, *steps: Operation) -> ExpectedTensor:
-        """The recipe with steps on every row."""
+        """The same with further steps on every row."""
         done = tuple(replace(segment, steps=(*segment.steps, *steps)) for segment in self.segments)
         return replace(self, segments=done)
 
     def with_replacement(self, tensor: LazyTensor) -> ExpectedTensor:
-        """The recipe with ``tensor`` in place of as many rows; rows beyond stay as they are."""
+        """The same with ``tensor`` in place of as many rows; rows beyond stay as they are."""
         rest = tuple(
             replace(segment, first=max(segment.first, tensor.rows))
             for segment in self.segments
@@ -94,13 +94,13 @@ class ExpectedTensor:
         return ExpectedTensor((RowSegment(0, tensor.rows, tensor), *rest), tensor.shape[1:], whole)
 
     def with_rows_after(self, rows: LazyTensor) -> ExpectedTensor:
-        """The recipe with further rows behind it."""
+        """The same with further rows behind it."""
         total = self.rows + rows.rows
-        later = ShiftedRows((total, *rows.shape[1:]), rows.dtype, rows.origin, rows)
+        later = _ShiftedRows((total, *rows.shape[1:]), rows.dtype, rows.origin, rows)
         return replace(self, segments=(*self.segments, RowSegment(self.rows, total, later)))
 
     def first_rows(self, rows: int) -> ExpectedTensor:
-        """The recipe for the first ``rows`` rows."""
+        """The same for the first ``rows`` rows."""
         kept = tuple(
             replace(segment, last=min(segment.last, rows))
             for segment in self.segments
@@ -315,7 +315,7 @@ def _require_same_model(
 def _stores_whole(dense: LazyTensor, base: LazyTensor, inputs: MergeInputs) -> bool:
     """Whether a dense model stores a tensor of the vocabulary as it is, and not as a difference.
 
-    Where nobody says it, the first rows of both are held against each other.
+    Where no option says it, the first rows of both are compared.
     """
     if inputs.delta_embeddings != "auto" or inputs.sign < 0:
         return inputs.delta_embeddings == "whole"

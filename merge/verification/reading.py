@@ -12,13 +12,13 @@ from ..engines.threads import ComputePool
 from ..tensors.lazy import LazyTensor, RowReader, block_rows
 
 # Two of these are in memory at a time, over all tensors that are read together.
-SPAN_BYTES = 4 << 20
+_SPAN_BYTES = 4 << 20
 
 Rows = tuple[torch.Tensor, ...]
 
 
 def iter_rows_together(
-    tensors: Sequence[LazyTensor], span_bytes: int = SPAN_BYTES, in_blocks: bool = True
+    tensors: Sequence[LazyTensor], span_bytes: int = _SPAN_BYTES, in_blocks: bool = True
 ) -> Iterator[tuple[int, int, Rows]]:
     """Yield ``(start, stop, rows)`` from the first row of the longest tensor to its last.
 
@@ -72,7 +72,7 @@ def _fill(
 
 
 @dataclass(frozen=True)
-class RowRange(LazyTensor):
+class _RowRange(LazyTensor):
     """The rows of ``base`` from ``first`` on, as many as ``shape`` says."""
 
     base: LazyTensor
@@ -92,4 +92,4 @@ def slice_rows(tensor: LazyTensor, first: int, last: int) -> LazyTensor:
     if (first, last) == (0, tensor.rows):
         return tensor
     shape = (last - first, *tensor.shape[1:])
-    return RowRange(shape, tensor.dtype, tensor.origin, tensor, first)
+    return _RowRange(shape, tensor.dtype, tensor.origin, tensor, first)

@@ -20,7 +20,7 @@ from ..tensors.lazy import LazyTensor, block_rows
 from .adapters import Product
 
 # Half a unit in the last place of a float32 in [1, 2).
-U = 2.0**-24
+_U = 2.0**-24
 # An inner product of the probe misses the sum of its errors by more than this many times their
 # root of squares in one of 10^17 cases: Hoeffding's bound for random signs, 2 exp(-81 / 2).
 SIGMAS = 9.0
@@ -104,10 +104,10 @@ class AddProduct(Operation):
             if piece.relative:
                 piece.resolve_relative()
             piece.values[: last - first].addmm_(factor, right, alpha=scaling)
-            bound = factor.norm(dim=1) * ((rank + 3) * U * abs(scaling))
+            bound = factor.norm(dim=1) * ((rank + 3) * _U * abs(scaling))
             piece.tolerance[: last - first].addr_(bound.float(), reach)
             # The sum may be made by adding each of the terms to W, as for a single row.
-            piece.relative = (rank + 3) * U
+            piece.relative = (rank + 3) * _U
             probe = (factor @ seen).mul_(scaling)
             piece.probe[: last - first] += probe
             piece.added[: last - first] += probe
@@ -131,7 +131,7 @@ class AddDense(Operation):
             rows = to_float64(streams[0])
             piece.resolve_relative()
             piece.values.add_(rows, alpha=self.sign)
-            piece.relative = 2 * U
+            piece.relative = 2 * _U
             piece.probe.add_(linear(rows, probe_vectors), alpha=self.sign)
 
         return change
@@ -158,8 +158,8 @@ class AddMean(Operation):
         def change(piece: ExpectedRows, _: int, __: Sequence[torch.Tensor]) -> None:
             piece.resolve_relative()
             piece.values.add_(mean, alpha=self.sign)
-            piece.tolerance.add_(mean.abs().float(), alpha=2 * U)
-            piece.relative = 2 * U
+            piece.tolerance.add_(mean.abs().float(), alpha=2 * _U)
+            piece.relative = 2 * _U
             piece.probe.add_(linear(mean, probe_vectors), alpha=self.sign)
 
         return change
@@ -178,7 +178,7 @@ class AddVector(Operation):
             rows *= self.scaling
             piece.resolve_relative()
             piece.values += rows
-            piece.tolerance.add_(piece.values.abs() + rows.abs(), alpha=3 * U)
+            piece.tolerance.add_(piece.values.abs() + rows.abs(), alpha=3 * _U)
             piece.probe += linear(rows, probe_vectors)
 
         return change
@@ -196,7 +196,7 @@ class ScaleRows(Operation):
             count, columns = piece.values.shape
             norms = piece.values.norm(dim=1)
             factors = self.magnitude.read(first, first + count).double() / norms
-            relative = piece.tolerance.norm(dim=1) / norms + (columns / 8 + 20) * U
+            relative = piece.tolerance.norm(dim=1) / norms + (columns / 8 + 20) * _U
             piece.values *= factors.unsqueeze(1)
             piece.tolerance *= factors.abs().unsqueeze(1)
             piece.tolerance += piece.values.abs() * relative.unsqueeze(1)

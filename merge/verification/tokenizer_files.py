@@ -25,7 +25,7 @@ def check_tokenizer_files(folder: Path, tokenizer: TokenizerFolder) -> Iterator[
     try:
         found = read_tokenizer(folder)
     except MergeError:
-        return  # told by the check of the vocabulary
+        return  # reported by the check of the vocabulary
     if found.added_tokens != tokenizer.added_tokens:
         odd = sorted(found.added_tokens.items() ^ tokenizer.added_tokens.items())
         yield _make_fault(folder, "added tokens differ", tokenizer, f"otherwise: {odd[:4]}")
