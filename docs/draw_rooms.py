@@ -13,25 +13,27 @@ _BEGIN, _END = "<!-- {} -->", "<!-- end -->"
 
 # From the top to the bottom: a package imports only from those below it.
 ROOMS = {
-    "commands": "the terminal: options, exit codes, signals, progress",
-    "jobs": "one file a job: from what the user named to what is written",
-    "tokenizer_tools": "the workshop for vocabularies: extend, train, compare; on top of `merge`, "
-    "which only its commands import",
-    "reports": "words for what a merge did",
-    "verification": "a result against manifest, inputs and float64; its arithmetic shares nothing "
-    "with `deltas`",
-    "engines": "run a plan: threads, spans of rows, one stream a file",
+    "commands": "the command line: options, exit codes, signals, progress bars",
+    "jobs": "one module per job: from the names that the user gives to the files written",
+    "tokenizer_tools": "vocabularies: extend, train, compare; built on `merge`, in which only "
+    "`commands` imports it",
+    "reports": "the text of a merge's summary",
+    "verification": "checks a result against manifest, inputs and a float64 reference; shares no "
+    "arithmetic with `deltas`",
+    "engines": "run a plan: threads, spans of rows, one output stream per file",
     "output": "the output folder: preflight, journal, resume, fingerprint, manifest, commit",
-    "plan": "inputs found, vocabulary and documents checked, every tensor placed",
-    "deltas": "what is added: adapters, dense deltas, new rows",
-    "layouts": "what a folder of files means: Hugging Face's, Meta's, GGUF; one table of names",
-    "tokenizers": "tokenizer folders read, checked, and written for a merged model",
-    "formats": "bytes of containers: torch, safetensors, GGUF; reader and writer side by side",
-    "checksums": "SHA-256 of files, and the published ones with their order",
-    "tensors": "`LazyTensor` and what is put around one: patches, digests, a look for NaN and Inf",
-    "storage": "bytes at rest: files, O_DIRECT, locks, zip folders, room for unpacked inputs",
-    "untrusted": "strangers' bytes in bounded time: JSON, patterns, zip, kinds of values",
-    "merge": "what every package may use: errors, settings, sizes, the flag of a signal, version",
+    "plan": "finds inputs, checks vocabulary and configuration files, assigns tensors to output "
+    "files",
+    "deltas": "what is added to a base: adapters, dense deltas, new vocabulary rows",
+    "layouts": "models in files: Hugging Face's layout, Meta's, GGUF; one table of tensor names",
+    "tokenizers": "reads and checks tokenizer folders, and writes the merged model's",
+    "formats": "containers of tensors: torch, safetensors, GGUF; reader and writer of each",
+    "checksums": "SHA-256 of files; published checksums, and the order of published adapters",
+    "tensors": "`LazyTensor` and its wrappers: patches, digests, the check for NaN and Inf",
+    "storage": "files, O_DIRECT, locks, zip archives, temporary space for unpacked inputs",
+    "untrusted": "parses untrusted input in bounded time and memory: JSON, regular expressions, zip, value "
+    "types",
+    "merge": "modules that every package may use: errors, settings, sizes, interruption, version",
 }
 
 
