@@ -52,19 +52,19 @@ BASES = (
     ),
     Base(
         "Gemma, tied Qwen2",
-        "merged; untied where one side was trained, as below",
+        "merged; untied if only one side was trained, as below",
         tuple(f"{_AGAINST_PEFT}[{name}]" for name in ("Gemma", "Qwen2, tied")),
     ),
     Base(
         "GPT-2 (Conv1D)",
         "merged, if its files say `transformer.h...`, as transformers saves it; the oldest files "
-        "on the Hub lack `transformer.`: save them once anew",
+        "on the Hub lack `transformer.`: load and save them again",
         tuple(f"{_AGAINST_PEFT}[{name}]" for name in ("GPT-2", "GPT-2, vocabulary")),
     ),
     Base(
         "GPT-NeoX",
-        "merged; transformers 5 calls `embed_out` `lm_head`: an adapter that trained it there is "
-        "refused by that name",
+        "merged; transformers 5 calls `embed_out` `lm_head`: an adapter that trained it under "
+        "that name is refused by name",
         (f"{_AGAINST_PEFT}[GPT-NeoX]",),
     ),
     Base(
@@ -74,12 +74,12 @@ BASES = (
     ),
     Base(
         "Baichuan (`W_pack`)",
-        "merged; modelling code named in `auto_map` is copied along, never run",
+        "merged; modeling code named in `auto_map` is copied, never run",
         ("test_decoders.py::test_fused_attention_of_baichuan",),
     ),
     Base(
         "Llama 3 (`tokenizer.json` alone)",
-        "merged; for Meta's layout name its `tokenizer.model` with `--tokenizer`",
+        "merged; for Meta's layout give its `tokenizer.model` with `--tokenizer`",
         ("test_decoders.py::test_llama_with_tokenizer_json_alone",),
     ),
     Base(
@@ -112,7 +112,7 @@ def test_of_refusal(name: str) -> str:
 
 def tables() -> dict[str, str]:
     """The generated parts of the document, by the name of their place."""
-    handled = ["| kind | since PEFT | told by | what is done | test |"]
+    handled = ["| kind | since PEFT | detected by | what is done | test |"]
     handled += ["| :-- | :-: | :-- | :-- | :-- |"]
     handled += [
         f"| {k.name} | {k.since} | {k.detected_by} | {k.result} | `{test_of_kind(k.name)}` |"

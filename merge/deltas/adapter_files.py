@@ -31,7 +31,7 @@ READ = {
     "adapter_model.bin": "the adapter's tensors, as PEFT before 0.6 saved them",
     "model.safetensors": "the adapter's tensors in a training checkpoint",
     "pytorch_model.bin": "the adapter's tensors in a training checkpoint",
-    FSDP_NAME: "the adapter's tensors in a checkpoint of FSDP, where it is the only weight file",
+    FSDP_NAME: "the adapter's tensors in an FSDP checkpoint, if it is the only weight file",
     "adapter_model-*-of-*": "the adapter's tensors in several files, all of which must be there",
     "adapter_model.*.index.json": "which of several files holds which tensor",
     MLX_NAME: "the adapter's tensors, as mlx-lm saves them",
@@ -39,25 +39,25 @@ READ = {
     "the LoRA is added",
     NEW_EMBEDDINGS: "vLLM's rows of added tokens, which follow the base's on both sides "
     "before the LoRA is added",
-    "value_head.*": "the value head of a reward model, which goes along as it is",
-    EXTRA_EMBEDDINGS: "Open-Assistant's embedding rows of added tokens; those of the LM head begin "
-    "as --new_token_init says",
+    "value_head.*": "the value head of a reward model, which is copied unchanged",
+    EXTRA_EMBEDDINGS: "Open-Assistant's embedding rows of added tokens; those of the LM head "
+    "are initialized as --new_token_init says",
     "tokenizer.model": "the vocabulary",
-    "tokenizer.json": "added tokens with their ids and flags, and what frames a text; for LLaMA "
-    "its vocabulary must be that of tokenizer.model, which may lie in another input's folder",
+    "tokenizer.json": "added tokens with ids and flags, and what is put around a text; for "
+    "LLaMA its vocabulary must be that of tokenizer.model, which may lie in another input's folder",
     "tokenizer_config.json": "special tokens, end of text, padding, added tokens, chat template",
-    "special_tokens_map.json": "special tokens, before those of tokenizer_config.json",
+    "special_tokens_map.json": "special tokens; takes precedence over tokenizer_config.json",
     "added_tokens.json": "tokens beyond the vocabulary's pieces",
     "vocab.*": "the vocabulary of other decoders",
     "merges.txt": "the vocabulary of other decoders",
     "*.tiktoken": "the vocabulary of other decoders",
     "tekken.json": "the vocabulary of other decoders",
-    "chat_template.jinja": "the chat template, before that of tokenizer_config.json; further ones "
-    "in additional_chat_templates",
-    "chat_template.json": "the chat template where no other file has one",
+    "chat_template.jinja": "the chat template; takes precedence over tokenizer_config.json; "
+    "further ones in additional_chat_templates",
+    "chat_template.json": "the chat template, if no other file has one",
     "config.json": "the configuration of the result",
     "generation_config.json": "defaults for generation",
-    "*.py": "code of the model, taken along with --copy_code",
+    "*.py": "code of the model, copied with --copy_code",
 }
 # What a training leaves beside an adapter that says nothing about the merged model.
 SAYS_NOTHING = (

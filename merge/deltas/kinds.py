@@ -63,15 +63,15 @@ HANDLED = (
         "chosen layers",
         "0.2",
         "`target_modules`, `exclude_modules`, `layers_to_transform`, `layers_pattern`",
-        "the tensors in the file decide; where a list names modules, they must be those",
+        "the tensors in the file decide; if a list names modules, they must be those",
         ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     ),
     Kind(
         "fan_in_fan_out",
         "0.2",
         "`fan_in_fan_out`",
-        "nothing for linear layers; GPT-2's Conv1D keeps its matrices transposed, and so is the "
-        "product",
+        "no effect on linear layers; GPT-2's Conv1D stores its matrices transposed, so the "
+        "product is transposed too",
         ("fan_in_fan_out",),
     ),
     Kind(
@@ -117,7 +117,7 @@ HANDLED = (
         "0.2",
         "`modules_to_save`; plain names, `modules_to_save`, `original_module`",
         "every tensor of the module is replaced by the trained copy; the three keys of PEFT 0.21 "
-        "are checked against each other, and the untrained copy is left aside",
+        "are checked against each other, and the untrained copy is ignored",
         ("modules_to_save",),
         {
             "modules_to_save": rf"{_MODULE}modules_to_save\.(?P<rest>.+)",
