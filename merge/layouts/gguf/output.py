@@ -6,11 +6,11 @@ makes the headers, distributes tensors over files and quantises.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
@@ -182,17 +182,15 @@ def place_tensors(
 
 def _headers(writer: GGUFWriter) -> list[bytes]:
     """What the package writes before the data, for each file, up to where the data begin."""
-    from gguf.gguf_writer import WriterState
-
-    streams = [io.BytesIO() for _ in writer.tensors]
-    writer.fout = [io.BufferedWriter(stream) for stream in streams]
-    writer.state = WriterState.EMPTY
-    if len(streams) == 1:
+    if len(writer.tensors) == 1:
         writer.split_max_size = 0  # else the package says on the screen that it does not split
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    contents = [stream.getvalue() for stream in streams]
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "model.gguf")
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
+        contents = [file.read_bytes() for file in writer.format_shard_names(path)]
     return [content + bytes(-len(content) % ALIGNMENT) for content in contents]
 
 
