@@ -49,10 +49,10 @@ def _train(lines: Sequence[str], **options: Any) -> bytes:
 
 def extend_tokenizer(base: Path, chinese: Path, extended: Path) -> None:
     """Write ``extended``: the model ``base`` and, after it, the text pieces of ``chinese``."""
-    from merge.tokenizers.spm import read_model, write_model
-    from tokenizer_tools.extend import extend, text_pieces
+    from merge.tokenizers.sentencepiece_model import read_model, write_model
+    from tokenizer_tools.extend import extend, select_text_pieces
 
-    grown = extend(read_model(base), text_pieces(read_model(chinese)))
+    grown = extend(read_model(base), select_text_pieces(read_model(chinese)))
     write_model(grown.model, extended)
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+OnBytes = Callable[[int], object]
+"""Called with how many more bytes have been read or written, perhaps from several threads."""
 
 
 def size_text(count: int) -> str:

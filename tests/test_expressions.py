@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merge.untrusted.safe_regex import matcher
+from merge.untrusted.safe_regex import compile_matcher
 
 ATOMS = st.sampled_from(["a", "b", ".", r"\.", "[ab]", "[^a]", r"\d", r"\w", "[a-c.]", "^", "$"])
 REPEATS = st.sampled_from(["", "", "*", "+", "?", "{2}", "{1,2}", "{,1}", "{1,}", "*?", "+?", "??"])
@@ -36,9 +36,9 @@ def test_matches_what_re_matches(pattern: str, name: str, wrapped: str) -> None:
         expected = re.match(wrapped.replace("KEY", pattern), name)
     except re.error:
         with pytest.raises(re.error):
-            matcher(pattern, wrapped)
+            compile_matcher(pattern, wrapped)
         return
-    assert bool(matcher(pattern, wrapped)(name)) == bool(expected)
+    assert bool(compile_matcher(pattern, wrapped)(name)) == bool(expected)
 
 
 REAL = [
@@ -56,7 +56,7 @@ def test_expressions_as_people_write_them(pattern: str) -> None:
     for wrapped in (r"(.*\.)?(KEY)$", r".*\.KEY$"):
         for name in NAMES:
             expected = re.match(wrapped.replace("KEY", pattern), name)
-            assert bool(matcher(pattern, wrapped)(name)) == bool(expected)
+            assert bool(compile_matcher(pattern, wrapped)(name)) == bool(expected)
 
 
 # re needs longer than the universe has been there for most of them.
@@ -76,7 +76,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("pattern", HOSTILE, ids=lambda pattern: pattern[:12])
 def test_hostile_expressions_come_to_an_end(pattern: str) -> None:
-    assert not matcher(pattern, r"(.*\.)?(KEY)$")("model.layers.0.self_attn.q_proj")
+    assert not compile_matcher(pattern, r"(.*\.)?(KEY)$")("model.layers.0.self_attn.q_proj")
 
 
 @pytest.mark.parametrize(
@@ -84,10 +84,10 @@ def test_hostile_expressions_come_to_an_end(pattern: str) -> None:
 )
 def test_what_is_not_matched_here_is_refused(pattern: str) -> None:
     with pytest.raises(re.error):
-        matcher(pattern)
+        compile_matcher(pattern)
 
 
 @pytest.mark.parametrize("pattern", ["a" * 2000 + "*", "(" * 900 + ".*" + ")" * 90])
 def test_long_ones_are_refused(pattern: str) -> None:
     with pytest.raises((re.error, RecursionError)):
-        matcher(pattern)
+        compile_matcher(pattern)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from merge import merge_lora
-from merge.checksums.known import BEFORE, Given, known_adapter, known_files, require_known_order
+from merge.checksums.adapter_order import PREREQUISITES, AdapterInput, require_known_order
+from merge.checksums.known_files import identify_adapter, load_known_files
 from merge.errors import UsageError
 from tests.support import (
     MERGE,
@@ -37,7 +38,7 @@ def test_every_published_checksum_is_read(real_data: Path) -> None:
     published = facts(real_data, "known_sha256.tsv")
     assert {(r["model"], r["part"], r["sha256"]) for r in published} == {
         (known.model, known.part, known.sha256)
-        for known in known_files().values()
+        for known in load_known_files().values()
         if not known.group.startswith("Tokenizer of the original")  # not in the authors' tables
     }
 
@@ -45,11 +46,11 @@ def test_every_published_checksum_is_read(real_data: Path) -> None:
 def test_every_published_chain_passes_and_every_other_order_does_not(real_data: Path) -> None:
     first = [c for c in facts(real_data, "known_chains.tsv") if "-2-" not in c["adapter"]]
     assert {c["adapter"]: c["adapters merged before it"] for c in first} == {
-        c["adapter"]: BEFORE.get(c["adapter"], "") for c in first
+        c["adapter"]: PREREQUISITES.get(c["adapter"], "") for c in first
     }
     for chain in first:
         name, below = chain["adapter"], chain["adapters merged before it"]
-        named = [Given(f"dir of {n}", n) for n in (below, name) if n]
+        named = [AdapterInput(f"dir of {n}", n) for n in (below, name) if n]
         require_known_order(32000, named)
         if below:
             require_known_order(49953, named[1:])
@@ -58,26 +59,26 @@ def test_every_published_chain_passes_and_every_other_order_does_not(real_data: 
                     require_known_order(32000, wrong)
             assert caught.value.facts["expected"] == f"--lora_model dir of {below},dir of {name}"
         else:
-            for rows, before in ((49953, []), (32000, [Given("x", "Chinese-LLaMA-7B")])):
+            for rows, before in ((49953, []), (32000, [AdapterInput("x", "Chinese-LLaMA-7B")])):
                 with pytest.raises(UsageError, match="straight onto"):
                     require_known_order(rows, [*before, *named])
 
 
 def test_published_adapters_have_names() -> None:
-    names = {known_adapter(digest) for digest in known_files()} - {None}
+    names = {identify_adapter(digest) for digest in load_known_files()} - {None}
     assert len(names) == 15
-    assert names >= BEFORE.keys()
-    assert known_adapter("0" * 64) is None
+    assert names >= PREREQUISITES.keys()
+    assert identify_adapter("0" * 64) is None
 
 
 def test_unknown_adapters_are_nobodys_business() -> None:
-    require_known_order(32000, [Given("a", None), Given("b", None)])
-    require_known_order(32000, [Given("a", "Chinese-LLaMA-7B"), Given("b", None)])
+    require_known_order(32000, [AdapterInput("a", None), AdapterInput("b", None)])
+    require_known_order(32000, [AdapterInput("a", "Chinese-LLaMA-7B"), AdapterInput("b", None)])
 
 
 @pytest.mark.parametrize("rows", [32000, 55296])
 def test_second_generation_wants_llama_2_itself(rows: int) -> None:
-    alpaca = Given("chinese-alpaca-2-lora-7b", None, "/Llama-2-7b-hf", 55296)
+    alpaca = AdapterInput("chinese-alpaca-2-lora-7b", None, "/Llama-2-7b-hf", 55296)
     if rows == 32000:
         require_known_order(rows, [alpaca])
     else:
@@ -131,7 +132,7 @@ def test_chain_whose_sizes_do_not_fit_is_refused(
     rows: int, chain: list[tuple[str | None, str | None, int | None]]
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        require_known_order(rows, [Given(f"dir {n}", *it) for n, it in enumerate(chain)])
+        require_known_order(rows, [AdapterInput(f"dir {n}", *it) for n, it in enumerate(chain)])
     assert "--allow_unknown_combination" in caught.value.facts["remedy"]
     assert {"file", "expected", "found"} <= caught.value.facts.keys()
 
@@ -149,11 +150,11 @@ def test_chain_whose_sizes_do_not_fit_is_refused(
 def test_chain_whose_sizes_fit_passes(
     rows: int, chain: list[tuple[str | None, str | None, int | None]]
 ) -> None:
-    assert require_known_order(rows, [Given("dir", *it) for it in chain]) == ()
+    assert require_known_order(rows, [AdapterInput("dir", *it) for it in chain]) == ()
 
 
 def test_what_is_in_a_base_of_chinese_rows_is_told_by_its_manifest_or_not_at_all() -> None:
-    alone = [Given("dir", ALPACA_PLUS, None, 49954)]
+    alone = [AdapterInput("dir", ALPACA_PLUS, None, 49954)]
     assert require_known_order(49953, alone, [PLUS]) == ()
     for unknown in (None, [None], []):
         (note,) = require_known_order(49953, alone, unknown)
@@ -161,7 +162,7 @@ def test_what_is_in_a_base_of_chinese_rows_is_told_by_its_manifest_or_not_at_all
     with pytest.raises(UsageError, match="something else is in this base") as caught:
         require_known_order(49953, alone, ["Chinese-LLaMA-7B"])
     assert "Chinese-LLaMA-7B" in caught.value.facts["found"]
-    assert require_known_order(32000, [Given("below", PLUS, None, 49953), *alone]) == ()
+    assert require_known_order(32000, [AdapterInput("below", PLUS, None, 49953), *alone]) == ()
 
 
 @pytest.mark.parametrize(
@@ -184,14 +185,14 @@ def test_manifest_of_the_base_names_what_was_merged(
         hashlib.sha256((first / "adapter_model.bin").read_bytes()).hexdigest(): below,
         hashlib.sha256((second / "adapter_model.bin").read_bytes()).hexdigest(): ALPACA_PLUS,
     }
-    for user in ("merge.checksums.known", "merge.deltas.adapter"):
-        monkeypatch.setattr(f"{user}.known_adapter", names.get)
+    for user in ("merge.checksums.known_files", "merge.deltas.adapter"):
+        monkeypatch.setattr(f"{user}.identify_adapter", names.get)
     if told == "refused":
         with pytest.raises(UsageError, match="something else is in this base"):
             merge_lora(merged, second, tmp_path / "out", tokenizer=tokens, dry_run=True)
         return
     report = merge_lora(merged, second, tmp_path / "out", tokenizer=tokens, dry_run=True)
-    assert ("cannot be told" in report.summary()) == (told == "note")
+    assert ("is unknown" in report.summary()) == (told == "note")
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from merge import convert_checkpoint, merge_lora
-from merge.checksums.known import Given, chain_of, require_known_order
+from merge.checksums.adapter_order import AdapterInput, find_adapter_chain, require_known_order
 from merge.errors import LayoutError, UsageError, VocabularyError
 from merge.untrusted.strict_json import read_json
 from tests.support import (
@@ -100,13 +100,13 @@ CHAINS = {
 
 @pytest.mark.parametrize(("name", "chain"), CHAINS.items())
 def test_configurations_name_chains(name: str | None, chain: tuple[str, ...]) -> None:
-    assert chain_of(name) == chain
+    assert find_adapter_chain(name) == chain
 
 
 def test_missing_link_is_named() -> None:
-    own = Given("mine", None, "chinese-alpaca-plus-7b", None)
-    plus = Given("plus", "Chinese-LLaMA-Plus-7B")
-    alpaca = Given("alpaca", "Chinese-Alpaca-Plus-7B")
+    own = AdapterInput("mine", None, "chinese-alpaca-plus-7b", None)
+    plus = AdapterInput("plus", "Chinese-LLaMA-Plus-7B")
+    alpaca = AdapterInput("alpaca", "Chinese-Alpaca-Plus-7B")
     with pytest.raises(UsageError, match="not what lies below it") as caught:
         require_known_order(32000, [plus, own])
     assert "add Chinese-Alpaca-Plus-7B" in caught.value.facts["remedy"]
@@ -119,7 +119,7 @@ def test_missing_link_is_named() -> None:
     require_known_order(32000, [plus, alpaca, own])
     require_known_order(49954, [own])
     require_known_order(49954, [own], ["Chinese-LLaMA-Plus-7B", "Chinese-Alpaca-Plus-7B"])
-    require_known_order(32000, [Given("other", None), own])
+    require_known_order(32000, [AdapterInput("other", None), own])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")

@@ -9,19 +9,19 @@ from itertools import islice
 
 from merge.errors import FormatError
 
+from .backends import BackendTokenizer
 from .corpus import Line
-from .libraries import Tokenizer
-from .parts import PARTS, han, part
+from .line_kinds import LINE_KINDS, classify_line, find_han
 
 ALL = "all"
-COMMONEST = 3500
+_MOST_COMMON = 3500
 """As many Han characters as Chinese schools call common; here the commonest of the text itself."""
-BATCH = 1024
-MAX_EXAMPLES = 1000
+_BATCH_LINES = 1024
+_MOST_EXAMPLES = 1000
 
 
 @dataclass
-class Count:
+class TokenCounts:
     """Tokens of some lines; ``characters`` are code points, line ends aside."""
 
     lines: int = 0
@@ -73,67 +73,67 @@ class Example:
 class Disagreement:
     """On how many lines two tokenizers give different pieces, and the first of these lines."""
 
-    first: Tokenizer
-    second: Tokenizer
+    first: BackendTokenizer
+    second: BackendTokenizer
     lines: int = 0
     examples: list[Example] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TokenizerComparison:
     """``counts`` and ``coverage`` stand in the order of ``tokenizers``; ``counts`` by part."""
 
-    tokenizers: Sequence[Tokenizer]
-    counts: list[dict[str, Count]]
+    tokenizers: Sequence[BackendTokenizer]
+    counts: list[dict[str, TokenCounts]]
     coverage: list[Coverage]
     disagreements: list[Disagreement]
 
     @property
-    def parts(self) -> list[str]:
+    def kinds(self) -> list[str]:
         """The whole, and the parts of which the text has lines."""
-        return [name for name in (ALL, *PARTS) if self.counts[0][name].lines]
+        return [name for name in (ALL, *LINE_KINDS) if self.counts[0][name].lines]
 
 
-def compare(
-    tokenizers: Sequence[Tokenizer],
+def compare_tokenizers(
+    tokenizers: Sequence[BackendTokenizer],
     lines: Iterable[Line],
     pairs: Sequence[tuple[int, int]],
-) -> Comparison:
+) -> TokenizerComparison:
     """Run every tokenizer over ``lines``, and compare those that ``pairs`` names by position.
 
     Lines are taken as they are, leading spaces included; empty ones are passed over. Memory does
-    not depend on their number. Raises :class:`FormatError` if there is no line with characters.
+    not depend on their number. Raises ``FormatError`` if there is no line with characters.
     """
-    counts = [{name: Count() for name in (ALL, *PARTS)} for _ in tokenizers]
+    counts = [{name: TokenCounts() for name in (ALL, *LINE_KINDS)} for _ in tokenizers]
     found = [Disagreement(tokenizers[a], tokenizers[b]) for a, b in pairs]
     characters: Counter[str] = Counter()
     for batch in _batches(line for line in lines if line.text):
         texts = [line.text for line in batch]
-        labels = [part(text) for text in texts]
+        labels = [classify_line(text) for text in texts]
         for text in texts:
-            characters.update(han(text))
+            characters.update(find_han(text))
         encoded = [tokenizer.encode(texts) for tokenizer in tokenizers]
         for tokenizer, ids, count in zip(tokenizers, encoded, counts, strict=True):
             _count(tokenizer, texts, labels, ids, count)
         for (a, b), disagreement in zip(pairs, found, strict=True):
             _disagree(disagreement, batch, encoded[a], encoded[b])
     if not counts[0][ALL].lines:
-        raise FormatError("The text is empty.", remedy="name files with lines of text in --text")
-    common = commonest(characters)
-    return Comparison(tokenizers, counts, [_cover(t, common) for t in tokenizers], found)
+        raise FormatError("the text is empty", remedy="name files with lines of text in --text")
+    common = list_commonest(characters)
+    return TokenizerComparison(tokenizers, counts, [_cover(t, common) for t in tokenizers], found)
 
 
-def commonest(characters: Counter[str]) -> list[str]:
+def list_commonest(characters: Counter[str]) -> list[str]:
     """Return the commonest characters; of equally common ones those with the lower code point."""
-    return sorted(characters, key=lambda c: (-characters[c], c))[:COMMONEST]
+    return sorted(characters, key=lambda c: (-characters[c], c))[:_MOST_COMMON]
 
 
 def _count(
-    tokenizer: Tokenizer,
+    tokenizer: BackendTokenizer,
     texts: Sequence[str],
     labels: Sequence[str],
     encoded: Sequence[Sequence[int]],
-    counts: dict[str, Count],
+    counts: dict[str, TokenCounts],
 ) -> None:
     for text, label, ids in zip(texts, labels, encoded, strict=True):
         fallback = sum(i in tokenizer.fallback_ids for i in ids)
@@ -157,11 +157,11 @@ def _disagree(
         pieces_b = tuple(found.second.pieces[i] for i in b)
         if pieces_a != pieces_b:
             found.lines += 1
-            if len(found.examples) < MAX_EXAMPLES:
+            if len(found.examples) < _MOST_EXAMPLES:
                 found.examples.append(Example(line, pieces_a, pieces_b))
 
 
-def _cover(tokenizer: Tokenizer, characters: Sequence[str]) -> Coverage:
+def _cover(tokenizer: BackendTokenizer, characters: Sequence[str]) -> Coverage:
     bad = tokenizer.fallback_ids | tokenizer.unknown_ids
     encoded = tokenizer.encode(list(characters)) if characters else []
     return Coverage(sum(bad.isdisjoint(ids) for ids in encoded), len(characters))
@@ -169,5 +169,5 @@ def _cover(tokenizer: Tokenizer, characters: Sequence[str]) -> Coverage:
 
 def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
     iterator = iter(lines)
-    while batch := list(islice(iterator, BATCH)):
+    while batch := list(islice(iterator, _BATCH_LINES)):
         yield batch

@@ -1,4 +1,4 @@
-"""Lines of text from .txt and .jsonl files, plain or .gz, with an account of what was left out."""
+"""Lines of text from .txt and .jsonl files, plain or .gz, with an stats of what was left out."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import gzip
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from merge.errors import FormatError, UsageError
+from merge.sizes import OnBytes
 
-SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
-MAX_BYTES = 4192
+_SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
+_MOST_BYTES = 4192
 """SentencePiece's own ``max_sentence_length``, in bytes: it skips longer lines."""
-SENTENCE_ENDS = "。！？；!?;"
-
-Progress = Callable[[int], object]
-"""Called with how many more bytes of the files on disk have been read."""
+_SENTENCE_ENDS = "。！？；!?;"
 
 
 @dataclass
-class Account:
+class LineStats:
     """What became of the lines that were read; ``dropped`` and ``split`` count them by reason."""
 
     lines: int = 0
@@ -41,30 +39,30 @@ class Line:
     text: str
 
 
-def text_files(inputs: Iterable[Path]) -> list[Path]:
+def find_text_files(inputs: Iterable[Path]) -> list[Path]:
     """Return files as given, and in place of a folder the text files below it in name order."""
     files: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            below = sorted(p for p in path.rglob("*") if p.name.endswith(SUFFIXES) and p.is_file())
+            below = sorted(p for p in path.rglob("*") if p.name.endswith(_SUFFIXES) and p.is_file())
             if not below:
-                raise UsageError("The folder holds no text.", file=path, expected=_expected())
+                raise UsageError("the folder holds no text", file=path, expected=_expected())
             files += below
         elif not path.exists():
-            raise UsageError("There is no such text file.", file=path)
-        elif path.name.endswith(SUFFIXES) or path.suffix not in {".gz", ".json", ".parquet"}:
+            raise UsageError("there is no such text file", file=path)
+        elif path.name.endswith(_SUFFIXES) or path.suffix not in {".gz", ".json", ".parquet"}:
             files.append(path)
         else:
-            raise UsageError("This kind of text file is not read.", file=path, expected=_expected())
+            raise UsageError("this kind of text file is not read", file=path, expected=_expected())
     return files
 
 
 def read_lines(
-    file: Path, json_field: str = "text", progress: Progress = lambda count: None
+    file: Path, json_field: str = "text", on_bytes: OnBytes = lambda count: None
 ) -> Iterator[Line]:
     """Yield the lines of one file; of ``.jsonl`` the text under ``json_field``, line by line.
 
-    Raises :class:`FormatError` for bytes that are not UTF-8, a line that is no JSON object with
+    Raises ``FormatError`` for bytes that are not UTF-8, a line that is no JSON object with
     such a field, and a damaged ``.gz``.
     """
     is_json = file.name.endswith((".jsonl", ".jsonl.gz"))
@@ -74,7 +72,7 @@ def read_lines(
         )
         done = 0
         for number, content in enumerate(_raw_lines(stream, file), 1):
-            progress(raw.tell() - done)
+            on_bytes(raw.tell() - done)
             done = raw.tell()
             text = _decode(content, file, number)
             if not is_json:
@@ -85,33 +83,33 @@ def read_lines(
                     yield Line(file, number, part.rstrip("\r"))
 
 
-def training_lines(lines: Iterable[Line], account: Account) -> Iterator[str]:
-    """Yield what SentencePiece can learn from, and count the rest in ``account``.
+def select_training_lines(lines: Iterable[Line], stats: LineStats) -> Iterator[str]:
+    """Yield what SentencePiece can learn from, and count the rest in ``stats``.
 
-    Lines longer than :data:`MAX_BYTES` are cut after a sentence, not skipped as SentencePiece
+    Lines longer than ``_MOST_BYTES`` are cut after a sentence, not skipped as SentencePiece
     would: Chinese paragraphs are often that long.
     """
     for line in lines:
-        account.lines += 1
+        stats.lines += 1
         text = line.text.strip()
         reason = _unusable(text)
         if reason:
-            account.dropped[reason] += 1
+            stats.dropped[reason] += 1
             continue
-        parts = list(cut(text))
-        account.split += len(parts) > 1
-        account.kept += len(parts)
+        parts = list(split_text(text))
+        stats.split += len(parts) > 1
+        stats.kept += len(parts)
         yield from parts
 
 
-def cut(text: str, max_bytes: int = MAX_BYTES) -> Iterator[str]:
+def split_text(text: str, max_bytes: int = _MOST_BYTES) -> Iterator[str]:
     """Cut ``text`` into parts of at most ``max_bytes`` in UTF-8, after a sentence if possible."""
     start = 0
     while start < len(text):
         head = text[start : start + max_bytes].encode("utf-8")[:max_bytes]
         part = head.decode("utf-8", errors="ignore")  # the last character may be cut in two
         if start + len(part) < len(text):
-            part = part[: max(map(part.rfind, SENTENCE_ENDS)) + 1] or part
+            part = part[: max(map(part.rfind, _SENTENCE_ENDS)) + 1] or part
         yield part
         start += len(part)
 
@@ -133,7 +131,7 @@ def sample(lines: Iterable[str], size: int, seed: int) -> list[str]:
     return kept
 
 
-def size_on_disk(files: Sequence[Path]) -> int:
+def count_bytes(files: Sequence[Path]) -> int:
     """Return the bytes that reading ``files`` reports as progress."""
     return sum(file.stat().st_size for file in files)
 
@@ -153,7 +151,7 @@ def _raw_lines(stream: BinaryIO | gzip.GzipFile, file: Path) -> Iterator[bytes]:
         yield from stream
     except (EOFError, gzip.BadGzipFile) as error:
         raise FormatError(
-            "The compressed file is damaged or unfinished.",
+            "the compressed file is damaged or unfinished",
             file=file,
             found=str(error),
             remedy="fetch it again",
@@ -165,7 +163,7 @@ def _decode(content: bytes, file: Path, number: int) -> str:
         text = content.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(
-            "The text is not UTF-8.",
+            "the text is not UTF-8",
             file=file,
             found=f"byte {content[error.start]:#04x} in line {number}, column {error.start + 1}",
             remedy=f"convert it, for example: iconv -f {_guess(content)} -t UTF-8 IN > OUT",
@@ -184,13 +182,13 @@ def _json_text(text: str, json_field: str, file: Path, number: int) -> str:
         value = json.loads(text)
     except ValueError as error:
         raise FormatError(
-            "A line is not JSON.", file=file, found=f"line {number}: {error}"
+            "a line is not JSON", file=file, found=f"line {number}: {error}"
         ) from None
     found = value.get(json_field) if isinstance(value, dict) else None
     if not isinstance(found, str):
         names = ", ".join(value) if isinstance(value, dict) else type(value).__name__
         raise FormatError(
-            f"A line has no text under {json_field!r}.",
+            f"a line has no text under {json_field!r}",
             file=file,
             found=f"line {number}: {names}",
             remedy="name the right field with --json_field",
@@ -199,4 +197,4 @@ def _json_text(text: str, json_field: str, file: Path, number: int) -> str:
 
 
 def _expected() -> str:
-    return "UTF-8 text, one of " + ", ".join(SUFFIXES)
+    return "UTF-8 text, one of " + ", ".join(_SUFFIXES)

@@ -11,14 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from merge.tokenizers.spm import NORMAL, USER_DEFINED
+from merge.tokenizers.sentencepiece_model import NORMAL, USER_DEFINED
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 
 @dataclass(frozen=True)
-class Extended:
+class ExtendedModel:
     """A grown model, and what became of each piece that was offered."""
 
     model: ModelProto
@@ -26,11 +26,11 @@ class Extended:
     already_there: tuple[str, ...]
 
 
-def extend(llama: ModelProto, pieces: Iterable[str], pad_token: str | None = None) -> Extended:
+def extend(llama: ModelProto, pieces: Iterable[str], pad_token: str | None = None) -> ExtendedModel:
     """Return a copy of ``llama`` with ``pieces``, then ``pad_token``, appended.
 
     A piece that is there already, also one offered twice, keeps its old id and is counted in
-    ``already_there``. Raises :class:`ValueError` for an empty piece, which SentencePiece cannot
+    ``already_there``. Raises ``ValueError`` for an empty piece, which SentencePiece cannot
     hold.
     """
     model = type(llama)()
@@ -47,10 +47,10 @@ def extend(llama: ModelProto, pieces: Iterable[str], pad_token: str | None = Non
         model.pieces.add(piece=text, score=0.0)
         known.add(text)
         appended.append(text)
-    return Extended(model, tuple(appended), tuple(already_there))
+    return ExtendedModel(model, tuple(appended), tuple(already_there))
 
 
-def text_pieces(model: ModelProto) -> list[str]:
+def select_text_pieces(model: ModelProto) -> list[str]:
     """Return the pieces that stand for text, in id order.
 
     Control, unknown, byte and unused pieces are left out: appended as ordinary pieces they would

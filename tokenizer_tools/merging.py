@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merge.checksums import tokenizers as known
+from merge.checksums import known_tokenizers as known
 from merge.errors import FormatError, OutputError, UsageError, VocabularyError
-from merge.storage.whole_files import write_whole
-from merge.tokenizers import huggingface, spm
-from merge.tokenizers.special_tokens import MODEL_NAME
+from merge.storage.atomic_write import write_atomically
+from merge.tokenizers import sentencepiece_model as spm
+from merge.tokenizers.file_names import MODEL_NAME, SPECIAL_TOKENS_NAME
+from merge.tokenizers.sentencepiece_tokenizer import build_documents, read_tokenizer
 
-from .extend import Extended, extend, text_pieces
+from .extend import ExtendedModel, extend, select_text_pieces
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
@@ -29,10 +30,10 @@ class MergedTokenizer:
 
     ``not_text`` are control, unknown and byte pieces of the Chinese model, which are left out.
     ``unreachable`` are appended pieces that SentencePiece can never produce, see
-    :func:`unreachable_pieces`. ``digest`` is the SHA-256 of the ``tokenizer.model`` to be written.
+    ``_find_unreachable``. ``digest`` is the SHA-256 of the ``tokenizer.model`` to be written.
     """
 
-    extended: Extended
+    extended: ExtendedModel
     base_pieces: int
     not_text: tuple[str, ...]
     unreachable: tuple[str, ...]
@@ -61,22 +62,22 @@ def merge_tokenizers(
     """Append the pieces of ``chinese``, then of ``user_pieces``, then ``pad_token`` to ``llama``.
 
     ``llama`` and ``chinese`` are SentencePiece models, or folders with a ``tokenizer.model``.
-    Raises :class:`VocabularyError` if ``llama`` is no BPE model with byte pieces, or if there is
+    Raises ``VocabularyError`` unless ``llama`` is a BPE model with byte pieces, or if there is
     nothing to append.
     """
     base = spm.read_model(llama)
     _refuse_other_base(base, llama)
     model = None if chinese is None else spm.read_model(chinese)
-    offered = [] if model is None else text_pieces(model)
+    offered = [] if model is None else select_text_pieces(model)
     text = set(offered)
-    not_text = [] if model is None else [p for p in spm.pieces(model) if p not in text]
+    not_text = [] if model is None else [p.piece for p in model.pieces if p.piece not in text]
     if user_pieces is not None:
-        offered += read_pieces(user_pieces)
+        offered += _read_pieces(user_pieces)
     _refuse_pad_token(pad_token)
     extended = extend(base, offered, pad_token)
     if not extended.appended:
         raise VocabularyError(
-            "There is nothing to append: every piece is in the tokenizer already.",
+            "there is nothing to append: every piece is in the tokenizer already",
             file=llama,
             found=f"{len(extended.already_there)} pieces, all already there"
             if extended.already_there
@@ -88,13 +89,13 @@ def merge_tokenizers(
         extended=extended,
         base_pieces=len(base.pieces),
         not_text=tuple(not_text),
-        unreachable=unreachable_pieces(extended, pad_token),
+        unreachable=_find_unreachable(extended, pad_token),
         pad_token=pad_token,
-        digest=hashlib.sha256(spm.serialise(extended.model)).hexdigest(),
+        digest=hashlib.sha256(spm.serialize_model(extended.model)).hexdigest(),
     )
 
 
-def read_pieces(path: Path) -> list[str]:
+def _read_pieces(path: Path) -> list[str]:
     """Read one piece a line; spaces inside become SentencePiece's ``▁``, empty lines are skipped.
 
     A piece that starts a word is written with the ``▁`` in front.
@@ -103,18 +104,18 @@ def read_pieces(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise FormatError(
-            "The list of pieces is not UTF-8.",
+            "the list of pieces is not UTF-8",
             file=path,
             found=f"byte {error.object[error.start]:#04x} at offset {error.start}",
             remedy="save it as UTF-8, one piece a line",
         ) from None
     pieces = [line.strip().replace(" ", "▁") for line in lines if line.strip()]
     if not pieces:
-        raise FormatError("The list of pieces is empty.", file=path, expected="one piece a line")
+        raise FormatError("the list of pieces is empty", file=path, expected="one piece a line")
     return pieces
 
 
-def unreachable_pieces(extended: Extended, pad_token: str | None = None) -> tuple[str, ...]:
+def _find_unreachable(extended: ExtendedModel, pad_token: str | None = None) -> tuple[str, ...]:
     """Return the appended pieces that no text is ever tokenized to, ``pad_token`` aside.
 
     SentencePiece's BPE makes a piece only from two shorter ones. Without context nothing competes
@@ -124,39 +125,41 @@ def unreachable_pieces(extended: Extended, pad_token: str | None = None) -> tupl
     alone.CopyFrom(extended.model)
     alone.normalizer_spec.add_dummy_prefix = False
     pieces = [piece for piece in extended.appended if piece != pad_token]
-    encoded = spm.processor(alone).encode([piece.replace("▁", " ") for piece in pieces])
+    encoded = spm.load_processor(spm.serialize_model(alone)).encode(
+        [piece.replace("▁", " ") for piece in pieces]
+    )
     return tuple(piece for piece, ids in zip(pieces, encoded, strict=True) if len(ids) != 1)
 
 
 def write_tokenizer(merged: MergedTokenizer, folder: Path, overwrite: bool = False) -> None:
     """Write ``tokenizer.model`` and the Hugging Face files that go with it into ``folder``.
 
-    Raises :class:`OutputError` if one of them is there, unless ``overwrite``.
+    Raises ``OutputError`` if one of them is there, unless ``overwrite``.
     """
-    contents = tokenizer_files(merged)
+    contents = build_files(merged)
     there = [name for name in contents if (folder / name).exists()]
     if there and not overwrite:
         raise OutputError(
-            "The output folder already holds a tokenizer.",
+            "the output folder already holds a tokenizer",
             file=folder / there[0],
             remedy="choose another --output_dir, or replace it with --overwrite",
         )
-    write_whole(folder, contents)
+    write_atomically(folder, contents)
 
 
-def tokenizer_files(merged: MergedTokenizer) -> dict[str, bytes]:
+def build_files(merged: MergedTokenizer) -> dict[str, bytes]:
     """Return the files of the tokenizer folder by name."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / MODEL_NAME).write_bytes(spm.serialise(merged.extended.model))
+        (folder / MODEL_NAME).write_bytes(spm.serialize_model(merged.extended.model))
         if merged.pad_token is not None:
             special = json.dumps({"pad_token": merged.pad_token}, ensure_ascii=False)
-            (folder / huggingface.SPECIAL_TOKENS_NAME).write_text(special, encoding="utf-8")
-        return huggingface.documents(huggingface.read_tokenizer(folder))
+            (folder / SPECIAL_TOKENS_NAME).write_text(special, encoding="utf-8")
+        return build_documents(read_tokenizer(folder))
 
 
-def summary(merged: MergedTokenizer) -> str:
-    """Tell what was appended, what was not, and which published tokenizer came out, if one did."""
+def format_summary(merged: MergedTokenizer) -> str:
+    """Describe what was appended, what was not, and which published tokenizer the result is."""
     extended = merged.extended
     lines = [
         f"{merged.base_pieces:>7} pieces before",
@@ -177,7 +180,7 @@ def summary(merged: MergedTokenizer) -> str:
             f"note: {len(merged.unreachable)} of the new pieces can never occur "
             f"({_some(merged.unreachable)}): no two shorter pieces make them"
         )
-    name = known.TOKENIZERS.get(merged.digest)
+    name = known.recognize_digest(merged.digest)
     lines.append(f"sha256 {merged.digest}" + (f" = the published {name.name}" if name else ""))
     return "\n".join(lines)
 
@@ -187,8 +190,8 @@ def _refuse_other_base(base: ModelProto, llama: Path) -> None:
         n_bytes = sum(1 for piece in base.pieces if piece.type == spm.BYTE)
         kind = "BPE" if base.trainer_spec.model_type == BPE else "not BPE"
         raise VocabularyError(
-            "The tokenizer to be extended is not of LLaMA's kind.",
-            file=spm.model_file(llama),
+            "the tokenizer to be extended is not of LLaMA's kind",
+            file=spm.find_model_file(llama),
             expected="BPE with 256 byte pieces: pieces with score 0 work in no other kind",
             found=f"{kind}, {n_bytes} byte pieces, {len(base.pieces)} pieces in all",
             remedy="check that --llama_tokenizer_dir and --chinese_sp_model_file are not swapped",
@@ -198,14 +201,14 @@ def _refuse_other_base(base: ModelProto, llama: Path) -> None:
 def _refuse_pad_token(pad_token: str | None) -> None:
     if pad_token is not None and (not pad_token or pad_token.split() != [pad_token]):
         raise UsageError(
-            "The pad token must be a piece without spaces.",
+            "the pad token must be a piece without spaces",
             expected="such as [PAD]",
             found=repr(pad_token),
         )
 
 
 def _id(model: ModelProto, piece: str) -> int:
-    return spm.pieces(model).index(piece)
+    return [p.piece for p in model.pieces].index(piece)
 
 
 def _some(pieces: tuple[str, ...]) -> str:

@@ -8,28 +8,28 @@ from typing import TYPE_CHECKING
 
 from merge.errors import UsageError
 
-from .compare import ALL, Comparison
+from .compare import ALL, TokenizerComparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DPI = 150
+_DPI = 150
 
 
 def require_matplotlib() -> None:
-    """Raise :class:`UsageError` if there is nothing to draw with, before any work is done."""
+    """Raise ``UsageError`` if there is nothing to draw with, before any work is done."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            "A plot needs matplotlib, which is not installed.",
+            "a plot needs matplotlib, which is not installed",
             found=str(error),
             remedy="pip install matplotlib, or leave out --plot",
         ) from None
 
 
-def png(comparison: Comparison) -> bytes:
+def draw_png(comparison: TokenizerComparison) -> bytes:
     """Draw tokens per 1000 characters, byte fallback by part, and coverage; return a PNG.
 
     Labels are ASCII: the fonts that come with matplotlib hold no Chinese.
@@ -37,21 +37,21 @@ def png(comparison: Comparison) -> bytes:
     from matplotlib.figure import Figure
 
     labels = _labels(comparison)
-    n_rows = len(labels) * len(comparison.parts)
+    n_rows = len(labels) * len(comparison.kinds)
     heights = [0.8 + 0.2 * n_rows] * 2 + [0.8 + 0.3 * len(labels)]
     if not comparison.coverage[0].of:
         heights.pop()
     figure = Figure(figsize=(10, 0.5 + sum(heights)), layout="constrained")
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     tokens = [
-        [counts[name].tokens_per_1000_characters for name in comparison.parts]
+        [counts[name].tokens_per_1000_characters for name in comparison.kinds]
         for counts in comparison.counts
     ]
     fallback = [
-        [100 * counts[name].fallback_or_unknown_share for name in comparison.parts]
+        [100 * counts[name].fallback_or_unknown_share for name in comparison.kinds]
         for counts in comparison.counts
     ]
-    parts = [_part_label(comparison, name) for name in comparison.parts]
+    parts = [_part_label(comparison, name) for name in comparison.kinds]
     top = figure.add_subplot(grid[0])
     _bars(top, parts, tokens, labels, "{:.0f}")
     top.set_title("Tokens per 1000 characters (fewer is shorter)", loc="left")
@@ -83,7 +83,7 @@ def _bars(
     _tidy(axes)
 
 
-def _coverage(axes: Axes, comparison: Comparison, labels: Sequence[str]) -> None:
+def _coverage(axes: Axes, comparison: TokenizerComparison, labels: Sequence[str]) -> None:
     shares = [100 * coverage.share for coverage in comparison.coverage]
     places = range(len(labels))
     bars = axes.barh(places, shares, 0.7, color=[_color(index) for index in places])
@@ -108,7 +108,7 @@ def _color(index: int) -> str:
     return f"C{index % 10}"
 
 
-def _labels(comparison: Comparison) -> list[str]:
+def _labels(comparison: TokenizerComparison) -> list[str]:
     names = [f"{t.name} ({len(t.pieces):,})" for t in comparison.tokenizers]
     plain = [name.encode("ascii", errors="replace").decode("ascii") for name in names]
     if plain == names:
@@ -116,12 +116,12 @@ def _labels(comparison: Comparison) -> list[str]:
     return [f"{index}: {name}" for index, name in enumerate(plain, 1)]
 
 
-def _part_label(comparison: Comparison, name: str) -> str:
+def _part_label(comparison: TokenizerComparison, name: str) -> str:
     lines = comparison.counts[0][name].lines
     return f"{'whole text' if name == ALL else name}\n{lines:,} lines"
 
 
 def _saved(figure: Figure) -> bytes:
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
+    figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})
     return stream.getvalue()

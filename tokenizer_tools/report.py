@@ -6,22 +6,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from .compare import ALL, Comparison, Disagreement, Example
+from .compare import ALL, Disagreement, Example, TokenizerComparison
 
-SHOWN = 3
-WINDOW = 4
+_SHOWN = 3
+_WINDOW = 4
 
 
-def table(comparison: Comparison) -> str:
+def format_table(comparison: TokenizerComparison) -> str:
     """Return everything that was measured as plain text, lines of at most about 100 columns."""
-    blocks = [_tokenizers(comparison), *(_part(comparison, name) for name in comparison.parts)]
+    blocks = [_tokenizers(comparison), *(_part(comparison, name) for name in comparison.kinds)]
     blocks.append(_coverage(comparison))
     whole = comparison.counts[0][ALL].lines
     blocks += [_disagreement(found, whole) for found in comparison.disagreements]
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def document(comparison: Comparison) -> dict[str, Any]:
+def to_json(comparison: TokenizerComparison) -> dict[str, Any]:
     """Return the same as JSON values, with all the differing lines that were kept."""
     return {
         "tokenizers": [
@@ -39,7 +39,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
                         "tokens_per_1000_characters": counts[name].tokens_per_1000_characters,
                         "fallback_share": counts[name].fallback_share,
                     }
-                    for name in comparison.parts
+                    for name in comparison.kinds
                 },
             }
             for tokenizer, coverage, counts in zip(
@@ -68,14 +68,14 @@ def _example_document(example: Example) -> dict[str, Any]:
     }
 
 
-def _tokenizers(comparison: Comparison) -> list[str]:
+def _tokenizers(comparison: TokenizerComparison) -> list[str]:
     return [
         f"{len(t.pieces):>7} pieces  {t.name}" + (f" = {t.known_as}" if t.known_as else "")
         for t in comparison.tokenizers
     ]
 
 
-def _part(comparison: Comparison, name: str) -> list[str]:
+def _part(comparison: TokenizerComparison, name: str) -> list[str]:
     whole = comparison.counts[0][name]
     title = f"{name}: {whole.lines:,} lines, {whole.characters:,} characters"
     head = f"{'characters/token':>18}{'tokens/1000 chars':>19}{'byte fallback':>15}{'unknown':>9}"
@@ -89,7 +89,7 @@ def _part(comparison: Comparison, name: str) -> list[str]:
     return [title, head, *rows]
 
 
-def _coverage(comparison: Comparison) -> list[str]:
+def _coverage(comparison: TokenizerComparison) -> list[str]:
     of = comparison.coverage[0].of
     if not of:
         return ["the text has no Han characters"]
@@ -102,8 +102,8 @@ def _coverage(comparison: Comparison) -> list[str]:
 
 def _disagreement(found: Disagreement, whole: int) -> list[str]:
     title = f"{found.lines:,} of {whole:,} lines differ: {found.first.name} / {found.second.name}"
-    shown = [line for example in found.examples[:SHOWN] for line in _example(example)]
-    more = found.lines - SHOWN
+    shown = [line for example in found.examples[:_SHOWN] for line in _example(example)]
+    more = found.lines - _SHOWN
     return [title, *shown, *([f"  ... and {more:,} more"] if more > 0 else [])]
 
 
@@ -118,5 +118,5 @@ def _example(example: Example) -> Iterator[str]:
 
 
 def _window(pieces: Sequence[str], start: int) -> str:
-    cut = pieces[start : start + WINDOW]
-    return " | ".join(cut) + (" ..." if len(pieces) > start + WINDOW else "")
+    cut = pieces[start : start + _WINDOW]
+    return " | ".join(cut) + (" ..." if len(pieces) > start + _WINDOW else "")

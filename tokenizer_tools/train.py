@@ -1,7 +1,7 @@
 """Train a Chinese SentencePiece model whose pieces are fit to be appended to LLaMA's.
 
-The settings follow from where the pieces go. LLaMA's normaliser changes nothing, so a piece
-learned from normalised text would never match: identity. LLaMA has the byte pieces: no byte
+The settings follow from where the pieces go. LLaMA's normalizer changes nothing, so a piece
+learned from normalized text would never match: identity. LLaMA has the byte pieces: no byte
 fallback here. LLaMA splits numbers into digits: so does this. LLaMA puts ``▁`` before a text, and
 Chinese does not separate words: no dummy prefix, or thousands of pieces would exist twice. LLaMA's
 model is BPE, which makes a piece only from two shorter ones: BPE, because of the pieces of a
@@ -18,18 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from merge.errors import FormatError, MergeError, OutputError, UsageError, VocabularyError
-from merge.storage.whole_files import write_whole
+from merge.sizes import OnBytes
+from merge.storage.atomic_write import write_atomically
+from merge.tokenizers.sentencepiece_model import list_pieces, load_processor
 
-from .corpus import Account, Progress, read_lines, sample, training_lines
+from .corpus import LineStats, read_lines, sample, select_training_lines
 
 MODEL_NAME = "chinese_sp.model"
-VOCABULARY_NAME = "chinese_sp.vocab"
-LARGE_CORPUS = 10**9
-"""Characters beyond which older releases of SentencePiece need to be told so."""
+_VOCABULARY_NAME = "chinese_sp.vocab"
+_LARGE_CORPUS = 10**9
+"""Characters beyond which older releases of SentencePiece need an option."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """What decides the result, apart from the text; named as SentencePiece names it.
 
     ``num_threads`` is among them: the sums of unigram training depend on it, so it is not the
@@ -50,38 +52,38 @@ class Corpus:
     """The lines to learn from, and what became of all that were read."""
 
     lines: list[str]
-    account: Account
+    stats: LineStats
 
 
-def collect(
+def collect_corpus(
     files: Sequence[Path],
-    settings: Settings,
+    settings: TrainingSettings,
     *,
     json_field: str = "text",
-    progress: Progress = lambda count: None,
+    on_bytes: OnBytes = lambda count: None,
 ) -> Corpus:
     """Read ``files`` and choose the lines to learn from, ``input_sentence_size`` at most.
 
-    Raises :class:`FormatError` for text that cannot be read or holds nothing.
+    Raises ``FormatError`` for text that cannot be read or holds nothing.
     """
     _check(settings)
-    account = Account()
-    lines = (line for file in files for line in read_lines(file, json_field, progress))
-    kept = sample(training_lines(lines, account), settings.input_sentence_size, settings.seed)
+    stats = LineStats()
+    lines = (line for file in files for line in read_lines(file, json_field, on_bytes))
+    kept = sample(select_training_lines(lines, stats), settings.input_sentence_size, settings.seed)
     if not kept:
         raise FormatError(
-            "The corpus is empty: it holds no line to learn from.",
+            "the corpus is empty: it holds no line to learn from",
             file=", ".join(str(file) for file in files[:3]) + (" ..." if len(files) > 3 else ""),
-            found=f"{account.lines} lines; {_reasons(account) or 'nothing dropped'}",
+            found=f"{stats.lines} lines; {_reasons(stats) or 'nothing dropped'}",
             remedy="name files with text, one sentence or paragraph a line",
         )
-    return Corpus(kept, account)
+    return Corpus(kept, stats)
 
 
-def train(lines: Sequence[str], settings: Settings, *, log: bool = False) -> bytes:
+def train(lines: Sequence[str], settings: TrainingSettings, *, log: bool = False) -> bytes:
     """Return the model as the bytes of its file; the same lines and settings give the same.
 
-    ``log`` lets SentencePiece report on standard error. Raises :class:`VocabularyError` for a
+    ``log`` lets SentencePiece report on standard error. Raises ``VocabularyError`` for a
     vocabulary larger or smaller than the text supports.
     """
     from sentencepiece import SentencePieceTrainer
@@ -89,7 +91,7 @@ def train(lines: Sequence[str], settings: Settings, *, log: bool = False) -> byt
     options: dict[str, Any] = asdict(settings)
     for ours in ("input_sentence_size", "seed"):  # the lines have been chosen already
         del options[ours]
-    if sum(map(len, lines)) > LARGE_CORPUS:
+    if sum(map(len, lines)) > _LARGE_CORPUS:
         options["train_extremely_large_corpus"] = True
     stream = io.BytesIO()
     try:
@@ -109,11 +111,11 @@ def train(lines: Sequence[str], settings: Settings, *, log: bool = False) -> byt
 
 
 def check_output(folder: Path, overwrite: bool = False) -> None:
-    """Raise :class:`OutputError` if ``folder`` holds a trained model, unless ``overwrite``."""
-    there = [name for name in (MODEL_NAME, VOCABULARY_NAME) if (folder / name).exists()]
+    """Raise ``OutputError`` if ``folder`` holds a trained model, unless ``overwrite``."""
+    there = [name for name in (MODEL_NAME, _VOCABULARY_NAME) if (folder / name).exists()]
     if there and not overwrite:
         raise OutputError(
-            "The output folder already holds a trained model.",
+            "the output folder already holds a trained model",
             file=folder / there[0],
             remedy="choose another --output_dir, or replace it with --overwrite",
         )
@@ -121,38 +123,36 @@ def check_output(folder: Path, overwrite: bool = False) -> None:
 
 def write_trained(model: bytes, folder: Path) -> None:
     """Write ``chinese_sp.model`` and, to read, ``chinese_sp.vocab`` (piece, tab, score)."""
-    write_whole(folder, {MODEL_NAME: model, VOCABULARY_NAME: vocabulary(model)})
+    write_atomically(folder, {MODEL_NAME: model, _VOCABULARY_NAME: _format_vocabulary(model)})
 
 
-def vocabulary(model: bytes) -> bytes:
+def _format_vocabulary(model: bytes) -> bytes:
     """Return the pieces and their scores as text, in id order."""
-    from sentencepiece import SentencePieceProcessor
-
-    loaded = SentencePieceProcessor(model_proto=model)
-    rows = (f"{loaded.id_to_piece(i)}\t{loaded.get_score(i):g}\n" for i in range(len(loaded)))
+    loaded = load_processor(model)
+    rows = (f"{piece}\t{loaded.get_score(i):g}\n" for i, piece in enumerate(list_pieces(loaded)))
     return "".join(rows).encode("utf-8")
 
 
-def summary(corpus: Corpus, settings: Settings) -> str:
-    """Tell how much text was read, and what of it was not learned from."""
-    account = corpus.account
-    lines = [f"{account.lines:>10,} lines read"]
-    lines += [f"{count:>10,} dropped: {why}" for why, count in account.dropped.most_common()]
-    if account.split:
-        lines.append(f"{account.split:>10,} longer than SentencePiece takes, cut after sentences")
-    if len(corpus.lines) < account.kept:
-        lines.append(f"{account.kept - len(corpus.lines):>10,} left out by --input_sentence_size")
+def format_summary(corpus: Corpus, settings: TrainingSettings) -> str:
+    """Describe how much text was read, and what of it was not learned from."""
+    stats = corpus.stats
+    lines = [f"{stats.lines:>10,} lines read"]
+    lines += [f"{count:>10,} dropped: {why}" for why, count in stats.dropped.most_common()]
+    if stats.split:
+        lines.append(f"{stats.split:>10,} longer than SentencePiece takes, cut after sentences")
+    if len(corpus.lines) < stats.kept:
+        lines.append(f"{stats.kept - len(corpus.lines):>10,} left out by --input_sentence_size")
     lines.append(f"{len(corpus.lines):>10,} learned from, seed {settings.seed}")
     lines.append(f"{settings.vocab_size:>10,} pieces, {settings.model_type}")
     return "\n".join(lines)
 
 
-def _refusal(message: str, settings: Settings) -> MergeError:
+def _refusal(message: str, settings: TrainingSettings) -> MergeError:
     """Turn SentencePiece's message into one that names our options."""
     too_high = re.search(r"value <= (\d+)", message)
     if too_high:
         return VocabularyError(
-            "The corpus does not support a vocabulary of that size.",
+            "the corpus does not support a vocabulary of that size",
             expected=f"--vocab_size of at most {too_high[1]}",
             found=settings.vocab_size,
             remedy="lower --vocab_size or give more text",
@@ -160,16 +160,16 @@ def _refusal(message: str, settings: Settings) -> MergeError:
     too_low = re.search(r"required_chars. (\d+) vs (\d+)", message)
     if too_low:
         return VocabularyError(
-            "The vocabulary is smaller than the number of different characters.",
+            "the vocabulary is smaller than the number of different characters",
             expected=f"--vocab_size of at least {too_low[2]}",
             found=settings.vocab_size,
             remedy="raise --vocab_size or lower --character_coverage",
         )
-    return UsageError("SentencePiece could not train on this.", found=message)
+    return UsageError("SentencePiece could not train on this", found=message)
 
 
-def _check(settings: Settings) -> None:
-    """Refuse numbers over which SentencePiece would stumble in words of its own."""
+def _check(settings: TrainingSettings) -> None:
+    """Refuse numbers that SentencePiece would refuse without naming our options."""
     bounds: Iterable[tuple[str, float, float, float]] = (
         ("vocab_size", settings.vocab_size, 4, 2**24),
         ("character_coverage", settings.character_coverage, 0.98, 1.0),
@@ -179,8 +179,8 @@ def _check(settings: Settings) -> None:
     )
     for name, value, low, high in bounds:
         if not low <= value <= high:
-            raise UsageError(f"--{name} is out of range.", expected=f"{low} to {high}", found=value)
+            raise UsageError(f"--{name} is out of range", expected=f"{low} to {high}", found=value)
 
 
-def _reasons(account: Account) -> str:
-    return ", ".join(f"{count} {why}" for why, count in account.dropped.most_common())
+def _reasons(stats: LineStats) -> str:
+    return ", ".join(f"{count} {why}" for why, count in stats.dropped.most_common())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .known import KnownFile, known_sets, tokenizer_of
+from .known_files import KnownFile, find_tokenizer, group_known_files
 
 _A_PART = re.compile(
     r"consolidated\.\d+\.pth|pytorch_model-\d+-of-\d+\.bin|adapter_model\.bin|tokenizer\.model"
@@ -13,26 +13,26 @@ _A_PART = re.compile(
 _SHARD = re.compile(r"pytorch_model-\d+-(?P<count>of-\d+)\.bin")
 
 
-def says_a_part(path: Path) -> bool:
+def has_part_name(path: Path) -> bool:
     """Whether the name is one that parts of models have.
 
-    >>> says_a_part(Path("consolidated.07.pth")), says_a_part(Path("download.pth"))
+    >>> has_part_name(Path("consolidated.07.pth")), has_part_name(Path("download.pth"))
     (True, False)
     """
     return _A_PART.fullmatch(path.name) is not None
 
 
-def right_name(path: Path, part: KnownFile) -> str:
+def get_part_name(path: Path, part: KnownFile) -> str:
     """What a file with the contents of ``part`` is called in the folder of ``path``.
 
     >>> hidden = KnownFile("Weights (consolidated.*.pth) · x", "13B", "01", "")
-    >>> right_name(Path("a.pth"), hidden)
+    >>> get_part_name(Path("a.pth"), hidden)
     'consolidated.01.pth'
     """
     if part.pattern != "pytorch_model-*.bin":
         return part.file_name
     number = int(part.part) + _first(path)
-    return f"pytorch_model-{number:05}-of-{len(known_sets()[part.group, part.model]):05}.bin"
+    return f"pytorch_model-{number:05}-of-{len(group_known_files()[part.group, part.model]):05}.bin"
 
 
 def _first(path: Path) -> int:
@@ -43,10 +43,12 @@ def _first(path: Path) -> int:
     return 0 if path.with_name(f"pytorch_model-00000-{shard['count']}.bin").exists() else 1
 
 
-def part_by_name(path: Path, model: str) -> KnownFile | None:
+def find_part(path: Path, model: str) -> KnownFile | None:
     """Which published part or tokenizer of ``model`` a file would be by its name."""
-    tokenizer = tokenizer_of(model)
+    tokenizer = find_tokenizer(model)
     if tokenizer is not None and path.name == tokenizer.file_name:
         return tokenizer
-    parts = (part for (_, name), parts in known_sets().items() if name == model for part in parts)
-    return next((part for part in parts if path.name == right_name(path, part)), None)
+    parts = (
+        part for (_, name), parts in group_known_files().items() if name == model for part in parts
+    )
+    return next((part for part in parts if path.name == get_part_name(path, part)), None)

@@ -13,7 +13,7 @@ from ..errors import UsageError
 from .common import DIFFERENT, DONE, add_output_volume_options, run
 
 if TYPE_CHECKING:
-    from tokenizer_tools.libraries import Tokenizer
+    from tokenizer_tools.backends import BackendTokenizer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,33 +66,35 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _command(args: argparse.Namespace) -> int:
-    from merge.storage.whole_files import write_whole
+    from merge.storage.atomic_write import write_atomically
     from tokenizer_tools import compare, plot, report
-    from tokenizer_tools.corpus import read_lines, text_files
+    from tokenizer_tools.corpus import find_text_files, read_lines
 
     _check_outputs(args)
     if args.plot:
         plot.require_matplotlib()
     tokenizers, pairs = _open(args)
-    lines = (line for file in text_files(args.text) for line in read_lines(file, args.json_field))
-    comparison = compare.compare(tokenizers, lines, pairs)
+    lines = (
+        line for file in find_text_files(args.text) for line in read_lines(file, args.json_field)
+    )
+    comparison = compare.compare_tokenizers(tokenizers, lines, pairs)
     if args.json:
-        content = json.dumps(report.document(comparison), ensure_ascii=False, indent=1) + "\n"
-        write_whole(args.json.parent, {args.json.name: content.encode("utf-8")})
+        content = json.dumps(report.to_json(comparison), ensure_ascii=False, indent=1) + "\n"
+        write_atomically(args.json.parent, {args.json.name: content.encode("utf-8")})
     if args.plot:
-        write_whole(args.plot.parent, {args.plot.name: plot.png(comparison)})
+        write_atomically(args.plot.parent, {args.plot.name: plot.draw_png(comparison)})
     if not args.quiet:
-        print(report.table(comparison))
+        print(report.format_table(comparison))
     is_check = args.library == "transformers"
     return DIFFERENT if is_check and any(d.lines for d in comparison.disagreements) else DONE
 
 
-def _open(args: argparse.Namespace) -> tuple[list[Tokenizer], list[tuple[int, int]]]:
+def _open(args: argparse.Namespace) -> tuple[list[BackendTokenizer], list[tuple[int, int]]]:
     """Open the tokenizers and say which to compare: all with all, or each with its double."""
-    from tokenizer_tools.libraries import names, open_sentencepiece, open_transformers
+    from tokenizer_tools.backends import open_sentencepiece, open_transformers, shorten_names
 
-    tokenizers: list[Tokenizer] = []
-    for path, name in zip(args.tokenizers, names(args.tokenizers), strict=True):
+    tokenizers: list[BackendTokenizer] = []
+    for path, name in zip(args.tokenizers, shorten_names(args.tokenizers), strict=True):
         tokenizers.append(open_sentencepiece(path, name))
         if args.library == "transformers":
             tokenizers.append(open_transformers(path, name, args.trust_remote_code))
@@ -105,6 +107,6 @@ def _check_outputs(args: argparse.Namespace) -> None:
     """Refuse names that look like somebody's text: these files are replaced without a question."""
     for option, path, suffix in (("plot", args.plot, ".png"), ("json", args.json, ".json")):
         if path is not None and path.suffix.lower() != suffix:
-            raise UsageError(f"--{option} writes a {suffix} file.", found=path)
+            raise UsageError(f"--{option} writes a {suffix} file", found=path)
     if args.trust_remote_code and args.library != "transformers":
-        raise UsageError("--trust_remote_code needs --library transformers.")
+        raise UsageError("--trust_remote_code needs --library transformers")

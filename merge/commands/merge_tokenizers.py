@@ -60,7 +60,7 @@ def _command(args: argparse.Namespace) -> int:
 
     if not (args.chinese_sp_model_file or args.user_pieces or args.pad_token is not None):
         raise UsageError(
-            "There is nothing to append.",
+            "there is nothing to append",
             remedy="give --chinese_sp_model_file, --user_pieces or --pad_token",
         )
     merged = merging.merge_tokenizers(
@@ -71,6 +71,6 @@ def _command(args: argparse.Namespace) -> int:
     )
     merging.write_tokenizer(merged, args.output_dir, args.overwrite)
     if not args.quiet:
-        print(merging.summary(merged))
+        print(merging.format_summary(merged))
         print(f"written to {args.output_dir}")
     return DONE

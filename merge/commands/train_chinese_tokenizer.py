@@ -80,7 +80,7 @@ def _command(args: argparse.Namespace) -> int:
     from tokenizer_tools import corpus as text
     from tokenizer_tools import train
 
-    settings = train.Settings(
+    settings = train.TrainingSettings(
         vocab_size=args.vocab_size,
         model_type=args.model_type,
         character_coverage=args.character_coverage,
@@ -90,12 +90,14 @@ def _command(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     train.check_output(args.output_dir, args.overwrite)
-    files = text.text_files(args.input)
-    total = text.size_on_disk(files)
+    files = text.find_text_files(args.input)
+    total = text.count_bytes(files)
     with tqdm(total=total, unit="B", unit_scale=True, desc="read", disable=args.quiet) as bar:
-        corpus = train.collect(files, settings, json_field=args.json_field, progress=bar.update)
+        corpus = train.collect_corpus(
+            files, settings, json_field=args.json_field, on_bytes=bar.update
+        )
     if not args.quiet:
-        print(train.summary(corpus, settings), flush=True)
+        print(train.format_summary(corpus, settings), flush=True)
     model = _killable(lambda: train.train(corpus.lines, settings, log=not args.quiet))
     train.write_trained(model, args.output_dir)
     if not args.quiet:

@@ -12,7 +12,7 @@ from ..errors import MergeError, UsageError, shown
 from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
 
 if TYPE_CHECKING:
-    from ..checksums.published import Checked
+    from ..checksums.check_files import CheckedFile
 
 _DESCRIPTION = """\
 Say what files are known as by their published SHA-256 (SHA256.md), which parts of their models are
@@ -51,20 +51,20 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from ..checksums import published
-    from ..checksums.known import CHECKSUMS, known_files
+    from ..checksums import check_files as published
+    from ..checksums.known_files import CHECKSUMS, load_known_files
     from ..version import MANIFEST_NAME
 
-    if not known_files():
+    if not load_known_files():
         raise UsageError("the published checksums are not installed", file=CHECKSUMS)
     if args.expect is not None:
         published.require_known_model(args.expect)
-    files = list(dict.fromkeys(file for path in args.paths for file in published.files_of(path)))
+    files = list(dict.fromkeys(file for path in args.paths for file in published.find_files(path)))
     merged = [path for path in args.paths if (path / MANIFEST_NAME).is_file()]
-    found = {file for path in args.paths if path.is_dir() for file in published.files_of(path)}
+    found = {file for path in args.paths if path.is_dir() for file in published.find_files(path)}
     checked, faults = _read(files, set(files) - found, merged, args.quiet)
     if args.expect is not None:
-        faults += published.mismatches(checked, args.expect)
+        faults += published.find_mismatches(checked, args.expect)
     if not args.quiet:
         _tell(checked)
     for fault in faults:
@@ -76,7 +76,7 @@ def _verify(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _confirmed(checked: Sequence[Checked], model: str) -> str:
+def _confirmed(checked: Sequence[CheckedFile], model: str) -> str:
     if all(file.known for file in checked):
         return f"all of it is {model}, as published"
     return f"all weights are {model}, as published; of its tokenizer no checksum is"
@@ -84,23 +84,23 @@ def _confirmed(checked: Sequence[Checked], model: str) -> str:
 
 def _read(
     files: Sequence[Path], alone: Container[Path], merged: Sequence[Path], quiet: bool
-) -> tuple[list[Checked], list[MergeError]]:
+) -> tuple[list[CheckedFile], list[MergeError]]:
     """Read every file once, with progress, and hold those of merged models against manifests.
 
     ``alone`` are the files that were given themselves, not by their folder.
     """
-    from ..checksums import published
+    from ..checksums import check_files as published
     from ..verification import manifest
     from .progress import progress_bar
 
     manifests = {folder: manifest.read_manifest(folder) for folder in merged}
     listed = [path for item in manifests.items() for path in manifest.list_files(*item)]
     everything = list(dict.fromkeys([*files, *listed]))
-    digests: dict[Path, Checked] = {}
+    digests: dict[Path, CheckedFile] = {}
     with progress_bar(quiet, "reading") as show:
         on_bytes = _counted(show, sum(path.stat().st_size for path in everything))
         for path in everything:
-            digests[path] = published.check(path, on_bytes, path in alone)
+            digests[path] = published.check_file(path, on_bytes, path in alone)
     faults: list[MergeError] = []
     for folder, content in manifests.items():
         found = list(manifest.check_files(folder, content, lambda path: digests[path].sha256))
@@ -122,14 +122,14 @@ def _counted(show: Callable[[int, int], object], total: int) -> Callable[[int], 
     return on_bytes
 
 
-def _tell(checked: Sequence[Checked]) -> None:
-    from ..checksums.published import missing_parts, together
+def _tell(checked: Sequence[CheckedFile]) -> None:
+    from ..checksums.check_files import find_missing_parts, group_by_folder
 
     for file in checked:
-        print(f"{file.sha256}  {shown(str(file.path))}\n    {file.told()}")
-    for folder, files in together(checked).items():
+        print(f"{file.sha256}  {shown(str(file.path))}\n    {file.describe()}")
+    for folder, files in group_by_folder(checked).items():
         where = f" in {shown(str(folder))}" if folder else ""
-        for here, lacking in missing_parts(files):
+        for here, lacking in find_missing_parts(files):
             names = ", ".join(part.file_name for part in lacking)
             print(f"missing from {here.model} · {here.kind}{where}: {names}")
     if unknown := sum(file.known is None for file in checked):

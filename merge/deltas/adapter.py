@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from ..checksums.files import file_digest
-from ..checksums.known import could_be_published, known_adapter
+from ..checksums.adapter_order import could_be_published
+from ..checksums.file_digests import get_file_digest
+from ..checksums.known_files import identify_adapter
 from ..errors import AdapterError
 from ..formats import open_container
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
 from ..storage.offload import Offload
-from ..tensors.lazy import LazyTensor, dtype_name
+from ..tensors.lazy import LazyTensor, get_dtype_name
 from ..tensors.patched import Patch
 from .adapter_config import WEIGHT_NAMES, AdapterConfig, AdapterFolder
 from .adapter_files import (
@@ -84,7 +85,7 @@ class Adapter:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the weight file."""
-        return file_digest(self.weights)
+        return get_file_digest(self.weights)
 
     @property
     def published(self) -> str | None:
@@ -92,7 +93,7 @@ class Adapter:
         columns = next((tensor.shape[-1] for tensor in self.replaced.values()), None)
         if self.weights.suffix != ".bin" or columns is None or not could_be_published(columns):
             return None
-        return known_adapter(self.digest)
+        return identify_adapter(self.digest)
 
     @property
     def name(self) -> str:
@@ -268,7 +269,7 @@ def _require_not_empty(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
                 file=path,
                 tensor=name,
                 expected="float16, bfloat16 or float32",
-                found=dtype_name(tensor.dtype),
+                found=get_dtype_name(tensor.dtype),
                 remedy="save the adapter in floating point",
             )
 

@@ -11,7 +11,7 @@ import torch
 from ..errors import AdapterError
 from ..layouts.conv1d import stores_transposed
 from ..layouts.decoder import VOCABULARY_TENSORS
-from ..tensors.lazy import Checkpoint, LazyTensor, continued, first_rows
+from ..tensors.lazy import Checkpoint, LazyTensor, append_rows, take_rows
 from ..tensors.patched import Patch, PatchedTensor
 from .adapter import Adapter
 from .completeness import completeness_warnings, require_announced
@@ -58,7 +58,7 @@ def apply_adapters(
     base: Checkpoint,
     adapters: Sequence[Adapter],
     dtype: torch.dtype | None,
-    round_each_stage: bool = False,
+    round_each_adapter: bool = False,
     vocab_mismatch: str = "error",
 ) -> MergedModel:
     """Merge ``adapters`` into ``base`` in their order, lazily.
@@ -82,7 +82,7 @@ def apply_adapters(
     makings = {name: _TensorBuilder(name, start, vocab_mismatch) for name, start in starts.items()}
 
     def merged(name: str) -> PatchedTensor:
-        return makings[name].result(dtype or starts[name].dtype, round_each_stage)
+        return makings[name].result(dtype or starts[name].dtype, round_each_adapter)
 
     for number, adapter in enumerate(adapters, start=1):
         fitted = _transpose_patches(adapter, base.config)
@@ -135,10 +135,10 @@ class _TensorBuilder:
             self.steps.append(self._added(number, stage))
             self._stages.append(stage)
 
-    def result(self, dtype: torch.dtype, round_each_stage: bool) -> PatchedTensor:
+    def result(self, dtype: torch.dtype, round_each_adapter: bool) -> PatchedTensor:
         start = self._start
         return PatchedTensor(
-            start.shape, dtype, start.origin, start, tuple(self._stages), round_each_stage
+            start.shape, dtype, start.origin, start, tuple(self._stages), round_each_adapter
         )
 
     def _is_own_copy(self, adapter: Adapter) -> bool:
@@ -153,8 +153,8 @@ class _TensorBuilder:
             return False
         copy, base = adapter.replaced[self._name], self._base
         if copy.rows < base.rows and self._mismatch != "error":
-            base = first_rows(base, copy.rows)
-        so_far = self.result(torch.float32, round_each_stage=False)
+            base = take_rows(base, copy.rows)
+        so_far = self.result(torch.float32, round_each_adapter=False)
         dtypes = dict.fromkeys((copy.dtype, torch.float16, torch.bfloat16))
         if any(equal_values(copy, base, dtype) for dtype in dtypes):
             return True
@@ -178,7 +178,7 @@ class _TensorBuilder:
             if self._stages:
                 dtype = torch.float32
                 rest = PatchedTensor(rest.shape, dtype, rest.origin, rest, tuple(self._stages))
-            tensor = continued(tensor, rest)
+            tensor = append_rows(tensor, rest)
         self._start, self._stages = tensor, []
 
     def _cut(self, number: int, adapter: Adapter, rows: int) -> None:
@@ -187,7 +187,7 @@ class _TensorBuilder:
             return
         if any(isinstance(patch, DoraColumnScale) for stage in self._stages for patch in stage):
             raise self._dora_rows(adapter, before, rows)
-        self._start = first_rows(self._start, rows)
+        self._start = take_rows(self._start, rows)
         self.steps.append(Step(number, "cut", before, rows))
 
     def _added(self, number: int, stage: tuple[Patch, ...]) -> Step:

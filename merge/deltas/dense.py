@@ -36,7 +36,7 @@ class Added(Patch):
 
     tensor: LazyTensor
 
-    def opened(self, before: Blocks) -> RowPatch:
+    def prepare(self, before: Blocks) -> RowPatch:
         read, dtype = self.tensor.reader(), self.tensor.dtype
 
         def add(block: torch.Tensor, start: int, stop: int) -> object:
@@ -66,7 +66,7 @@ class Summed(Patch):
 
     total: ElementSum
 
-    def opened(self, before: Blocks) -> RowPatch:
+    def prepare(self, before: Blocks) -> RowPatch:
         def add_up(block: torch.Tensor, start: int, stop: int) -> object:
             self.total.add(float(block.sum(dtype=torch.float64)))
             return block
@@ -102,7 +102,7 @@ class Subtracted(Patch):
     target_dtype: torch.dtype
     losses: Losses
 
-    def opened(self, before: Blocks) -> RowPatch:
+    def prepare(self, before: Blocks) -> RowPatch:
         read, given = self.tensor.reader(), self.tensor.dtype
 
         def subtract(block: torch.Tensor, start: int, stop: int) -> object:

@@ -11,7 +11,9 @@ import torch
 
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
 from ..tensors.lazy import LazyTensor, RowReader, block_rows
-from ..tokenizers.huggingface import MODEL_NAME, TokenizerFolder
+from ..tokenizers.file_names import MODEL_NAME
+from ..tokenizers.sentencepiece_model import load_processor, parse_model, serialize_model
+from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -103,7 +105,7 @@ class Grown(LazyTensor):
 
 def grow_to_tokenizer(
     tensors: Mapping[str, LazyTensor],
-    tokenizer: TokenizerFolder,
+    tokenizer: SentencePieceTokenizer,
     rows: int,
     known: int,
     init: str,
@@ -125,15 +127,12 @@ def grow_to_tokenizer(
     return grown
 
 
-def old_pieces(tokenizer: TokenizerFolder, known: int) -> tuple[tuple[int, ...], ...]:
+def old_pieces(tokenizer: SentencePieceTokenizer, known: int) -> tuple[tuple[int, ...], ...]:
     """For each token from ``known`` on, the first ``known`` pieces that spell it.
 
     The old vocabulary is the new one without its later pieces, so ids mean the same in both.
     """
-    from sentencepiece import SentencePieceProcessor
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
-
-    model = ModelProto.FromString(tokenizer.contents[MODEL_NAME])
+    model = parse_model(tokenizer.contents[MODEL_NAME])
     texts = [piece.piece for piece in model.pieces][known:]
     texts += [token for token, id_ in tokenizer.added_tokens.items() if id_ >= known]
     del model.pieces[known:]
@@ -141,8 +140,7 @@ def old_pieces(tokenizer: TokenizerFolder, known: int) -> tuple[tuple[int, ...],
     model.normalizer_spec.add_dummy_prefix = False
     model.normalizer_spec.remove_extra_whitespaces = False
     model.trainer_spec.vocab_size = known
-    processor = SentencePieceProcessor()
-    processor.LoadFromSerializedProto(model.SerializeToString())
+    processor = load_processor(serialize_model(model))
     return tuple(_spelled(processor, text) for text in texts)
 
 

@@ -39,7 +39,7 @@ class LowRank(Patch):
         """Shape of the product."""
         return self.b.rows, self.a.shape[1]
 
-    def opened(self, before: Blocks) -> RowPatch:
+    def prepare(self, before: Blocks) -> RowPatch:
         """Read A whole (it is small); B is read by rows as they are asked for."""
         a = self.a.read().float()
         b, scaling = self.b, self.scaling
@@ -66,7 +66,7 @@ class DoraRowScale(Patch):
 
     magnitude: LazyTensor
 
-    def opened(self, before: Blocks) -> RowPatch:
+    def prepare(self, before: Blocks) -> RowPatch:
         magnitude = self.magnitude
 
         def scale(block: torch.Tensor, start: int, stop: int) -> object:
@@ -90,7 +90,7 @@ class DoraColumnScale(Patch):
 
     magnitude: LazyTensor
 
-    def opened(self, before: Blocks) -> RowPatch:
+    def prepare(self, before: Blocks) -> RowPatch:
         squares = torch.zeros(self.magnitude.shape, dtype=torch.float64)
         for block in before():
             squares += torch.linalg.vector_norm(block, dim=0, dtype=torch.float64).square_()
@@ -109,7 +109,7 @@ class ReplacedRows(Patch):
     indices: tuple[int, ...]
     replacements: LazyTensor
 
-    def opened(self, before: Blocks) -> RowPatch:
+    def prepare(self, before: Blocks) -> RowPatch:
         places = sorted((index, row) for row, index in enumerate(self.indices))
         replacements = self.replacements
 
@@ -129,7 +129,7 @@ class AddedVector(Patch):
     vector: LazyTensor
     scaling: float
 
-    def opened(self, before: Blocks) -> RowPatch:
+    def prepare(self, before: Blocks) -> RowPatch:
         vector, scaling = self.vector, self.scaling
 
         def add(block: torch.Tensor, start: int, stop: int) -> object:

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..untrusted.safe_regex import matcher
+from ..untrusted.safe_regex import compile_matcher
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Rule:
 
     def _first(self, patterns: Iterable[str], module: str) -> str:
         """The first pattern that matches, else the name itself, as PEFT has it."""
-        return next((p for p in patterns if matcher(p, self.wrapped)(module)), module)
+        return next((p for p in patterns if compile_matcher(p, self.wrapped)(module)), module)
 
     def require_valid(self, pattern: str) -> None:
         """Raise ``re.error`` for a pattern that is no regular expression for names."""
-        matcher(pattern, self.wrapped)
+        compile_matcher(pattern, self.wrapped)
 
 
 # The newest first: it is what PEFT itself would do with an adapter today.

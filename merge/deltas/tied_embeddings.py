@@ -69,8 +69,8 @@ def mirror_to_lm_head(adapter: Adapter, sides: TiedPair) -> Adapter:
 def same_sides(one: PatchedTensor, other: PatchedTensor) -> bool:
     """Whether both sides are the same so far, so that one tensor still serves as both."""
     return (
-        len(one.stages) == len(other.stages)
-        and all(map(_same_stage, one.stages, other.stages))
+        len(one.patches_by_adapter) == len(other.patches_by_adapter)
+        and all(map(_same_stage, one.patches_by_adapter, other.patches_by_adapter))
         and equal_values(one.start, other.start)
     )
 

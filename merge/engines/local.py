@@ -16,16 +16,17 @@ import torch
 
 from ..interruption import raise_if_interrupted
 from ..layouts.placement import Piece, PlacedTensor
-from ..output.folder import StagedFolder
 from ..output.journal import Journal, WrittenFile
 from ..output.resume import ResumePoint
+from ..output.staged_folder import StagedFolder
 from ..plan.placement import Plan
 from ..settings import IoMode
-from ..storage.files import tensor_bytes
+from ..sizes import OnBytes
+from ..storage.input_file import view_as_bytes
 from ..tensors.digests import FreshDigests
 from ..tensors.lazy import LazyTensor, RowReader, block_rows, scratch
 from .threads import ComputePool
-from .writers import OutputFiles, Progress
+from .writers import OutputFiles
 
 _SPAN_BYTES = 4 << 20
 # Beside the buffers of spans, a worker needs about this much for a block in float32 and the like.
@@ -33,7 +34,7 @@ _SCRATCH_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
-class Span:
+class _Span:
     """Rows ``start`` to ``stop`` of a tensor, and the call that computes them.
 
     ``number`` is the tensor's in the plan.
@@ -66,34 +67,36 @@ def run(
     *,
     num_workers: int,
     max_memory: int,
-    progress: Progress,
+    on_bytes: OnBytes,
     io: IoMode,
     journal: Journal,
-    past: ResumePoint,
+    resume_point: ResumePoint,
     named: Mapping[str, LazyTensor],
 ) -> dict[str, WrittenFile]:
     """Write every weight file of ``plan``; return what they have become.
 
-    ``progress`` is called with the number of bytes as they are written. ``past`` is what an earlier
-    run has written of it, ``journal`` where this one writes down how far it is, with the digests of
-    the ``named`` tensors.
+    ``on_bytes`` is called with the number of bytes as they are written. ``resume_point`` is what
+    an interrupted run has written; ``journal`` records how far this one is, with the digests of the
+    ``named`` tensors.
     """
-    files = OutputFiles(plan, staged, io, progress, past)
-    digests = FreshDigests(named, past.digests)
-    with _ThreadPools(num_workers) as lanes:
-        for span, rows in _in_order(lanes.compute, plan, num_workers, max_memory, past.done):
+    files = OutputFiles(plan, staged, io, on_bytes, resume_point)
+    digests = FreshDigests(named, resume_point.digests)
+    with _ThreadPools(num_workers) as pools:
+        for span, rows in _compute_in_order(
+            pools.compute, plan, num_workers, max_memory, resume_point.done
+        ):
             raise_if_interrupted()
-            taken: list[Future[None]] = []
+            writes: list[Future[None]] = []
             for number, piece in enumerate(span.placed.pieces):
                 part = _part(piece, span, rows)
                 if part.numel():
-                    data = tensor_bytes(_contiguous(part, number))
-                    taken.append(lanes.write.submit(files.write, piece.file, data))
-            for future in taken:
+                    data = view_as_bytes(_contiguous(part, number))
+                    writes.append(pools.write.submit(files.write, piece.file, data))
+            for future in writes:
                 future.result()
             if span.is_last:
-                reached = files.reached({piece.file for piece in span.placed.pieces})
-                journal.add(span.number + 1, reached, digests.take())
+                progress = files.get_progress({piece.file for piece in span.placed.pieces})
+                journal.add(span.number + 1, progress, digests.take())
     return files.written
 
 
@@ -112,13 +115,13 @@ class _ThreadPools:
             pool.shutdown(cancel_futures=True)
 
 
-def _spans(plan: Plan, span_bytes: int, done: int) -> Iterator[Span]:
+def _spans(plan: Plan, span_bytes: int, done: int) -> Iterator[_Span]:
     for number, placed in enumerate(plan.placed[done:], start=done):
         tensor = placed.tensor
         step = _span_rows(tensor, span_bytes)
         read = tensor.reader()
         for start in range(0, tensor.rows, step):
-            yield Span(number, placed, start, min(start + step, tensor.rows), read)
+            yield _Span(number, placed, start, min(start + step, tensor.rows), read)
 
 
 def _span_rows(tensor: LazyTensor, span_bytes: int) -> int:
@@ -127,9 +130,9 @@ def _span_rows(tensor: LazyTensor, span_bytes: int) -> int:
     return grid * max(1, span_bytes // max(1, grid * tensor.row_bytes))
 
 
-def _in_order(
+def _compute_in_order(
     pool: ThreadPoolExecutor, plan: Plan, num_workers: int, max_memory: int, done: int
-) -> Iterator[tuple[Span, torch.Tensor]]:
+) -> Iterator[tuple[_Span, torch.Tensor]]:
     """Compute spans ahead of their turn, as far as the buffers go, and yield them in order.
 
     The first ``done`` tensors are left out.
@@ -140,7 +143,7 @@ def _in_order(
     span_bytes = min(_SPAN_BYTES, (max_memory - num_workers * _SCRATCH_BYTES) // count)
     largest = max((_buffer_bytes(item.tensor, span_bytes) for item in plan.placed), default=0)
     free = [torch.empty(largest, dtype=torch.uint8) for _ in range(count)]
-    waiting: deque[tuple[Span, torch.Tensor, Future[torch.Tensor]]] = deque()
+    waiting: deque[tuple[_Span, torch.Tensor, Future[torch.Tensor]]] = deque()
     spans = _spans(plan, span_bytes, done)
     try:
         while True:
@@ -161,7 +164,7 @@ def _buffer_bytes(tensor: LazyTensor, span_bytes: int) -> int:
     return min(tensor.rows, _span_rows(tensor, span_bytes)) * tensor.row_bytes
 
 
-def _part(piece: Piece, span: Span, rows: torch.Tensor) -> torch.Tensor:
+def _part(piece: Piece, span: _Span, rows: torch.Tensor) -> torch.Tensor:
     """What of a span belongs to a piece."""
     if piece.axis is None:
         return rows

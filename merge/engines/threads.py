@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-_turn = threading.Lock()
+_lock = threading.Lock()
 
 
 class ComputePool(ThreadPoolExecutor):
@@ -24,7 +24,7 @@ class ComputePool(ThreadPoolExecutor):
 
 
 @contextmanager
-def one_torch_thread() -> Iterator[None]:
+def use_one_torch_thread() -> Iterator[None]:
     """Let the calling thread compute in the block with one torch thread, and no other."""
     before = torch.get_num_threads()
     _use_one_thread()
@@ -35,7 +35,7 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def _use_one_thread() -> None:
-    with _turn:
+    with _lock:
         default = torch.get_num_threads()
         torch.set_num_threads(1)  # of this thread, and of threads to come
         restore = threading.Thread(target=torch.set_num_threads, args=(default,))

@@ -1,7 +1,7 @@
 """Bytes on disk: one file per container, its reader and its writer side by side.
 
-A reader takes an ``InputFile`` and returns its tensors by name, lazily. Which reader fits is told
-by the first bytes, never by the file's name.
+A reader takes an ``InputFile`` and returns its tensors by name, lazily. The format is detected
+from the first bytes, never by the file's name.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import FormatError
-from ..storage.files import InputFile, refuse_placeholder
+from ..storage.input_file import InputFile
 from ..storage.offload import Offload
 from ..tensors.lazy import LazyTensor
 from . import gguf, safetensors
 from .container import ContainerWriter, TensorInfo
+from .torch import archive as torch_zip
 from .torch import legacy as torch_legacy
-from .torch import zip as torch_zip
 
 __all__ = ["WRITERS", "ContainerWriter", "InputFile", "TensorInfo", "open_container"]
 
@@ -36,21 +36,20 @@ def open_container(
     """Return the tensors of a weight file, by name, from its header alone.
 
     ``alone`` is what a tensor is called that torch saved without a name, which is else refused.
-    Raises ``FormatError`` when the file is no container that is known here, or a broken one.
+    Raises ``FormatError`` for an unknown or damaged container.
     """
     file = InputFile(path, offload.io if offload else "auto")
-    refuse_placeholder(file)
-    head = file.read(0, min(file.size, len(torch_legacy.MAGIC)))
+    head = file.read_head()
     if head.startswith(torch_zip.MAGIC):
         return torch_zip.read(file, offload, alone)
-    if head == torch_legacy.MAGIC:
+    if head.startswith(torch_legacy.MAGIC):
         return torch_legacy.read(file, alone)
     if head.startswith(gguf.MAGIC):
         return gguf.read(file).tensors
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return safetensors.read(file)
     raise FormatError(
-        "this is no weight file of a kind that is known here",
+        "this is not a weight file of a known format",
         file=path,
         expected="a torch checkpoint (.bin, .pth), safetensors or GGUF",
         found=f"a file that begins with {head[:8]!r}",

@@ -69,25 +69,25 @@ class ContainerWriter(ABC):
         self._advance()
 
     @property
-    def finished(self) -> tuple[int, ...]:
-        """What ``skip`` must be told, a number for each tensor that has been written whole.
+    def tensor_crcs(self) -> tuple[int, ...]:
+        """What ``skip`` needs: the CRC-32 of each tensor that has been written whole, or 0.
 
         The last tensor of all is not among them until ``close``.
         """
         return (0,) * self._current
 
-    def skip(self, finished: Sequence[int]) -> None:
-        """Pass over the first tensors, whose data is in the stream already.
+    def skip(self, tensor_crcs: Sequence[int]) -> None:
+        """Skip the first tensors, whose data is in the stream already.
 
         All else of the container up to there is written once more.
         """
-        for number in finished:
+        for crc in tensor_crcs:
             self._begin_next()
-            self._pass_over(number)
+            self._skip_current(crc)
         self._advance()
 
-    def _pass_over(self, number: int) -> None:
-        """Take the current tensor as written; ``number`` is what ``finished`` said of it."""
+    def _skip_current(self, crc: int) -> None:
+        """Take the current tensor as written; ``crc`` is its CRC-32."""
         self._left = 0
 
     @property

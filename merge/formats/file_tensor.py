@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from ..errors import FormatError
-from ..storage.files import InputFile, tensor_bytes
+from ..storage.input_file import InputFile, view_as_bytes
 from ..tensors.lazy import LazyTensor, RowReader
-from .checksum import Checksum
+from .crc import CrcCheck
 
 _ADDRESSABLE = 1 << 62
 
@@ -23,7 +23,7 @@ class FileTensor(LazyTensor):
     file: InputFile
     offset: int
     strides: tuple[int, ...]
-    checksum: Checksum | None = field(default=None, compare=False, repr=False)
+    checksum: CrcCheck | None = field(default=None, compare=False, repr=False)
 
     @property
     def path(self) -> Path:
@@ -53,10 +53,10 @@ class FileTensor(LazyTensor):
 
     def _contiguous_rows(self, start: int, stop: int, out: torch.Tensor) -> None:
         if out.numel():
-            data, place = tensor_bytes(out), start * self.row_bytes
+            data, place = view_as_bytes(out), start * self.row_bytes
             self.file.read_into(data, self.offset + place)
             if self.checksum is not None:
-                self.checksum.passed(place, data)
+                self.checksum.update(place, data)
 
     def _spread_rows(self, start: int, stop: int, out: torch.Tensor) -> None:
         if not out.numel():
@@ -64,7 +64,7 @@ class FileTensor(LazyTensor):
         span = 1 + sum((n - 1) * s for n, s in zip(out.shape, self.strides, strict=True))
         flat = torch.empty(span, dtype=self.dtype)
         first = self.offset + start * self.strides[0] * self.dtype.itemsize
-        self.file.read_into(tensor_bytes(flat), first)
+        self.file.read_into(view_as_bytes(flat), first)
         out.copy_(torch.as_strided(flat, out.shape, self.strides))
 
     def _rows_by_column(self, start: int, stop: int, out: torch.Tensor) -> None:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any, BinaryIO
 
 import torch
 
 from ..errors import FormatError
-from ..storage.files import InputFile
-from ..tensors.lazy import LazyTensor, RowReader, block_rows, dtype_name, scratch
+from ..storage.input_file import InputFile
+from ..tensors.lazy import LazyTensor, RowReader, block_rows, get_dtype_name, scratch
 from .container import ContainerWriter, Sink, TensorInfo
 from .file_tensor import FileTensor, contiguous_strides
 
@@ -46,7 +45,7 @@ _LONGEST_VALUE = 1 << 24
 
 
 @dataclass(frozen=True)
-class Gguf:
+class GgufFile:
     """What a file holds: its metadata by key, and its tensors by their names there.
 
     Shapes are in rows and columns, the reverse of how ggml counts dimensions.
@@ -79,19 +78,19 @@ class Q8Tensor(LazyTensor):
         return fill
 
 
-def type_name(tensor: LazyTensor) -> str:
+def get_type_name(tensor: LazyTensor) -> str:
     """What a file holds a tensor in: its dtype by name, or ``q8_0``, which is read as float32."""
-    return Q8_0_NAME if isinstance(tensor, Q8Tensor) else dtype_name(tensor.dtype)
+    return Q8_0_NAME if isinstance(tensor, Q8Tensor) else get_dtype_name(tensor.dtype)
 
 
-def read(file: InputFile) -> Gguf:
+def read(file: InputFile) -> GgufFile:
     """Return metadata and tensors of a file, from its header alone.
 
     f32, f16 and bf16 come as they are, q8_0 as float32. Raises ``FormatError`` for other types, for
     headers that promise more than the file holds, and for files of another version or byte order.
     """
     cursor = _Cursor(file)
-    tensor_count, value_count = _opened(cursor)
+    tensor_count, value_count = _read_counts(cursor)
     metadata = dict(_unique(cursor, (_key_value(cursor) for _ in range(value_count)), "key"))
     infos = dict(_unique(cursor, (_tensor_info(cursor) for _ in range(tensor_count)), "tensor"))
     alignment = metadata.get(_ALIGNMENT_KEY, ALIGNMENT)
@@ -99,10 +98,10 @@ def read(file: InputFile) -> Gguf:
         raise cursor.damaged(f"an alignment of {alignment!r}")
     start = -(-cursor.position // alignment) * alignment
     tensors = {name: _lazy(file, name, info, start) for name, info in infos.items()}
-    return Gguf(metadata, tensors)
+    return GgufFile(metadata, tensors)
 
 
-def _opened(cursor: _Cursor) -> tuple[int, int]:
+def _read_counts(cursor: _Cursor) -> tuple[int, int]:
     """Numbers of tensors and of metadata, after the file has shown to be what it should be."""
     if cursor.take(4) != MAGIC:
         raise cursor.damaged("another beginning than GGUF")
@@ -110,11 +109,11 @@ def _opened(cursor: _Cursor) -> tuple[int, int]:
     if version not in _VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS
         raise FormatError(
-            "this GGUF file is of a kind that is not read here",
+            "this kind of GGUF file is not supported",
             file=cursor.file.path,
             expected="version 2 or 3, little-endian",
             found="big-endian" if swapped else f"version {version}",
-            remedy="make it anew with a current llama.cpp",
+            remedy="convert it again with a current llama.cpp",
         )
     return cursor.number("Q"), cursor.number("Q")
 
@@ -153,34 +152,27 @@ def _lazy(
     origin = f"{file.path.name}: {name}"
     place = start + offset
     if kind in _PLAIN:
-        return _placed(file, shape, _PLAIN[kind], origin, place)
+        return _make_tensor(file, shape, _PLAIN[kind], origin, place)
     if kind == _Q8_0 and len(shape) == 2 and shape[1] % BLOCK == 0:
         width = shape[1] // BLOCK * BLOCK_BYTES
-        blocks = _placed(file, (shape[0], width), torch.uint8, origin, place)
+        blocks = _make_tensor(file, (shape[0], width), torch.uint8, origin, place)
         return Q8Tensor(shape, torch.float32, origin, blocks)
     raise FormatError(
-        "the tensor is in a type that is not read here",
+        "the tensor has a type that is not supported",
         file=file.path,
         tensor=name,
         expected="f32, f16, bf16 or q8_0",
         found=f"{_OTHER_TYPES.get(kind, f'type {kind}')}, shape {shape}",
-        remedy="take the file from which this one was quantised",
+        remedy="take the file from which this one was quantized",
     )
 
 
-def _placed(
+def _make_tensor(
     file: InputFile, shape: tuple[int, ...], dtype: torch.dtype, origin: str, place: int
 ) -> FileTensor:
     tensor = FileTensor(shape, dtype, origin, file, place, contiguous_strides(shape))
-    if place + prod(shape) * dtype.itemsize > file.size:
-        raise FormatError(
-            "the file ends before its tensors do: an unfinished download or copy",
-            file=file.path,
-            tensor=origin,
-            expected=f"at least {place + prod(shape) * dtype.itemsize:,} bytes",
-            found=f"{file.size:,} bytes",
-            remedy="fetch or copy the file again",
-        )
+    if (end := place + tensor.nbytes) > file.size:
+        raise file.cut_off(end, origin)
     return tensor
 
 
@@ -215,7 +207,7 @@ class _Cursor:
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:
-            raise self.damaged(f"text that is no UTF-8: {data[:20]!r}") from None
+            raise self.damaged(f"text that is not UTF-8: {data[:20]!r}") from None
 
     def value(self, kind: int) -> Any:
         """A value of metadata: number, string, or a list of either."""
@@ -241,7 +233,7 @@ class _Cursor:
     def damaged(self, found: str) -> FormatError:
         """The error for a header that cannot be."""
         return FormatError(
-            "this is no whole GGUF file",
+            "this is not a whole GGUF file",
             file=self.file.path,
             found=f"{found} at byte {self.position:,} of {self.file.size:,}",
             remedy="an unfinished download or copy, or another kind of file: fetch it again",

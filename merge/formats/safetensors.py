@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import FormatError
-from ..storage.files import InputFile
+from ..storage.input_file import InputFile
 from ..tensors.lazy import LazyTensor
 from ..untrusted.strict_json import parse_json
 from .container import ContainerWriter, Sink, TensorInfo
@@ -51,7 +51,7 @@ def read(file: InputFile) -> dict[str, LazyTensor]:
     length = int.from_bytes(head, "little")
     if length > _MOST_BYTES:
         raise FormatError(
-            "this is no safetensors file",
+            "this is not a safetensors file",
             file=file.path,
             expected=f"a header of at most {_MOST_BYTES:,} bytes",
             found=f"{length:,} bytes, by {head!r}, in a file of {file.size:,} bytes",
@@ -62,7 +62,7 @@ def read(file: InputFile) -> dict[str, LazyTensor]:
             pass
     except SafetensorError as error:
         raise FormatError(
-            "this is no whole safetensors file",
+            "this is not a whole safetensors file",
             file=file.path,
             found=f"{file.size:,} bytes ({error})",
             remedy="an unfinished download or copy: fetch the file again",
@@ -79,7 +79,7 @@ def _lazy(file: InputFile, name: str, entry: dict[str, object], start: int) -> F
     assert isinstance(offsets, list)
     if kind not in _DTYPES:
         raise FormatError(
-            "the tensor has a dtype that cannot be read here",
+            "the tensor has a dtype that is not supported",
             file=file.path,
             tensor=name,
             expected=", ".join(_DTYPES),

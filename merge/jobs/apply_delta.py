@@ -27,7 +27,7 @@ from ..settings import (
     settings_named,
 )
 from ..storage.offload import Offload
-from ..tokenizers.huggingface import TokenizerFolder
+from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
 from .writing import Report, claimed
 
@@ -125,19 +125,19 @@ def _require_two(base: Path, other: Path, role: str) -> None:
 def _prepare(
     names: dict[str, tuple[str, ModelFolder]],
     role: str,
-    tokenizer: TokenizerFolder,
+    tokenizer: SentencePieceTokenizer,
     tokenizer_named: bool,
     settings: _Settings,
     offload: Offload,
 ) -> PlannedJob:
     from ..deltas.dense import open_model
     from ..layouts.opening import open_checkpoint
-    from ..tensors.digests import digested_checkpoint
+    from ..tensors.digests import add_checkpoint_digests
 
     (base_name, base_folder), (other_name, other_folder) = names["base_model"], names[role]
     for_base = settings.context_length if base_folder.is_meta else None
-    base = digested_checkpoint(open_checkpoint(base_folder, offload, for_base))
-    other = digested_checkpoint(
+    base = add_checkpoint_digests(open_checkpoint(base_folder, offload, for_base))
+    other = add_checkpoint_digests(
         open_model(
             other_folder,
             offload,
@@ -177,7 +177,7 @@ def _combined(
     """The sum or the difference, after asking a few values whether that makes sense."""
     from ..deltas.dense import DeltaForm, add_delta, subtract_base
     from ..deltas.differences import require_difference, require_known_filling, require_model
-    from ..tensors.lazy import dtype_named
+    from ..tensors.lazy import parse_dtype
 
     (_, base_folder), (other_name, other_folder) = names["base_model"], names[_role(settings)]
     require_model(
@@ -187,7 +187,7 @@ def _combined(
         "check that base and delta are not exchanged, and give the model that the delta was made "
         "from as base",
     )
-    dtype, init = dtype_named(settings.dtype), settings.new_token_init or "zeros"
+    dtype, init = parse_dtype(settings.dtype), settings.new_token_init or "zeros"
     if isinstance(settings, MakeDeltaSettings):
         require_model(other, other_folder.path, "target", "give the trained model itself")
         form = DeltaForm(settings.delta_embeddings, init)
@@ -236,7 +236,7 @@ def _plan(
     result: DenseResult,
     rows: int,
     config: ModelConfig,
-    tokenizer: TokenizerFolder,
+    tokenizer: SentencePieceTokenizer,
     sources: tuple[str, ...],
     settings: OutputSettings,
 ) -> Plan:

@@ -14,7 +14,7 @@ from ..plan.documents import find_model_config
 from ..plan.inputs import chosen_tokenizer, resolve
 from ..settings import ConvertOptions, ConvertSettings, OnProgress, settings_named
 from ..storage.offload import Offload
-from ..tokenizers.huggingface import TokenizerFolder
+from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
 from .writing import Report, claimed
 
@@ -56,7 +56,7 @@ def convert_checkpoint(
 def _prepare(
     source: str,
     folder: ModelFolder,
-    tokenizer: TokenizerFolder,
+    tokenizer: SentencePieceTokenizer,
     settings: ConvertSettings,
     offload: Offload,
     named: bool,
@@ -64,14 +64,14 @@ def _prepare(
     from ..deltas.apply import apply_adapters
     from ..layouts.opening import open_checkpoint
     from ..plan.placement import Model, plan_output
-    from ..tensors.digests import digested_checkpoint
-    from ..tensors.lazy import dtype_named
+    from ..tensors.digests import add_checkpoint_digests
+    from ..tensors.lazy import parse_dtype
 
-    checkpoint = digested_checkpoint(open_checkpoint(folder, offload, settings.context_length))
+    checkpoint = add_checkpoint_digests(open_checkpoint(folder, offload, settings.context_length))
     config = find_model_config(folder, checkpoint)
     model = Input(source, folder.path, checkpoint)
     padding = require_enough_rows(model.rows, tokenizer)
-    placed = apply_adapters(checkpoint, (), dtype_named(settings.dtype))
+    placed = apply_adapters(checkpoint, (), parse_dtype(settings.dtype))
     parts = (placed.tensors, placed.tied, model.rows, config, tokenizer, (source,))
     plan = plan_output(Model(*parts), settings)
     notes = [*config.notes, *padding]

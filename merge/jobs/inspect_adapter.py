@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checksums.files import begin_digests
+from ..checksums.file_digests import start_digests
 from ..deltas.adapter_config import WEIGHT_NAMES, AdapterFolder
 from ..errors import MergeError
 from ..plan.inputs import find_sources
@@ -50,7 +50,7 @@ def report(
     """
     fields = folder.fields
     if digest:
-        begin_digests(folder.path / name for name in WEIGHT_NAMES)
+        start_digests(folder.path / name for name in WEIGHT_NAMES)
     yield f"adapter    {folder.path}"
     yield f"kind       {fields.get('peft_type', 'LORA')}, PEFT {_release(fields)}"
     yield f"base       {fields.get('base_model_name_or_path') or 'not recorded'}"
@@ -130,7 +130,7 @@ def _ranges(numbers: list[int]) -> str:
 
 def _contents(adapter: Adapter) -> Iterator[str]:
     from ..deltas.apply import vocabulary_rows
-    from ..tensors.lazy import dtype_name
+    from ..tensors.lazy import get_dtype_name
 
     others = Counter(type(patch).__name__ for stage in adapter.added.values() for patch in stage)
     for patch_name, words in _OTHERS.items():
@@ -141,7 +141,7 @@ def _contents(adapter: Adapter) -> Iterator[str]:
         yield f"replaces   {name}: {tuple(tensor.shape)}{trained}"
     dtypes = {patch.a.dtype for patch in adapter.low_rank.values()}
     dtypes |= {tensor.dtype for tensor in adapter.replaced.values()}
-    yield f"dtypes     {', '.join(sorted(map(dtype_name, dtypes))) or 'none'}"
+    yield f"dtypes     {', '.join(sorted(map(get_dtype_name, dtypes))) or 'none'}"
     yield f"vocabulary {vocabulary_rows(adapter) or 'no'} rows"
     for ignored in adapter.ignored:
         yield f"left aside {ignored}"
@@ -154,14 +154,15 @@ def _contents(adapter: Adapter) -> Iterator[str]:
 
 
 def _digest(adapter: Adapter) -> Iterator[str]:
-    from ..checksums.known import BEFORE, known_adapter
+    from ..checksums.adapter_order import PREREQUISITES
+    from ..checksums.known_files import identify_adapter
 
     yield f"sha256     {adapter.digest} ({adapter.weights.name})"
-    name = known_adapter(adapter.digest)
+    name = identify_adapter(adapter.digest)
     if name is None:
         yield "published  not known by this digest"
         return
-    below = BEFORE.get(name)
+    below = PREREQUISITES.get(name)
     yield f"published  {name}, " + (f"after {below}" if below else "straight onto its base")
 
 

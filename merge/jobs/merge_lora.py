@@ -13,9 +13,9 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checksums.files import begin_digests, file_digest
-from ..checksums.published import require_published
-from ..checksums.tokenizers import recognise_bytes
+from ..checksums.check_files import require_published
+from ..checksums.file_digests import get_file_digest, start_digests
+from ..checksums.known_tokenizers import recognize_bytes
 from ..deltas.adapter_config import WEIGHT_NAMES
 from ..errors import FormatError, UsageError
 from ..layouts.model_folder import ModelFolder
@@ -27,7 +27,7 @@ from ..plan.vocabulary import AdapterRows, Vocabulary, require_extension
 from ..reports import merge_text as summary
 from ..settings import MergeOptions, MergeSettings, OnProgress, settings_named
 from ..storage.offload import Offload
-from ..tokenizers.copied import OpaqueTokenizer, require_sentencepiece
+from ..tokenizers.opaque_tokenizer import OpaqueTokenizer, require_sentencepiece
 from ..untrusted.strict_json import read_small
 from ..version import MANIFEST_NAME
 from .writing import Report, claimed, write
@@ -87,7 +87,7 @@ def merge_lora(
         if (
             not chosen.dry_run
         ):  # which reads headers, and the rest only of what may be a published file
-            begin_digests(f.path / name for f in sources.adapters for name in WEIGHT_NAMES)
+            start_digests(f.path / name for f in sources.adapters for name in WEIGHT_NAMES)
         job = plan_merge(sources, chosen, offload)
         require_consistent_copies(job.adapters)
         require_names_free(target, job.plan.documents, chosen.overwrite or chosen.resume)
@@ -131,23 +131,23 @@ class MergeJob:
             models["delta_model"] = self.delta
         configs = {a.config.path: a.folder.digest(a.config.path.name) for a in self.adapters}
         more = [path for a in self.adapters for path in a.files.further]
-        digests = configs | {path: file_digest(path) for path in more}
+        digests = configs | {path: get_file_digest(path) for path in more}
         return JobInputs(models, digests | {a.weights: a.digest for a in self.adapters})
 
     def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this merge."""
-        from ..output.manifest import checkpoint_entry, file_entry, manifest
+        from ..output.manifest import build_manifest, describe_checkpoint, describe_file
 
         inputs: dict[str, Any] = {
-            "base_model": checkpoint_entry(self.sources.base_model, self.plain),
+            "base_model": describe_checkpoint(self.sources.base_model, self.plain),
             "adapters": [
                 {
                     "source": source,
                     "weight": a.config.weight,
                     "files": [
-                        file_entry(a.config.path, a.folder.digest(a.config.path.name)),
-                        file_entry(a.weights, a.digest),
-                        *map(file_entry, a.files.further),
+                        describe_file(a.config.path, a.folder.digest(a.config.path.name)),
+                        describe_file(a.weights, a.digest),
+                        *map(describe_file, a.files.further),
                     ],
                     **({"ignored": list(a.files.ignored)} if a.files.ignored else {}),
                 }
@@ -156,7 +156,7 @@ class MergeJob:
         }
         if self.delta is not None:
             source = self.sources.delta_model or ""
-            inputs["delta_model"] = checkpoint_entry(source, self.delta)
+            inputs["delta_model"] = describe_checkpoint(source, self.delta)
         steps = {
             name: {"steps": [step.as_json() for step in steps]}
             for name, steps in self.model.steps.items()
@@ -169,7 +169,7 @@ class MergeJob:
         how["tokenizer_named"] = self.sources.tokenizer_named
         if self.delta is not None:
             how["delta"] = {"embeddings": self.settings.delta_embeddings}
-        return manifest(self.plan, written, inputs, self.sources.tokenizer, how, steps)
+        return build_manifest(self.plan, written, inputs, self.sources.tokenizer, how, steps)
 
 
 @dataclass(frozen=True)
@@ -195,14 +195,14 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     from ..deltas.prefixes import named_as_base
     from ..layouts.opening import open_checkpoint
     from ..plan.placement import Model, plan_output
-    from ..tensors.digests import digested_checkpoint
-    from ..tensors.lazy import dtype_named
+    from ..tensors.digests import add_checkpoint_digests
+    from ..tensors.lazy import parse_dtype
 
     context_length = settings.context_length
-    plain = digested_checkpoint(
+    plain = add_checkpoint_digests(
         open_checkpoint(sources.base, offload, context_length, any_decoder=any_decoder)
     )
-    delta = digested_checkpoint(open_model(sources.delta, offload)) if sources.delta else None
+    delta = add_checkpoint_digests(open_model(sources.delta, offload)) if sources.delta else None
     base, delta_notes = _with_delta(sources, settings, plain, delta)
     config = find_config(sources, base, any_decoder, settings.copy_code)
     before_new_rows = base
@@ -225,7 +225,7 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     vocabulary = _vocabulary(sources, before_new_rows, adapters, settings.vocab_mismatch)
     rows = vocabulary.checked_rows(settings.new_token_init is not None)
     per_adapter = settings.rounding == "per_adapter"
-    dtype = dtype_named(settings.dtype)
+    dtype = parse_dtype(settings.dtype)
     merged = apply_adapters(base, adapters, dtype, per_adapter, settings.vocab_mismatch)
     tensors, rows = _with_new_rows(merged.tensors, rows, sources, settings, config)
     named = (sources.base_model, *filter(None, [sources.delta_model]), *sources.lora_models)
@@ -343,11 +343,11 @@ def _require_different(adapters: Sequence[Adapter]) -> None:
 def _require_known_order(
     sources: Sources, base: Checkpoint, adapters: Sequence[Adapter]
 ) -> tuple[str, ...]:
-    from ..checksums import known
+    from ..checksums.adapter_order import AdapterInput, require_known_order
     from ..layouts.decoder import VOCABULARY_TENSORS, embedding_rows
 
     given = [
-        known.Given(
+        AdapterInput(
             source,
             a.published,
             a.config.base_model_name_or_path,
@@ -357,12 +357,12 @@ def _require_known_order(
         )
         for source, a in zip(sources.lora_models, adapters, strict=True)
     ]
-    return known.require_known_order(embedding_rows(base.tensors), given, _merged(sources.base))
+    return require_known_order(embedding_rows(base.tensors), given, _merged(sources.base))
 
 
 def _merged(base: ModelFolder) -> list[str | None] | None:
     """Published names of the adapters that a base's own manifest says were merged into it."""
-    from ..checksums import known
+    from ..checksums.known_files import identify_adapter
 
     try:
         manifest = base.read_json(MANIFEST_NAME) if MANIFEST_NAME in base.files else {}
@@ -370,7 +370,7 @@ def _merged(base: ModelFolder) -> list[str | None] | None:
         digests = [[str(f["sha256"]) for f in entry["files"]] for entry in entries or ()]
     except (FormatError, KeyError, TypeError):  # not one of ours: it tells nothing
         return None
-    names = [[known.known_adapter(digest) for digest in entry] for entry in digests]
+    names = [[identify_adapter(digest) for digest in entry] for entry in digests]
     return [next(filter(None, of_one), None) for of_one in names] or None
 
 
@@ -402,7 +402,7 @@ def _vocabulary(
         tokenizer.n_tokens,
         tokenizer.path,
         sources.base_tokenizer.n_tokens if sources.base_tokenizer else None,
-        recognise_bytes(tokenizer.vocabulary),
+        recognize_bytes(tokenizer.vocabulary),
         mismatch,
         isinstance(tokenizer, OpaqueTokenizer),
     )

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checksums.tokenizers import explain_mismatch, recognise_bytes
+from ..checksums.known_tokenizers import explain_mismatch, recognize_bytes
 from ..errors import VocabularyError
 from ..output.fingerprint import JobInputs
 from ..output.preflight import OutputFolder
 from ..settings import OnProgress, OutputSettings
-from ..tokenizers.huggingface import TokenizerFolder
+from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from .writing import Report, write
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class PlannedJob:
 
     plan: Plan
     models: Mapping[str, Input]
-    tokenizer: TokenizerFolder
+    tokenizer: SentencePieceTokenizer
     how: Mapping[str, Any]
     changes: tuple[str, ...]
     notes: tuple[str, ...]
@@ -59,13 +59,13 @@ class PlannedJob:
 
     def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this job."""
-        from ..output.manifest import checkpoint_entry, manifest
+        from ..output.manifest import build_manifest, describe_checkpoint
 
         inputs = {
-            role: checkpoint_entry(model.source, model.checkpoint)
+            role: describe_checkpoint(model.source, model.checkpoint)
             for role, model in self.models.items()
         }
-        return manifest(self.plan, written, inputs, self.tokenizer, self.how, {})
+        return build_manifest(self.plan, written, inputs, self.tokenizer, self.how, {})
 
     def reads(self) -> JobInputs:
         """What it reads."""
@@ -96,14 +96,14 @@ def carry_out(
     return Report(folder.path, job.plan, seconds, dry_run, job.inputs(), job.changes, notes)
 
 
-def require_enough_rows(rows: int, tokenizer: TokenizerFolder) -> tuple[str, ...]:
+def require_enough_rows(rows: int, tokenizer: SentencePieceTokenizer) -> tuple[str, ...]:
     """A model needs a row for each token; it may have more. Returns a note where it has.
 
     Raises ``VocabularyError`` when it has fewer.
     """
     tokens = tokenizer.n_tokens
     if tokens > rows:
-        said = explain_mismatch(recognise_bytes(tokenizer.vocabulary), rows)
+        said = explain_mismatch(recognize_bytes(tokenizer.vocabulary), rows)
         raise VocabularyError(
             "tokenizer and embeddings do not belong together",
             file=tokenizer.path,

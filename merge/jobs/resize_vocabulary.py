@@ -14,8 +14,8 @@ from ..plan.inputs import Sources, find_tokenizer, resolve, resolve_tokenizer
 from ..plan.vocabulary import require_extension
 from ..settings import OnProgress, ResizeOptions, ResizeSettings, settings_named
 from ..storage.offload import Offload
-from ..tokenizers.copied import require_sentencepiece
-from ..tokenizers.huggingface import read_tokenizer
+from ..tokenizers.opaque_tokenizer import require_sentencepiece
+from ..tokenizers.sentencepiece_tokenizer import read_tokenizer
 from .planned import Input, PlannedJob, carry_out
 from .writing import Report, claimed
 
@@ -66,11 +66,11 @@ def _prepare(sources: Sources, settings: ResizeSettings, offload: Offload) -> Pl
     from ..layouts.llama import EMBED_TOKENS, LM_HEAD
     from ..layouts.opening import open_checkpoint
     from ..plan.placement import Model, plan_output
-    from ..tensors.digests import digested_checkpoint
-    from ..tensors.lazy import dtype_named
+    from ..tensors.digests import add_checkpoint_digests
+    from ..tensors.lazy import parse_dtype
     from ..tensors.patched import PatchedTensor
 
-    base = digested_checkpoint(open_checkpoint(sources.base, offload))
+    base = add_checkpoint_digests(open_checkpoint(sources.base, offload))
     config = find_config(sources, base)
     base_rows = base.tensors[EMBED_TOKENS].rows
     tokenizer = require_sentencepiece(sources.tokenizer, "growing the vocabulary")
@@ -81,7 +81,7 @@ def _prepare(sources: Sources, settings: ResizeSettings, offload: Offload) -> Pl
     tensors = grow_to_tokenizer(
         base.tensors, tokenizer, rows, known, settings.init, config.config, settings.seed
     )
-    dtype = dtype_named(settings.dtype)
+    dtype = parse_dtype(settings.dtype)
     tied = bool(base.config.get("tie_word_embeddings"))
     cast = {
         name: PatchedTensor(tensor.shape, dtype or tensor.dtype, tensor.origin, tensor)

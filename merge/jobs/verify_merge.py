@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checksums.files import read_digest
+from ..checksums.file_digests import hash_file
 from ..errors import MergeError, UsageError, VerificationError, shown
 from ..layouts.config import is_llama
 from ..layouts.model_folder import ModelFolder
@@ -25,8 +25,9 @@ from ..settings import (
 )
 from ..sizes import peak_memory, size_text
 from ..storage.offload import Offload
-from ..tokenizers.copied import has_tokenizer
-from ..tokenizers.huggingface import MODEL_NAME, TokenizerFolder
+from ..tokenizers.file_names import MODEL_NAME
+from ..tokenizers.opaque_tokenizer import has_tokenizer
+from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from ..version import MANIFEST_NAME
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def _check_result(
         result = open_checkpoint(folder, offload, with_extra=True, any_decoder=True)
         merge_inputs = _add_growth(folder, inputs, manifest) if inputs is not None else None
     except MergeError as error:
-        files = check_files(folder, manifest, read_digest) if manifest is not None else ()
+        files = check_files(folder, manifest, hash_file) if manifest is not None else ()
         return ResultFindings(faults=[*files, error])
     found = check_result(folder, result, manifest, merge_inputs, workers, on_progress)
     found.faults += _check_unmerged_files(merge_inputs, manifest)
@@ -253,7 +254,7 @@ class _LoadedInputs:
         """The adapters' folders, the last one first."""
         return [ModelFolder(adapter.folder) for adapter in self.merge_inputs.adapters[::-1]]
 
-    def tokenizer(self) -> TokenizerFolder | None:
+    def tokenizer(self) -> SentencePieceTokenizer | None:
         """LLaMA's tokenizer of a merge with the defaults, if it has one."""
         if not is_llama(self.merge_inputs.base.config):
             return None
@@ -279,7 +280,7 @@ def _add_growth(folder: Path, given: _LoadedInputs, manifest: Manifest | None) -
 def _load_inputs(named: _NamedInputs, manifest: Manifest | None, offload: Offload) -> _LoadedInputs:
     """The inputs, named or the manifest's."""
     from ..layouts.opening import open_checkpoint
-    from ..tensors.lazy import dtype_named
+    from ..tensors.lazy import parse_dtype
     from ..verification.adapters import adopt_names, read_adapter
     from ..verification.expected import MergeInputs
 
@@ -318,7 +319,7 @@ def _load_inputs(named: _NamedInputs, manifest: Manifest | None, offload: Offloa
         -1 if target else 1,
         adapters,
         rounding == "per_adapter",
-        dtype_named(manifest.dtype if manifest else "auto"),
+        parse_dtype(manifest.dtype if manifest else "auto"),
         mismatch == "truncate",
         delta_embeddings=named.delta_embeddings
         or (manifest.delta_embeddings if manifest else "auto"),

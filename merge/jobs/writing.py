@@ -11,21 +11,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..interruption import deferred_signals
 from ..output.complete import is_complete
-from ..output.fingerprint import JobInputs, identity, require_same
-from ..output.folder import StagedFolder, held
+from ..output.fingerprint import JobInputs, compute_fingerprint, require_same_run
 from ..output.journal import JOURNAL_NAME, Journal, WrittenFile
-from ..output.preflight import (
-    OutputFolder,
-    holds_a_model,
-    require_free,
-    require_possible,
-)
-from ..output.resume import ResumePoint, matching_entries, verified
+from ..output.preflight import OutputFolder, existing_model_error, require_free, require_possible
+from ..output.resume import ResumePoint, find_resume_point, select_matching_entries
+from ..output.staged_folder import StagedFolder, lock_folder
 from ..settings import OnProgress, OutputSettings
 from ..sizes import peak_memory, size_text
 from ..storage.lock import require_unlocked
 from ..storage.offload import require_space
-from ..untrusted.strict_json import json_bytes
+from ..untrusted.strict_json import dump_json
 from ..version import MANIFEST_NAME
 
 if TYPE_CHECKING:
@@ -61,7 +56,7 @@ def claimed(
         require_unlocked(output)
         yield _free(output, settings)
         return
-    with held(output):
+    with lock_folder(output):
         yield _free(output, settings)
 
 
@@ -97,7 +92,7 @@ def write(
         if is_complete(output, planned, plan.files, inputs):
             return ("complete already: the result of the same run is there, as it was written",)
         if not settings.overwrite:
-            raise holds_a_model(output, replaced)
+            raise existing_model_error(output, replaced)
     left_behind = sum(path.lstat().st_size for path in folder.leftovers)
     require_space(output, plan.disk_bytes, left_behind)
     if settings.dry_run:
@@ -107,7 +102,7 @@ def write(
 
     reads = job.reads()
     with deferred_signals(), StagedFolder(output, obsolete=replaced) as staged:
-        this = identity(plan, settings, reads)
+        this = compute_fingerprint(plan, settings, reads)
         total = plan.tensor_bytes
         past = ResumePoint()
         if settings.resume:
@@ -124,15 +119,15 @@ def write(
             num_workers=settings.workers,
             max_memory=settings.memory,
             io=settings.io,
-            progress=_byte_counter(on_progress, total),
+            on_bytes=_byte_counter(on_progress, total),
             journal=staged.journal,
-            past=past,
+            resume_point=past,
             named=reads.tensors(plan),
         )
         check()
         for name, data in plan.documents.items():
             staged.write(name, data)
-        staged.write(MANIFEST_NAME, json_bytes(job.manifest(written_files)))
+        staged.write(MANIFEST_NAME, dump_json(job.manifest(written_files)))
     return _told(past, plan) if settings.resume else ()
 
 
@@ -160,9 +155,9 @@ def _past(
     record = folder.journal
     if record is None or not record.is_useful:
         return ResumePoint()
-    require_same(folder.path, record.identity, this)
-    entries = matching_entries(record.entries, plan)
-    past = verified(folder.path, replace(record, entries=entries), progress)
+    require_same_run(folder.path, record.identity, this)
+    entries = select_matching_entries(record.entries, plan)
+    past = find_resume_point(folder.path, replace(record, entries=entries), progress)
     return replace(past, unexplained=len(record.entries) - len(entries))
 
 
@@ -178,9 +173,9 @@ def _begin(
     files = (*plan.files, *plan.documents, MANIFEST_NAME)
     journal = Journal(staged.folder, this, files, [path.name for path in replaced])
     if past:
-        journal.go_on(past.end)
+        journal.resume(past.end)
     else:
-        journal.begin()
+        journal.start()
         for path in folder.leftovers:
             if path.name != JOURNAL_NAME:
                 path.unlink()
@@ -202,7 +197,7 @@ def _went_on(past: ResumePoint, plan: Plan) -> tuple[str, ...]:
 class Report:
     """What a job did (or, with ``dry_run``, would do), where, and how long it took.
 
-    ``inputs``, ``changes`` and ``notes`` are lines for people.
+    ``inputs``, ``changes`` and ``describe_nonfinite`` are lines for people.
     """
 
     output_dir: Path
@@ -216,9 +211,9 @@ class Report:
     def summary(self) -> str:
         """Tell it in a few lines."""
         lines = [*self.inputs, *self.changes, *self._output()]
-        from ..tensors.finite import notes
+        from ..tensors.finite import describe_nonfinite
 
-        told = (*self.notes, *self.plan.notes, *notes(self.plan.checked))
+        told = (*self.notes, *self.plan.notes, *describe_nonfinite(self.plan.checked))
         lines += [f"note: {note}" for note in told]
         return "\n".join(
             ["Planned:" if self.dry_run else "Done:", *(f"  {line}" for line in lines)]

@@ -19,10 +19,10 @@ from ..untrusted.value_kinds import (
     OBJECT,
     POSITIVE,
     TEXT,
-    Kinds,
+    ValueKinds,
     optional,
-    require,
-    required_number,
+    require_kinds,
+    require_number,
 )
 
 CONFIG_NAME = "config.json"
@@ -35,7 +35,7 @@ EXTENDED_MODEL_TYPES = (*LLAMA_MODEL_TYPES, "llava")
 # The names of its class; the second is that of conversions of early 2023.
 LLAMA_ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
 # What is read of config.json beside the numbers that fix shapes.
-_VALUES: Kinds = {
+_VALUES: ValueKinds = {
     "max_position_embeddings": optional(LENGTH),
     "rms_norm_eps": POSITIVE,
     "rope_parameters": optional(OBJECT),
@@ -44,7 +44,7 @@ _VALUES: Kinds = {
     "tie_word_embeddings": optional(FLAG),
 }
 # What is read of the rotary positions, of every kind of scaling.
-_ROTARY: Kinds = {
+_ROTARY: ValueKinds = {
     **dict.fromkeys(("type", "rope_type"), optional(TEXT)),
     **dict.fromkeys(
         (
@@ -122,11 +122,11 @@ class LlamaShape:
                 found=repr(config.get("model_type")),
                 remedy="only LLaMA 1, LLaMA 2 and models of their architecture can be merged here",
             )
-        hidden = required_number(config, "hidden_size", source)
-        heads = required_number(config, "num_attention_heads", source)
+        hidden = require_number(config, "hidden_size", source)
+        heads = require_number(config, "num_attention_heads", source)
         derived = {"num_key_value_heads": heads, "head_dim": hidden // heads}
         given = derived | {key: config[key] for key in derived if config.get(key)}
-        head_dim = required_number(given, "head_dim", source)
+        head_dim = require_number(given, "head_dim", source)
         if head_dim % 2:
             raise LayoutError(
                 "the heads are of a size that rotary positions cannot turn",
@@ -137,10 +137,10 @@ class LlamaShape:
             )
         return cls(
             hidden_size=hidden,
-            intermediate_size=required_number(config, "intermediate_size", source),
-            num_hidden_layers=required_number(config, "num_hidden_layers", source),
+            intermediate_size=require_number(config, "intermediate_size", source),
+            num_hidden_layers=require_number(config, "num_hidden_layers", source),
             num_attention_heads=heads,
-            num_key_value_heads=required_number(given, "num_key_value_heads", source),
+            num_key_value_heads=require_number(given, "num_key_value_heads", source),
             head_dim=head_dim,
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         )
@@ -167,9 +167,9 @@ _ROTARY_KEYS = ("rope_scaling", "rope_parameters")
 
 def require_values(config: Mapping[str, Any], source: object) -> None:
     """Raise ``LayoutError`` unless what is read of a LLaMA's ``config.json`` is of its kind."""
-    require(config, _VALUES, source)
+    require_kinds(config, _VALUES, source)
     for key in _ROTARY_KEYS:
-        require(config.get(key) or {}, _ROTARY, source, key)
+        require_kinds(config.get(key) or {}, _ROTARY, source, key)
     said = _rope_thetas(config)
     if len(set(said.values())) > 1:
         raise LayoutError(

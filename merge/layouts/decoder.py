@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import LayoutError
 from ..tensors.lazy import LazyTensor
-from ..untrusted.value_kinds import required_number
+from ..untrusted.value_kinds import require_number
 from .config import CONFIG_NAME
 from .elsewhere import naming_remedy
 from .llama import EMBED_TOKENS, LM_HEAD
@@ -117,7 +117,7 @@ def _require_every_layer(
     found = {int(match[1]) for match in map(_LAYER.match, tensors) if match}
     if not found or count is None:
         return
-    count = required_number({"num_hidden_layers": count}, "num_hidden_layers", folder / CONFIG_NAME)
+    count = require_number({"num_hidden_layers": count}, "num_hidden_layers", folder / CONFIG_NAME)
     if missing := sorted(set(range(count)) - found):
         raise LayoutError(
             "the base model's weights are incomplete",

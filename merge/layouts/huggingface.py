@@ -14,7 +14,7 @@ from ..formats import open_container
 from ..storage.folder import Folder
 from ..storage.offload import Offload
 from ..tensors.lazy import Checkpoint, LazyTensor
-from ..untrusted.strict_json import json_bytes
+from ..untrusted.strict_json import dump_json
 from . import decoder, llama
 from .config import (
     CONFIG_NAME,
@@ -317,4 +317,4 @@ def index_document(placed: Iterable[PlacedTensor], suffix: str) -> dict[str, byt
     weight_map = {item.pieces[0].name: item.pieces[0].file for item in placed}
     total = sum(item.tensor.nbytes for item in placed)
     index: dict[str, Any] = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    return {f"{STEMS[suffix]}{suffix}.index.json": json_bytes(index)}
+    return {f"{STEMS[suffix]}{suffix}.index.json": dump_json(index)}

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import LayoutError, UsageError
 from ..storage.offload import Offload
-from ..tensors.lazy import Checkpoint, LazyTensor, dtype_name
+from ..tensors.lazy import Checkpoint, LazyTensor, get_dtype_name
 from . import llama
 from .config import LlamaShape
 from .model_folder import ModelFolder
@@ -38,7 +38,7 @@ def open_base(
     tensors = whole_tensors(folder.path, parts, shape)
     embeddings = tensors[llama.EMBED_TOKENS]
     _require_vocabulary(params, embeddings.rows, source)
-    dtype = dtype_name(embeddings.dtype)
+    dtype = get_dtype_name(embeddings.dtype)
     config, notes = config_from_params(params, shape, embeddings.rows, dtype, context_length)
     return Checkpoint(tensors, config, files, dropped, notes)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import LayoutError
 from ..storage.folder import Folder
-from ..untrusted.value_kinds import POSITIVE, is_positive, optional, require, required_number
+from ..untrusted.value_kinds import POSITIVE, is_positive, optional, require_kinds, require_number
 from .config import DEFAULT_ROPE_THETA, LlamaShape, rope_scaling, rope_theta
 
 PARAMS_NAME = "params.json"
@@ -58,11 +58,11 @@ def shape_from_params(
 
     Raises ``LayoutError`` for numbers that are missing or cannot be together.
     """
-    require(params, {"rope_theta": optional(POSITIVE), "norm_eps": POSITIVE}, source)
-    dim, heads = required_number(params, "dim", source), required_number(params, "n_heads", source)
+    require_kinds(params, {"rope_theta": optional(POSITIVE), "norm_eps": POSITIVE}, source)
+    dim, heads = require_number(params, "dim", source), require_number(params, "n_heads", source)
     kv_heads = heads
     if params.get("n_kv_heads") is not None:
-        kv_heads = required_number(params, "n_kv_heads", source)
+        kv_heads = require_number(params, "n_kv_heads", source)
     for whole, part, words in (
         (dim, 2 * heads, f"dim {dim} and n_heads {heads}"),
         (heads, kv_heads, f"n_heads {heads} and n_kv_heads {kv_heads}"),
@@ -76,7 +76,7 @@ def shape_from_params(
                 remedy=f"fetch {PARAMS_NAME} from the place where the weights are from",
             )
     _require_same_feed_forward(params, dim, intermediate_size, source)
-    layers = required_number(params, "n_layers", source)
+    layers = require_number(params, "n_layers", source)
     return LlamaShape(dim, intermediate_size, layers, heads, kv_heads, dim // heads, False)
 
 
@@ -86,7 +86,7 @@ def _require_same_feed_forward(
     """``multiple_of`` and ``ffn_dim_multiplier``, where they are given, must give w1's rows."""
     if params.get("multiple_of") is None:
         return
-    multiple_of = required_number(params, "multiple_of", source)
+    multiple_of = require_number(params, "multiple_of", source)
     multiplier = params.get("ffn_dim_multiplier")
     stated = feed_forward_size(dim, multiple_of, multiplier) if _is_factor(multiplier) else None
     if stated != intermediate_size:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..errors import LayoutError
-from ..tensors.lazy import LazyTensor, dtype_name
+from ..tensors.lazy import LazyTensor, get_dtype_name
 
 # The helper tensors of GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors.
 _QUANTISED = re.compile(
@@ -33,6 +33,6 @@ def require_unquantized(folder: Path, name: str, tensor: LazyTensor) -> None:
         file=folder,
         tensor=tensor.origin,
         expected="one float16, bfloat16 or float32 tensor for each weight",
-        found=name.rsplit(".", 1)[-1] if is_quantised(name) else dtype_name(tensor.dtype),
+        found=name.rsplit(".", 1)[-1] if is_quantised(name) else get_dtype_name(tensor.dtype),
         remedy="take the original float16 or bfloat16 model as the base",
     )

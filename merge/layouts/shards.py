@@ -12,8 +12,8 @@ from ..errors import LayoutError
 from ..formats import open_container
 from ..storage.folder import Folder
 from ..storage.offload import Offload
-from ..tensors.concatenated import join
-from ..tensors.lazy import LazyTensor, dtype_name
+from ..tensors.concatenated import concatenate
+from ..tensors.lazy import LazyTensor, get_dtype_name
 from . import llama
 from .config import LlamaShape
 from .params import PARAMS_NAME
@@ -72,7 +72,7 @@ def read_parts(
                 file=files[0].parent,
                 tensor=name,
                 expected="float16, bfloat16 or float32 in every shard",
-                found=", ".join(dtype_name(part.dtype) for part in tensors),
+                found=", ".join(get_dtype_name(part.dtype) for part in tensors),
                 remedy="take the original model, all files from one place",
             )
     return parts, dropped
@@ -148,7 +148,7 @@ def _whole(entry: llama.Entry, parts: tuple[LazyTensor, ...], shape: LlamaShape)
         axis = 0
     if axis is not None:
         rest = {part.shape[1 - axis] for part in parts}
-        return join(parts, axis) if len(rest) == 1 else parts[0]
+        return concatenate(parts, axis) if len(rest) == 1 else parts[0]
     first = parts[0].read()
     for part in parts[1:]:
         if part.shape != parts[0].shape or not torch.equal(part.read(), first):

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import OutputError
 from ..storage.offload import is_offloaded
-from ..untrusted.strict_json import json_bytes, read_json
+from ..untrusted.strict_json import dump_json, read_json
 from ..version import MANIFEST_NAME
 
 
@@ -27,7 +27,7 @@ def is_complete(
     if not path.is_file():
         return False
     found = read_json(path)
-    expected = json.loads(json_bytes(dict(planned)))
+    expected = json.loads(dump_json(dict(planned)))
     for name in weights:
         expected["files"][name] |= {"bytes": None, "sha256": None}
     if not _agree(expected, found):
@@ -62,7 +62,7 @@ def _require_size(path: Path, expected: object) -> None:
     found = path.stat().st_size if path.is_file() else None
     if found != expected:
         raise OutputError(
-            "the result was complete, and one of its files is not as it was written",
+            "the result was complete, but one of its files has changed",
             file=path,
             expected=f"{expected} bytes",
             found="no such file" if found is None else f"{found} bytes",

@@ -1,4 +1,4 @@
-"""What a run is: enough of it to tell whether an interrupted one may be gone on with."""
+"""What a run is: enough to decide whether an interrupted one can be resumed."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _COSTS = (
     *("resume", "overwrite", "dry_run"),
 )
 _CHANGED = (
-    "what is written so far was made of the file as it was then: begin anew with --overwrite "
-    "instead of --resume"
+    "what is written so far was made from the earlier file: start over with --overwrite instead of "
+    "--resume"
 )
 _REMEDY = (
-    "give the same inputs and options to go on, or begin anew with --overwrite instead of --resume"
+    "give the same inputs and options to resume, or start over with --overwrite instead of --resume"
 )
 
 
 @dataclass(frozen=True)
 class JobInputs:
-    """What a job reads: ``models`` by role, small files of adapters with their SHA-256.
+    """What a job inputs: ``models`` by role, small files of adapters with their SHA-256.
 
     ``how`` is what shapes the result beside its settings.
     """
@@ -46,7 +46,7 @@ class JobInputs:
     how: Mapping[str, Any] = field(default_factory=dict)
 
     def tensors(self, plan: Plan) -> dict[str, LazyTensor]:
-        """Every tensor whose content digest the manifest tells, by a name of its own."""
+        """Every tensor whose content digest the manifest records, by a unique name."""
         named = {
             f"{role}: {name}": tensor
             for role, model in self.models.items()
@@ -55,25 +55,25 @@ class JobInputs:
         return named | {f"result: {name}": tensor for name, tensor in plan.tensors.items()}
 
 
-def identity(plan: Plan, settings: OutputSettings, reads: JobInputs) -> dict[str, Any]:
+def compute_fingerprint(plan: Plan, settings: OutputSettings, inputs: JobInputs) -> dict[str, Any]:
     """What the result's bytes depend on, as JSON holds it."""
     chosen = {name: value for name, value in asdict(settings).items() if name not in _COSTS}
-    inputs = list(_inputs(reads))
+    files = list(_inputs(inputs))
     value = {
         "version": __version__,
-        "inputs": dict(inputs),
-        "order": inputs,
-        "settings": {**reads.how, **chosen},
+        "inputs": dict(files),
+        "order": files,
+        "settings": {**inputs.how, **chosen},
         "result": sha256(json.dumps(list(_result(plan))).encode()).hexdigest(),
     }
     return json.loads(json.dumps(value))  # type: ignore[no-any-return]
 
 
-def _inputs(reads: JobInputs) -> Iterator[tuple[str, dict[str, str | int]]]:
+def _inputs(inputs: JobInputs) -> Iterator[tuple[str, dict[str, str | int]]]:
     """Large files by size and times of their last change, small ones by digest."""
-    for path, digest in reads.adapters.items():
+    for path, digest in inputs.adapters.items():
         yield path.name if is_offloaded(path) else str(path.resolve()), {"sha256": digest}
-    for model in reads.models.values():
+    for model in inputs.models.values():
         for path in model.files:
             status = path.stat()
             if is_offloaded(path):  # fetched or unpacked for this run alone
@@ -103,7 +103,7 @@ def _result(plan: Plan) -> Iterator[list[object]]:
         yield [name, sha256(data).hexdigest()]
 
 
-def require_same(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def require_same_run(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise ``OutputError`` saying in what a run differs from the one that was interrupted."""
     if then == now:
         return
@@ -139,8 +139,8 @@ def _words(entry: Mapping[str, Any]) -> str:
     size = f"{entry['bytes']:,} bytes"
     if "mtime_ns" not in entry:
         return size
-    told = f"{size}, last changed {_moment(entry['mtime_ns'])}"
-    return told + (f", put there {_moment(entry['ctime_ns'])}" if "ctime_ns" in entry else "")
+    changed = f"{size}, last changed {_moment(entry['mtime_ns'])}"
+    return changed + (f", put there {_moment(entry['ctime_ns'])}" if "ctime_ns" in entry else "")
 
 
 def _moment(nanoseconds: int) -> str:

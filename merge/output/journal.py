@@ -1,4 +1,4 @@
-"""The journal of a run: how far its files had come, so that an interrupted run can go on.
+"""The journal of a run: how far its files had come, so that an interrupted run can be resumed.
 
 Lines of JSON in the output folder: what the run is (``fingerprint.py``), then, whenever a tensor is
 whole, how long each file was that it went into and SHA-256 of the file up to there, and at last
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from ..storage.open_flags import NO_LINKS
+from ..storage.open_flags import NO_FOLLOW
 
 JOURNAL_NAME = ".merge_journal"
 _FORMAT = 1
@@ -35,30 +35,30 @@ class WrittenFile:
 
 
 @dataclass(frozen=True)
-class Place:
-    """How far a file had come: its length, SHA-256 up to there, and what its container's writer
-    must be told of the tensors that were finished since the place before.
+class FileProgress:
+    """How far a file had come: its length, SHA-256 up to there, and the CRC-32 of
+    each tensor that was finished since the entry before (0 where the container has none).
     """
 
     nbytes: int
     sha256: str
-    finished: tuple[int, ...]
+    tensor_crcs: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Entry:
+class JournalEntry:
     """One line: ``done`` tensors of the plan are whole. ``digests`` are those of tensors' contents
     that became known; the line ends at byte ``end`` of the journal.
     """
 
     done: int
-    files: Mapping[str, Place]
+    files: Mapping[str, FileProgress]
     digests: Mapping[str, str]
     end: int = 0
 
 
 @dataclass(frozen=True)
-class Record:
+class JournalState:
     """A journal as it was found; ``committed`` are the files' digests if all of them were whole.
 
     ``files`` are the names that the run was to write, ``replaces`` those of an earlier result that
@@ -68,17 +68,17 @@ class Record:
     identity: Mapping[str, Any]
     files: tuple[str, ...]
     replaces: tuple[str, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[JournalEntry, ...]
     committed: Mapping[str, str]
     end: int
 
     @property
     def is_useful(self) -> bool:
-        """Whether there may be anything to go on from."""
+        """Whether there may be anything to resume from."""
         return bool(self.entries or self.committed)
 
 
-def read_record(folder: Path) -> Record | None:
+def read_journal(folder: Path) -> JournalState | None:
     """The journal of an interrupted run, as far as its lines are whole; None if it is of no use."""
     path = folder / JOURNAL_NAME
     try:
@@ -100,7 +100,7 @@ def read_record(folder: Path) -> Record | None:
         return None
 
 
-def _record(lines: Sequence[tuple[Any, int]]) -> Record | None:
+def _record(lines: Sequence[tuple[Any, int]]) -> JournalState | None:
     head = lines[0][0]
     if head["format"] != _FORMAT:
         return None
@@ -111,34 +111,34 @@ def _record(lines: Sequence[tuple[Any, int]]) -> Record | None:
     for name in (*files, *replaces, *last, *(name for entry in entries for name in entry.files)):
         if Path(name).name != name:  # nothing outside the folder is read, moved or removed
             return None
-    return Record(head["identity"], files, replaces, entries, last, lines[-1][1])
+    return JournalState(head["identity"], files, replaces, entries, last, lines[-1][1])
 
 
-def _entry(line: Mapping[str, Any], end: int) -> Entry:
+def _entry(line: Mapping[str, Any], end: int) -> JournalEntry:
     files = {
-        name: Place(int(nbytes), str(digest), tuple(map(int, finished)))
+        name: FileProgress(int(nbytes), str(digest), tuple(map(int, finished)))
         for name, (nbytes, digest, finished) in line["files"].items()
     }
-    return Entry(int(line["done"]), files, dict(line["digests"]), end)
+    return JournalEntry(int(line["done"]), files, dict(line["digests"]), end)
 
 
-class Marked(Protocol):
-    """A stream that tells SHA-256 of what it was given up to a marked place, a little later."""
+class _DigestSource(Protocol):
+    """A stream that has SHA-256 of its bytes up to a marked place, a little later."""
 
     digests: dict[int, str]
 
 
 @dataclass(frozen=True)
-class Reached:
+class PendingProgress:
     """A place in a file that is being written; its digest is still to come."""
 
-    stream: Marked
+    stream: _DigestSource
     nbytes: int
-    finished: tuple[int, ...]
+    tensor_crcs: tuple[int, ...]
 
 
 class Journal:
-    """What a run writes down in ``folder`` while its lock is held.
+    """What a run writes down in ``folder`` while the folder is locked.
 
     ``identity`` says what the run is; ``files`` names what it writes, ``replaces`` what it may
     replace.
@@ -156,11 +156,13 @@ class Journal:
         names = {"files": list(files), "replaces": list(replaces)}
         self._head = {"format": _FORMAT, "identity": identity, **names}
         self._stream: BinaryIO | None = None
-        self._waiting: list[tuple[int, Mapping[str, Reached | Place], Mapping[str, str]]] = []
+        self._waiting: list[
+            tuple[int, Mapping[str, PendingProgress | FileProgress], Mapping[str, str]]
+        ] = []
         self.is_useful = False
 
-    def begin(self) -> None:
-        """Begin anew.
+    def start(self) -> None:
+        """Start a new journal.
 
         There is a journal at every moment: only an earlier one may know whose the files are that a
         killed run has put in place.
@@ -171,29 +173,32 @@ class Journal:
         self._fresh.replace(self._path)
         self._open(end)
 
-    def go_on(self, end: int) -> None:
+    def resume(self, end: int) -> None:
         """Write on after the lines up to byte ``end``; the others were not right."""
         self._open(end)
         self.is_useful = True
 
     def _open(self, end: int) -> None:
-        flags = os.O_RDWR | NO_LINKS | getattr(os, "O_BINARY", 0)
+        flags = os.O_RDWR | NO_FOLLOW | getattr(os, "O_BINARY", 0)
         self._stream = os.fdopen(os.open(self._path, flags), "r+b")
         self._stream.truncate(end)
         self._stream.seek(end)
 
     def add(
-        self, done: int, files: Mapping[str, Reached | Place], digests: Mapping[str, str]
+        self,
+        done: int,
+        files: Mapping[str, PendingProgress | FileProgress],
+        digests: Mapping[str, str],
     ) -> None:
         """Note that ``done`` tensors are whole; the line is written when all digests are there."""
         self._waiting.append((done, files, digests))
-        self.settle()
+        self.flush()
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Write down what is known by now, in order."""
         while self._waiting:
             done, files, digests = self._waiting[0]
-            places = {name: _settled(place) for name, place in files.items()}
+            places = {name: _as_line(place) for name, place in files.items()}
             if None in places.values():
                 return
             self._write({"done": done, "files": places, "digests": digests})
@@ -228,8 +233,8 @@ def _line(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
-def _settled(place: Reached | Place) -> tuple[int, str, tuple[int, ...]] | None:
-    if isinstance(place, Place):
-        return place.nbytes, place.sha256, place.finished
+def _as_line(place: PendingProgress | FileProgress) -> tuple[int, str, tuple[int, ...]] | None:
+    if isinstance(place, FileProgress):
+        return place.nbytes, place.sha256, place.tensor_crcs
     digest = place.stream.digests.get(place.nbytes)
-    return None if digest is None else (place.nbytes, digest, place.finished)
+    return None if digest is None else (place.nbytes, digest, place.tensor_crcs)

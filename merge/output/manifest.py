@@ -7,16 +7,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ..checksums.files import file_digest
+from ..checksums.file_digests import get_file_digest
 from ..plan.placement import Plan
-from ..tensors.digests import content_digests
-from ..tensors.lazy import Checkpoint, LazyTensor, dtype_name
-from ..tokenizers.copied import Tokenizer
+from ..tensors.digests import get_digests
+from ..tensors.lazy import Checkpoint, LazyTensor, get_dtype_name
+from ..tokenizers.opaque_tokenizer import Tokenizer
 from ..version import __version__
 from .journal import WrittenFile
 
 
-def manifest(
+def build_manifest(
     plan: Plan,
     written: Mapping[str, WrittenFile],
     inputs: Mapping[str, Any],
@@ -49,20 +49,20 @@ def manifest(
         "files": weights | documents,
         "tensors": {
             name: {**entry, "from": plan.tensors[name].origin, **steps.get(name, {})}
-            for name, entry in tensor_entries(plan.tensors).items()
+            for name, entry in _describe_tensors(plan.tensors).items()
         },
     }
 
 
-def tensor_entries(tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, Any]]:
+def _describe_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, Any]]:
     """What the manifest says of each tensor itself: dtype, shape and content digest.
 
     The digest is null for a tensor that was not read whole.
     """
-    read = content_digests(tensors)
+    read = get_digests(tensors)
     return {
         name: {
-            "dtype": dtype_name(tensor.dtype),
+            "dtype": get_dtype_name(tensor.dtype),
             "shape": list(tensor.shape),
             "xxh3_128": read[name],
         }
@@ -70,7 +70,7 @@ def tensor_entries(tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, Any
     }
 
 
-def checkpoint_entry(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
+def describe_checkpoint(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
     """A base in the manifest: its files' sizes, and a digest of each tensor that was read.
 
     The digest is null for a tensor that was replaced unread.
@@ -78,10 +78,14 @@ def checkpoint_entry(source: str, checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "source": source,
         "files": [{"file": path.name, "bytes": path.stat().st_size} for path in checkpoint.files],
-        "tensors": tensor_entries(checkpoint.tensors),
+        "tensors": _describe_tensors(checkpoint.tensors),
     }
 
 
-def file_entry(path: Path, digest: str | None = None) -> dict[str, Any]:
+def describe_file(path: Path, digest: str | None = None) -> dict[str, Any]:
     """A small input in the manifest, with the digest of the whole file."""
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest or file_digest(path)}
+    return {
+        "file": path.name,
+        "bytes": path.stat().st_size,
+        "sha256": digest or get_file_digest(path),
+    }

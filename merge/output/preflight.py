@@ -10,9 +10,10 @@ from pathlib import Path
 
 from ..errors import OutputError
 from ..storage.folder import Folder
-from ..tokenizers.huggingface import CLASS_FILE_NAME
+from ..storage.offload import find_existing
+from ..tokenizers.sentencepiece_tokenizer import CLASS_FILE_NAME
 from ..version import MANIFEST_NAME
-from .journal import JOURNAL_NAME, Record, partial_path, read_record
+from .journal import JOURNAL_NAME, JournalState, partial_path, read_journal
 
 # Files by which some reader takes a folder for a model, so that two models would be mixed up.
 _MODEL_FILES = (
@@ -78,9 +79,9 @@ class OutputFolder(Folder):
     """What is in the output folder before a run, as long as its lock keeps others out."""
 
     @cached_property
-    def journal(self) -> Record | None:
+    def journal(self) -> JournalState | None:
         """The journal of an interrupted run, None if there is none that is of use."""
-        return read_record(self.path) if JOURNAL_NAME in self.entries else None
+        return read_journal(self.path) if JOURNAL_NAME in self.entries else None
 
     @cached_property
     def leftovers(self) -> list[Path]:
@@ -115,11 +116,11 @@ def require_free(folder: OutputFolder, overwrite: bool, resume: bool = False) ->
     """Check that a model may be written to ``folder``; return the files it will replace.
 
     Those are the files of an earlier result, as its manifest lists them, or of an interrupted run.
-    The folder's lock is held, or nothing will be written: otherwise another run may change it all.
+    The caller has locked the folder, or writes nothing: otherwise another run may change it.
     With ``resume`` a result with a manifest passes too: whether it is this run's can only be told
     from the plan (``complete.py``).
     Raises ``OutputError`` for what an interrupted run left unless with ``resume`` or ``overwrite``,
-    for model files without ``overwrite``, and with it for model files that no manifest claims.
+    for model files without ``overwrite``, and with it for model files that no manifest lists.
     """
     left = folder.leftovers
     if left and not (overwrite or resume):
@@ -127,7 +128,7 @@ def require_free(folder: OutputFolder, overwrite: bool, resume: bool = False) ->
             "an earlier run was interrupted here, and what it wrote is still there",
             file=folder.path,
             found=_listed(left),
-            remedy="go on with the same command and --resume, or begin anew with --overwrite, "
+            remedy="resume with the same command and --resume, or start over with --overwrite, "
             "which removes these files",
         )
     present = sorted(path for path in folder.matching(*_MODEL_FILES) if path.is_file())
@@ -135,7 +136,7 @@ def require_free(folder: OutputFolder, overwrite: bool, resume: bool = False) ->
     may_replace = overwrite or (resume and interrupted.issuperset(path.name for path in present))
     may_be_complete = resume and not left and MANIFEST_NAME in folder.files
     if present and not (may_replace or may_be_complete):
-        raise holds_a_model(folder.path, present)
+        raise existing_model_error(folder.path, present)
     earlier = folder.of_earlier_run | interrupted
     if foreign := [path for path in present if path.name not in earlier]:
         raise OutputError(
@@ -147,7 +148,7 @@ def require_free(folder: OutputFolder, overwrite: bool, resume: bool = False) ->
     return [path for name, path in folder.files.items() if name in earlier]
 
 
-def holds_a_model(folder: Path, present: Sequence[Path]) -> OutputError:
+def existing_model_error(folder: Path, present: Sequence[Path]) -> OutputError:
     """The refusal of a folder in which there is another model."""
     return OutputError(
         "the output folder holds a model already",
@@ -160,11 +161,12 @@ def holds_a_model(folder: Path, present: Sequence[Path]) -> OutputError:
 
 def _require_writable(folder: Path) -> None:
     """The folder, or the nearest one above it that exists, must be one that takes files."""
-    absolute = folder.absolute()
-    present = next(path for path in (absolute, *absolute.parents) if path.exists())
+    present = find_existing(folder)
     if not present.is_dir():
         raise OutputError(
-            "the output folder is a file" if present == absolute else "no folder can be made there",
+            "the output folder is a file"
+            if present == folder.absolute()
+            else "no folder can be made there",
             file=folder,
             found=f"{present} is a file",
             remedy="choose another --output_dir",

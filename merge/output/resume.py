@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..interruption import raise_if_interrupted
-from .journal import Entry, Record, partial_path
+from ..sizes import OnBytes
+from .journal import JournalEntry, JournalState, partial_path
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Sha256
 
     from ..plan.placement import Plan
-
-Progress = Callable[[int], object]
 
 _PIECE_BYTES = 4 << 20
 _THREADS = 2
@@ -31,7 +30,7 @@ class VerifiedPrefix:
 
     nbytes: int
     sha256: Sha256
-    finished: tuple[int, ...]
+    tensor_crcs: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -54,19 +53,21 @@ class ResumePoint:
         return bool(self.done or self.committed)
 
 
-def verified(folder: Path, record: Record, progress: Progress = lambda _: None) -> ResumePoint:
+def find_resume_point(
+    folder: Path, record: JournalState, on_bytes: OnBytes = lambda _: None
+) -> ResumePoint:
     """Hash what is there, and keep what the journal and all files agree on.
 
-    ``progress`` is called with the number of bytes as they are read, from several threads.
+    ``on_bytes`` is called from several threads as bytes are read.
     """
     if record.committed and all(
-        _is_whole(folder, name, digest, progress) for name, digest in record.committed.items()
+        _is_whole(folder, name, digest, on_bytes) for name, digest in record.committed.items()
     ):
         return ResumePoint(committed=record.committed, end=record.end)
     names = {name for entry in record.entries for name in entry.files}
     with ThreadPoolExecutor(_THREADS) as pool:
         checks = {
-            name: pool.submit(_hashed, folder, name, record.entries, progress) for name in names
+            name: pool.submit(_hashed, folder, name, record.entries, on_bytes) for name in names
         }
         reached = {name: check.result() for name, check in checks.items()}
     agreed = min((len(entries) for entries in reached.values()), default=0)
@@ -84,7 +85,9 @@ def verified(folder: Path, record: Record, progress: Progress = lambda _: None) 
     )
 
 
-def matching_entries(entries: Sequence[Entry], plan: Plan) -> tuple[Entry, ...]:
+def select_matching_entries(
+    entries: Sequence[JournalEntry], plan: Plan
+) -> tuple[JournalEntry, ...]:
     """The first entries of a journal that the plan explains.
 
     Each is about the tensor after that of the entry before, and names the files that it went into,
@@ -95,7 +98,7 @@ def matching_entries(entries: Sequence[Entry], plan: Plan) -> tuple[Entry, ...]:
     for number, entry in enumerate(entries):
         if entry.done != number + 1 or entry.done > len(plan.placed):
             return tuple(entries[:number])
-        finished.update({name: len(place.finished) for name, place in entry.files.items()})
+        finished.update({name: len(place.tensor_crcs) for name, place in entry.files.items()})
         files = [piece.file for piece in plan.placed[number].pieces]
         due.update(files)
         if entry.files.keys() != set(files) or any(finished[f] != due[f] for f in files):
@@ -103,7 +106,7 @@ def matching_entries(entries: Sequence[Entry], plan: Plan) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def _is_whole(folder: Path, name: str, digest: str, progress: Progress) -> bool:
+def _is_whole(folder: Path, name: str, digest: str, on_bytes: OnBytes) -> bool:
     """Whether a file is right, under its name or about to get it."""
     path = partial_path(folder, name)
     path = path if os.path.lexists(path) else folder / name
@@ -112,14 +115,14 @@ def _is_whole(folder: Path, name: str, digest: str, progress: Progress) -> bool:
     try:
         with path.open("rb", buffering=0) as stream:
             hasher = sha256()
-            _read_on(stream, hasher, path.stat().st_size, progress)
+            _read_on(stream, hasher, path.stat().st_size, on_bytes)
             return hasher.hexdigest() == digest
     except OSError:
         return False
 
 
 def _hashed(
-    folder: Path, name: str, entries: Sequence[Entry], progress: Progress
+    folder: Path, name: str, entries: Sequence[JournalEntry], on_bytes: OnBytes
 ) -> list[Sha256 | None]:
     """SHA-256 of a file at each entry, as long as file and entries agree; None before it began."""
     hasher, begun = sha256(), False
@@ -131,7 +134,7 @@ def _hashed(
         with path.open("rb", buffering=0) as stream:
             for entry in entries:
                 if place := entry.files.get(name):
-                    whole = _read_on(stream, hasher, place.nbytes - stream.tell(), progress)
+                    whole = _read_on(stream, hasher, place.nbytes - stream.tell(), on_bytes)
                     if not whole or hasher.hexdigest() != place.sha256:
                         break
                     begun = True
@@ -141,11 +144,11 @@ def _hashed(
     return hashes
 
 
-def _entries_before(name: str, entries: Sequence[Entry]) -> int:
+def _entries_before(name: str, entries: Sequence[JournalEntry]) -> int:
     return next(number for number, entry in enumerate(entries) if name in entry.files)
 
 
-def _read_on(stream: BinaryIO, hasher: Sha256, count: int, progress: Progress) -> bool:
+def _read_on(stream: BinaryIO, hasher: Sha256, count: int, on_bytes: OnBytes) -> bool:
     """Hash the next bytes; False when the file has fewer."""
     buffer = memoryview(bytearray(min(_PIECE_BYTES, max(1, count))))
     while count > 0:
@@ -155,14 +158,16 @@ def _read_on(stream: BinaryIO, hasher: Sha256, count: int, progress: Progress) -
             return False
         hasher.update(buffer[:taken])
         count -= taken
-        progress(taken)
+        on_bytes(taken)
     return True
 
 
-def _prefix(name: str, entries: Sequence[Entry], hashes: Sequence[Sha256 | None]) -> VerifiedPrefix:
+def _prefix(
+    name: str, entries: Sequence[JournalEntry], hashes: Sequence[Sha256 | None]
+) -> VerifiedPrefix:
     places = [entry.files[name] for entry in entries if name in entry.files]
     hasher = hashes[-1]
     assert hasher is not None
     return VerifiedPrefix(
-        places[-1].nbytes, hasher, tuple(n for place in places for n in place.finished)
+        places[-1].nbytes, hasher, tuple(n for place in places for n in place.tensor_crcs)
     )

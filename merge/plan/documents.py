@@ -26,17 +26,17 @@ from ..layouts.config import (
 from ..layouts.model_folder import ModelFolder
 from ..layouts.params import PARAMS_NAME, params_json
 from ..storage.folder import Folder
-from ..tokenizers.copied import OpaqueTokenizer, Tokenizer, require_sentencepiece
-from ..tokenizers.huggingface import (
+from ..tokenizers.file_names import (
     ADDED_TOKENS_NAME,
     CHAT_TEMPLATE_NAME,
     MODEL_NAME,
-    TokenizerFolder,
+    TOKENIZER_CONFIG_NAME,
 )
-from ..tokenizers.huggingface import CONFIG_NAME as TOKENIZER_CONFIG_NAME
-from ..tokenizers.huggingface import documents as tokenizer_documents
-from ..untrusted.strict_json import json_bytes, parse_json, read_small
-from ..untrusted.value_kinds import CHAT_TEMPLATE, GENERATION, require
+from ..tokenizers.opaque_tokenizer import OpaqueTokenizer, Tokenizer, require_sentencepiece
+from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from ..tokenizers.sentencepiece_tokenizer import build_documents as tokenizer_documents
+from ..untrusted.strict_json import dump_json, parse_json, read_small
+from ..untrusted.value_kinds import CHAT_TEMPLATE, GENERATION, require_kinds
 from .inputs import Sources
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _generation_config(*folders: Folder) -> Mapping[str, Any]:
     if folder is None:
         return {}
     generation = folder.read_json(GENERATION_CONFIG_NAME)
-    require(generation, GENERATION, folder.path / GENERATION_CONFIG_NAME)
+    require_kinds(generation, GENERATION, folder.path / GENERATION_CONFIG_NAME)
     return generation
 
 
@@ -201,7 +201,7 @@ _ALPACA = """\
 _CHAT_TEMPLATES = {"alpaca": _ALPACA}
 
 
-def with_chat_template(tokenizer: TokenizerFolder, name: str) -> TokenizerFolder:
+def with_chat_template(tokenizer: SentencePieceTokenizer, name: str) -> SentencePieceTokenizer:
     """The tokenizer with one of the templates that are known here, in place of its own."""
     template = _CHAT_TEMPLATES[name].encode("utf-8")
     return replace(tokenizer, contents={**tokenizer.contents, CHAT_TEMPLATE_NAME: template})
@@ -224,13 +224,13 @@ def huggingface_documents(
         for token in [getattr(tokenizer, name)]
     }
     files, path = tokenizer_documents(tokenizer), tokenizer.path / TOKENIZER_CONFIG_NAME
-    require(parse_json(files[TOKENIZER_CONFIG_NAME], path), CHAT_TEMPLATE, path)
+    require_kinds(parse_json(files[TOKENIZER_CONFIG_NAME], path), CHAT_TEMPLATE, path)
     config = merged_config(found.config, vocab_size, dtype, tied)
     generation = {"_from_model_config": True} if not found.generation else found.generation
     return {
         **found.code,
-        CONFIG_NAME: json_bytes(with_token_ids(config, ids, vocab_size)),
-        GENERATION_CONFIG_NAME: json_bytes(with_token_ids(generation, ids, vocab_size)),
+        CONFIG_NAME: dump_json(with_token_ids(config, ids, vocab_size)),
+        GENERATION_CONFIG_NAME: dump_json(with_token_ids(generation, ids, vocab_size)),
         **files,
     }
 
@@ -244,9 +244,9 @@ def _copied_documents(
     if tokenizer.path != found.path.parent:
         config = _with_ends(config, tokenizer, vocab_size)
         generation = _with_ends(generation, tokenizer, vocab_size) if generation else generation
-    documents = {CONFIG_NAME: json_bytes(config)}
+    documents = {CONFIG_NAME: dump_json(config)}
     if generation:
-        documents[GENERATION_CONFIG_NAME] = json_bytes(generation)
+        documents[GENERATION_CONFIG_NAME] = dump_json(generation)
     return {**documents, **found.code, **tokenizer.contents}
 
 
@@ -261,7 +261,7 @@ def _with_ends(
 
 def require_llama(
     found: ModelConfig, tokenizer: Tokenizer, layout: str
-) -> tuple[LlamaShape, TokenizerFolder]:
+) -> tuple[LlamaShape, SentencePieceTokenizer]:
     """The shape and tokenizer of a LLaMA, for ``layout``, which can hold no other model.
 
     Raises ``LayoutError`` for another model, ``UsageError`` for a tokenizer that can only be
@@ -287,9 +287,9 @@ def meta_documents(found: ModelConfig, tokenizer: Tokenizer, vocab_size: int) ->
     """
     shape, understood = require_llama(found, tokenizer, LLAMA_ONLY["pth"])
     documents = {
-        PARAMS_NAME: json_bytes(params_json(found.config, shape, vocab_size, found.path)),
+        PARAMS_NAME: dump_json(params_json(found.config, shape, vocab_size, found.path)),
         MODEL_NAME: understood.vocabulary,
     }
     if understood.added_tokens:
-        documents[ADDED_TOKENS_NAME] = json_bytes(understood.added_tokens)
+        documents[ADDED_TOKENS_NAME] = dump_json(understood.added_tokens)
     return documents

@@ -12,13 +12,12 @@ from ..deltas.adapter_config import AdapterFolder
 from ..errors import FormatError, UsageError, VocabularyError
 from ..layouts.config import CONFIG_NAME, is_llama
 from ..layouts.model_folder import ModelFolder
-from ..storage.archives import unpack, zipped_folder
 from ..storage.offload import Offload
-from ..tokenizers.copied import Tokenizer, has_tokenizer, read_copied
-from ..tokenizers.fast_tokenizer import FAST_NAME
-from ..tokenizers.huggingface import (
-    MODEL_NAME,
-    TokenizerFolder,
+from ..storage.zipped_adapter import find_adapter_folder, unpack
+from ..tokenizers.file_names import MODEL_NAME, TOKENIZER_JSON_NAME
+from ..tokenizers.opaque_tokenizer import Tokenizer, has_tokenizer, read_opaque_tokenizer
+from ..tokenizers.sentencepiece_tokenizer import (
+    SentencePieceTokenizer,
     has_details,
     has_template_file,
     read_tokenizer,
@@ -63,7 +62,7 @@ def resolve(source: str, role: str, offload: Offload | None = None) -> Path:
         require_links_inside(path)
         return path
     if role == "adapter" and offload is not None and path.is_file():
-        inside = zipped_folder(path)
+        inside = find_adapter_folder(path)
         if inside is not None:
             return unpack(path, inside, offload)
     if path.exists():
@@ -130,7 +129,7 @@ def _download(hub_id: re.Match[str], role: str, offload: Offload | None) -> Path
     repo_id, inside, revision = hub_id["repo"], hub_id["folder"].strip("/"), hub_id["revision"]
     local_dir = None
     if offload is not None and offload.is_given:
-        local_dir = offload.folder() / re.sub(r"[/@]", "--", hub_id[0])
+        local_dir = offload.ensure_folder() / re.sub(r"[/@]", "--", hub_id[0])
     try:
         for weights in _WEIGHTS:
             wanted = [f"{inside}/{name}" if inside else name for name in (*_WANTED, weights)]
@@ -238,10 +237,10 @@ def _tokenizers(
             return own, read_tokenizer(models[-1].path)  # which says what is missing
     home = next(filter(has_tokenizer, models), None)
     copied = named or next(filter(has_tokenizer, adapters), home or models[-1])
-    return read_copied(home) if home else None, read_copied(copied)
+    return read_opaque_tokenizer(home) if home else None, read_opaque_tokenizer(copied)
 
 
-def find_tokenizer(folders: Sequence[ModelFolder]) -> TokenizerFolder | None:
+def find_tokenizer(folders: Sequence[ModelFolder]) -> SentencePieceTokenizer | None:
     """LLaMA's tokenizer from the first of ``folders`` that says something of one.
 
     The ``tokenizer.model`` may be that of a later folder: trainers that save with transformers 5
@@ -258,7 +257,7 @@ def find_tokenizer(folders: Sequence[ModelFolder]) -> TokenizerFolder | None:
     return None
 
 
-def _with_details(homes: Sequence[Path], details: Path) -> TokenizerFolder:
+def _with_details(homes: Sequence[Path], details: Path) -> SentencePieceTokenizer:
     """What ``details`` says of the first vocabulary that it agrees with."""
     errors = []
     for home in homes:
@@ -271,7 +270,7 @@ def _with_details(homes: Sequence[Path], details: Path) -> TokenizerFolder:
 
 def chosen_tokenizer(
     named: str | Path | None, folders: Sequence[ModelFolder], offload: Offload
-) -> TokenizerFolder:
+) -> SentencePieceTokenizer:
     """The tokenizer that ``--tokenizer`` names, else that of ``folders``, as ``find_tokenizer``.
 
     Raises ``FormatError`` where there is no ``tokenizer.model``.
@@ -281,11 +280,11 @@ def chosen_tokenizer(
     return found or read_tokenizer((home or folders[0]).path)
 
 
-def _named(home: ModelFolder, folders: Sequence[ModelFolder]) -> TokenizerFolder | None:
+def _named(home: ModelFolder, folders: Sequence[ModelFolder]) -> SentencePieceTokenizer | None:
     """The tokenizer that ``--tokenizer`` names, or None where it can only be copied."""
     path = home.path
     if path.is_file():
-        return read_tokenizer(path) if path.name != FAST_NAME else None
+        return read_tokenizer(path) if path.name != TOKENIZER_JSON_NAME else None
     if MODEL_NAME in home.files:
         return read_tokenizer(path)
     if not has_details(path) and not has_template_file(path):
@@ -293,7 +292,7 @@ def _named(home: ModelFolder, folders: Sequence[ModelFolder]) -> TokenizerFolder
     try:
         return find_tokenizer([home, *folders])
     except VocabularyError:
-        if FAST_NAME in home.files:
+        if TOKENIZER_JSON_NAME in home.files:
             return None
         raise
 

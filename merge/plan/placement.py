@@ -17,10 +17,10 @@ from ..layouts.decoder import embeddings
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
 from ..layouts.placement import PlacedTensor, files
 from ..settings import MergeSettings, OutputSettings
-from ..tensors.digests import digested
-from ..tensors.finite import finite
-from ..tensors.lazy import LazyTensor, dtype_name
-from ..tokenizers.copied import Tokenizer, require_sentencepiece
+from ..tensors.digests import add_digests
+from ..tensors.finite import check_finite
+from ..tensors.lazy import LazyTensor, get_dtype_name
+from ..tokenizers.opaque_tokenizer import Tokenizer, require_sentencepiece
 from .documents import (
     LLAMA_ONLY,
     ModelConfig,
@@ -114,7 +114,7 @@ def plan_output(model: Model, settings: OutputSettings) -> Plan:
         documents = meta_documents(model.config, model.tokenizer, model.rows)
         return Plan(tuple(placed), documents, result, checked=checked)
     placed = huggingface.place_tensors(checked, settings.suffix, settings.shard_bytes)
-    dtype = dtype_name(result[embeddings(result) or EMBED_TOKENS].dtype)
+    dtype = get_dtype_name(result[embeddings(result) or EMBED_TOKENS].dtype)
     documents = {
         **huggingface_documents(model.config, model.tokenizer, model.rows, dtype, model.tied),
         **huggingface.index_document(placed, settings.suffix),
@@ -129,8 +129,8 @@ def _checked(
     allowed = settings.allow_nonfinite
     if allowed:
         tensors = {name: tensor.allowing_nonfinite() for name, tensor in tensors.items()}
-    result = digested(tensors)
-    return result, finite(result, allowed)
+    result = add_digests(tensors)
+    return result, check_finite(result, allowed)
 
 
 def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
@@ -142,7 +142,7 @@ def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
     gguf_metadata.require_vocab_matches_rows(model.rows, tokenizer, kept)
     require_plain_llama(model.config.config, model.config.path)
     outtype = gguf_output.chosen_outtype(model.tensors, settings.outtype)
-    dtype = dtype_name(model.tensors[EMBED_TOKENS].dtype)
+    dtype = get_dtype_name(model.tensors[EMBED_TOKENS].dtype)
     parts = (model.config, model.tokenizer, model.rows, dtype, model.tied)
     description = gguf_metadata.Description(
         model.config.config,

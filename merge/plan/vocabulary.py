@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..checksums.tokenizers import KnownTokenizer, explain_mismatch
+from ..checksums.known_tokenizers import KnownTokenizer, explain_mismatch
 from ..errors import VocabularyError
-from ..tokenizers.huggingface import MODEL_NAME, TokenizerFolder
-from ..tokenizers.padding import are_padding
+from ..tokenizers.padding_rows import are_padding
+from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 
 _NEW_TOKENS = (
     "\nor, if this tokenizer is meant and the model will be trained on, let the missing rows begin "
@@ -220,7 +220,7 @@ class Vocabulary:
         )
 
 
-def require_extension(old: TokenizerFolder, new: TokenizerFolder) -> None:
+def require_extension(old: SentencePieceTokenizer, new: SentencePieceTokenizer) -> None:
     """Raise ``VocabularyError`` unless ``new`` gives every old token its old id."""
     olds, news = _tokens(old), _tokens(new)
     if len(news) < len(olds):
@@ -242,10 +242,5 @@ def require_extension(old: TokenizerFolder, new: TokenizerFolder) -> None:
             )
 
 
-def _tokens(tokenizer: TokenizerFolder) -> list[str]:
-    from sentencepiece import SentencePieceProcessor
-
-    model = SentencePieceProcessor()
-    model.LoadFromSerializedProto(tokenizer.contents[MODEL_NAME])
-    pieces = [model.id_to_piece(id_) for id_ in range(model.get_piece_size())]
-    return pieces + list(tokenizer.added_tokens)
+def _tokens(tokenizer: SentencePieceTokenizer) -> list[str]:
+    return list(tokenizer.tokens)

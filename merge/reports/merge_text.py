@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from hashlib import sha256
 from typing import TYPE_CHECKING, Protocol
 
-from ..checksums.known import known_files
+from ..checksums.known_files import load_known_files
 from ..deltas.adapter_files import is_unclaimed
-from ..tokenizers.huggingface import TokenizerFolder
+from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 
 if TYPE_CHECKING:
     from ..deltas.adapter import Adapter
@@ -67,7 +67,7 @@ def inputs(job: PlannedMerge) -> Iterator[str]:
         on = f"; trained on {said}" if said else ""
         yield f"adapter {number}  {adapter.folder.path} ({_scalings(adapter)}; {known}{on})"
     tokenizer = job.sources.tokenizer
-    published = known_files().get(sha256(tokenizer.vocabulary).hexdigest())
+    published = load_known_files().get(sha256(tokenizer.vocabulary).hexdigest())
     known = _known(published.model if published else None)
     tokens = tokenizer.n_tokens or "unknown"
     yield f"tokenizer  {tokenizer.path} ({tokens} tokens; {known})"
@@ -111,7 +111,7 @@ def notes(job: PlannedMerge) -> Iterator[str]:
     yield from job.notes
     if job.settings.output_type != "pth" and job.config.config is job.base.config:
         yield from job.base.notes
-    understood = isinstance(job.sources.tokenizer, TokenizerFolder)
+    understood = isinstance(job.sources.tokenizer, SentencePieceTokenizer)
     if job.settings.output_type == "huggingface":
         yield EXACT_IDS if understood else COPIED
     yield from _template_notes(job)

@@ -1,4 +1,4 @@
-"""One writer for one folder: a lock that the system takes back when a process dies."""
+"""One writer for one folder: a lock that the system releases when a process dies."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 from ..errors import OutputError
-from .open_flags import NO_LINKS
+from .open_flags import NO_FOLLOW
 
 LOCK_NAME = ".merge_lock"
 # Somebody who only asks holds the lock for a moment.
 _ATTEMPTS = 5
 _PAUSE = 0.05
-# What file systems answer that have no locks; there two runs are not kept apart.
+# What file systems without locks answer; there nothing prevents two runs.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
@@ -24,7 +24,7 @@ class FolderLock:
     """Held in a ``with`` block by the one process that writes to ``folder``.
 
     The lock is a file with the process's id. It is removed at the end; one that a killed process
-    left behind is no hindrance. Raises ``OutputError`` when another process holds it.
+    left behind does not count. Raises ``OutputError`` when another process holds it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,7 +35,7 @@ class FolderLock:
     def __enter__(self) -> FolderLock:
         if self._path.is_symlink():
             raise OutputError(
-                "the lock of the folder is a link, which no run makes",
+                "the lock of the folder is a link, which no run creates",
                 file=self._path,
                 expected="a file, or nothing",
                 found=f"a link to {self._path.readlink()}",
@@ -43,15 +43,15 @@ class FolderLock:
             )
         for _ in range(_ATTEMPTS):
             self._folder.mkdir(parents=True, exist_ok=True)  # who had made it may have ended
-            handle = os.open(self._path, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666)
-            if _take(handle) and self._is_still_there(handle):
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666)
+            if _try_lock(handle) and self._is_still_there(handle):
                 os.ftruncate(handle, 0)
                 os.write(handle, str(os.getpid()).encode())
                 self._handle = handle
                 return self
             os.close(handle)
             time.sleep(_PAUSE)
-        raise _taken(self._folder, self._path)
+        raise _locked_error(self._folder, self._path)
 
     def _is_still_there(self, handle: int) -> bool:
         """The run that held it may have removed it between opening and locking it here."""
@@ -64,7 +64,7 @@ class FolderLock:
             os.close(self._handle)
         with contextlib.suppress(OSError):  # permission may be what was lost
             self._path.unlink()
-        if sys.platform != "win32":  # held until it is gone, so that nobody takes it in between
+        if sys.platform != "win32":  # locked until it is gone, so that nobody locks it in between
             os.close(self._handle)
 
 
@@ -76,8 +76,8 @@ def require_unlocked(folder: Path) -> None:
     except OSError:
         return
     try:
-        if not _take(handle):
-            raise _taken(folder, path)
+        if not _try_lock(handle):
+            raise _locked_error(folder, path)
     finally:
         os.close(handle)
 
@@ -99,7 +99,7 @@ def is_abandoned(folder: Path) -> bool:
     return not is_held
 
 
-def _take(handle: int) -> bool:
+def _try_lock(handle: int) -> bool:
     """Lock the file without waiting, where that is possible at all."""
     try:
         _lock(handle)
@@ -123,7 +123,7 @@ def _lock(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _taken(folder: Path, path: Path) -> OutputError:
+def _locked_error(folder: Path, path: Path) -> OutputError:
     try:
         process = path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:  # removed just now
@@ -131,6 +131,6 @@ def _taken(folder: Path, path: Path) -> OutputError:
     return OutputError(
         "another run is writing to the output folder",
         file=folder,
-        found=f"process {process}" if process else "a process that has just begun or ended",
+        found=f"process {process}" if process else "a process that has just started or ended",
         remedy="wait until it has ended, or choose another --output_dir",
     )

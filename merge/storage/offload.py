@@ -22,19 +22,19 @@ def require_space(folder: Path, needed: int, reclaimable: int = 0) -> None:
 
     ``reclaimable`` bytes are taken there by files that will go.
     """
-    free = shutil.disk_usage(_present(folder)).free + reclaimable
+    free = shutil.disk_usage(find_existing(folder)).free + reclaimable
     if free < needed:
         raise OutputError(
-            "not enough room on the disk for the result",
+            "not enough disk space for the result",
             file=folder,
             expected=f"{size_text(needed)} free",
             found=f"{size_text(free)} free",
-            remedy="make room or choose another --output_dir",
+            remedy="free some space or choose another --output_dir",
         )
 
 
-def _present(folder: Path) -> Path:
-    """The folder itself or the nearest one above it that exists."""
+def find_existing(folder: Path) -> Path:
+    """Return the folder itself, or the nearest one above it that exists."""
     absolute = folder.absolute()
     return next(path for path in (absolute, *absolute.parents) if path.exists())
 
@@ -52,18 +52,18 @@ class Offload:
     def __init__(self, folder: Path | None, fallback: Path, io: IoMode = "auto") -> None:
         self.io = io
         self._given = folder
-        self._parent = folder or _present(fallback)
+        self._parent = folder or find_existing(fallback)
         self._private: Path | None = None
         self._held = ExitStack()
 
     def __enter__(self) -> Offload:
         return self
 
-    def folder(self) -> Path:
+    def ensure_folder(self) -> Path:
         """The private folder."""
         if self._private is None:
             parent = self._parent
-            self._held.callback(remove_empty, make_folder(parent))
+            self._held.callback(remove_empty, create_folder(parent))
             for place in (parent, parent.parent):  # the output folder was perhaps not yet there
                 _remove_abandoned(place)
             self._private = Path(tempfile.mkdtemp(prefix=_OFFLOAD, dir=parent))
@@ -92,7 +92,7 @@ def is_offloaded(path: Path) -> bool:
     return any(part.startswith(_OFFLOAD) for part in path.parts)
 
 
-def make_folder(folder: Path) -> list[Path]:
+def create_folder(folder: Path) -> list[Path]:
     """Make a folder with its parents; return those that were not there, outermost first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()][::-1]
     for path in missing:

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 import os
 
-NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 """A link in place of a file is an error; Windows has no such flag."""

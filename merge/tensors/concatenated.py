@@ -12,7 +12,7 @@ from .lazy import LazyTensor, RowReader, block_rows, scratch
 
 
 @dataclass(frozen=True)
-class Concatenated(LazyTensor):
+class _Concatenated(LazyTensor):
     """``parts`` one after the other along ``axis`` (0 or 1); all else of their shapes is equal."""
 
     parts: tuple[LazyTensor, ...]
@@ -41,7 +41,7 @@ class Concatenated(LazyTensor):
         return fill_rows if self.axis == 0 else fill_columns
 
 
-def join(parts: Sequence[LazyTensor], axis: int) -> LazyTensor:
+def concatenate(parts: Sequence[LazyTensor], axis: int) -> LazyTensor:
     """Join matrices of one dtype along ``axis``; a single part is itself."""
     if len(parts) == 1:
         return parts[0]
@@ -49,4 +49,4 @@ def join(parts: Sequence[LazyTensor], axis: int) -> LazyTensor:
     rest = parts[0].shape[1 - axis]
     shape = (size, rest) if axis == 0 else (rest, size)
     origin = f"{parts[0].origin} and {len(parts) - 1} more shards"
-    return Concatenated(shape, parts[0].dtype, origin, tuple(parts), axis)
+    return _Concatenated(shape, parts[0].dtype, origin, tuple(parts), axis)

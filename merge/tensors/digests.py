@@ -2,8 +2,8 @@
 
 XXH3 (128 bits) of its bytes in Hugging Face's order of rows, before a layout turns or splits them:
 the same for every container and sharding of a model. It finds every accident at a tenth of the cost
-of SHA-256, and is no safeguard against malice; that is what the files' own digests are for
-(``checksums.py``).
+of SHA-256, but does not protect against malice; that is what the files' own digests are for
+(``checksums/file_digests.py``).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from threading import Condition
 import torch
 from xxhash import xxh3_128
 
-from ..storage.files import tensor_bytes
+from ..storage.input_file import view_as_bytes
 from .lazy import Checkpoint, LazyTensor, RowReader, scratch
 
 _PIECE_BYTES = 1 << 20
 
 
-class RowDigest:
+class _RowDigest:
     """XXH3 over rows that several threads read, taken in the order of the rows.
 
     A thread that comes early waits for its turn, which is short: spans are read in their order.
@@ -40,12 +40,12 @@ class RowDigest:
             self._turn.wait_for(lambda: self._abandoned or self._rows >= start)
             fresh = block[max(0, self._rows - start) :]
             if len(fresh) and not self._abandoned:
-                self._xxh3.update(tensor_bytes(fresh))
+                self._xxh3.update(view_as_bytes(fresh))
                 self._rows += len(fresh)
             self._turn.notify_all()
 
     def abandon(self) -> None:
-        """Let the waiting go on: rows before theirs could not be read."""
+        """Release the threads that wait: rows before theirs could not be read."""
         with self._turn:
             self._abandoned = True
             self._turn.notify_all()
@@ -62,11 +62,11 @@ class RowDigest:
 
 
 @dataclass(frozen=True)
-class Digested(LazyTensor):
+class _DigestedTensor(LazyTensor):
     """A tensor whose digest is made as it is read."""
 
     base: LazyTensor
-    digest: RowDigest = field(default_factory=RowDigest)
+    digest: _RowDigest = field(default_factory=_RowDigest)
 
     @property
     def rejects_nonfinite(self) -> bool:
@@ -90,24 +90,24 @@ class Digested(LazyTensor):
         return fill
 
 
-def digested(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+def add_digests(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """The same tensors, with a digest made of each as it is read."""
-    return {name: _digested(tensor.unchanged_source()) for name, tensor in tensors.items()}
+    return {name: _add_digest(tensor.unchanged_source()) for name, tensor in tensors.items()}
 
 
-def _digested(tensor: LazyTensor) -> LazyTensor:
+def _add_digest(tensor: LazyTensor) -> LazyTensor:
     """What passes on a tensor that has a digest already needs no second one."""
-    if isinstance(tensor, Digested):
+    if isinstance(tensor, _DigestedTensor):
         return tensor
-    return Digested(tensor.shape, tensor.dtype, tensor.origin, tensor)
+    return _DigestedTensor(tensor.shape, tensor.dtype, tensor.origin, tensor)
 
 
-def digested_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
+def add_checkpoint_digests(checkpoint: Checkpoint) -> Checkpoint:
     """The same checkpoint, with a digest made of every tensor that is read."""
-    return replace(checkpoint, tensors=digested(checkpoint.tensors))
+    return replace(checkpoint, tensors=add_digests(checkpoint.tensors))
 
 
-def content_digest(tensor: LazyTensor) -> str:
+def compute_digest(tensor: LazyTensor) -> str:
     """Read a tensor, in blocks, for its digest."""
     digest, read = xxh3_128(), tensor.without_digest().reader()
     step = max(1, _PIECE_BYTES // max(1, tensor.row_bytes))
@@ -115,18 +115,20 @@ def content_digest(tensor: LazyTensor) -> str:
         stop = min(start + step, tensor.rows)
         rows = scratch("digest", (stop - start, *tensor.shape[1:]), tensor.dtype)
         read(start, stop, rows)
-        digest.update(tensor_bytes(rows))
+        digest.update(view_as_bytes(rows))
     return digest.hexdigest()
 
 
 class FreshDigests:
-    """The content digests of tensors, each told once, when it is known.
+    """The content digests of tensors, each returned once, when it is known.
 
-    Those that are ``known`` from an earlier run need not be made and are not told.
+    Those that are ``known`` from an earlier run need not be made and are not returned.
     """
 
     def __init__(self, tensors: Mapping[str, LazyTensor], known: Mapping[str, str]) -> None:
-        self._open = {name: item for name, item in tensors.items() if isinstance(item, Digested)}
+        self._open = {
+            name: item for name, item in tensors.items() if isinstance(item, _DigestedTensor)
+        }
         for name, digest in known.items():
             if tensor := self._open.pop(name, None):
                 tensor.digest.restore(digest, tensor.rows)
@@ -143,9 +145,9 @@ class FreshDigests:
         return known
 
 
-def content_digests(tensors: Mapping[str, LazyTensor]) -> dict[str, str | None]:
+def get_digests(tensors: Mapping[str, LazyTensor]) -> dict[str, str | None]:
     """XXH3 of each tensor that was read whole, None for those that were not needed."""
     return {
-        name: tensor.digest.hexdigest(tensor.rows) if isinstance(tensor, Digested) else None
+        name: tensor.digest.hexdigest(tensor.rows) if isinstance(tensor, _DigestedTensor) else None
         for name, tensor in tensors.items()
     }

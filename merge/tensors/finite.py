@@ -1,7 +1,7 @@
-"""Infinite values and values that are no numbers: found as the result passes, tensor by tensor.
+"""NaN and Inf in the result: found as it is written, tensor by tensor.
 
 A checkpoint that has any is damaged, or was broken in training. One pass of ``aminmax`` over what
-has been read costs little; what was computed here has been looked at already.
+has been read costs little; what was computed here has been checked already.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from .lazy import LazyTensor, RowReader
 
 
 @dataclass
-class Seen:
+class _NonfiniteFlag:
     """What has been found in a tensor that may have it."""
 
     nonfinite: bool = False
 
 
 @dataclass(frozen=True)
-class Finite(LazyTensor):
-    """``base``, with every value looked at as it is read; ``allowed`` ones are only noted."""
+class _CheckedTensor(LazyTensor):
+    """``base``, with every value checked as it is read; ``allowed`` NaN and Inf are only noted."""
 
     base: LazyTensor
     allowed: bool = False
-    seen: Seen = field(default_factory=Seen, compare=False)
+    flag: _NonfiniteFlag = field(default_factory=_NonfiniteFlag, compare=False)
 
     def without_digest(self) -> LazyTensor:
         return self.base.without_digest()
@@ -39,18 +39,18 @@ class Finite(LazyTensor):
         def fill(start: int, stop: int, out: torch.Tensor) -> None:
             base_rows(start, stop, out)
             if not is_finite(out):
-                self._found(start, out)
+                self._report(start, out)
 
         return fill
 
-    def _found(self, first: int, rows: torch.Tensor) -> None:
-        self.seen.nonfinite = True
+    def _report(self, first: int, rows: torch.Tensor) -> None:
+        self.flag.nonfinite = True
         if self.allowed:
             return
         bad = ~rows.isfinite()
         row = int(bad.nonzero()[0][0])
         raise NumberError(
-            "the weights hold a value that is no finite number",
+            "the weights hold NaN or Inf",
             file=self.base.without_digest().path,
             tensor=f"{self.origin}, row {first + row}",
             expected="finite values",
@@ -61,30 +61,30 @@ class Finite(LazyTensor):
 
 
 def is_finite(rows: torch.Tensor) -> bool:
-    """Whether no value is infinite or no number. Neither is smaller or greater than all others."""
+    """Whether no value is NaN or Inf: neither survives a look at the smallest and the largest."""
     if not rows.numel():
         return True
     low, high = torch.aminmax(rows)
     return bool(low.isfinite()) and bool(high.isfinite())
 
 
-def finite(tensors: Mapping[str, LazyTensor], allowed: bool) -> dict[str, LazyTensor]:
-    """The same tensors, those of floats looked at as they are read."""
-    return {name: _looked_at(tensor, allowed) for name, tensor in tensors.items()}
+def check_finite(tensors: Mapping[str, LazyTensor], allowed: bool) -> dict[str, LazyTensor]:
+    """The same tensors; those of floats are checked for NaN and Inf as they are read."""
+    return {name: _check(tensor, allowed) for name, tensor in tensors.items()}
 
 
-def _looked_at(tensor: LazyTensor, allowed: bool) -> LazyTensor:
+def _check(tensor: LazyTensor, allowed: bool) -> LazyTensor:
     done = tensor.rejects_nonfinite and not allowed
     if done or not tensor.dtype.is_floating_point or tensor.dtype.itemsize == 1:
         return tensor
-    return Finite(tensor.shape, tensor.dtype, tensor.origin, tensor, allowed)
+    return _CheckedTensor(tensor.shape, tensor.dtype, tensor.origin, tensor, allowed)
 
 
-def notes(tensors: Mapping[str, LazyTensor]) -> tuple[str, ...]:
-    """What is to be told of tensors in which something was found and allowed."""
-    checked = [(name, it) for name, it in tensors.items() if isinstance(it, Finite)]
-    found = [name for name, tensor in checked if tensor.seen.nonfinite]
+def describe_nonfinite(tensors: Mapping[str, LazyTensor]) -> tuple[str, ...]:
+    """A note that names the tensors in which NaN or Inf was found and allowed."""
+    checked = [(name, it) for name, it in tensors.items() if isinstance(it, _CheckedTensor)]
+    found = [name for name, tensor in checked if tensor.flag.nonfinite]
     if not found:
         return ()
     listed = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-    return (f"{len(found)} tensors hold values that are no finite numbers: {listed}",)
+    return (f"{len(found)} tensors hold NaN or Inf: {listed}",)

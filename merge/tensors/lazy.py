@@ -29,7 +29,7 @@ _MIN_BLOCK_ROWS = 64
 class LazyTensor(ABC):
     """A tensor known by shape, dtype and where it comes from.
 
-    ``origin`` grows as steps wrap the tensor, so that an error can tell the whole way.
+    ``origin`` grows as steps wrap the tensor, so that an error can name every step.
     """
 
     shape: tuple[int, ...]
@@ -56,7 +56,7 @@ class LazyTensor(ABC):
 
     @property
     def rejects_nonfinite(self) -> bool:
-        """Whether reading it refuses values that are infinite or no numbers."""
+        """Whether reading it refuses NaN and Inf."""
         return False
 
     def allowing_nonfinite(self) -> LazyTensor:
@@ -69,7 +69,7 @@ class LazyTensor(ABC):
 
     def transposed(self) -> LazyTensor:
         """The matrix with rows and columns exchanged, still unread."""
-        return Transposed(self.shape[::-1], self.dtype, f"{self.origin}, transposed", self)
+        return _Transposed(self.shape[::-1], self.dtype, f"{self.origin}, transposed", self)
 
     @property
     def path(self) -> Path | None:
@@ -93,7 +93,7 @@ class LazyTensor(ABC):
 
 
 @dataclass(frozen=True)
-class Transposed(LazyTensor):
+class _Transposed(LazyTensor):
     """A matrix by its columns; its reader holds all of ``base``, which must be small."""
 
     base: LazyTensor
@@ -108,20 +108,20 @@ class Transposed(LazyTensor):
 
 
 @dataclass(frozen=True)
-class RowPrefix(LazyTensor):
+class _RowPrefix(LazyTensor):
     """As many rows of ``base`` as ``shape`` says, from the first on."""
 
     base: LazyTensor
 
     def without_digest(self) -> LazyTensor:
-        return RowPrefix(self.shape, self.dtype, self.origin, self.base.without_digest())
+        return _RowPrefix(self.shape, self.dtype, self.origin, self.base.without_digest())
 
     def reader(self) -> RowReader:
         return self.base.reader()
 
 
 @dataclass(frozen=True)
-class RowsAppended(LazyTensor):
+class _RowsAppended(LazyTensor):
     """All rows of ``head``, then those of ``tail`` that come after as many."""
 
     head: LazyTensor
@@ -142,16 +142,16 @@ class RowsAppended(LazyTensor):
         return fill
 
 
-def first_rows(tensor: LazyTensor, rows: int) -> LazyTensor:
+def take_rows(tensor: LazyTensor, rows: int) -> LazyTensor:
     """The first ``rows`` rows of a tensor."""
-    return RowPrefix((rows, *tensor.shape[1:]), tensor.dtype, tensor.origin, tensor)
+    return _RowPrefix((rows, *tensor.shape[1:]), tensor.dtype, tensor.origin, tensor)
 
 
-def continued(head: LazyTensor, tail: LazyTensor) -> LazyTensor:
+def append_rows(head: LazyTensor, tail: LazyTensor) -> LazyTensor:
     """``head`` made as long as ``tail`` with the rows of ``tail``, in a dtype that holds both."""
     dtype = torch.promote_types(head.dtype, tail.dtype)
     origin = f"{head.origin}, then {tail.origin}"
-    return RowsAppended(tail.shape, dtype, origin, head, tail)
+    return _RowsAppended(tail.shape, dtype, origin, head, tail)
 
 
 @dataclass(frozen=True)
@@ -208,11 +208,11 @@ def block_rows(shape: tuple[int, ...]) -> int:
     return 1 << (fitting.bit_length() - 1)
 
 
-def dtype_name(dtype: torch.dtype) -> str:
+def get_dtype_name(dtype: torch.dtype) -> str:
     """``float16`` for ``torch.float16``, as configurations spell it."""
     return str(dtype).removeprefix("torch.")
 
 
-def dtype_named(name: str) -> torch.dtype | None:
+def parse_dtype(name: str) -> torch.dtype | None:
     """``torch.float16`` for ``float16``; None for ``auto``, which keeps what is there."""
     return None if name == "auto" else getattr(torch, name)

@@ -1,7 +1,7 @@
 """A tensor with patches on it: how they are applied to blocks of rows, and the sum is rounded.
 
 Every sum is made in float32 and rounded to the dtype of the result once, at its end; with
-``round_each_stage`` after the patches of each adapter. Patches apply in order: what one does may
+``round_each_adapter`` after the patches of each adapter. Patches apply in order: what one does may
 depend on what the ones before it made of the tensor.
 """
 
@@ -27,7 +27,7 @@ class Patch(ABC):
     """One change of a tensor, by blocks of rows."""
 
     @abstractmethod
-    def opened(self, before: Blocks) -> RowPatch:
+    def prepare(self, before: Blocks) -> RowPatch:
         """Read what must be at hand and return what changes a block.
 
         ``before`` reads the whole tensor once more, for patches that depend on all of it.
@@ -48,12 +48,12 @@ class Patch(ABC):
 class PatchedTensor(LazyTensor):
     """``start`` with the patches of each adapter on it, in order, rounded to ``dtype``.
 
-    ``stages`` holds one tuple of patches for each adapter that changes this tensor.
+    ``patches_by_adapter`` holds one tuple of patches for each adapter that changes this tensor.
     """
 
     start: LazyTensor
-    stages: tuple[tuple[Patch, ...], ...] = ()
-    round_each_stage: bool = False
+    patches_by_adapter: tuple[tuple[Patch, ...], ...] = ()
+    round_each_adapter: bool = False
     allow_nonfinite: bool = False
 
     @property
@@ -64,14 +64,14 @@ class PatchedTensor(LazyTensor):
         return replace(self, allow_nonfinite=True)
 
     def unchanged_source(self) -> LazyTensor:
-        same = not self.stages and self.start.dtype == self.dtype
+        same = not self.patches_by_adapter and self.start.dtype == self.dtype
         return self.start.unchanged_source() if same else self
 
     def reader(self) -> RowReader:
         if (source := self.unchanged_source()) is not self:
             return source.reader()
         start_rows = self.start.reader()
-        stages = self._opened(start_rows)
+        stages = self._prepare(start_rows)
         grid = block_rows(self.shape)
 
         def fill(first: int, last: int, out: torch.Tensor) -> None:
@@ -104,15 +104,15 @@ class PatchedTensor(LazyTensor):
 
         return fill_any
 
-    def _opened(self, start_rows: RowReader) -> list[list[RowPatch]]:
-        opened: list[list[RowPatch]] = []
-        for stage in self.stages:
-            done = list(opened)
-            opened.append([])
+    def _prepare(self, start_rows: RowReader) -> list[list[RowPatch]]:
+        prepared: list[list[RowPatch]] = []
+        for stage in self.patches_by_adapter:
+            done = list(prepared)
+            prepared.append([])
             for patch in stage:
-                before = partial(self._blocks, start_rows, done, list(opened[-1]))
-                opened[-1].append(patch.opened(before))
-        return opened
+                before = partial(self._blocks, start_rows, done, list(prepared[-1]))
+                prepared[-1].append(patch.prepare(before))
+        return prepared
 
     def _blocks(
         self, start_rows: RowReader, stages: list[list[RowPatch]], patches: list[RowPatch]
@@ -137,11 +137,11 @@ class PatchedTensor(LazyTensor):
         for stage in stages:
             for patch in stage:
                 patch(block, begin, end)
-            if self.round_each_stage:
+            if self.round_each_adapter:
                 block.copy_(block.to(self.dtype))
 
     def _require_representable(self, block: torch.Tensor, first_row: int) -> None:
-        """Raise ``NumberError`` when a value is infinite, no number, or would become so."""
+        """Raise ``NumberError`` when a value is NaN or Inf, or would overflow."""
         largest = torch.finfo(self.dtype).max
         low, high = (float(bound) for bound in torch.aminmax(block))
         if -largest <= low and high <= largest:  # false for NaN too
@@ -158,10 +158,10 @@ class PatchedTensor(LazyTensor):
         )
         values = block[bad]
         value = float(values[values.abs().nan_to_num(torch.inf).argmax()])
-        for patch in (patch for stage in self.stages for patch in stage):
+        for patch in (patch for stage in self.patches_by_adapter for patch in stage):
             for tensor in patch.tensors:
-                if (place := _row_without_number(tensor)) is not None:
-                    raise _no_number(tensor, place)
+                if (place := _find_nonfinite_row(tensor)) is not None:
+                    raise _nonfinite_error(tensor, place)
         raise NumberError(
             "the merged value cannot be written in this dtype",
             file=self.start.without_digest().path,
@@ -173,8 +173,8 @@ class PatchedTensor(LazyTensor):
         )
 
 
-def _row_without_number(tensor: LazyTensor) -> int | None:
-    """The first row that holds an infinite value or none, read in blocks."""
+def _find_nonfinite_row(tensor: LazyTensor) -> int | None:
+    """The first row that holds NaN or Inf, read in blocks."""
     step = block_rows(tensor.shape)
     for start in range(0, tensor.rows, step):
         finite = tensor.read(start, min(start + step, tensor.rows)).isfinite()
@@ -183,10 +183,10 @@ def _row_without_number(tensor: LazyTensor) -> int | None:
     return None
 
 
-def _no_number(tensor: LazyTensor, row: int) -> NumberError:
+def _nonfinite_error(tensor: LazyTensor, row: int) -> NumberError:
     values = tensor.read(row, row + 1).flatten()
     return NumberError(
-        "what is added to the base holds a value that is no finite number",
+        "what is added to the base holds NaN or Inf",
         file=tensor.path,
         tensor=f"{tensor.origin}, row {row}",
         expected="finite values",

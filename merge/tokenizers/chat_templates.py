@@ -8,12 +8,9 @@ from typing import Any
 
 from ..errors import FormatError
 from ..untrusted.strict_json import parse_json, read_small
+from .file_names import CHAT_TEMPLATE_JSON_NAME, CHAT_TEMPLATE_NAME
 
-CHAT_TEMPLATE_NAME = "chat_template.jinja"
-_JSON_NAME = "chat_template.json"
 _FURTHER = "additional_chat_templates"
-TEMPLATE_NAMES = (CHAT_TEMPLATE_NAME, _JSON_NAME)
-"""Files beside ``tokenizer_config.json`` that make a folder one with a template."""
 _MOST_BYTES = 16 << 20
 
 
@@ -24,13 +21,13 @@ def read_templates(folder: Path, config: Mapping[str, Any]) -> str | list[dict[s
     before ``chat_template.json``, as in llama.cpp's converter. ``additional_chat_templates`` holds
     further ones beside the first. Raises ``FormatError`` for text that is not UTF-8.
     """
-    said = config.get("chat_template")
+    configured = config.get("chat_template")
     jinja = _text(folder / CHAT_TEMPLATE_NAME)
     further = {path.stem: _text(path) for path in sorted((folder / _FURTHER).glob("*.jinja"))}
-    if jinja is None and said is None and (folder / _JSON_NAME).is_file():
-        path = folder / _JSON_NAME
-        said = parse_json(read_small(path, _MOST_BYTES), path).get("chat_template")
-    default = jinja if jinja is not None else said
+    if jinja is None and configured is None and (folder / CHAT_TEMPLATE_JSON_NAME).is_file():
+        path = folder / CHAT_TEMPLATE_JSON_NAME
+        configured = parse_json(read_small(path, _MOST_BYTES), path).get("chat_template")
+    default = jinja if jinja is not None else configured
     if not further:
         return default
     named = {"default": default} if isinstance(default, str) else {}
@@ -46,4 +43,4 @@ def _text(path: Path) -> str | None:
     try:
         return read_small(path, _MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise FormatError("The file is not UTF-8.", file=path, found=str(error)) from error
+        raise FormatError("the file is not UTF-8", file=path, found=str(error)) from error

@@ -7,25 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import FormatError, VocabularyError
-from .fast_tokenizer import FAST_NAME
+from .file_names import ADDED_TOKENS_NAME, MODEL_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_JSON_NAME
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
-MODEL_NAME = "tokenizer.model"
-CONFIG_NAME = "tokenizer_config.json"
-SPECIAL_TOKENS_NAME = "special_tokens_map.json"
-ADDED_TOKENS_NAME = "added_tokens.json"
-
 SPECIAL_NAMES = tuple(f"{n}_token" for n in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 """The keys under which transformers names one special token each."""
-MORE = "additional_special_tokens"
+ADDITIONAL_SPECIAL_TOKENS = "additional_special_tokens"
 
 PAD_PIECES = ("[PAD]", "<pad>")
 """What the padding piece of Chinese-Alpaca and of Chinese-LLaMA-2 is called."""
 
 
-class Token(NamedTuple):
+class SpecialToken(NamedTuple):
     """A special token and its id."""
 
     content: str
@@ -41,28 +36,32 @@ def _added_ids(
     ``fast`` is the list of ``tokenizer.json``.
     """
     for entry in fast:
-        yield entry["content"], entry["id"], folder / FAST_NAME
+        yield entry["content"], entry["id"], folder / TOKENIZER_JSON_NAME
     for content, id_ in added.items():
         yield content, _integer(id_, folder / ADDED_TOKENS_NAME), folder / ADDED_TOKENS_NAME
     decoder = config.get("added_tokens_decoder") or {}
-    if not isinstance(decoder, dict) or not all(map(content_of, decoder.values())):
+    if not isinstance(decoder, dict) or not all(map(get_content, decoder.values())):
         raise FormatError(
-            "The list of added tokens is not one.",
-            file=folder / CONFIG_NAME,
+            "the list of added tokens is not one",
+            file=folder / TOKENIZER_CONFIG_NAME,
             expected='"added_tokens_decoder": {"32000": {"content": "<pad>"}}',
             found=repr(decoder)[:80],
         )
     for id_, token in decoder.items():
-        yield content_of(token), _integer(id_, folder / CONFIG_NAME), folder / CONFIG_NAME
+        yield (
+            get_content(token),
+            _integer(id_, folder / TOKENIZER_CONFIG_NAME),
+            folder / TOKENIZER_CONFIG_NAME,
+        )
 
 
 def _integer(value: object, file: Path) -> int:
     if str(value).isdecimal():
         return int(str(value))
-    raise FormatError("A token id is not a whole number.", file=file, found=repr(value))
+    raise FormatError("a token id is not a whole number", file=file, found=repr(value))
 
 
-def added_tokens(
+def collect_added_tokens(
     listed: dict[str, Any],
     config: dict[str, Any],
     fast: list[dict[str, Any]],
@@ -78,7 +77,7 @@ def added_tokens(
         known = added.get(content, id_) if is_piece is None else is_piece
         if known != id_ or (id_ < n_pieces and is_piece is None):
             raise VocabularyError(
-                f"The added token {content!r} contradicts {sources.get(content, MODEL_NAME)}.",
+                f"the added token {content!r} contradicts {sources.get(content, MODEL_NAME)}",
                 file=file,
                 expected=f"id {known}" if known != id_ else f"{model.id_to_piece(id_)!r} as {id_}",
                 found=f"{content!r} as id {id_}",
@@ -90,7 +89,7 @@ def added_tokens(
     added = dict(sorted(added.items(), key=lambda item: item[1]))
     if list(added.values()) != list(range(n_pieces, n_pieces + len(added))):
         raise VocabularyError(
-            f"The ids of the added tokens do not follow the {n_pieces} pieces of {MODEL_NAME}.",
+            f"the ids of the added tokens do not follow the {n_pieces} pieces of {MODEL_NAME}",
             file=folder,
             expected=f"{n_pieces} to {n_pieces + len(added) - 1}",
             found=", ".join(f"{content!r}: {id_}" for content, id_ in added.items()),
@@ -99,7 +98,7 @@ def added_tokens(
     return added
 
 
-def special_tokens(
+def collect_special_tokens(
     config: dict[str, Any], special_map: dict[str, Any], model: SentencePieceProcessor
 ) -> dict[str, Any]:
     """Return the special tokens by ``SPECIAL_NAMES``, with what the model supplies filled in."""
@@ -107,7 +106,7 @@ def special_tokens(
         name: source[name]
         for source in (config, special_map)
         for name in SPECIAL_NAMES
-        if content_of(source.get(name))
+        if get_content(source.get(name))
     }
     own = {"bos_token": model.bos_id(), "eos_token": model.eos_id(), "unk_token": model.unk_id()}
     for name, id_ in own.items():
@@ -119,14 +118,14 @@ def special_tokens(
     return {name: special[name] for name in SPECIAL_NAMES if name in special}
 
 
-def more_special_tokens(config: dict[str, Any], special_map: dict[str, Any]) -> list[Any]:
+def collect_more_special_tokens(config: dict[str, Any], special_map: dict[str, Any]) -> list[Any]:
     """Return the tokens that are special without a role, as text or ``AddedToken`` objects.
 
     transformers 5 calls them ``extra_special_tokens``; its tokens with a role of their own, an
     object under the same name, are not among them.
     """
     for source in (special_map, config):
-        for name in (MORE, "extra_special_tokens"):
+        for name in (ADDITIONAL_SPECIAL_TOKENS, "extra_special_tokens"):
             if isinstance(source.get(name), list):
                 return list(source[name])
     return []
@@ -134,23 +133,23 @@ def more_special_tokens(config: dict[str, Any], special_map: dict[str, Any]) -> 
 
 def find_token(
     name: str, value: object, model: SentencePieceProcessor, added: dict[str, int], folder: Path
-) -> Token:
+) -> SpecialToken:
     """Find the id of a special token; transformers would silently append an unknown one."""
-    content = content_of(value)
+    content = get_content(value)
     id_ = _piece_id(content, model)
     if id_ is None:
         id_ = added.get(content)
     if id_ is None:
         n_tokens = model.get_piece_size() + len(added)
         raise VocabularyError(
-            f"The {name} {content!r} is not a token of this tokenizer.",
+            f"the {name} {content!r} is not a token of this tokenizer",
             file=folder,
             expected=f"one of the {n_tokens} pieces and added tokens",
-            remedy=f"if the adapter has a row for it, take the file that gives its id from where "
-            f"the adapter was trained ({MODEL_NAME}, {FAST_NAME} or {ADDED_TOKENS_NAME}); "
-            "if not, remove it from the file that names it",
+            remedy="if the adapter has a row for it, take the file that gives its id "
+            f"({MODEL_NAME}, {TOKENIZER_JSON_NAME} or {ADDED_TOKENS_NAME}) from where the adapter "
+            "was trained; if not, remove it from the file that names it",
         )
-    return Token(content, id_)
+    return SpecialToken(content, id_)
 
 
 def _piece_id(content: str, model: SentencePieceProcessor) -> int | None:
@@ -158,7 +157,7 @@ def _piece_id(content: str, model: SentencePieceProcessor) -> int | None:
     return id_ if model.id_to_piece(id_) == content else None
 
 
-def content_of(value: object) -> str:
+def get_content(value: object) -> str:
     """Return the text of a token that is given as text or as an ``AddedToken`` object."""
     content = value.get("content") if isinstance(value, dict) else value
     return content if isinstance(content, str) else ""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 # Where a part of an expression may end in a text when it begins at a place.
-Ends = Callable[[str, int], frozenset[int]]
+_Ends = Callable[[str, int], frozenset[int]]
 
 _LONGEST = 1000
 # Nothing but names, as the patterns are that PEFT itself writes; a dot is any character.
@@ -27,7 +27,7 @@ _TOKEN = re.compile(
 
 
 @lru_cache(maxsize=4096)
-def matcher(pattern: str, wrapped: str = "KEY") -> Callable[[str], object]:
+def compile_matcher(pattern: str, wrapped: str = "KEY") -> Callable[[str], object]:
     r"""A function that tells whether an expression matches at the beginning of a name.
 
     The expression is ``wrapped`` with ``pattern`` for its ``KEY``; the answer is that of
@@ -35,7 +35,8 @@ def matcher(pattern: str, wrapped: str = "KEY") -> Callable[[str], object]:
     ``$`` and looking ahead. Raises ``re.error`` for what is no regular expression, and for those
     that need more than that.
 
-    >>> bool(matcher(r"layers\.(0|1)\..*q_proj", r"(.*\.)?(KEY)$")("model.layers.1.attn.q_proj"))
+    >>> match = compile_matcher(r"layers\.(0|1)\..*q_proj", r"(.*\.)?(KEY)$")
+    >>> bool(match("model.layers.1.self_attn.q_proj"))
     True
     """
     text = wrapped.replace("KEY", pattern)
@@ -73,7 +74,7 @@ def _tokens(text: str) -> Iterator[tuple[str, str]]:
     return reversed(found)
 
 
-def _choice(tokens: list[tuple[str, str]]) -> Ends:
+def _choice(tokens: list[tuple[str, str]]) -> _Ends:
     """One of several sequences. Takes its tokens from the end of the list."""
     ways = [_sequence(tokens)]
     while tokens and tokens[-1][0] == "bar":
@@ -82,8 +83,8 @@ def _choice(tokens: list[tuple[str, str]]) -> Ends:
     return _once(lambda text, at: frozenset[int]().union(*(way(text, at) for way in ways)))
 
 
-def _sequence(tokens: list[tuple[str, str]]) -> Ends:
-    parts: list[Ends] = []
+def _sequence(tokens: list[tuple[str, str]]) -> _Ends:
+    parts: list[_Ends] = []
     while tokens and tokens[-1][0] not in ("bar", "close"):
         part = _part(*tokens.pop(), tokens)
         if tokens and tokens[-1][0] == "repeat":
@@ -99,7 +100,7 @@ def _sequence(tokens: list[tuple[str, str]]) -> Ends:
     return _once(ends)
 
 
-def _part(kind: str, token: str, tokens: list[tuple[str, str]]) -> Ends:
+def _part(kind: str, token: str, tokens: list[tuple[str, str]]) -> _Ends:
     if kind == "open":
         inner = _choice(tokens)
         tokens.pop()
@@ -113,7 +114,7 @@ def _part(kind: str, token: str, tokens: list[tuple[str, str]]) -> Ends:
     return lambda text, at: frozenset([at + 1] if matches(text[at : at + 1]) else [])
 
 
-def _repeated(part: Ends, times: str) -> Ends:
+def _repeated(part: _Ends, times: str) -> _Ends:
     """``part`` as often as ``*``, ``+``, ``?`` or ``{m,n}`` say. Lazy ones match no other names."""
     words = {"*": "0,", "+": "1,", "?": "0,1"}.get(times[0], times.rstrip("?")[1:-1])
     low, comma, high = words.partition(",")
@@ -135,10 +136,10 @@ def _repeated(part: Ends, times: str) -> Ends:
     return _once(ends)
 
 
-def _from_all(part: Ends, text: str, places: frozenset[int]) -> frozenset[int]:
+def _from_all(part: _Ends, text: str, places: frozenset[int]) -> frozenset[int]:
     return frozenset[int]().union(*(part(text, at) for at in places))
 
 
-def _once(ends: Ends) -> Ends:
+def _once(ends: _Ends) -> _Ends:
     """``ends``, that works out each place of the last names only once."""
     return lru_cache(maxsize=2048)(ends)

@@ -79,7 +79,7 @@ def is_zip(path: Path) -> bool:
         return zipfile.is_zipfile(stream)
 
 
-def pieces(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+def iter_chunks(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
     """The content of a record of ``path``, a little at a time, and no more than it announces.
 
     Raises ``FormatError`` where it is damaged.
@@ -111,7 +111,7 @@ def _checked_records(path: Path, infos: list[zipfile.ZipInfo]) -> Records:
     records = {info.filename: info for info in infos}
     if len(records) != len(infos):
         names = Counter(info.filename for info in infos)
-        raise _contradicts_itself(path, f"{names.most_common(1)[0][0]} stands there twice")
+        raise _contradicts_itself(path, f"{names.most_common(1)[0][0]} appears twice")
     _require_places(path, infos)
     expanded = sum(info.file_size for info in infos if not is_stored(info))
     size = path.stat().st_size
@@ -142,9 +142,7 @@ def _require_places(path: Path, infos: list[zipfile.ZipInfo]) -> None:
         name = len(info.orig_filename.encode("utf-8", "replace"))
         least = info.header_offset + _LOCAL_HEADER_BYTES + min(name, len(info.orig_filename))
         if least + info.compress_size > following.header_offset:
-            raise _contradicts_itself(
-                path, f"{info.filename} and {following.filename} lie on each other"
-            )
+            raise _contradicts_itself(path, f"{info.filename} and {following.filename} overlap")
 
 
 def _contradicts_itself(path: Path, found: str) -> FormatError:
@@ -159,7 +157,7 @@ def _contradicts_itself(path: Path, found: str) -> FormatError:
 
 def _cut_off(path: Path, reason: object) -> FormatError:
     return FormatError(
-        "the file begins as a zip archive but its end is missing or damaged",
+        "the file starts as a zip archive, but its end is missing or damaged",
         file=path,
         expected="a whole zip archive",
         found=f"{path.stat().st_size:,} bytes ({reason})",

@@ -31,7 +31,7 @@ def read_small(path: Path, most: int) -> bytes:
             file=path,
             expected=f"at most {most:,} bytes",
             found=f"{path.stat().st_size:,} bytes",
-            remedy="another file stands there under this name: fetch the right one",
+            remedy="another file has this name: fetch the right one",
         )
     return content
 
@@ -40,34 +40,34 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
     """Parse a JSON object; ``path`` is where it is from, for errors.
 
     Raises ``FormatError`` when it is anything else, and for what JSON leaves open and readers take
-    in different ways: names that stand twice, and numbers beyond float64 or none (NaN).
+    in different ways: names that appear twice, and numbers that are not finite in float64.
     """
     try:
         value = json.loads(
             content.decode("utf-8-sig"),
             object_pairs_hook=_object,
-            parse_constant=_no_number,
+            parse_constant=_refuse_number,
             parse_float=_number,
         )
         _require_ordinary(value)
     except (ValueError, RecursionError) as error:  # also of encodings and of endless numbers
         raise FormatError(
-            "the file is no JSON", file=path, found=error, remedy="fetch or mend the file"
+            "the file is not valid JSON", file=path, found=error, remedy="fetch or fix the file"
         ) from None
     if not isinstance(value, dict):
         raise FormatError(
-            "the file holds no JSON object",
+            "the file does not hold a JSON object",
             file=path,
             expected="{...}",
             found=type(value).__name__,
-            remedy="fetch or mend the file",
+            remedy="fetch or fix the file",
         )
     return value
 
 
 def _require_ordinary(value: object) -> None:
     """Refuse what no document has and what ends a later step: half characters other than those of
-    file names that are no UTF-8, and endless nesting.
+    file names that are not UTF-8, and endless nesting.
     """
     level = [value]
     for _ in range(_MOST_DEPTH):
@@ -90,23 +90,23 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"{twice!r} stands there twice")
+        raise ValueError(f"{twice!r} appears twice")
     return made
 
 
 def _number(text: str) -> float:
     value = float(text)
-    return value if math.isfinite(value) else _no_number(text)
+    return value if math.isfinite(value) else _refuse_number(text)
 
 
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number")
+def _refuse_number(text: str) -> float:
+    raise ValueError(f"{text} is not a finite number")
 
 
-def json_bytes(value: Mapping[str, Any]) -> bytes:
+def dump_json(value: Mapping[str, Any]) -> bytes:
     """Write a JSON object as the ecosystem does: two spaces, UTF-8, a newline at the end.
 
-    Bytes of file names that are no UTF-8 (``os.fsdecode`` makes half characters of them) become
+    Bytes of file names that are not UTF-8 (``os.fsdecode`` makes half characters of them) become
     JSON's escapes of those, which read back as the same names.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"

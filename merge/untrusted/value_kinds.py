@@ -1,7 +1,7 @@
 """Kinds of values in configurations, and the one refusal of a value that is of another kind.
 
-JSON lets anything stand under any key. What is read of a file is named once, as a table from key to
-``Kind``, and held against it when the file is opened; whoever reads a value later need not ask.
+JSON allows any value under any key. What is read of a file is named once, as a table from key to
+``ValueKind``, and checked when the file is opened; whoever reads a value later need not ask.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ _MOST = {"num_hidden_layers": 10_000, "n_layers": 10_000}
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What may stand under a key: ``words`` for people, ``holds`` for a value."""
+class ValueKind:
+    """What may stand under a key: ``description`` for people, ``accepts`` for values."""
 
-    words: str
-    holds: Callable[[Any], bool]
-
-
-Kinds = Mapping[str, Kind]
+    description: str
+    accepts: Callable[[Any], bool]
 
 
-def optional(kind: Kind) -> Kind:
+ValueKinds = Mapping[str, ValueKind]
+
+
+def optional(kind: ValueKind) -> ValueKind:
     """The same, or null, which says as little as no key at all."""
-    return Kind(f"{kind.words}, or null", lambda value: value is None or kind.holds(value))
+    return ValueKind(
+        f"{kind.description}, or null", lambda value: value is None or kind.accepts(value)
+    )
 
 
 def is_number(value: object) -> bool:
@@ -59,33 +61,35 @@ def _is_template(value: object) -> bool:
     )
 
 
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-NUMBER = Kind("a number", is_number)
-POSITIVE = Kind("a positive number", is_positive)
+FLAG = ValueKind("true or false", lambda value: isinstance(value, bool))
+NUMBER = ValueKind("a number", is_number)
+POSITIVE = ValueKind("a positive number", is_positive)
 # GGUF's uint32 and int32.
-LENGTH = Kind(
+LENGTH = ValueKind(
     "a positive whole number, below 2^32", lambda value: _is_whole(value, 1, (1 << 32) - 1)
 )
-COUNT = Kind(
+_COUNT = ValueKind(
     "a whole number, below 2^31", lambda value: _is_whole(value, -(1 << 31), (1 << 31) - 1)
 )
-NO_NEGATIVE = Kind("no negative id", lambda value: not isinstance(value, int) or value >= 0)
-TEXT = Kind("text", lambda value: isinstance(value, str))
-OBJECT = Kind("an object", lambda value: isinstance(value, Mapping))
-TEMPLATE = Kind('text, or a list of {"name": text, "template": text}', _is_template)
+NO_NEGATIVE = ValueKind("no negative id", lambda value: not isinstance(value, int) or value >= 0)
+TEXT = ValueKind("text", lambda value: isinstance(value, str))
+OBJECT = ValueKind("an object", lambda value: isinstance(value, Mapping))
+_TEMPLATE = ValueKind('text, or a list of {"name": text, "template": text}', _is_template)
 
 
-def require(values: Mapping[str, Any], kinds: Kinds, source: object, within: str = "") -> None:
+def require_kinds(
+    values: Mapping[str, Any], kinds: ValueKinds, source: object, within: str = ""
+) -> None:
     """Raise ``LayoutError`` for a value of another kind than ``kinds`` says of its key.
 
     A key that is not there is none. ``source`` is the file, and ``within`` the key of the object in
     it that ``values`` are.
     """
     for key, kind in kinds.items():
-        if key in values and not kind.holds(values[key]):
-            expected = f'"{key}": {kind.words}'
+        if key in values and not kind.accepts(values[key]):
+            expected = f'"{key}": {kind.description}'
             raise LayoutError(
-                "a value of the configuration is of another kind than it must be",
+                "a value of the configuration has the wrong type",
                 file=source,
                 expected=f'"{within}": {{{expected}}}' if within else expected,
                 found=repr(values[key]),
@@ -93,7 +97,7 @@ def require(values: Mapping[str, Any], kinds: Kinds, source: object, within: str
             )
 
 
-def required_number(config: Mapping[str, Any], key: str, source: object) -> int:
+def require_number(config: Mapping[str, Any], key: str, source: object) -> int:
     """A positive integer of a configuration, of a size that a model can have.
 
     Raises ``LayoutError`` when it is none.
@@ -111,8 +115,8 @@ def required_number(config: Mapping[str, Any], key: str, source: object) -> int:
 
 
 # What llama.cpp's package reads of generation_config.json, by its keys and by transformers'.
-GENERATION: Kinds = {
-    **dict.fromkeys(("top_k", "penalty_last_n", "mirostat"), optional(COUNT)),
+GENERATION: ValueKinds = {
+    **dict.fromkeys(("top_k", "penalty_last_n", "mirostat"), optional(_COUNT)),
     **dict.fromkeys(
         (
             *("temperature", "top_p", "min_p", "xtc_probability", "xtc_threshold"),
@@ -122,4 +126,4 @@ GENERATION: Kinds = {
     ),
     "sequence": optional(TEXT),
 }
-CHAT_TEMPLATE: Kinds = {"chat_template": optional(TEMPLATE)}
+CHAT_TEMPLATE: ValueKinds = {"chat_template": optional(_TEMPLATE)}

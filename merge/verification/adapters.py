@@ -16,7 +16,7 @@ from ..errors import AdapterError
 from ..formats import open_container
 from ..storage.offload import Offload
 from ..tensors.lazy import LazyTensor
-from ..untrusted.safe_regex import matcher
+from ..untrusted.safe_regex import compile_matcher
 from ..untrusted.strict_json import read_json
 
 CONFIG_NAME = "adapter_config.json"
@@ -331,7 +331,7 @@ def _match_patterns(
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
 
     def first(*patterns: str) -> str:
-        fitting = (p for p in patterns if matcher(p, wrapped)(module))
+        fitting = (p for p in patterns if compile_matcher(p, wrapped)(module))
         return next(fitting, module)
 
     rank_key = first(*ranks, *alphas) if joint else first(*ranks)

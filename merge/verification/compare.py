@@ -12,12 +12,12 @@ from math import prod
 
 import torch
 
-from ..engines.threads import one_torch_thread
+from ..engines.threads import use_one_torch_thread
 from ..errors import LayoutError
 from ..formats.file_tensor import FileTensor
-from ..formats.gguf import BLOCK, Q8_0_NAME, type_name
+from ..formats.gguf import BLOCK, Q8_0_NAME, get_type_name
 from ..settings import OnProgress
-from ..tensors.lazy import LazyTensor, dtype_name
+from ..tensors.lazy import LazyTensor, get_dtype_name
 from .reading import Rows, iter_rows_together
 from .reference import block_error, half_ulp
 from .ulps import INCOMPARABLE, choose_coarser, count_ulps, format_ulps, view_as_integers
@@ -103,7 +103,7 @@ def compare_checkpoints(
     same = [name for name in shared if ours[name].shape == theirs[name].shape]
     total, done = sum(ours[name].nbytes for name in same), 0
     compared = []
-    with one_torch_thread():
+    with use_one_torch_thread():
         for name in same:
             compared.append(_compare_tensor(name, ours[name], theirs[name]))
             done += ours[name].nbytes
@@ -118,7 +118,7 @@ def compare_checkpoints(
 
 
 def _compare_tensor(name: str, ours: LazyTensor, theirs: LazyTensor) -> TensorComparison:
-    dtypes, types = (ours.dtype, theirs.dtype), (type_name(ours), type_name(theirs))
+    dtypes, types = (ours.dtype, theirs.dtype), (get_type_name(ours), get_type_name(theirs))
     floats = all(dtype.is_floating_point for dtype in dtypes)
     in_blocks = floats and types.count(Q8_0_NAME) == 1
     compared_in = choose_coarser(*dtypes) if floats else None
@@ -257,4 +257,4 @@ def _describe_elements(tensor: TensorComparison) -> Iterator[str]:
 
 def _name_compared_dtype(tensor: TensorComparison) -> str:
     """The dtype in which ulp were counted."""
-    return dtype_name(tensor.compared_in) if tensor.compared_in is not None else "integers"
+    return get_dtype_name(tensor.compared_in) if tensor.compared_in is not None else "integers"

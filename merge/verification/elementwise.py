@@ -19,8 +19,8 @@ from torch.nn.functional import linear
 from xxhash import xxh3_128
 
 from ..formats.gguf import Q8Tensor
-from ..storage.files import tensor_bytes
-from ..tensors.digests import content_digest
+from ..storage.input_file import view_as_bytes
+from ..tensors.digests import compute_digest
 from ..tensors.lazy import LazyTensor
 from .expected import ExpectedTensor, RowSegment
 from .reading import Rows, iter_rows_together, slice_rows
@@ -165,9 +165,9 @@ def check_tensor(
                 ]
             digests = []
             if blocks is None:
-                digests = [pool.submit(hashing.update, tensor_bytes(rows[0]))]
+                digests = [pool.submit(hashing.update, view_as_bytes(rows[0]))]
             if base_hashing is not None:
-                digests.append(pool.submit(base_hashing.update, tensor_bytes(rows[1])))
+                digests.append(pool.submit(base_hashing.update, view_as_bytes(rows[1])))
             for job in jobs:
                 result.add(job.result())
             for digest in digests:
@@ -175,7 +175,7 @@ def check_tensor(
             on_bytes(sum(part.nbytes for part in rows))
         if base_hashing is not None:
             result.base_digest = base_hashing.hexdigest()
-    result.digest = hashing.hexdigest() if blocks is None else content_digest(blocks)
+    result.digest = hashing.hexdigest() if blocks is None else compute_digest(blocks)
     return result
 
 

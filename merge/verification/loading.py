@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..formats import open_container
-from ..formats.gguf import type_name
+from ..formats.gguf import get_type_name
 from ..layouts import huggingface, llama, meta
 from ..layouts.config import CONFIG_NAME
 from ..layouts.gguf import reading as gguf
@@ -30,7 +30,7 @@ class LoadedCheckpoint:
     @property
     def dtypes(self) -> str:
         """Every type that occurs: dtypes by name, and q8_0."""
-        return ", ".join(sorted(set(map(type_name, self.tensors.values()))))
+        return ", ".join(sorted(set(map(get_type_name, self.tensors.values()))))
 
     def with_head(self) -> Mapping[str, LazyTensor]:
         """The tensors, with the embeddings as LM head where config.json ties the two."""

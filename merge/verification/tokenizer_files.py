@@ -10,14 +10,14 @@ from ..errors import MergeError, VerificationError
 from ..layouts.config import CONFIG_NAME, GENERATION_CONFIG_NAME
 from ..layouts.model_folder import ModelFolder
 from ..storage.folder import Folder
-from ..tokenizers.copied import read_copied
-from ..tokenizers.huggingface import TokenizerFolder, read_tokenizer
+from ..tokenizers.opaque_tokenizer import read_opaque_tokenizer
+from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer, read_tokenizer
 from ..untrusted.strict_json import read_json
 
 _REMEDY = "merge again; or put the file that lacks it beside the result"
 
 
-def check_tokenizer_files(folder: Path, tokenizer: TokenizerFolder) -> Iterator[MergeError]:
+def check_tokenizer_files(folder: Path, tokenizer: SentencePieceTokenizer) -> Iterator[MergeError]:
     """Added tokens, special tokens and template of the inputs' tokenizer must be in the result.
 
     Meta's layout has no place but for the added tokens.
@@ -45,7 +45,7 @@ def check_tokenizer_files(folder: Path, tokenizer: TokenizerFolder) -> Iterator[
 
 def check_copied_end(folder: Path) -> Iterator[VerificationError]:
     """Beside a tokenizer that came with an adapter, configurations must end text where it does."""
-    end = read_copied(Folder(folder)).token_ids.get("eos_token_id")
+    end = read_opaque_tokenizer(Folder(folder)).token_ids.get("eos_token_id")
     if end is not None:
         for name in (CONFIG_NAME, GENERATION_CONFIG_NAME):
             yield from _check_end(folder / name, end)
@@ -69,7 +69,7 @@ def _check_end(path: Path, end: int) -> Iterator[VerificationError]:
 def _make_fault(
     folder: Path,
     sentence: str,
-    tokenizer: TokenizerFolder,
+    tokenizer: SentencePieceTokenizer,
     found: str,
     expected: str | None = None,
 ) -> VerificationError:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
-from ..checksums.files import file_digest, read_digest
-from ..engines.threads import ComputePool, one_torch_thread
+from ..checksums.file_digests import get_file_digest, hash_file
+from ..engines.threads import ComputePool, use_one_torch_thread
 from ..errors import MergeError, VerificationError
 from ..layouts.decoder import VOCABULARY_TENSORS, embedding_rows
 from ..layouts.model_folder import ModelFolder
 from ..settings import OnProgress
-from ..tensors.lazy import Checkpoint, LazyTensor, dtype_name
+from ..tensors.lazy import Checkpoint, LazyTensor, get_dtype_name
 from .configuration import check_configuration
 from .elementwise import Exactness, TensorResult, check_tensor, get_blocks
 from .expected import ExpectedModel, ExpectedTensor, MergeInputs, build_expected_model
@@ -74,7 +74,7 @@ def check_result(
         ThreadPoolExecutor(1) as hashing,
         ComputePool(workers) as pool,
         progress.stop_on_error(),
-        one_torch_thread(),
+        use_one_torch_thread(),
     ):
         files = hashing.submit(_check_files, folder, manifest, progress.add)
         for name, tensor in tensors.items():
@@ -160,7 +160,7 @@ def _check_files(
 ) -> list[VerificationError]:
     if manifest is None:
         return []
-    return list(check_files(folder, manifest, lambda path: read_digest(path, on_bytes)))
+    return list(check_files(folder, manifest, lambda path: hash_file(path, on_bytes)))
 
 
 def _count_file_bytes(folder: Path, manifest: Manifest | None) -> int:
@@ -270,12 +270,12 @@ def _check_digests(
         return
     recorded = entry.dtype, entry.shape
     tensor = get_blocks(tensor) or tensor
-    if recorded != (dtype_name(tensor.dtype), tensor.shape):
+    if recorded != (get_dtype_name(tensor.dtype), tensor.shape):
         yield VerificationError(
             "a tensor has another dtype or shape than the merge gave it",
             tensor=tensor.origin,
             expected=f"{recorded[0]} {recorded[1]}",
-            found=f"{dtype_name(tensor.dtype)} {tensor.shape}",
+            found=f"{get_dtype_name(tensor.dtype)} {tensor.shape}",
             remedy=_MERGE_AGAIN,
         )
     elif entry.digest not in (None, checked.digest):
@@ -316,7 +316,7 @@ def _check_inputs(
     merged = manifest.adapters if manifest is not None else ()
     for adapter, entry in zip(inputs.adapters if inputs else (), merged, strict=False):
         digests = entry.digests
-        if digests and (digest := file_digest(adapter.weights)) not in digests:
+        if digests and (digest := get_file_digest(adapter.weights)) not in digests:
             yield VerificationError(
                 "an adapter is not the one that was merged",
                 file=adapter.weights,

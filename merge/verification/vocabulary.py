@@ -6,17 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checksums.files import file_digest
-from ..checksums.tokenizers import KnownTokenizer, explain_mismatch, recognise_bytes
+from ..checksums.file_digests import get_file_digest
+from ..checksums.known_tokenizers import KnownTokenizer, explain_mismatch, recognize_bytes
 from ..errors import MergeError, VerificationError
 from ..formats.gguf import read as read_gguf
 from ..layouts.decoder import HEAD_OF, embedding_rows, embeddings
 from ..layouts.gguf.reading import gguf_files
 from ..layouts.llama import EMBED_TOKENS
 from ..layouts.model_folder import ModelFolder
-from ..storage.files import InputFile
+from ..storage.input_file import InputFile
 from ..tensors.lazy import Checkpoint
-from ..tokenizers.huggingface import MODEL_NAME, TokenizerFolder, read_tokenizer
+from ..tokenizers.file_names import MODEL_NAME
+from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer, read_tokenizer
 
 _GGUF_TOKENS = "tokenizer.ggml.tokens"
 # llama.cpp's converter spells it as a space in added tokens.
@@ -84,7 +85,7 @@ def read_vocabulary(folder: Path) -> TokenList:
 def check_tokenizer(folder: Path, sha256: str | None) -> Iterator[VerificationError]:
     """Where only the tokenizer says how many rows there are, it must be that of the merge."""
     path = folder / MODEL_NAME
-    if sha256 is not None and path.is_file() and (found := file_digest(path)) != sha256:
+    if sha256 is not None and path.is_file() and (found := get_file_digest(path)) != sha256:
         yield VerificationError(
             "the tokenizer is not the one to which the vocabulary was grown",
             file=path,
@@ -95,24 +96,19 @@ def check_tokenizer(folder: Path, sha256: str | None) -> Iterator[VerificationEr
 
 
 def check_special_ids(
-    folder: Path, result: Checkpoint, tokenizer: TokenizerFolder
+    folder: Path, result: Checkpoint, tokenizer: SentencePieceTokenizer
 ) -> Iterator[VerificationError]:
     """Yield ids of bos and eos that a GGUF file gives otherwise than the ``tokenizer``."""
     yield from _check_ids(_read_folder(tokenizer), result, gguf_files(ModelFolder(folder))[0])
 
 
-def _read_folder(tokenizer: TokenizerFolder) -> TokenList:
-    from sentencepiece import SentencePieceProcessor
-
-    model = SentencePieceProcessor()
-    model.LoadFromSerializedProto(tokenizer.contents[MODEL_NAME])
-    pieces = [model.id_to_piece(id_) for id_ in range(model.get_piece_size())]
+def _read_folder(tokenizer: SentencePieceTokenizer) -> TokenList:
     given = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
     return TokenList(
         tokenizer.path,
-        (*pieces, *tokenizer.added_tokens),
+        tokenizer.tokens,
         {name: token.id for name, token in given.items() if token is not None},
-        recognise_bytes(tokenizer.contents[MODEL_NAME]),
+        recognize_bytes(tokenizer.contents[MODEL_NAME]),
     )
 
 

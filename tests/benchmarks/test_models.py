@@ -17,7 +17,7 @@ from benchmarks.models import make_adapter, make_base
 from benchmarks.shapes import SHAPES, Shape
 from benchmarks.tokenizers import REAL_DATA, write_tokenizer
 from merge import verify_merge
-from merge.checksums.known import tokenizer_of
+from merge.checksums.known_files import find_tokenizer
 from tests.benchmarks.plain_merge import load
 
 SHAPE = Shape(64, 2, 8, 4, 176, vocab_size=300)
@@ -84,7 +84,7 @@ def test_real_tokenizers_are_the_published_ones(
     assert real_data.is_dir()
     write_tokenizer(tmp_path, pieces)
     digest = hashlib.sha256((tmp_path / "tokenizer.model").read_bytes()).hexdigest()
-    published = tokenizer_of(model)
+    published = find_tokenizer(model)
     assert published is not None
     assert digest == published.sha256
 

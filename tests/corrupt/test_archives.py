@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from merge.formats import open_container
-from merge.storage.archives import unpack, zipped_folder
 from merge.storage.offload import Offload
+from merge.storage.zipped_adapter import find_adapter_folder, unpack
 from tests.corrupt.bounded import MIB, refused
 from tests.support import adapter_tensors, save_adapter, save_base
 
@@ -195,14 +195,14 @@ def zipped(folder: Path, name: str, data: bytes = b"{}", mode: int = 0o100644) -
 def test_name_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
     path = zipped(tmp_path, name)
     before = sorted(tmp_path.rglob("*"))
-    error = refused(lambda: zipped_folder(path))
+    error = refused(lambda: find_adapter_folder(path))
     assert name.split("/")[-1] in error.facts["found"].replace("\\\\", "\\")
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_link_is_refused(tmp_path: Path) -> None:
     path = zipped(tmp_path, "chinese/tokenizer.model", b"/etc/passwd", stat.S_IFLNK | 0o777)
-    assert "a link" in refused(lambda: zipped_folder(path)).facts["found"]
+    assert "a link" in refused(lambda: find_adapter_folder(path)).facts["found"]
 
 
 def test_adapter_that_expands_without_end_is_not_unpacked(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_adapter_that_expands_without_end_is_not_unpacked(tmp_path: Path) -> Non
 
 def test_ordinary_archive_is_unpacked(tmp_path: Path) -> None:
     path = zipped(tmp_path, "chinese/README.md")
-    inside = zipped_folder(path)
+    inside = find_adapter_folder(path)
     assert inside == "chinese"
     with Offload(None, tmp_path) as offload:
         names = sorted(file.name for file in unpack(path, inside, offload).iterdir())

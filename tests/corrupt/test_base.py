@@ -85,7 +85,7 @@ def test_truncated_weights_are_refused_with_their_size(
 
 
 @pytest.mark.parametrize(
-    ("content", "word"), [(b"", "empty"), (LFS, "Git LFS"), (b"<html>", "no weight file")]
+    ("content", "word"), [(b"", "empty"), (LFS, "Git LFS"), (b"<html>", "not a weight file")]
 )
 def test_something_else_in_place_of_weights(inputs: Inputs, content: bytes, word: str) -> None:
     path = inputs.base / "pytorch_model.bin"

@@ -80,7 +80,7 @@ def overflow(inputs: Inputs) -> list[object]:
     ("mistake", "sentence"),
     [
         (reverse, "the vocabulary would shrink with adapter 2 (chinese-llama)"),
-        (truncate, "the file begins as a zip archive but its end is missing or damaged"),
+        (truncate, "the file starts as a zip archive, but its end is missing or damaged"),
         (set_a_trap, "the file asks to run code when it is read, which weights never need"),
         (forget_config, "the base model's folder has no configuration"),
         (mistype, "the adapter does not exist"),
@@ -245,7 +245,7 @@ def test_disk_that_fills_up_on_the_way_is_told_and_can_be_gone_on_with(
         env=quick_environment(),
     )
     assert (told.returncode, told.stdout) == (2, "")
-    assert "error: the disk took no more while the result was written" in told.stderr
+    assert "error: the disk is full: the result could not be written" in told.stderr
     assert f"file:     {inputs.out}" in told.stderr
     assert "--resume" in told.stderr
     assert "Traceback" not in told.stderr

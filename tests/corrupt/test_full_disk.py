@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from merge.errors import OutputError
-from merge.output.folder import StagedFolder, held
+from merge.output.staged_folder import StagedFolder, lock_folder
 from merge.settings import IoMode
 
 pytestmark = pytest.mark.skipif(
@@ -32,7 +32,7 @@ def small_disk() -> Iterator[None]:
 
 
 def write(folder: Path, *sizes: int, io: IoMode) -> None:
-    with held(folder), StagedFolder(folder) as staged:
+    with lock_folder(folder), StagedFolder(folder) as staged:
         for number, size in enumerate(sizes):
             staged.create(f"{number}.bin", io, 1 << 14).write(bytes(size))
 
@@ -48,7 +48,7 @@ def test_nothing_stays_when_a_write_fails(
     tmp_path: Path, sizes: tuple[int, ...], io: IoMode
 ) -> None:
     out = tmp_path / "made" / "here"
-    with small_disk(), pytest.raises(OutputError, match="the disk took no more") as caught:
+    with small_disk(), pytest.raises(OutputError, match="the disk is full") as caught:
         write(out, *sizes, io=io)
     assert caught.value.facts["file"] == str(out)
     assert caught.value.facts["found"] == "File too large"
@@ -60,7 +60,7 @@ def test_nothing_stays_when_what_is_buffered_fails_once_more_on_closing(
 ) -> None:
     def fail_with_a_full_buffer() -> None:
         out = tmp_path / "out"
-        with held(out), StagedFolder(out) as staged:
+        with lock_folder(out), StagedFolder(out) as staged:
             stream = staged.create("0.bin", io)
             stream.write(bytes(LIMIT))
             stream.write(bytes(100))  # stays in the buffer

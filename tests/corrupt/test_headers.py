@@ -51,7 +51,7 @@ HEADERS = {
     "no object": "[" * 24,
     "nested": "{" + '"a":{' * 5000,
     "metadata of another kind": '{"__metadata__":{"a":1},' + GOOD[1:],
-    "no UTF-8": GOOD.replace("w", "\ud800"),
+    "not UTF-8": GOOD.replace("w", "\ud800"),
 }
 
 

@@ -189,7 +189,7 @@ def test_disk_that_is_too_small_is_told_before_anything_is_written(
         pytest.skip(f"this file system has no files of that size: {error.strerror}")
     only_q = save_adapter(inputs.folder / "only-q")
     error = inputs.refused(OutputError, only_q, dry_run=dry_run, num_shards=1, **ZEROS)
-    assert "not enough room" in error.sentence
+    assert "not enough disk space" in error.sentence
     assert error.facts["file"] == str(inputs.out)
     needed, found = (float(error.facts[key].split()[0]) for key in ("expected", "found"))
     assert needed > found

@@ -165,7 +165,7 @@ COSTLY = {
     "an empty stack": HEAD + b".",
     "more taken than there is": HEAD + b"u.",
     "across a mark": HEAD + b"}(" + b"s.",
-    "text that is no UTF-8": HEAD + b"}X\x02\x00\x00\x00\xff\xfeNs.",
+    "text that is not UTF-8": HEAD + b"}X\x02\x00\x00\x00\xff\xfeNs.",
 }
 TENSORS = {
     "negative shape": tensor(shape=b"J\xff\xff\xff\xff\x85"),
@@ -247,7 +247,7 @@ def test_ordered_dicts_of_python_2_are_read(tmp_path: Path) -> None:
 
 def test_real_checkpoint_of_a_large_model_is_far_below_the_bounds() -> None:
     """80 layers of LLaMA 65B."""
-    from merge.formats.torch.pickle_machine import MOST_BYTES, Machine
+    from merge.formats.torch.pickle_machine import MOST_BYTES, PickleMachine
     from merge.layouts.config import LlamaShape
     from merge.layouts.llama import entries
 
@@ -258,7 +258,7 @@ def test_real_checkpoint_of_a_large_model_is_far_below_the_bounds() -> None:
     with zipfile.ZipFile(buffer) as archive:
         pickled = archive.read("archive/data.pkl")
     assert len(pickled) < MOST_BYTES / 50
-    assert len(Machine().load(io.BytesIO(pickled))) == len(tensors) == 723
+    assert len(PickleMachine().load(io.BytesIO(pickled))) == len(tensors) == 723
 
 
 @pytest.mark.slow

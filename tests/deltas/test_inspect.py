@@ -13,7 +13,7 @@ import torch
 from merge.commands.inspect_adapter import main
 from merge.commands.merge_lora import main as merge
 from merge.jobs.inspect_adapter import compact
-from merge.storage.files import InputFile
+from merge.storage.input_file import InputFile
 from tests.support import (
     ALPACA_ROWS,
     BASE_ROWS,

@@ -13,8 +13,9 @@ import torch
 
 from merge import merge_lora
 from merge.settings import IO_MODES, IoMode
-from merge.storage.direct_io import READ_BYTES, create
-from merge.storage.files import InputFile
+from merge.storage.direct_io import READ_BYTES
+from merge.storage.input_file import InputFile
+from merge.storage.output_stream import create_stream
 from tests.tiny import make_adapter, make_base
 
 MIB = 1 << 20
@@ -64,7 +65,7 @@ def test_every_range_reads_the_same(cold: Path, content: bytes, io: IoMode) -> N
 def test_a_stream_arrives_whole(tmp_path: Path, content: bytes, io: IoMode, length: int) -> None:
     path = tmp_path / "output"
     rng = random.Random(length)
-    with create(path, io, MIB) as stream:
+    with create_stream(path, io, MIB) as stream:
         done = 0
         while done < length:
             step = min(length - done, rng.choice([1, 100, 4096, 70_000, 3 * MIB]))
@@ -81,7 +82,7 @@ def test_a_stream_arrives_whole(tmp_path: Path, content: bytes, io: IoMode, leng
 def test_a_file_is_written_over_from_its_beginning(tmp_path: Path) -> None:
     path = tmp_path / "output"
     path.write_bytes(b"x" * (2 * MIB))
-    with create(path, "auto", MIB) as stream:
+    with create_stream(path, "auto", MIB) as stream:
         stream.write(b"short")
     assert path.read_bytes() == b"short"
 
@@ -119,7 +120,7 @@ def test_a_file_that_is_whole_keeps_no_memory(tmp_path: Path) -> None:
         return int(status.split("RssShmem:")[1].split()[0])
 
     before = shared_kib()
-    streams = [create(tmp_path / f"{number}", "auto", 4 << 20) for number in range(4)]
+    streams = [create_stream(tmp_path / f"{number}", "auto", 4 << 20) for number in range(4)]
     for stream in streams:
         for _ in range(9):
             stream.write(bytes(1 << 20))

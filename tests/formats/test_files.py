@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from merge.errors import FormatError
 from merge.formats import InputFile, open_container
-from merge.storage.files import tensor_bytes
+from merge.storage.input_file import view_as_bytes
 from merge.storage.offload import Offload
 from tests.formats.material import values
 
@@ -66,7 +66,7 @@ def test_closed_file_is_opened_again(tmp_path: Path, kind: type[InputFile]) -> N
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn], ids=str)
 def test_bytes_of_a_tensor_are_its_memory(dtype: torch.dtype) -> None:
     tensor = values(3, 4, dtype=dtype)
-    memory = tensor_bytes(tensor)
+    memory = view_as_bytes(tensor)
     assert memory.nbytes == tensor.nbytes
     memory[:] = bytes(len(memory))
     assert not tensor.float().any()

@@ -114,15 +114,15 @@ def _with_list_of(data: bytes, count: int) -> bytes:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: b"GGUX" + d[4:], "no weight file of a kind"),
+        (lambda d: b"GGUX" + d[4:], "not a weight file of a known format"),
         (lambda d: d[:4] + struct.pack("<I", 1) + d[8:], "version 1"),
         (lambda d: d[:4] + struct.pack(">I", 3) + d[8:], "big-endian"),
-        (lambda d: d[:8] + struct.pack("<Q", 1 << 60) + d[16:], "no whole GGUF file"),
-        (lambda d: d[:16] + struct.pack("<Q", 1 << 60) + d[24:], "no whole GGUF file"),
-        (lambda d: d[:24] + struct.pack("<Q", 1 << 63) + d[32:], "no whole GGUF file"),
+        (lambda d: d[:8] + struct.pack("<Q", 1 << 60) + d[16:], "not a whole GGUF file"),
+        (lambda d: d[:16] + struct.pack("<Q", 1 << 60) + d[24:], "not a whole GGUF file"),
+        (lambda d: d[:24] + struct.pack("<Q", 1 << 63) + d[32:], "not a whole GGUF file"),
         (lambda d: d[:-1], "ends before its tensors"),
         (lambda d: _with_list_of(d, 1 << 40), "a list of 1,099,511,627,776 values"),
-        (lambda d: d[:60], "no whole GGUF file"),
+        (lambda d: d[:60], "not a whole GGUF file"),
     ],
     ids=[
         "magic",

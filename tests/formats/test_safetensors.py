@@ -95,7 +95,7 @@ def entry(dtype: str = "F32", shape: tuple[int, ...] = (2, 3), end: int = 24) ->
 )
 def test_header_that_contradicts_itself_is_refused(tmp_path: Path, header: object) -> None:
     path = with_header(tmp_path / "w.safetensors", header)
-    with pytest.raises(FormatError, match="no whole safetensors") as caught:
+    with pytest.raises(FormatError, match="not a whole safetensors") as caught:
         open_container(path)
     assert caught.value.facts["file"] == str(path)
     assert f"{path.stat().st_size:,} bytes" in caught.value.facts["found"]

@@ -18,7 +18,7 @@ import torch
 
 from merge.errors import FormatError
 from merge.formats import TensorInfo, open_container
-from merge.formats.torch.zip import TorchZipWriter
+from merge.formats.torch.archive import TorchZipWriter
 from merge.storage.offload import Offload
 from tests.formats.material import INFOS, place_tensors, require_same, saved, values
 from tests.support import tree
@@ -131,7 +131,7 @@ def test_zip_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.bin"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("llama-7b/config.json", "{}")
-    with pytest.raises(FormatError, match="no torch checkpoint"):
+    with pytest.raises(FormatError, match="not a torch checkpoint"):
         open_container(path)
 
 

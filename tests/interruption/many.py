@@ -26,8 +26,8 @@ from typing import Any
 
 from merge import merge_lora
 from merge.engines import writers as output_files
-from merge.output.journal import read_record
-from merge.output.resume import verified
+from merge.output.journal import read_journal
+from merge.output.resume import find_resume_point
 from merge.storage.lock import LOCK_NAME
 from tests.interruption.doors import require_nothing_half
 from tests.support import ALPACA_ROWS, LLAMA_ROWS, adapter_tensors, save_adapter, save_base
@@ -220,8 +220,8 @@ class Tally:
     def look(self, out: Path) -> None:
         """Count what a killed run has left."""
         self.kills += 1
-        record = read_record(out)
-        past = verified(out, record) if record else None
+        record = read_journal(out)
+        past = find_resume_point(out, record) if record else None
         self.went_on += bool(past)
         self.tensors_kept += past.done if past else 0
         self.only_names += bool(past and past.committed)

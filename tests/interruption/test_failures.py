@@ -61,7 +61,7 @@ def test_full_disk(merging: Merging) -> None:
         error = failed(merging)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert error.sentence == "the disk took no more while the result was written"
+    assert error.sentence == "the disk is full: the result could not be written"
     assert error.facts["file"] == str(merging.out)
     assert "went on after" in resume(merging)
 
@@ -80,7 +80,7 @@ def test_read_error_under_the_reader(merging: Merging, monkeypatch: pytest.Monke
     with monkeypatch.context() as patch:
         patch.setattr(os, "preadv", broken)
         error = failed(merging)
-    assert error.sentence == "reading or writing failed on the way"
+    assert error.sentence == "reading or writing failed"
     assert error.facts["file"] == str(merging.base / "pytorch_model.bin")
     assert error.facts["found"] == os.strerror(errno.EIO)
     assert "went on after" in resume(merging)
@@ -110,7 +110,7 @@ def test_lost_permission(merging: Merging, share: float) -> None:
     error = caught.value
     assert "--resume" in error.facts["remedy"]
     assert all(path.name.startswith(".") for path in merging.out.iterdir())
-    assert error.sentence == "reading or writing failed on the way"
+    assert error.sentence == "reading or writing failed"
     assert error.facts["found"] == os.strerror(errno.EACCES)
     assert "went on after" in resume(merging)
 

@@ -83,7 +83,7 @@ def test_lock_that_is_a_link_is_refused(one: Merging, exists: bool) -> None:
         victim.write_bytes(b"precious")
     one.out.mkdir()
     (one.out / LOCK_NAME).symlink_to(victim)
-    with pytest.raises(OutputError, match="is a link, which no run makes") as caught:
+    with pytest.raises(OutputError, match="is a link, which no run creates") as caught:
         one.merge(overwrite=True)
     assert str(victim) in caught.value.facts["found"]
     assert victim.exists() == exists

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from merge.errors import OutputError
-from merge.output.folder import StagedFolder, held
+from merge.output.staged_folder import StagedFolder, lock_folder
 from merge.storage.lock import LOCK_NAME, FolderLock, require_unlocked
 from merge.storage.offload import Offload
 
@@ -26,16 +26,19 @@ with FolderLock(Path(sys.argv[1])):
 
 
 def test_second_run_is_refused_and_told_which_process_writes(tmp_path: Path) -> None:
-    with held(tmp_path), StagedFolder(tmp_path) as staged:
+    with lock_folder(tmp_path), StagedFolder(tmp_path) as staged:
         staged.write("a", b"first")
-        for second in (lambda: held(tmp_path).__enter__(), lambda: require_unlocked(tmp_path)):
+        for second in (
+            lambda: lock_folder(tmp_path).__enter__(),
+            lambda: require_unlocked(tmp_path),
+        ):
             with pytest.raises(OutputError, match="another run is writing") as caught:
                 second()
             assert caught.value.facts["found"] == f"process {os.getpid()}"
             assert caught.value.facts["file"] == str(tmp_path)
             assert "--output_dir" in caught.value.facts["remedy"]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    with held(tmp_path), StagedFolder(tmp_path) as staged:
+    with lock_folder(tmp_path), StagedFolder(tmp_path) as staged:
         staged.write("a", b"third")
     assert (tmp_path / "a").read_bytes() == b"third"
 
@@ -64,7 +67,7 @@ def test_what_a_killed_process_unpacked_is_removed_by_the_next(tmp_path: Path) -
     text = text.replace(
         "merge.storage.lock import FolderLock", "merge.storage.offload import Offload"
     )
-    text = text.replace('print("held"', "print(o.folder().name")
+    text = text.replace('print("held"', "print(o.ensure_folder().name")
     (tmp_path / ".offload-mine").mkdir()
     with subprocess.Popen(
         [sys.executable, "-c", text, str(tmp_path)], stdout=subprocess.PIPE, encoding="utf-8"
@@ -73,18 +76,18 @@ def test_what_a_killed_process_unpacked_is_removed_by_the_next(tmp_path: Path) -
         theirs = tmp_path / process.stdout.readline().strip()
         (theirs / "unpacked").write_text("large", encoding="utf-8")
         with Offload(None, tmp_path / "out") as offload:
-            ours = offload.folder()
+            ours = offload.ensure_folder()
             assert theirs.is_dir()
         process.send_signal(signal.SIGKILL)
         process.wait()
     with Offload(None, tmp_path / "out") as offload:
-        assert offload.folder() != ours
+        assert offload.ensure_folder() != ours
         assert not theirs.exists()
     assert [path.name for path in tmp_path.iterdir()] == [".offload-mine"]
 
 
 def test_folder_that_was_made_for_a_run_that_wrote_nothing_goes_again(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), held(tmp_path / "a" / "b"):
+    with pytest.raises(RuntimeError), lock_folder(tmp_path / "a" / "b"):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 

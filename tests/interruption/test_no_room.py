@@ -56,7 +56,7 @@ def test_run_goes_on_when_there_is_room_again(merging: Merging, disk: Path, shar
             fill(filler)
 
     whole = merging.whole()
-    with pytest.raises(OutputError, match="the disk took no more") as caught:
+    with pytest.raises(OutputError, match="the disk is full") as caught:
         merging.merge(output_dir=out, on_progress=progress)
     assert caught.value.facts["file"] == str(out)
     assert caught.value.facts["found"] == os.strerror(errno.ENOSPC)
@@ -78,7 +78,7 @@ def test_earlier_result_stays_when_there_is_no_room_for_the_next(one: Merging, d
         if not filler.exists():
             fill(filler)
 
-    with pytest.raises(OutputError, match="the disk took no more"):
+    with pytest.raises(OutputError, match="the disk is full"):
         one.merge(output_dir=out, overwrite=True, on_progress=progress)
     assert {name: data for name, data in contents(out).items() if name in earlier} == earlier
     filler.unlink()

@@ -12,8 +12,8 @@ import pytest
 
 from merge import merge_lora
 from merge.errors import OutputError
-from merge.output.folder import held
 from merge.output.journal import JOURNAL_NAME
+from merge.output.staged_folder import lock_folder
 from merge.storage.lock import LOCK_NAME
 from tests.interruption.conftest import Merging, contents
 from tests.support import (
@@ -158,7 +158,7 @@ def test_leftovers_are_safe_from_a_run_that_came_before_them(one: Merging) -> No
 def test_dry_run_makes_nothing_and_keeps_nobody_out(inputs: Path, job: str) -> None:
     with planning(job, inputs, "--dry_run") as first:
         assert not (inputs / "out").exists()
-        with held(inputs / "out"):
+        with lock_folder(inputs / "out"):
             pass
         assert ended(first) == (0, "")
     assert not (inputs / "out").exists()

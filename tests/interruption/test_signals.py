@@ -24,7 +24,7 @@ import sys, time
 from pathlib import Path
 from merge.commands.common import command_parser, run
 from merge.interruption import raise_if_interrupted
-from merge.output.folder import StagedFolder
+from merge.output.staged_folder import StagedFolder
 
 def work(args):
     with StagedFolder(Path({folder!r})) as staged:
@@ -192,12 +192,12 @@ def test_digest_that_was_interrupted_is_made_again(
 ) -> None:
     from hashlib import sha256
 
-    from merge.checksums import files as checksums
+    from merge.checksums import file_digests as checksums
 
     path = tmp_path / "file"
     path.write_bytes(b"content")
     with monkeypatch.context() as patch:
         patch.setattr(interruption._request, "number", signal.SIGINT)
         with pytest.raises(interruption.Interrupted):
-            checksums.file_digest(path)
-    assert checksums.file_digest(path) == sha256(b"content").hexdigest()
+            checksums.get_file_digest(path)
+    assert checksums.get_file_digest(path) == sha256(b"content").hexdigest()

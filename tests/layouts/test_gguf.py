@@ -22,7 +22,7 @@ from merge.errors import LayoutError, NumberError, UsageError, VocabularyError
 from merge.layouts import llama
 from merge.layouts.config import LlamaShape
 from merge.layouts.opening import open_checkpoint
-from merge.tokenizers import spm
+from merge.tokenizers import sentencepiece_model as spm
 from tests.support import ROOT
 from tests.tiny import load_weights, make_base, write_tokenizer
 

@@ -18,10 +18,10 @@ from merge import convert_checkpoint, merge_lora, verify_merge
 from merge.formats import InputFile
 from merge.formats import gguf as container
 from merge.layouts.opening import open_checkpoint
-from merge.tokenizers import spm
+from merge.tokenizers import sentencepiece_model as spm
 from tests.oracles.llama_cpp_oracle import HUGGINGFACE, convert, converters
 from tests.tiny import load_weights, make_adapter, make_base, write_tokenizer
-from tokenizer_tools.extend import extend, text_pieces
+from tokenizer_tools.extend import extend, select_text_pieces
 
 pytestmark = pytest.mark.slow
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
@@ -260,7 +260,7 @@ def test_the_published_vocabulary_is_the_converters(real_data: Path, tmp_path: P
     """Pieces, scores and types of Chinese-Alpaca's tokenizer, ``[PAD]`` and bytes among them."""
     llama = spm.read_model(real_data / "tokenizers" / "llama.model")
     chinese = spm.read_model(real_data / "tokenizers" / "chinese_sp.model")
-    model = extend(llama, text_pieces(chinese), "[PAD]").model
+    model = extend(llama, select_text_pieces(chinese), "[PAD]").model
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
     base = _model(tmp_path / "base", vocab_size=49954, hidden_size=32, **heads)
     spm.write_model(model, base / "tokenizer.model")

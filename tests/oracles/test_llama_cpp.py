@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from demo import text
 from merge import convert_checkpoint, merge_lora
-from merge.tokenizers import spm
+from merge.tokenizers import sentencepiece_model as spm
 from tests import tiny
 from tests.support import ROOT, quick_environment
 from tokenizer_tools import extend
@@ -77,7 +77,7 @@ def _make_published(folder: Path, tokenizers: Path) -> tuple[Path, Path]:
     for place in (base, lora):
         place.mkdir()
     llama = spm.read_model(tokenizers / "llama.model")
-    chinese = extend.text_pieces(spm.read_model(tokenizers / "chinese_sp.model"))
+    chinese = extend.select_text_pieces(spm.read_model(tokenizers / "chinese_sp.model"))
     spm.write_model(llama, base / "tokenizer.model")
     grown = extend.extend(llama, [*chinese, "[PAD]"]).model
     spm.write_model(grown, lora / "tokenizer.model")

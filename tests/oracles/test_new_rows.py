@@ -17,7 +17,7 @@ from merge.errors import UsageError, VocabularyError
 from merge.jobs.resize_vocabulary import resize_vocabulary
 from tests.tiny import LINEAR, load_weights, make_adapter, make_base, ulps
 from tests.tokenizer_tools.conftest import TEXT, train
-from tokenizer_tools.extend import extend, text_pieces
+from tokenizer_tools.extend import extend, select_text_pieces
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 OLD = 600
@@ -40,7 +40,7 @@ def trained(folder: Path) -> tuple[Path, Path]:
         vocab_size=1600,
         character_coverage=0.9995,
     )
-    extended = extend(english, text_pieces(chinese), "[PAD]").model
+    extended = extend(english, select_text_pieces(chinese), "[PAD]").model
     for name, model in {"old": english, "new": extended}.items():
         (folder / name).mkdir()
         (folder / name / "tokenizer.model").write_bytes(model.SerializeToString())

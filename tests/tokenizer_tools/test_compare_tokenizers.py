@@ -13,11 +13,11 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from merge.commands.compare_tokenizers import main
-from tokenizer_tools import libraries, parts
-from tokenizer_tools.compare import commonest, compare
+from tokenizer_tools import backends, line_kinds
+from tokenizer_tools.backends import BackendTokenizer
+from tokenizer_tools.compare import compare_tokenizers, list_commonest
 from tokenizer_tools.corpus import Line
-from tokenizer_tools.extend import extend, text_pieces
-from tokenizer_tools.libraries import Tokenizer
+from tokenizer_tools.extend import extend, select_text_pieces
 
 TEXT = Path(__file__).parents[1] / "text" / "mixed.txt"
 
@@ -29,13 +29,13 @@ needs_transformers = pytest.mark.skipif(
 )
 
 
-def characters(name: str, splits: str = "") -> Tokenizer:
+def characters(name: str, splits: str = "") -> BackendTokenizer:
     """A tokenizer that can be followed by hand: a token a character, two for ``splits``."""
 
     def encode(lines: list[str]) -> list[list[int]]:
         return [[i for c in line for i in ([1, 2] if c in splits else [ord(c)])] for line in lines]
 
-    return Tokenizer(
+    return BackendTokenizer(
         name=name,
         library="none",
         path=Path(name),
@@ -54,7 +54,7 @@ def lines_of(*texts: str) -> list[Line]:
 def test_counts_are_those_done_by_hand() -> None:
     plain, splitting = characters("plain"), characters("splitting", splits="你a")
     lines = lines_of("你好你们", "", "a bad day", "x = a[0];")
-    found = compare([plain, splitting], lines, [(0, 1)])
+    found = compare_tokenizers([plain, splitting], lines, [(0, 1)])
     assert found.parts == ["all", "chinese", "english", "code"]
     assert found.counts[0]["all"].lines == 3
     assert found.counts[0]["all"].characters == found.counts[0]["all"].tokens == 22
@@ -71,7 +71,9 @@ def test_counts_are_those_done_by_hand() -> None:
 
 
 def test_equal_tokenizers_do_not_disagree() -> None:
-    found = compare([characters("a"), characters("b")], lines_of("你好", "day"), [(0, 1)])
+    found = compare_tokenizers(
+        [characters("a"), characters("b")], lines_of("你好", "day"), [(0, 1)]
+    )
     assert found.disagreements[0].lines == 0
 
 
@@ -79,17 +81,24 @@ def test_the_commonest_characters_are_at_most_3500_by_number_then_code_point() -
     counted = Counter({chr(0x4E00 + i): 1 + (i % 7 == 0) for i in range(7000)})
     expected = [chr(0x4E00 + i) for i in range(0, 7000, 7)]
     expected += [chr(0x4E00 + i) for i in range(7000) if i % 7][:2500]
-    assert commonest(counted) == expected
+    assert list_commonest(counted) == expected
 
 
 def test_parts_of_the_text() -> None:
-    labels = Counter(parts.part(line) for line in TEXT.read_text(encoding="utf-8").split("\n"))
-    assert set(labels) == set(parts.PARTS)
-    assert parts.part("他用 Python 写了一个很短的脚本。") == "chinese"
-    assert parts.part("    return total") == "code"
-    assert parts.part('printf("%d\\n", i);') == "code"
-    assert parts.part("She said (twice) that it was fine.") == "english"
-    assert parts.part("Русский текст") == parts.part("   ") == parts.part("") == "other"
+    labels = Counter(
+        line_kinds.classify_line(line) for line in TEXT.read_text(encoding="utf-8").split("\n")
+    )
+    assert set(labels) == set(line_kinds.LINE_KINDS)
+    assert line_kinds.classify_line("他用 Python 写了一个很短的脚本。") == "chinese"
+    assert line_kinds.classify_line("    return total") == "code"
+    assert line_kinds.classify_line('printf("%d\\n", i);') == "code"
+    assert line_kinds.classify_line("She said (twice) that it was fine.") == "english"
+    assert (
+        line_kinds.classify_line("Русский текст")
+        == line_kinds.classify_line("   ")
+        == line_kinds.classify_line("")
+        == "other"
+    )
 
 
 @pytest.fixture
@@ -97,7 +106,7 @@ def grown(models: Path, small_llama: Any, small_chinese: Any, tmp_path: Path) ->
     """The small model grown by the small Chinese one, with a pad token."""
     folder = tmp_path / "grown"
     folder.mkdir()
-    model = extend(small_llama, text_pieces(small_chinese), "[PAD]").model
+    model = extend(small_llama, select_text_pieces(small_chinese), "[PAD]").model
     (folder / "tokenizer.model").write_bytes(model.SerializeToString())
     config = {"tokenizer_class": "LlamaTokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -167,8 +176,8 @@ def test_transformers_is_compared_with_sentencepiece_from_the_same_file(
 
 @needs_transformers
 def test_a_model_file_alone_is_opened_by_transformers_too(models: Path) -> None:
-    opened = libraries.open_transformers(models / "llama.model", "small")
-    direct = libraries.open_sentencepiece(models / "llama.model", "small")
+    opened = backends.open_transformers(models / "llama.model", "small")
+    direct = backends.open_sentencepiece(models / "llama.model", "small")
     assert list(opened.pieces) == list(direct.pieces)
     assert opened.fallback_ids == direct.fallback_ids
     assert opened.encode(["The quick fox"]) == direct.encode(["The quick fox"])
@@ -260,4 +269,4 @@ def test_bad_input_is_told_in_one_message(
     ],
 )
 def test_names_are_short_and_different(paths: list[str], expected: list[str]) -> None:
-    assert libraries.names([Path(path) for path in paths]) == expected
+    assert backends.shorten_names([Path(path) for path in paths]) == expected

@@ -1,4 +1,4 @@
-"""Reading text: every line of every kind of file, and an account of what is left out."""
+"""Reading text: every line of every kind of file, and an stats of what is left out."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_progress_adds_up_to_the_size_on_disk(tmp_path: Path) -> None:
     files = [write(tmp_path / name, LINES * 5000) for name in ("a.txt", "b.txt.gz")]
     told: list[int] = []
     for file in files:
-        assert sum(1 for _ in corpus.read_lines(file, progress=told.append)) == 30000
-    assert sum(told) == corpus.size_on_disk(files)
+        assert sum(1 for _ in corpus.read_lines(file, on_bytes=told.append)) == 30000
+    assert sum(told) == corpus.count_bytes(files)
 
 
 def test_folders_are_searched_in_name_order(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_folders_are_searched_in_name_order(tmp_path: Path) -> None:
     for name in names:
         write(tmp_path / name, LINES)
     write(tmp_path / "ignored.md", LINES)
-    found = [path.relative_to(tmp_path).as_posix() for path in corpus.text_files([tmp_path])]
+    found = [path.relative_to(tmp_path).as_posix() for path in corpus.find_text_files([tmp_path])]
     assert found == ["a.jsonl.gz", "b/1.txt.gz", "b/2.txt", "c.txt"]
 
 
@@ -95,30 +95,30 @@ def test_what_cannot_be_read_is_refused_with_its_place(
 
 def test_missing_files_empty_folders_and_other_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such text file"):
-        corpus.text_files([tmp_path / "missing.txt"])
+        corpus.find_text_files([tmp_path / "missing.txt"])
     with pytest.raises(UsageError, match="holds no text"):
-        corpus.text_files([tmp_path])
+        corpus.find_text_files([tmp_path])
     (tmp_path / "a.json").write_text("[]", encoding="utf-8")
     with pytest.raises(UsageError, match="kind of text file"):
-        corpus.text_files([tmp_path / "a.json"])
+        corpus.find_text_files([tmp_path / "a.json"])
 
 
 def test_dropped_lines_are_counted_by_reason(tmp_path: Path) -> None:
     texts = ["好", "", "  ", "a\0b", "▅", "好。" * 1000]
-    account = corpus.Account()
+    stats = corpus.LineStats()
     lines = (corpus.Line(tmp_path, i, text) for i, text in enumerate(texts))
-    kept = list(corpus.training_lines(lines, account))
-    assert account.lines == 6
-    assert account.kept == len(kept) == 3
-    assert account.split == 1
-    assert sorted(account.dropped.values()) == [1, 1, 2]
+    kept = list(corpus.select_training_lines(lines, stats))
+    assert stats.lines == 6
+    assert stats.kept == len(kept) == 3
+    assert stats.split == 1
+    assert sorted(stats.dropped.values()) == [1, 1, 2]
     assert "".join(kept) == "好" + "好。" * 1000
     assert all(part.endswith("。") for part in kept[1:])
 
 
 @given(text=st.text(alphabet="a 汉😀。！", max_size=200), max_bytes=st.integers(4, 40))
 def test_cutting_loses_nothing_and_keeps_the_limit(text: str, max_bytes: int) -> None:
-    parts = list(corpus.cut(text, max_bytes))
+    parts = list(corpus.split_text(text, max_bytes))
     assert "".join(parts) == text
     assert all(part and len(part.encode("utf-8")) <= max_bytes for part in parts)
 

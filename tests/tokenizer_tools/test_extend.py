@@ -9,10 +9,10 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from merge.checksums import tokenizers as known
-from merge.checksums.known import tokenizer_of
-from merge.tokenizers import spm
-from tokenizer_tools.extend import extend, text_pieces
+from merge.checksums import known_tokenizers as known
+from merge.checksums.known_files import find_tokenizer
+from merge.tokenizers import sentencepiece_model as spm
+from tokenizer_tools.extend import extend, select_text_pieces
 
 
 @pytest.mark.parametrize(
@@ -24,20 +24,20 @@ def test_published_tokenizers_come_out_byte_for_byte(
 ) -> None:
     llama = spm.read_model(real_data / "tokenizers" / "llama.model")
     chinese = spm.read_model(real_data / "tokenizers" / "chinese_sp.model")
-    extended = extend(llama, text_pieces(chinese), pad_token)
-    digest = hashlib.sha256(spm.serialise(extended.model)).hexdigest()
-    published = tokenizer_of(model)
+    extended = extend(llama, select_text_pieces(chinese), pad_token)
+    digest = hashlib.sha256(spm.serialize_model(extended.model)).hexdigest()
+    published = find_tokenizer(model)
     assert published is not None
     assert digest == published.sha256
     assert len(extended.model.pieces) == count
-    assert known.TOKENIZERS[digest].pieces == count
+    assert known.recognize_digest(digest).pieces == count  # type: ignore[union-attr]
 
 
 def test_pieces_are_appended_in_order_and_old_ids_stay(
     small_llama: ModelProto, small_chinese: ModelProto
 ) -> None:
     before = SentencePieceProcessor(model_proto=small_llama.SerializeToString())
-    offered = text_pieces(small_chinese)
+    offered = select_text_pieces(small_chinese)
     extended = extend(small_llama, offered, "[PAD]")
     after = SentencePieceProcessor(model_proto=extended.model.SerializeToString())
     old = [before.id_to_piece(i) for i in range(len(before))]
@@ -73,6 +73,6 @@ def test_an_empty_piece_is_refused(small_llama: ModelProto) -> None:
 
 
 def test_control_and_byte_pieces_are_not_text(small_llama: ModelProto) -> None:
-    pieces = text_pieces(small_llama)
+    pieces = select_text_pieces(small_llama)
     assert not {"<s>", "</s>", "<unk>", "<0x41>"} & set(pieces)
     assert "▁the" in pieces

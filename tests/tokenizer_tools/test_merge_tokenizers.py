@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from merge.checksums import tokenizers as known
+from merge.checksums import known_tokenizers as known
 from merge.commands.merge_tokenizers import main
 from tokenizer_tools import merging
 
@@ -31,15 +30,15 @@ def load(folder: Path) -> SentencePieceProcessor:
 
 
 @pytest.mark.parametrize(
-    ("options", "name", "digest"),
+    ("options", "tokenizer"),
     [
-        ([], "Chinese-LLaMA", known.CHINESE_LLAMA),
-        (["--pad_token", "[PAD]"], "Chinese-Alpaca", known.CHINESE_ALPACA),
-        (["--pad_token"], "Chinese-Alpaca", known.CHINESE_ALPACA),
+        ([], known.CHINESE_LLAMA),
+        (["--pad_token", "[PAD]"], known.CHINESE_ALPACA),
+        (["--pad_token"], known.CHINESE_ALPACA),
     ],
 )
 def test_published_digests_come_out_of_the_script(
-    real_data: Path, tmp_path: Path, options: list[str], name: str, digest: str
+    real_data: Path, tmp_path: Path, options: list[str], tokenizer: known.KnownTokenizer
 ) -> None:
     tokenizers = real_data / "tokenizers"
     command = [sys.executable, str(SCRIPTS / "merge_tokenizers.py")]
@@ -50,8 +49,8 @@ def test_published_digests_come_out_of_the_script(
         command, cwd=tmp_path, capture_output=True, check=True, text=True, encoding="utf-8"
     )
     written = (tmp_path / "out" / "tokenizer.model").read_bytes()
-    assert hashlib.sha256(written).hexdigest() == digest
-    assert f"the published {name}" in done.stdout
+    assert known.recognize_bytes(written) == tokenizer
+    assert f"the published {tokenizer.name}" in done.stdout
     assert "345 of the new pieces can never occur" in done.stdout
 
 
@@ -65,8 +64,8 @@ def test_the_alpaca_tokenizer_is_built_from_the_llama_one_alone(
     merging.write_tokenizer(chinese_llama, tmp_path / "first")
     options = ["--llama_tokenizer_dir", str(tmp_path / "first"), "--pad_token", "--quiet"]
     assert main([*options, "--output_dir", str(tmp_path / "second")]) == 0
-    found = known.recognise(tmp_path / "second" / "tokenizer.model")
-    assert found == known.KnownTokenizer("Chinese-Alpaca", 49954)
+    found = known.recognize_file(tmp_path / "second" / "tokenizer.model")
+    assert found == known.CHINESE_ALPACA
 
 
 def test_pieces_come_in_the_order_chinese_then_user_then_pad(
@@ -173,22 +172,22 @@ def test_bad_input_is_told_in_one_message_and_nothing_is_written(
     ],
 )
 def test_mixups_get_names(rows: int, words: list[str]) -> None:
-    message = known.explain_mismatch(known.TOKENIZERS[known.CHINESE_LLAMA], rows)
+    message = known.explain_mismatch(known.CHINESE_LLAMA, rows)
     assert message is not None
     assert all(word in message for word in words), message
 
 
 def test_no_mixup_is_claimed_where_nothing_is_known() -> None:
-    tokenizer = known.TOKENIZERS[known.CHINESE_LLAMA]
+    tokenizer = known.CHINESE_LLAMA
     assert known.explain_mismatch(tokenizer, 49953) is None
     assert known.explain_mismatch(tokenizer, 50000) is None
     assert known.explain_mismatch(None, 49954) is None
 
 
 def test_an_unknown_tokenizer_gets_no_name(models: Path, real_data: Path) -> None:
-    assert known.recognise(models / "llama.model") is None
-    llama = known.recognise(real_data / "tokenizers" / "llama.model")
-    assert llama == known.KnownTokenizer("LLaMA", 32000)
+    assert known.recognize_file(models / "llama.model") is None
+    llama = known.recognize_file(real_data / "tokenizers" / "llama.model")
+    assert llama == known.LLAMA
 
 
 def test_a_protobuf_that_does_not_fit_is_told(models: Path, tmp_path: Path) -> None:

@@ -10,26 +10,26 @@ from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from merge.errors import FormatError, UsageError
-from merge.tokenizers import spm
+from merge.tokenizers import sentencepiece_model as spm
 
 
 def test_reading_and_serialising_changes_no_byte(tmp_path: Path, small_llama: ModelProto) -> None:
     file = tmp_path / "tokenizer.model"
     file.write_bytes(small_llama.SerializeToString())
-    assert spm.serialise(spm.read_model(file)) == file.read_bytes()
-    assert spm.serialise(spm.read_model(tmp_path)) == file.read_bytes()
+    assert spm.serialize_model(spm.read_model(file)) == file.read_bytes()
+    assert spm.serialize_model(spm.read_model(tmp_path)) == file.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["llama.model", "chinese_sp.model"])
 def test_published_models_survive_reading(real_data: Path, name: str) -> None:
     file = real_data / "tokenizers" / name
-    assert spm.serialise(spm.read_model(file)) == file.read_bytes()
+    assert spm.serialize_model(spm.read_model(file)) == file.read_bytes()
 
 
 def test_pieces_are_those_of_sentencepiece(small_llama: ModelProto) -> None:
     processor = SentencePieceProcessor(model_proto=small_llama.SerializeToString())
     expected = [processor.id_to_piece(i) for i in range(len(processor))]
-    assert spm.pieces(small_llama) == expected
+    assert [piece.piece for piece in small_llama.pieces] == expected
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_what_only_sentencepiece_can_tell_is_refused(
     model.pieces.add(piece="", score=0.0)
     file = tmp_path / "tokenizer.model"
     file.write_bytes(model.SerializeToString())
-    with pytest.raises(FormatError, match="SentencePiece cannot load"):
+    with pytest.raises(FormatError, match="SentencePiece cannot read"):
         spm.read_model(file)
 
 

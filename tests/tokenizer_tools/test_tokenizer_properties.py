@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from tokenizer_tools.extend import extend, text_pieces
+from tokenizer_tools.extend import extend, select_text_pieces
 
 TEXT = Path(__file__).parents[1] / "text" / "mixed.txt"
 # "▁" is how SentencePiece writes a space inside a piece: it decodes to one, in any model.
@@ -28,7 +28,7 @@ def _processor(model: ModelProto) -> SentencePieceProcessor:
 
 @pytest.fixture(scope="module")
 def new_pieces(small_chinese: ModelProto) -> list[str]:
-    return text_pieces(small_chinese)
+    return select_text_pieces(small_chinese)
 
 
 @pytest.fixture(scope="module")

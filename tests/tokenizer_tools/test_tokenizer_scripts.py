@@ -10,8 +10,9 @@ from types import ModuleType
 
 import pytest
 
-from merge.checksums import tokenizers as known
-from tokenizer_tools import libraries, parts
+from merge.checksums import known_tokenizers as known
+from tokenizer_tools import backends as libraries
+from tokenizer_tools import line_kinds as parts
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["merge_tokenizers", "train_chinese_tokenizer", "compare_tokenizers"]

@@ -11,7 +11,7 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from merge.commands.train_chinese_tokenizer import main
-from merge.tokenizers import spm
+from merge.tokenizers import sentencepiece_model as spm
 
 TEXT = Path(__file__).parents[1] / "text" / "mixed.txt"
 
@@ -38,7 +38,7 @@ def test_the_vocabulary_is_listed_in_id_order(tmp_path: Path) -> None:
     model = spm.read_model(tmp_path / "chinese_sp.model")
     rows = (tmp_path / "chinese_sp.vocab").read_bytes().decode("utf-8").split("\n")
     assert rows.pop() == ""
-    assert [row.rsplit("\t", 1)[0] for row in rows] == spm.pieces(model)
+    assert [row.rsplit("\t", 1)[0] for row in rows] == [piece.piece for piece in model.pieces]
 
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])

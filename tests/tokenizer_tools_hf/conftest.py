@@ -14,8 +14,8 @@ import pytest
 import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from merge.tokenizers.spm import read_model, serialise
-from tokenizer_tools.extend import extend, text_pieces
+from merge.tokenizers.sentencepiece_model import read_model, serialize_model
+from tokenizer_tools.extend import extend, select_text_pieces
 
 # A script for other environments, not a module with tests.
 collect_ignore = ["probe.py"]
@@ -77,13 +77,13 @@ def unpadded_model() -> bytes:
     chinese = "".join(c if "\u4e00" <= c <= "\u9fff" else " " for c in "\n".join(lines)).split()
     parts = {run[i : i + n] for run in chinese for n in (1, 2, 3, 4) for i in range(len(run))}
     pieces = random.Random(0).sample(sorted(parts), 2000)
-    return serialise(extend(ModelProto.FromString(model), pieces).model)
+    return serialize_model(extend(ModelProto.FromString(model), pieces).model)
 
 
 @pytest.fixture(scope="session")
 def small_model(unpadded_model: bytes) -> bytes:
     """The same with [PAD] as its last piece."""
-    return serialise(extend(ModelProto.FromString(unpadded_model), [], "[PAD]").model)
+    return serialize_model(extend(ModelProto.FromString(unpadded_model), [], "[PAD]").model)
 
 
 @pytest.fixture(scope="session")
@@ -98,10 +98,10 @@ def models(small_model: bytes) -> dict[str, bytes]:
     found = {"small": small_model}
     if folder := os.environ.get("CHINESE_LLAMA_MERGE_TEST_DATA"):
         llama = read_model(Path(folder) / "tokenizers" / "llama.model")
-        pieces = text_pieces(read_model(Path(folder) / "tokenizers" / "chinese_sp.model"))
-        found["llama"] = serialise(llama)
-        found["chinese_llama"] = serialise(extend(llama, pieces).model)
-        found["chinese_alpaca"] = serialise(extend(llama, pieces, "[PAD]").model)
+        pieces = select_text_pieces(read_model(Path(folder) / "tokenizers" / "chinese_sp.model"))
+        found["llama"] = serialize_model(llama)
+        found["chinese_llama"] = serialize_model(extend(llama, pieces).model)
+        found["chinese_alpaca"] = serialize_model(extend(llama, pieces, "[PAD]").model)
     return found
 
 

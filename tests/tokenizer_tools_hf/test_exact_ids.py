@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sentencepiece import SentencePieceProcessor
 
-from merge.tokenizers.huggingface import documents, read_tokenizer
+from merge.tokenizers.sentencepiece_tokenizer import build_documents, read_tokenizer
 from tests.oracles.transformers_446 import run_in_main_environment, run_in_transformers_446
 
 pytestmark = pytest.mark.slow
@@ -69,7 +69,7 @@ def source_folder(write_folder: Callable[..., Path], folder: Path, model: bytes)
 def merged_folder(folder: Path, source: Path) -> Path:
     """What a merge writes, as far as tokenizers go."""
     folder.mkdir(exist_ok=True)
-    for name, content in documents(read_tokenizer(source)).items():
+    for name, content in build_documents(read_tokenizer(source)).items():
         (folder / name).write_bytes(content)
     (folder / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     return folder

@@ -11,7 +11,8 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from merge.errors import FormatError, VocabularyError
-from merge.tokenizers.huggingface import Token, documents, read_tokenizer
+from merge.tokenizers.sentencepiece_tokenizer import build_documents, read_tokenizer
+from merge.tokenizers.special_tokens import SpecialToken
 from tests.oracles.transformers_446 import run_in_transformers_446
 
 FolderWith = Callable[..., Path]
@@ -30,12 +31,12 @@ def json_of(files: dict[str, bytes], name: str) -> dict[str, Any]:
 
 def test_model_alone_says_everything(folder_with: FolderWith, n_pieces: int) -> None:
     folder = read_tokenizer(folder_with())
-    assert folder.n_pieces == folder.n_tokens == n_pieces
+    assert len(folder.pieces) == folder.n_tokens == n_pieces
     assert folder.added_tokens == {}
-    assert folder.bos_token == Token("<s>", 1)
-    assert folder.eos_token == Token("</s>", 2)
-    assert folder.unk_token == Token("<unk>", 0)
-    assert folder.pad_token == Token("[PAD]", n_pieces - 1)
+    assert folder.bos_token == SpecialToken("<s>", 1)
+    assert folder.eos_token == SpecialToken("</s>", 2)
+    assert folder.unk_token == SpecialToken("<unk>", 0)
+    assert folder.pad_token == SpecialToken("[PAD]", n_pieces - 1)
 
 
 def test_model_file_is_read_without_what_lies_beside_it(folder_with: FolderWith) -> None:
@@ -52,8 +53,8 @@ def test_model_without_a_padding_piece_has_no_pad_token(
 def test_published_folders_are_read(real_data: Path) -> None:
     folder = read_tokenizer(real_data / "stories260K_zh_base_hf")
     assert folder.n_tokens == 512
-    assert folder.bos_token == Token("<s>", 1)
-    config = json_of(documents(folder), "tokenizer_config.json")
+    assert folder.bos_token == SpecialToken("<s>", 1)
+    config = json_of(build_documents(folder), "tokenizer_config.json")
     assert config["model_max_length"] == 512
 
 
@@ -66,7 +67,7 @@ def test_empty_special_tokens_are_filled_from_the_model(
         tokenizer_config={"tokenizer_class": "LLaMATokenizer", "model_max_length": 9, **special},
         special_tokens_map=special,
     )
-    files = documents(read_tokenizer(path))
+    files = build_documents(read_tokenizer(path))
     expected = {
         "bos_token": "<s>",
         "eos_token": "</s>",
@@ -94,7 +95,7 @@ def test_settings_of_the_folder_are_kept(folder_with: FolderWith) -> None:
         "tokenizer_class": "CodeLlamaTokenizer",
     }
     config = json_of(
-        documents(read_tokenizer(folder_with(tokenizer_config=own))), "tokenizer_config.json"
+        build_documents(read_tokenizer(folder_with(tokenizer_config=own))), "tokenizer_config.json"
     )
     assert config.items() >= own.items()
 
@@ -105,9 +106,9 @@ def test_special_tokens_map_wins_unless_it_is_empty(folder_with: FolderWith) -> 
         special_tokens_map={"pad_token": added_token("</s>"), "eos_token": ""},
     )
     folder = read_tokenizer(path)
-    assert folder.pad_token == Token("</s>", 2)
-    assert folder.eos_token == Token("<unk>", 0)
-    files = documents(folder)
+    assert folder.pad_token == SpecialToken("</s>", 2)
+    assert folder.eos_token == SpecialToken("<unk>", 0)
+    files = build_documents(folder)
     assert json_of(files, "special_tokens_map.json")["pad_token"] == added_token("</s>")
     marked = {"__type": "AddedToken", **added_token("</s>")}
     assert json_of(files, "tokenizer_config.json")["pad_token"] == marked
@@ -119,7 +120,7 @@ def test_added_tokens_follow_the_pieces(folder_with: FolderWith, n_pieces: int) 
     assert list(folder.added_tokens.items()) == [("<a>", n_pieces), ("<b>", n_pieces + 1)]
     assert folder.n_tokens == n_pieces + 2
     kept = json.loads((path / "added_tokens.json").read_bytes())
-    assert json_of(documents(folder), "added_tokens.json") == kept
+    assert json_of(build_documents(folder), "added_tokens.json") == kept
 
 
 def test_both_lists_of_added_tokens_are_completed_from_each_other(
@@ -135,7 +136,7 @@ def test_both_lists_of_added_tokens_are_completed_from_each_other(
         },
         special_tokens_map={"additional_special_tokens": ["<a>"]},
     )
-    files = documents(read_tokenizer(path))
+    files = build_documents(read_tokenizer(path))
     expected = {"<a>": n_pieces, "<b>": n_pieces + 1}
     assert json_of(files, "added_tokens.json") == expected
     decoder = json_of(files, "tokenizer_config.json")["added_tokens_decoder"]
@@ -154,7 +155,7 @@ def test_transformers_4_reads_the_same_special_and_added_tokens(
             "additional_special_tokens": ["<b>", added_token("</s>")],
         },
     )
-    for name, content in documents(read_tokenizer(path)).items():
+    for name, content in build_documents(read_tokenizer(path)).items():
         (tmp_path / name).write_bytes(content)
     ask = """
 import json, sys
@@ -174,7 +175,7 @@ def test_model_and_chat_template_are_kept_and_tokenizer_json_is_not(
     vocab = {pieces.id_to_piece(n): n for n in range(pieces.get_piece_size())}
     path = folder_with(tokenizer={"model": {"type": "BPE", "vocab": vocab}})
     (path / "chat_template.jinja").write_text("{{ 你好 }}\n", encoding="utf-8")
-    files = documents(read_tokenizer(path))
+    files = build_documents(read_tokenizer(path))
     assert files["tokenizer.model"] == small_model
     assert files["chat_template.jinja"] == "{{ 你好 }}\n".encode()
     assert json_of(files, "tokenizer_config.json")["chat_template"] == "{{ 你好 }}\n"
@@ -189,10 +190,10 @@ def test_model_and_chat_template_are_kept_and_tokenizer_json_is_not(
 
 def test_documents_of_documents_are_the_same(folder_with: FolderWith, tmp_path: Path) -> None:
     """A merged model can be the base of the next merge."""
-    once = documents(read_tokenizer(folder_with(special_tokens_map={"pad_token": "<unk>"})))
+    once = build_documents(read_tokenizer(folder_with(special_tokens_map={"pad_token": "<unk>"})))
     for name, content in once.items():
         (tmp_path / name).write_bytes(content)
-    assert documents(read_tokenizer(tmp_path)) == once
+    assert build_documents(read_tokenizer(tmp_path)) == once
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from merge.checksums import known
+from merge.checksums import known_files as known
 from merge.commands.merge_lora import main_to_hf
 from merge.deltas.adapter_config import AdapterConfig
 from tests.tiny import make_adapter, make_base
@@ -36,9 +36,9 @@ def publish(monkeypatch: pytest.MonkeyPatch, folder: Path, files: list[Path]) ->
     heading = "## Original weights, Hugging Face layout (pytorch_model-*.bin) · 原版"
     table.write_text("\n".join([heading, *rows]), encoding="utf-8")
     monkeypatch.setattr(known, "CHECKSUMS", table)
-    monkeypatch.setattr(known, "known_files", known.known_files.__wrapped__)
-    for module in ("merge.checksums.published", "merge.reports.merge_text"):
-        monkeypatch.setattr(f"{module}.known_files", known.known_files)
+    monkeypatch.setattr(known, "load_known_files", known.load_known_files.__wrapped__)
+    for module in ("merge.checksums.check_files", "merge.reports.merge_text"):
+        monkeypatch.setattr(f"{module}.load_known_files", known.load_known_files)
 
 
 def test_a_result_is_verified_at_the_end(

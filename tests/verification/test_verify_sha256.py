@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from merge.checksums import known
+from merge.checksums import known_files as known
 from merge.commands.verify_sha256 import main
 
 FILES = {
@@ -52,9 +52,9 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     )
     (tmp_path / "SHA256.md").write_text(text, encoding="utf-8")
     monkeypatch.setattr(known, "CHECKSUMS", tmp_path / "SHA256.md")
-    known.known_files.cache_clear()
+    known.load_known_files.cache_clear()
     yield folder_of(tmp_path / "files", *FILES)
-    known.known_files.cache_clear()
+    known.load_known_files.cache_clear()
 
 
 def folder_of(folder: Path, *names: str) -> Path:
@@ -220,7 +220,7 @@ def test_other_weights_beside_the_right_ones_are_not_confirmed(
     (folder / name).write_bytes(b"of something else")
     said = refused(capsys, folder, "--expect", "Chinese-Alpaca-7B")
     assert "has no such file" in said
-    assert "move it elsewhere" in said
+    assert "move it away" in said
 
 
 def test_the_original_models_have_llama_s_tokenizer(

@@ -13,10 +13,10 @@ import struct
 from typing import BinaryIO, cast
 
 from ...errors import FormatError
-from ...storage.files import InputFile
+from ...storage.input_file import InputFile
 from ...tensors.lazy import LazyTensor
-from .pickle import Location, Pickled, lazy_tensors, load_pickle
 from .pickle_machine import MAGIC_NUMBER
+from .state_dict import PickledObject, StorageLocation, load_pickle, make_lazy_tensors
 
 # The first pickle of such a file: the magic number in protocol 2.
 MAGIC = b"\x80\x02\x8a\n" + MAGIC_NUMBER.to_bytes(10, "little")
@@ -41,12 +41,12 @@ def read(file: InputFile, alone: str | None = None) -> dict[str, LazyTensor]:
             remedy="the file is damaged: fetch or copy it again",
         )
     _require_little_endian(file, values[2].value)
-    return lazy_tensors(file, values[3], places.__getitem__, alone)
+    return make_lazy_tensors(file, values[3], places.__getitem__, alone)
 
 
 def _places(
-    file: InputFile, pickled: Pickled, keys: object, stream: io.BufferedReader
-) -> dict[str, Location]:
+    file: InputFile, pickled: PickledObject, keys: object, stream: io.BufferedReader
+) -> dict[str, StorageLocation]:
     """Walk over the storages behind the pickles and note where each lies."""
     named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
     if not isinstance(keys, list) or not named or set(pickled.storages) != set(keys):
@@ -55,7 +55,7 @@ def _places(
             file=file.path,
             remedy="the file is damaged: fetch or copy it again",
         )
-    places: dict[str, Location] = {}
+    places: dict[str, StorageLocation] = {}
     offset = stream.tell()
     for key in keys:
         (elements,) = _COUNT.unpack(file.read(offset, _COUNT.size))
@@ -70,7 +70,7 @@ def _places(
                 found=f"{found:,} bytes",
                 remedy="the file is damaged: fetch or copy it again",
             )
-        places[key] = Location(file, offset, nbytes)
+        places[key] = StorageLocation(file, offset, nbytes)
         offset += nbytes
     return places
 

@@ -1,6 +1,6 @@
 """A pickle machine that makes nothing but plain values and descriptions of tensors.
 
-There is no way from a pickle to a Python function: see ``torch_names.py`` for what becomes of a
+There is no way from a pickle to a Python function: see ``saved_objects.py`` for what becomes of a
 name. Work is bounded too, which torch's own weights-only unpickler does not promise: there a pickle
 of thirty bytes asks for gigabytes, and tuples within tuples end the process when one is a key.
 
@@ -14,20 +14,20 @@ import struct
 from collections.abc import Callable
 from typing import IO, Any, BinaryIO, cast
 
-from .names import (
+from .saved_objects import (
     BrokenPickleError,
-    Name,
-    Opaque,
+    GlobalName,
+    OpaqueObject,
     SavedStorage,
     SavedTensor,
-    called,
     is_count,
-    named,
+    resolve_global,
+    resolve_reduce,
 )
 
 # A LLaMA 65B needs 150 KB and 40,000 instructions.
 MOST_BYTES = 16 << 20
-MOST_INSTRUCTIONS = 400_000
+_MOST_INSTRUCTIONS = 400_000
 _MOST_BITS = 64
 # Begins files from before torch 1.6, and has 80 bits.
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
@@ -37,11 +37,11 @@ class DuplicateKeyError(Exception):
     """A mapping in the pickle has one key twice."""
 
 
-class OpaqueKey:
+class _OpaqueKey:
     """Stands for a key that is neither text nor a number."""
 
 
-class Machine:
+class PickleMachine:
     """Runs the instructions of one pickle; ``storages`` are those that it spoke of, by key."""
 
     def __init__(self) -> None:
@@ -59,10 +59,10 @@ class Machine:
         limited = cast(IO[bytes], _Limited(stream))
         try:
             for count, (opcode, argument, _) in enumerate(pickletools.genops(limited)):
-                if count == MOST_INSTRUCTIONS:
-                    raise BrokenPickleError(f"more than {MOST_INSTRUCTIONS:,} instructions")
+                if count == _MOST_INSTRUCTIONS:
+                    raise BrokenPickleError(f"more than {_MOST_INSTRUCTIONS:,} instructions")
                 self._step(opcode.name, argument)
-            (value,) = self._popped(1)
+            (value,) = self._pop(1)
         # What follows from instructions that do not fit together.
         except (
             ArithmeticError,
@@ -83,60 +83,62 @@ class Machine:
         elif name not in _NOTHING:
             raise BrokenPickleError(f"the instruction {name}, which torch.save does not write")
 
-    def _popped(self, count: int) -> tuple[Any, ...]:
+    def _pop(self, count: int) -> tuple[Any, ...]:
         """Take the last ``count`` values, but none from before the last mark."""
         start = len(self._stack) - count
         if start < (self._marks[-1] if self._marks else 0):
-            raise BrokenPickleError("a value is used that is not there")
+            raise BrokenPickleError("the stack is empty")
         values = tuple(self._stack[start:])
         del self._stack[start:]
         return values
 
-    def _to_mark(self) -> tuple[Any, ...]:
+    def _pop_to_mark(self) -> tuple[Any, ...]:
         start = self._marks[-1]
-        values = self._popped(len(self._stack) - start)
+        values = self._pop(len(self._stack) - start)
         self._marks.pop()
         return values
 
     def _last(self) -> Any:
-        (value,) = self._popped(1)
+        (value,) = self._pop(1)
         self._stack.append(value)
         return value
 
     def _name(self) -> None:
-        module, name = self._popped(2)
+        module, name = self._pop(2)
         if not isinstance(module, str) or not isinstance(name, str):
-            raise BrokenPickleError("a name that is no text")
-        self._stack.append(named(module, name))
+            raise BrokenPickleError("a name that is not text")
+        self._stack.append(resolve_global(module, name))
 
     def _call(self) -> None:
-        function, arguments = self._popped(2)
-        if function == Name("collections.OrderedDict") and isinstance(arguments, tuple):
+        function, arguments = self._pop(2)
+        if function == GlobalName("collections.OrderedDict") and isinstance(arguments, tuple):
             self._stack.append({})
             for items in arguments:
                 self._set_items(tuple(part for key, value in items for part in (key, value)))
         else:
-            self._stack.append(called(function, arguments))
+            self._stack.append(resolve_reduce(function, arguments))
 
     def _build(self) -> None:
         """Attributes that are set on an object, such as a state dict's versions: left out."""
-        target, _ = self._popped(2)
-        if not isinstance(target, (dict, Opaque, SavedTensor)):
+        target, _ = self._pop(2)
+        if not isinstance(target, (dict, OpaqueObject, SavedTensor)):
             raise BrokenPickleError(f"attributes set on a {type(target).__name__}")
         self._stack.append(target)
 
     def _set_items(self, items: tuple[Any, ...]) -> None:
         target = self._last()
         self._items += len(items)  # one list may be asked for again and again
-        if self._items > MOST_INSTRUCTIONS:
-            raise BrokenPickleError(f"more than {MOST_INSTRUCTIONS:,} items")
-        if isinstance(target, Opaque):
+        if self._items > _MOST_INSTRUCTIONS:
+            raise BrokenPickleError(f"more than {_MOST_INSTRUCTIONS:,} items")
+        if isinstance(target, OpaqueObject):
             return
         if not isinstance(target, dict) or len(items) % 2:
             raise BrokenPickleError("items that do not fit where they are put")
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Others are kept apart by identity: to hash a tuple may take forever.
-            plain = key if key is None or isinstance(key, (str, int, float, bytes)) else OpaqueKey()
+            plain = (
+                key if key is None or isinstance(key, (str, int, float, bytes)) else _OpaqueKey()
+            )
             if plain in target:
                 raise DuplicateKeyError(str(plain))
             target[plain] = value
@@ -145,7 +147,7 @@ class Machine:
         target = self._last()
         if isinstance(target, list):
             target.extend(items)
-        elif not isinstance(target, Opaque):
+        elif not isinstance(target, OpaqueObject):
             raise BrokenPickleError("items that do not fit where they are put")
 
     def _remember(self, index: int | None) -> None:
@@ -153,11 +155,11 @@ class Machine:
 
     def _persistent(self) -> None:
         """Find the storage that ``("storage", type, key, device, elements, view)`` speaks of."""
-        (saved_id,) = self._popped(1)
+        (saved_id,) = self._pop(1)
         if not isinstance(saved_id, tuple) or len(saved_id) not in (5, 6):
             raise BrokenPickleError("an unknown kind of persistent id")
         kind, storage_type, key, _device, elements = saved_id[:5]
-        dtype = storage_type.storage_dtype if isinstance(storage_type, Name) else None
+        dtype = storage_type.storage_dtype if isinstance(storage_type, GlobalName) else None
         if kind != "storage" or dtype is None or any(part is not None for part in saved_id[5:]):
             raise BrokenPickleError("an unknown kind of persistent id")
         if not isinstance(key, str) or not is_count(elements):
@@ -194,7 +196,7 @@ def _plain(name: str, argument: Any) -> Any:
     if name in _CONSTANTS:
         return _CONSTANTS[name]()
     if isinstance(argument, int) and argument.bit_length() > _MOST_BITS:
-        return argument if argument == MAGIC_NUMBER else Opaque("a number of more than 64 bits")
+        return argument if argument == MAGIC_NUMBER else OpaqueObject("a number beyond 64 bits")
     if name == "SHORT_BINSTRING":  # text of Python 2; pickletools cannot know in which encoding
         return argument.encode("latin-1").decode("utf-8")
     return argument
@@ -207,7 +209,7 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple,
-    "EMPTY_SET": lambda: Opaque("set"),
+    "EMPTY_SET": lambda: OpaqueObject("set"),
 }
 _VALUES = frozenset(_CONSTANTS) | {
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
@@ -215,25 +217,25 @@ _VALUES = frozenset(_CONSTANTS) | {
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
 _NOTHING = frozenset({"PROTO", "FRAME", "STOP"})
-_RULES: dict[str, Callable[[Machine, Any], object]] = {
-    "GLOBAL": lambda m, names: m._stack.append(named(*names.split(" ", 1))),
+_RULES: dict[str, Callable[[PickleMachine, Any], object]] = {
+    "GLOBAL": lambda m, names: m._stack.append(resolve_global(*names.split(" ", 1))),
     "STACK_GLOBAL": lambda m, _: m._name(),
     "REDUCE": lambda m, _: m._call(),
     "NEWOBJ": lambda m, _: m._call(),
     "BUILD": lambda m, _: m._build(),
     "BINPERSID": lambda m, _: m._persistent(),
     "MARK": lambda m, _: m._marks.append(len(m._stack)),
-    "APPEND": lambda m, _: m._append(m._popped(1)),
-    "APPENDS": lambda m, _: m._append(m._to_mark()),
-    "ADDITEMS": lambda m, _: m._append(m._to_mark()),
-    "SETITEM": lambda m, _: m._set_items(m._popped(2)),
-    "SETITEMS": lambda m, _: m._set_items(m._to_mark()),
-    "TUPLE": lambda m, _: m._stack.append(m._to_mark()),
-    "TUPLE1": lambda m, _: m._stack.append(m._popped(1)),
-    "TUPLE2": lambda m, _: m._stack.append(m._popped(2)),
-    "TUPLE3": lambda m, _: m._stack.append(m._popped(3)),
-    "BINPUT": Machine._remember,
-    "LONG_BINPUT": Machine._remember,
+    "APPEND": lambda m, _: m._append(m._pop(1)),
+    "APPENDS": lambda m, _: m._append(m._pop_to_mark()),
+    "ADDITEMS": lambda m, _: m._append(m._pop_to_mark()),
+    "SETITEM": lambda m, _: m._set_items(m._pop(2)),
+    "SETITEMS": lambda m, _: m._set_items(m._pop_to_mark()),
+    "TUPLE": lambda m, _: m._stack.append(m._pop_to_mark()),
+    "TUPLE1": lambda m, _: m._stack.append(m._pop(1)),
+    "TUPLE2": lambda m, _: m._stack.append(m._pop(2)),
+    "TUPLE3": lambda m, _: m._stack.append(m._pop(3)),
+    "BINPUT": PickleMachine._remember,
+    "LONG_BINPUT": PickleMachine._remember,
     "MEMOIZE": lambda m, _: m._remember(None),
     "BINGET": lambda m, index: m._stack.append(m._memo[index]),
     "LONG_BINGET": lambda m, index: m._stack.append(m._memo[index]),

@@ -57,13 +57,13 @@ class ZipStream:
         self._records.append(info)
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append to the record that was begun last."""
+        """Append to the current record."""
         info = self._records[-1]
         info.CRC = crc32(data, info.CRC)
         info.file_size += len(data)
         self._put(data)
 
-    def pass_over(self, nbytes: int, crc: int) -> None:
+    def skip(self, nbytes: int, crc: int) -> None:
         """Take a record's data as written, by an earlier run."""
         info = self._records[-1]
         info.CRC, info.file_size = crc, nbytes
@@ -71,7 +71,7 @@ class ZipStream:
 
     @property
     def crcs(self) -> tuple[int, ...]:
-        """CRC-32 of each record, the one that was begun last included."""
+        """CRC-32 of each record, the current one included."""
         return tuple(info.CRC for info in self._records)
 
     def end(self) -> None:

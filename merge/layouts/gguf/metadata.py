@@ -13,11 +13,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ...errors import LayoutError, VocabularyError
-from ...tokenizers.huggingface import CONFIG_NAME as TOKENIZER_CONFIG_NAME
-from ...tokenizers.huggingface import TokenizerFolder
-from ...tokenizers.padding import are_padding
+from ...tokenizers.file_names import TOKENIZER_CONFIG_NAME
+from ...tokenizers.padding_rows import are_padding
+from ...tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from ...untrusted.strict_json import read_json
-from ...untrusted.value_kinds import NO_NEGATIVE, OBJECT, Kinds, require
+from ...untrusted.value_kinds import NO_NEGATIVE, OBJECT, ValueKinds, require_kinds
 from ..config import LlamaShape, rope_scaling, rope_theta
 from .tokens import adds_dummy_prefix, listed
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # What transformers takes a LLaMA's context to be that does not say it.
 _CONTEXT_LENGTH = 2048
 # What the package reads of config.json beside what is written here.
-_READ_BY_THE_PACKAGE: Kinds = {
+_READ_BY_THE_PACKAGE: ValueKinds = {
     **{f"{kind}_token_id": NO_NEGATIVE for kind in ("unk", "sep", "cls", "mask")},
     "text_config": OBJECT,
 }
@@ -46,7 +46,7 @@ class Description:
     source: Path
     shape: LlamaShape
     rows: int
-    tokenizer: TokenizerFolder
+    tokenizer: SentencePieceTokenizer
     documents: Mapping[str, bytes]
     name: str
     sources: Sequence[str]
@@ -58,7 +58,7 @@ class Description:
         """
         from gguf import GGML_QUANT_VERSION, GGUFType, LlamaFileType
 
-        require(self.config, _READ_BY_THE_PACKAGE, self.source)
+        require_kinds(self.config, _READ_BY_THE_PACKAGE, self.source)
         with TemporaryDirectory() as parent:
             folder = Path(parent) / (Path(self.name).name or "model")
             folder.mkdir()
@@ -180,7 +180,7 @@ def _source(name: str) -> dict[str, str]:
     return entry
 
 
-def require_vocab_matches_rows(rows: int, tokenizer: TokenizerFolder, kept: bool) -> None:
+def require_vocab_matches_rows(rows: int, tokenizer: SentencePieceTokenizer, kept: bool) -> None:
     """llama.cpp loads no model whose tokens and rows differ; rows that are padding are given tokens
     that are never used. ``kept``: so the user wants all rows beyond the tokens to be. Raises
     ``VocabularyError`` for tokens without a row, and for rows that are no padding.

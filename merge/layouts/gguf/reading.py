@@ -15,9 +15,9 @@ from typing import Any
 from ...errors import LayoutError
 from ...formats import gguf as container
 from ...settings import IoMode
-from ...storage.files import InputFile, refuse_placeholder
 from ...storage.folder import Folder
-from ...tensors.lazy import Checkpoint, LazyTensor, dtype_name
+from ...storage.input_file import InputFile
+from ...tensors.lazy import Checkpoint, LazyTensor, get_dtype_name
 from .. import llama
 from ..config import DEFAULT_ROPE_THETA, LlamaShape
 from ..rotary import to_half_split
@@ -91,7 +91,7 @@ def together(files: tuple[Path, ...], io: IoMode) -> tuple[dict[str, Any], dict[
     tensors: dict[str, LazyTensor] = {}
     for path in files:
         file = InputFile(path, io)
-        refuse_placeholder(file)
+        file.read_head()
         found = container.read(file)
         metadata = metadata or found.metadata
         if twice := found.tensors.keys() & tensors.keys():
@@ -147,7 +147,7 @@ def _config(
         "rope_theta": said("rope.freq_base") or DEFAULT_ROPE_THETA,
         "rope_scaling": _rope_scaling(metadata),
         "tie_word_embeddings": llama.TABLE[-1].gguf not in tensors,
-        "torch_dtype": dtype_name(embeddings.dtype) if embeddings else None,
+        "torch_dtype": get_dtype_name(embeddings.dtype) if embeddings else None,
         "vocab_size": embeddings.rows if embeddings else None,
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import VocabularyError
-from ...tokenizers import spm
-from ...tokenizers.huggingface import ADDED_TOKENS_NAME, MODEL_NAME, TokenizerFolder
+from ...tokenizers import sentencepiece_model as spm
+from ...tokenizers.file_names import ADDED_TOKENS_NAME, MODEL_NAME
+from ...tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from ...untrusted.strict_json import read_json
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Token:
 
 
 def listed(
-    tokenizer: TokenizerFolder, folder: Path, config: Mapping[str, Any], rows: int
+    tokenizer: SentencePieceTokenizer, folder: Path, config: Mapping[str, Any], rows: int
 ) -> list[Token]:
     """Every token by id: the pieces of the SentencePiece model, then the added ones, then one for
     each of ``rows`` that is padding.
@@ -63,9 +64,8 @@ def listed(
 
 def _pieces(model: bytes) -> Iterator[Token]:
     from gguf import TokenType
-    from sentencepiece import SentencePieceProcessor
 
-    pieces = SentencePieceProcessor(model_proto=model)
+    pieces = spm.load_processor(model)
     kinds = (
         (pieces.IsUnknown, TokenType.UNKNOWN),
         (pieces.IsControl, TokenType.CONTROL),
@@ -85,12 +85,12 @@ def _looks_special(text: str) -> bool:
     )
 
 
-def adds_dummy_prefix(tokenizer: TokenizerFolder) -> bool:
+def adds_dummy_prefix(tokenizer: SentencePieceTokenizer) -> bool:
     """Whether SentencePiece puts a space before a text; llama.cpp does unless it is told."""
     return bool(_model(tokenizer).normalizer_spec.add_dummy_prefix)
 
 
-def require_bpe(tokenizer: TokenizerFolder) -> None:
+def require_bpe(tokenizer: SentencePieceTokenizer) -> None:
     """llama.cpp joins pieces as BPE does, whatever the model is. Raises ``VocabularyError``."""
     trainer = _model(tokenizer).trainer_spec
     if trainer.model_type != trainer.BPE:
@@ -103,7 +103,7 @@ def require_bpe(tokenizer: TokenizerFolder) -> None:
         )
 
 
-def limits(tokenizer: TokenizerFolder) -> tuple[str, ...]:
+def limits(tokenizer: SentencePieceTokenizer) -> tuple[str, ...]:
     """A line for people about text of which llama.cpp will make other ids, if there is any."""
     model = _model(tokenizer)
     normalizer = model.normalizer_spec
@@ -125,7 +125,5 @@ def limits(tokenizer: TokenizerFolder) -> tuple[str, ...]:
     )
 
 
-def _model(tokenizer: TokenizerFolder) -> ModelProto:
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
-
-    return ModelProto.FromString(tokenizer.contents[MODEL_NAME])
+def _model(tokenizer: SentencePieceTokenizer) -> ModelProto:
+    return spm.parse_model(tokenizer.contents[MODEL_NAME])

@@ -7,55 +7,45 @@ was trained with it, only say which of its pieces are special and what was added
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import FormatError
-from ..untrusted.strict_json import parse_json, read_small
-from .chat_templates import CHAT_TEMPLATE_NAME, TEMPLATE_NAMES, read_templates
-from .fast_tokenizer import FAST_NAME, added_entries, require_same_pieces, settings
-from .special_tokens import (
+from ..untrusted.placeholders import refuse_placeholder
+from ..untrusted.strict_json import dump_json, parse_json, read_small
+from .chat_templates import read_templates
+from .file_names import (
     ADDED_TOKENS_NAME,
-    CONFIG_NAME,
+    CHAT_TEMPLATE_NAME,
     MODEL_NAME,
-    MORE,
-    SPECIAL_NAMES,
     SPECIAL_TOKENS_NAME,
-    Token,
-    added_tokens,
-    content_of,
-    find_token,
-    more_special_tokens,
-    special_tokens,
+    TEMPLATE_NAMES,
+    TOKENIZER_CONFIG_NAME,
+    TOKENIZER_JSON_NAME,
 )
-
-if TYPE_CHECKING:
-    from sentencepiece import SentencePieceProcessor
-
-__all__ = [
-    "ADDED_TOKENS_NAME",
-    "CHAT_TEMPLATE_NAME",
-    "CLASS_FILE_NAME",
-    "CONFIG_NAME",
-    "MODEL_NAME",
-    "SPECIAL_TOKENS_NAME",
-    "Token",
-    "TokenizerFolder",
-    "documents",
-    "read_tokenizer",
-]
+from .sentencepiece_model import list_pieces, load_processor
+from .special_tokens import (
+    ADDITIONAL_SPECIAL_TOKENS,
+    SPECIAL_NAMES,
+    SpecialToken,
+    collect_added_tokens,
+    collect_more_special_tokens,
+    collect_special_tokens,
+    find_token,
+    get_content,
+)
+from .tokenizer_json import derive_settings, read_added_tokens, require_same_pieces
 
 # A vocabulary of 256,000 pieces has 5 MB.
 _MOST_BYTES = 64 << 20
-_DETAILS = (CONFIG_NAME, SPECIAL_TOKENS_NAME, ADDED_TOKENS_NAME, FAST_NAME)
+_DETAILS = (TOKENIZER_CONFIG_NAME, SPECIAL_TOKENS_NAME, ADDED_TOKENS_NAME, TOKENIZER_JSON_NAME)
 
 CLASS_FILE_NAME = "sentencepiece_llama.py"
-AUTO_MAP = {"AutoTokenizer": ["sentencepiece_llama.LlamaTokenizer", None]}
+_AUTO_MAP = {"AutoTokenizer": ["sentencepiece_llama.LlamaTokenizer", None]}
 """How ``AutoTokenizer`` finds the class in ``CLASS_FILE_NAME``; ``None``: there is no fast one."""
 
-LLAMA_CLASSES = frozenset(
+_LLAMA_CLASSES = frozenset(
     {
         "LLaMATokenizer",
         "LlamaTokenizerFast",
@@ -68,21 +58,21 @@ LLAMA_CLASSES = frozenset(
 
 
 @dataclass(frozen=True)
-class TokenizerFolder:
-    """What a folder with a ``tokenizer.model`` says about its tokens; see :func:`read_tokenizer`.
+class SentencePieceTokenizer:
+    """What a folder with a ``tokenizer.model`` says about its tokens; see ``read_tokenizer``.
 
-    ``n_pieces`` counts the pieces of ``tokenizer.model``. ``added_tokens`` maps what comes on top
-    of them to ids ``n_pieces``, ``n_pieces + 1``, ... in that order. ``bos_token``, ``eos_token``
-    and ``unk_token`` are ``None`` only if neither the JSON files nor the model name one.
+    ``pieces`` are those of ``tokenizer.model``, in id order. ``added_tokens`` maps what comes on
+    top of them to the ids that follow, in that order. ``bos_token``, ``eos_token`` and
+    ``unk_token`` are ``None`` only if neither the JSON files nor the model name one.
     """
 
     path: Path
-    n_pieces: int
+    pieces: tuple[str, ...] = field(repr=False)
     added_tokens: dict[str, int]
-    bos_token: Token | None
-    eos_token: Token | None
-    unk_token: Token | None
-    pad_token: Token | None
+    bos_token: SpecialToken | None
+    eos_token: SpecialToken | None
+    unk_token: SpecialToken | None
+    pad_token: SpecialToken | None
     contents: dict[str, bytes] = field(repr=False)
     """The files by name. What ``tokenizer.json`` and further files of templates say is in
     ``tokenizer_config.json`` and ``chat_template.jinja``; the others are as they are."""
@@ -95,12 +85,17 @@ class TokenizerFolder:
     @property
     def n_tokens(self) -> int:
         """How many embedding rows the tokenizer needs: pieces and added tokens."""
-        return self.n_pieces + len(self.added_tokens)
+        return len(self.pieces) + len(self.added_tokens)
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Every token by id: pieces, then added tokens."""
+        return (*self.pieces, *self.added_tokens)
 
     @property
     def has_template(self) -> bool:
         """Whether there is a chat template."""
-        config = _json(self.contents, self.path, CONFIG_NAME)
+        config = _json(self.contents, self.path, TOKENIZER_CONFIG_NAME)
         return CHAT_TEMPLATE_NAME in self.contents or bool(config.get("chat_template"))
 
     @property
@@ -109,7 +104,7 @@ class TokenizerFolder:
         return self.contents[MODEL_NAME]
 
 
-def read_tokenizer(path: Path, details: Path | None = None) -> TokenizerFolder:
+def read_tokenizer(path: Path, details: Path | None = None) -> SentencePieceTokenizer:
     """Read a folder with a ``tokenizer.model``, or such a file alone, without anything beside it.
 
     ``details`` is another folder that everything but ``tokenizer.model`` is read from: an
@@ -120,39 +115,40 @@ def read_tokenizer(path: Path, details: Path | None = None) -> TokenizerFolder:
     missing pad is its last piece if that is one of
     ``PAD_PIECES``.
 
-    Raises :class:`FormatError` for a missing or unreadable file, :class:`VocabularyError` for
+    Raises ``FormatError`` for a missing or unreadable file, ``VocabularyError`` for
     added tokens without consecutive ids and for special tokens that are no tokens.
     """
     contents = _contents(path)
     model_file = path if path.is_file() else path / MODEL_NAME
-    model = _load(contents[MODEL_NAME], model_file)
+    refuse_placeholder(model_file, contents[MODEL_NAME])
+    model = load_processor(contents[MODEL_NAME], model_file)
     if details is not None and has_details(details):
         contents = {MODEL_NAME: contents[MODEL_NAME], **_beside(details)}
     described = details if details is not None and has_details(details) else path
     folder = described if described.is_dir() else described.parent
-    config = _json(contents, folder, CONFIG_NAME)
-    fast = _json(contents, folder, FAST_NAME)
-    entries = added_entries(fast, folder / FAST_NAME)
+    config = _json(contents, folder, TOKENIZER_CONFIG_NAME)
+    fast = _json(contents, folder, TOKENIZER_JSON_NAME)
+    entries = read_added_tokens(fast, folder / TOKENIZER_JSON_NAME)
     if fast:
-        require_same_pieces(fast, folder / FAST_NAME, model, model_file)
+        require_same_pieces(fast, folder / TOKENIZER_JSON_NAME, model, model_file)
     special_map = _json(contents, folder, SPECIAL_TOKENS_NAME)
     listed = _json(contents, folder, ADDED_TOKENS_NAME)
-    added = added_tokens(listed, config, entries, model, folder)
+    added = collect_added_tokens(listed, config, entries, model, folder)
     if fast:
         config = _with_fast(config, fast, entries)
     if template_folder := next(filter(Path.is_dir, filter(None, (details, path))), None):
         config, contents = _with_templates(template_folder, config, contents)
-    if config != _json(contents, folder, CONFIG_NAME):
-        contents[CONFIG_NAME] = _dump(config)
-    contents.pop(FAST_NAME, None)
-    special = special_tokens(config, special_map, model)
-    more = more_special_tokens(config, special_map)
+    if config != _json(contents, folder, TOKENIZER_CONFIG_NAME):
+        contents[TOKENIZER_CONFIG_NAME] = dump_json(config)
+    contents.pop(TOKENIZER_JSON_NAME, None)
+    special = collect_special_tokens(config, special_map, model)
+    more = collect_more_special_tokens(config, special_map)
     tokens = {name: find_token(name, special[name], model, added, folder) for name in special}
     for value in more:
-        find_token(MORE, value, model, added, folder)
-    return TokenizerFolder(
+        find_token(ADDITIONAL_SPECIAL_TOKENS, value, model, added, folder)
+    return SentencePieceTokenizer(
         path=details or path,
-        n_pieces=model.get_piece_size(),
+        pieces=tuple(list_pieces(model)),
         added_tokens=added,
         bos_token=tokens.get("bos_token"),
         eos_token=tokens.get("eos_token"),
@@ -164,22 +160,22 @@ def read_tokenizer(path: Path, details: Path | None = None) -> TokenizerFolder:
     )
 
 
-def documents(folder: TokenizerFolder) -> dict[str, bytes]:
+def build_documents(folder: SentencePieceTokenizer) -> dict[str, bytes]:
     """Return the tokenizer files of a merged Hugging Face model, by name.
 
-    ``tokenizer.model`` byte for byte; the JSON normalised so that both transformers 4 and 5 read
+    ``tokenizer.model`` byte for byte; the JSON normalized so that both transformers 4 and 5 read
     the same from it; and the class with which
     ``AutoTokenizer.from_pretrained(output_dir, trust_remote_code=True)`` gives SentencePiece's ids.
     """
     files = {
         MODEL_NAME: folder.contents[MODEL_NAME],
-        CONFIG_NAME: _dump(_normalised_config(folder)),
-        SPECIAL_TOKENS_NAME: _dump(_normalised_special_map(folder)),
+        TOKENIZER_CONFIG_NAME: dump_json(_normalized_config(folder)),
+        SPECIAL_TOKENS_NAME: dump_json(_normalized_special_map(folder)),
         CLASS_FILE_NAME: Path(__file__).with_name(CLASS_FILE_NAME).read_bytes(),
     }
     listed = _json(folder.contents, folder.path, ADDED_TOKENS_NAME)
     if listed or folder.added_tokens:  # llama.cpp's first converter reads no other list
-        files[ADDED_TOKENS_NAME] = _dump(listed | folder.added_tokens)
+        files[ADDED_TOKENS_NAME] = dump_json(listed | folder.added_tokens)
     if CHAT_TEMPLATE_NAME in folder.contents:
         files[CHAT_TEMPLATE_NAME] = folder.contents[CHAT_TEMPLATE_NAME]
     return files
@@ -190,10 +186,10 @@ def _contents(path: Path) -> dict[str, bytes]:
         return {MODEL_NAME: read_small(path, _MOST_BYTES)}
     if not (path / MODEL_NAME).is_file():
         raise FormatError(
-            f"The folder holds no {MODEL_NAME}, which is the tokenizer itself.",
+            f"the folder holds no {MODEL_NAME}, which is the tokenizer itself",
             file=path / MODEL_NAME,
             found="tokenizer.json, which cannot replace it"
-            if (path / "tokenizer.json").is_file()
+            if (path / TOKENIZER_JSON_NAME).is_file()
             else None,
             remedy="copy the tokenizer.model that the adapter was trained with into the folder, "
             "or name a folder that has it with --tokenizer",
@@ -226,12 +222,12 @@ def _with_fast(
         str(entry["id"]): {key: value for key, value in entry.items() if key != "id"}
         for entry in entries
     }
-    said = {key: value for key, value in config.items() if value is not None}
+    configured = {key: value for key, value in config.items() if value is not None}
     decoder |= config.get("added_tokens_decoder") or {}
     return {
         **config,
-        **settings(fast),
-        **said,
+        **derive_settings(fast),
+        **configured,
         **({"added_tokens_decoder": decoder} if decoder else {}),
     }
 
@@ -249,32 +245,6 @@ def _with_templates(
     return config, contents
 
 
-def _load(content: bytes, file: Path) -> SentencePieceProcessor:
-    """Let SentencePiece itself read the model."""
-    from sentencepiece import SentencePieceProcessor
-
-    if not content:
-        raise FormatError("The tokenizer file is empty.", file=file, remedy="fetch it again")
-    if content.startswith(b"version https://git-lfs"):
-        raise FormatError(
-            "This is a Git LFS pointer, not the tokenizer itself.",
-            file=file,
-            remedy="run `git lfs pull` in the clone that it comes from, or download the file",
-        )
-    model = SentencePieceProcessor()
-    try:
-        model.LoadFromSerializedProto(content)
-        model.id_to_piece(list(range(model.get_piece_size())))
-    except (RuntimeError, UnicodeDecodeError) as error:
-        raise FormatError(
-            "SentencePiece cannot read the tokenizer: no SentencePiece model, or a damaged one.",
-            file=file,
-            found=f"{len(content)} bytes; {error}",
-            remedy="fetch it again; LLaMA's has 499723 bytes",
-        ) from error
-    return model
-
-
 def _json(contents: dict[str, bytes], folder: Path, name: str) -> dict[str, Any]:
     """Parse a JSON object; a file that is not there is an empty one."""
     if name not in contents:
@@ -282,22 +252,27 @@ def _json(contents: dict[str, bytes], folder: Path, name: str) -> dict[str, Any]
     return parse_json(contents[name], folder / name)
 
 
-def _normalised_special_map(folder: TokenizerFolder) -> dict[str, Any]:
+def _normalized_special_map(folder: SentencePieceTokenizer) -> dict[str, Any]:
     special: dict[str, Any] = dict(folder.special_tokens)
     if folder.more_special_tokens:
-        special[MORE] = folder.more_special_tokens
+        special[ADDITIONAL_SPECIAL_TOKENS] = folder.more_special_tokens
     return {name: _marked(value, False) for name, value in special.items()}
 
 
-def _normalised_config(folder: TokenizerFolder) -> dict[str, Any]:
-    config = _json(folder.contents, folder.path, CONFIG_NAME)
+def _normalized_config(folder: SentencePieceTokenizer) -> dict[str, Any]:
+    config = _json(folder.contents, folder.path, TOKENIZER_CONFIG_NAME)
     kind = config.get("tokenizer_class")
-    if not isinstance(kind, str) or kind in LLAMA_CLASSES:
+    if not isinstance(kind, str) or kind in _LLAMA_CLASSES:
         config["tokenizer_class"] = "LlamaTokenizer"
     for name, default in {"add_bos_token": True, "add_eos_token": False, "legacy": True}.items():
         if config.get(name) is None:
             config[name] = default
-    for name in (*SPECIAL_NAMES, MORE, "auto_map", "backend"):  # backend: what wrote the file
+    for name in (
+        *SPECIAL_NAMES,
+        ADDITIONAL_SPECIAL_TOKENS,
+        "auto_map",
+        "backend",
+    ):  # backend: what wrote the file
         config.pop(name, None)
     if isinstance(config.get("extra_special_tokens"), list):  # transformers 5's name for the same
         del config["extra_special_tokens"]
@@ -305,16 +280,16 @@ def _normalised_config(folder: TokenizerFolder) -> dict[str, Any]:
     if config.get("added_tokens_decoder"):  # then transformers reads no other JSON file
         _complete(config["added_tokens_decoder"], folder)
         if folder.more_special_tokens:
-            config[MORE] = _marked(folder.more_special_tokens, True)
+            config[ADDITIONAL_SPECIAL_TOKENS] = _marked(folder.more_special_tokens, True)
     if CHAT_TEMPLATE_NAME in folder.contents:  # transformers before 4.49 reads it only from here
         config["chat_template"] = folder.contents[CHAT_TEMPLATE_NAME].decode("utf-8")
-    config["auto_map"] = AUTO_MAP
+    config["auto_map"] = _AUTO_MAP
     return config
 
 
-def _complete(decoder: dict[str, Any], folder: TokenizerFolder) -> None:
-    special = {content_of(value) for value in folder.special_tokens.values()}
-    special |= {content_of(value) for value in folder.more_special_tokens}
+def _complete(decoder: dict[str, Any], folder: SentencePieceTokenizer) -> None:
+    special = {get_content(value) for value in folder.special_tokens.values()}
+    special |= {get_content(value) for value in folder.more_special_tokens}
     plain = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
     for content, id_ in folder.added_tokens.items():
         decoder.setdefault(str(id_), {"content": content, **plain, "special": content in special})
@@ -331,7 +306,3 @@ def _marked(value: Any, mark: bool) -> Any:
         return value
     bare = {key: item for key, item in value.items() if key != "__type"}
     return {"__type": "AddedToken", **bare} if mark else bare
-
-
-def _dump(value: object) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode("utf-8")

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError, VerificationError
 from ..settings import OnProgress
+from ..sizes import OnBytes
+from ..untrusted.placeholders import HEAD_BYTES, is_lfs_pointer
 from ..version import MANIFEST_NAME
-from .files import read_digest
-from .known import KnownFile, known_files, known_sets, tokenizer_of
-from .part_names import part_by_name, right_name, says_a_part
+from .file_digests import hash_file
+from .known_files import KnownFile, find_tokenizer, group_known_files, load_known_files
+from .part_names import find_part, get_part_name, has_part_name
 
 _PUBLISHED = (".pth", ".bin")
 # Nobody published checksums of the others, but a program may take such a file for the model.
 _WEIGHTS = (*_PUBLISHED, ".safetensors", ".gguf", ".ggml", ".pt", ".ckpt", ".h5", ".msgpack")
 _TOKENIZER = ".model"
-_LFS_POINTER = b"version https://git-lfs"
-
-OnBytes = Callable[[int], object]
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedFile:
     """A file with its digest, and what it is known as.
 
     ``is_pointer``: Git LFS left a few lines of text in place of the file. ``alone``: the file
@@ -47,23 +46,23 @@ class Checked:
     @property
     def is_misnamed(self) -> bool:
         """Whether a program would look for these contents under another name."""
-        if self.known is None or self.path.name == right_name(self.path, self.known):
+        if self.known is None or self.path.name == get_part_name(self.path, self.known):
             return False
-        return not self.alone or says_a_part(self.path)
+        return not self.alone or has_part_name(self.path)
 
-    def told(self) -> str:
-        """What the file is, in words."""
+    def describe(self) -> str:
+        """Describe the file in a line or two."""
         if self.is_pointer:
             return "not the file, only its Git LFS pointer: run `git lfs pull` there"
         if self.known is None:
             return "unknown"
         if self.is_misnamed:
-            name = right_name(self.path, self.known)
-            return f"{self.known.told()}\n    misnamed: these are the contents of {name}"
-        return self.known.told()
+            name = get_part_name(self.path, self.known)
+            return f"{self.known.describe()}\n    misnamed: these are the contents of {name}"
+        return self.known.describe()
 
 
-def files_of(path: Path) -> list[Path]:
+def find_files(path: Path) -> list[Path]:
     """A file itself, or the weights and tokenizers of a folder and of those in it.
 
     Raises ``UsageError`` for what does not exist or holds none.
@@ -87,33 +86,29 @@ def _is_checked(path: Path) -> bool:
     return path.suffix.lower() in (*_WEIGHTS, _TOKENIZER)
 
 
-def check(path: Path, on_bytes: OnBytes | None = None, alone: bool = False) -> Checked:
+def check_file(path: Path, on_bytes: OnBytes | None = None, alone: bool = False) -> CheckedFile:
     """Read a file and look it up."""
-    digest = read_digest(path, on_bytes)
-    return Checked(path, digest, known_files().get(digest), _is_pointer(path), alone)
+    digest = hash_file(path, on_bytes)
+    with path.open("rb") as stream:
+        is_pointer = is_lfs_pointer(stream.read(HEAD_BYTES))
+    return CheckedFile(path, digest, load_known_files().get(digest), is_pointer, alone)
 
 
-def _is_pointer(path: Path) -> bool:
-    if path.stat().st_size > 1024:
-        return False
-    return path.read_bytes().startswith(_LFS_POINTER)
-
-
-def together(files: Iterable[Checked]) -> dict[Path | None, list[Checked]]:
+def group_by_folder(files: Iterable[CheckedFile]) -> dict[Path | None, list[CheckedFile]]:
     """The files by the folder in which they were found; under None those that were given alone.
 
     A program looks for the parts of a model in one folder.
     """
-    groups: dict[Path | None, list[Checked]] = {}
+    groups: dict[Path | None, list[CheckedFile]] = {}
     for file in files:
         groups.setdefault(None if file.alone else file.path.parent, []).append(file)
     return groups
 
 
-def missing_parts(files: Iterable[Checked]) -> Iterator[tuple[KnownFile, list[KnownFile]]]:
+def find_missing_parts(files: Iterable[CheckedFile]) -> Iterator[tuple[KnownFile, list[KnownFile]]]:
     """Yield each set of which a part is there but not all: one that is there, and the missing."""
     present = {file.sha256 for file in files}
-    for parts in known_sets().values():
+    for parts in group_known_files().values():
         here = [part for part in parts if part.sha256 in present]
         lacking = [part for part in parts if part.sha256 not in present]
         if here and lacking:
@@ -122,7 +117,7 @@ def missing_parts(files: Iterable[Checked]) -> Iterator[tuple[KnownFile, list[Kn
 
 def require_known_model(name: str) -> None:
     """Raise ``UsageError`` unless ``SHA256.md`` has files of a model of that name."""
-    names = sorted({known.model for known in known_files().values() if not known.is_tokenizer})
+    names = sorted({known.model for known in load_known_files().values() if not known.is_tokenizer})
     if name not in names:
         near = difflib.get_close_matches(name, names, 4, 0.5)
         raise UsageError(
@@ -133,7 +128,7 @@ def require_known_model(name: str) -> None:
         )
 
 
-def mismatches(files: Sequence[Checked], model: str) -> Iterator[VerificationError]:
+def find_mismatches(files: Sequence[CheckedFile], model: str) -> Iterator[VerificationError]:
     """Yield every reason why ``files`` are not a whole published set of ``model``.
 
     Each file of a folder must be the part that its name says, and each folder that holds a part
@@ -144,10 +139,10 @@ def mismatches(files: Sequence[Checked], model: str) -> Iterator[VerificationErr
             yield _other(file, model)
         elif file.is_misnamed and not file.alone:
             yield _misnamed(file, model)
-    for folder, group in together(files).items():
+    for folder, group in group_by_folder(files).items():
         yield from _missing(folder, group, model)
     if all(file.is_tokenizer for file in files):
-        kinds = {kind.partition(" · ")[0] for kind, name in known_sets() if name == model}
+        kinds = {kind.partition(" · ")[0] for kind, name in group_known_files() if name == model}
         yield VerificationError(
             f"no weights of {model} are among the files",
             expected=" or ".join(sorted(kinds)),
@@ -155,22 +150,22 @@ def mismatches(files: Sequence[Checked], model: str) -> Iterator[VerificationErr
         )
 
 
-def _belongs(file: Checked, model: str) -> bool:
+def _belongs(file: CheckedFile, model: str) -> bool:
     """Whether the contents are a part of the model, whatever the file is called."""
     if file.is_pointer:
         return False
     if file.is_tokenizer:  # an unknown one may be right where none was published
-        return file.known == tokenizer_of(model)
+        return file.known == find_tokenizer(model)
     return file.known is not None and file.known.model == model
 
 
 def _missing(
-    folder: Path | None, files: Iterable[Checked], model: str
+    folder: Path | None, files: Iterable[CheckedFile], model: str
 ) -> Iterator[VerificationError]:
-    for here, lacking in missing_parts(files):
+    for here, lacking in find_missing_parts(files):
         if here.model != model:
             continue
-        parts = len(known_sets()[here.group, model])
+        parts = len(group_known_files()[here.group, model])
         for part in lacking:
             yield VerificationError(
                 f"a part of {model} is missing",
@@ -184,9 +179,9 @@ def _missing(
             )
 
 
-def _misnamed(file: Checked, model: str) -> VerificationError:
+def _misnamed(file: CheckedFile, model: str) -> VerificationError:
     assert file.known is not None
-    wanted, name = part_by_name(file.path, model), right_name(file.path, file.known)
+    wanted, name = find_part(file.path, model), get_part_name(file.path, file.known)
     return VerificationError(
         "the file has the contents of another part than its name says"
         if wanted
@@ -199,17 +194,17 @@ def _misnamed(file: Checked, model: str) -> VerificationError:
     )
 
 
-def _other(file: Checked, model: str) -> VerificationError:
+def _other(file: CheckedFile, model: str) -> VerificationError:
     if file.is_pointer:
         return VerificationError(
-            "this is a Git LFS pointer, a few lines of text in place of the file",
+            "this is a Git LFS pointer, not the file itself",
             file=file.path,
             expected=f"{model}",
             remedy="run `git lfs pull` in that folder, or download the file itself",
         )
-    wanted = tokenizer_of(model) if file.is_tokenizer else part_by_name(file.path, model)
+    wanted = find_tokenizer(model) if file.is_tokenizer else find_part(file.path, model)
     expected = f"SHA-256 {wanted.sha256} ({wanted.file_name})" if wanted else f"a file of {model}"
-    known = f"known as {file.known.told()}" if file.known else "which is not a published file"
+    known = f"known as {file.known.describe()}" if file.known else "which is not a published file"
     return VerificationError(
         f"the file is not the one published for {model}" if wanted else f"{model} has no such file",
         file=file.path,
@@ -219,14 +214,16 @@ def _other(file: Checked, model: str) -> VerificationError:
     )
 
 
-def _remedy(file: Checked, wanted: KnownFile | None) -> str:
+def _remedy(file: CheckedFile, wanted: KnownFile | None) -> str:
     if file.known is not None:
         return "another model's file: give the right one, or another --expect"
     if file.path.suffix == ".safetensors":
         return "safetensors have no published checksums; compare_checkpoints.py compares numbers"
-    first = "fetch the file again" if wanted else "if it is no part of the model, move it elsewhere"
+    first = (
+        "fetch the file again" if wanted else "if it is not part of the model, move it elsewhere"
+    )
     return (
-        f"{first}; if it was merged or saved anew, its bytes may differ although its numbers do "
+        f"{first}; if it was merged or saved again, its bytes may differ although its numbers do "
         "not: compare_checkpoints.py compares those"
     )
 
@@ -234,9 +231,9 @@ def _remedy(file: Checked, wanted: KnownFile | None) -> str:
 def require_published(folder: Path, on_progress: OnProgress | None = None) -> str:
     """Read a base's files and say, in a line, what they are known as.
 
-    Files that nobody published are said to be unknown. Raises ``VerificationError`` where some are
-    published ones and others are not, are another model's, or are called as another part: then some
-    are damaged or mixed up.
+    A base without any published file is reported as such. Raises ``VerificationError`` where some
+    are published and others are not, are another model's, or have the name of another part: then
+    some are damaged or mixed up.
     """
     paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _WEIGHTS]
     total, done = sum(path.stat().st_size for path in paths), 0
@@ -247,11 +244,11 @@ def require_published(folder: Path, on_progress: OnProgress | None = None) -> st
         if on_progress is not None:
             on_progress(done, total)
 
-    files = [check(path, on_bytes) for path in paths]
+    files = [check_file(path, on_bytes) for path in paths]
     known = [file.known for file in files if file.known and not file.known.is_tokenizer]
     first = known[0] if known else None
     if first is None:
         return f"base       none of its {len(files)} weight files has a published checksum"
-    if fault := next(mismatches(files, first.model), None):
+    if fault := next(find_mismatches(files, first.model), None):
         raise fault
     return f"base       {first.model} · {first.kind}: all {len(files)} files as published"

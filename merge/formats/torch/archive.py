@@ -25,14 +25,15 @@ import torch
 from isal import isal_zlib
 
 from ...errors import FormatError
-from ...storage.files import InputFile
+from ...storage.input_file import InputFile
 from ...storage.offload import Offload, require_space
 from ...tensors.lazy import LazyTensor
-from ...untrusted.safe_zip import Records, damaged_record, is_stored, open_zip, pieces
+from ...untrusted.safe_zip import Records, damaged_record, is_stored, iter_chunks, open_zip
 from ..container import ContainerWriter, Sink, TensorInfo
 from ..file_tensor import contiguous_strides
-from .pickle import Location, lazy_tensors, load_pickle
 from .pickle_machine import MOST_BYTES
+from .saved_objects import STORAGES
+from .state_dict import StorageLocation, load_pickle, make_lazy_tensors
 from .zip_stream import ZipStream
 
 MAGIC = b"PK\x03\x04"
@@ -41,19 +42,12 @@ _ARCHIVE = "archive"
 _ALIGNMENT = 64
 # data.pkl and byteorder
 _RECORDS_BEFORE = 2
-# The classes by which a pickle names a storage's dtype; torch keeps them for this alone.
+# The class by which a pickle names a storage's dtype; torch keeps these for that alone.
 _STORAGE_TYPES = {
-    torch.float64: torch.DoubleStorage,
-    torch.float32: torch.FloatStorage,
-    torch.float16: torch.HalfStorage,
-    torch.bfloat16: torch.BFloat16Storage,
-    torch.int64: torch.LongStorage,
-    torch.int32: torch.IntStorage,
-    torch.int16: torch.ShortStorage,
-    torch.int8: torch.CharStorage,
-    torch.uint8: torch.ByteStorage,
-    torch.bool: torch.BoolStorage,
+    dtype: getattr(torch, name) for name, dtype in STORAGES.items() if name != "UntypedStorage"
 }
+# The function that torch's own tensors name in their pickles, to be rebuilt from a storage.
+_REBUILD, _ = torch.empty(0).__reduce_ex__(2)  # type: ignore[no-untyped-call]
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
@@ -70,7 +64,7 @@ def read(
         _require_little_endian(file, archive, records, root)
         pickled = load_pickle(file, io.BytesIO(_small(file, archive, records[f"{root}/data.pkl"])))
 
-        def locate(key: str) -> Location:
+        def locate(key: str) -> StorageLocation:
             name = f"{root}/data/{key}"
             if name not in records:
                 raise FormatError(
@@ -81,7 +75,7 @@ def read(
                 )
             return _locate(file, archive, records[name], offload)
 
-        return lazy_tensors(file, pickled, locate, alone)
+        return make_lazy_tensors(file, pickled, locate, alone)
 
 
 def _root(file: InputFile, records: Records) -> str:
@@ -89,7 +83,7 @@ def _root(file: InputFile, records: Records) -> str:
     roots = [name.removesuffix("/data.pkl") for name in records if name.endswith("/data.pkl")]
     if len(roots) != 1:
         raise FormatError(
-            "this zip archive is no torch checkpoint",
+            "this zip archive is not a torch checkpoint",
             file=file.path,
             expected="one data.pkl in it",
             found=f"{len(roots)}",
@@ -114,13 +108,13 @@ def _require_little_endian(
 
 
 def _small(file: InputFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """A record as a whole. torch writes 0 for checksums when it is told to leave them out."""
+    """A record as a whole. torch writes 0 for checksums when asked to leave them out."""
     if info.file_size > MOST_BYTES:
         raise damaged_record(
             file.path, info, f"{info.file_size:,} bytes, more than a state dict needs"
         )
     if not is_stored(info):
-        return b"".join(pieces(file.path, archive, info))
+        return b"".join(iter_chunks(file.path, archive, info))
     data = file.read(_start(file, info), info.file_size)
     if info.CRC and isal_zlib.crc32(data) != info.CRC:
         raise damaged_record(file.path, info, "its checksum (CRC-32) is another one")
@@ -138,27 +132,27 @@ def _start(file: InputFile, info: zipfile.ZipInfo) -> int:
 
 def _locate(
     file: InputFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo, offload: Offload | None
-) -> Location:
+) -> StorageLocation:
     if is_stored(info):
-        return Location(file, _start(file, info), info.file_size, info.CRC)
+        return StorageLocation(file, _start(file, info), info.file_size, info.CRC)
     if offload is None:
         raise FormatError(
             "the archive is compressed, so its tensors cannot be read where they are",
             file=file.path,
             remedy="give a folder with room to unpack it (--offload_dir)",
         )
-    return Location(_unpack(file, archive, info, offload), 0, info.file_size)
+    return StorageLocation(_unpack(file, archive, info, offload), 0, info.file_size)
 
 
 def _unpack(
     file: InputFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo, offload: Offload
 ) -> InputFile:
     """Unpack one compressed storage and return the file that holds it."""
-    require_space(offload.folder(), info.file_size)
+    require_space(offload.ensure_folder(), info.file_size)
     # Two adapters have files of one name, so the name here must be a new one.
-    handle, name = tempfile.mkstemp(".storage", f"{file.path.name}.", offload.folder())
+    handle, name = tempfile.mkstemp(".storage", f"{file.path.name}.", offload.ensure_folder())
     with os.fdopen(handle, "wb") as sink:
-        for piece in pieces(file.path, archive, info):
+        for piece in iter_chunks(file.path, archive, info):
             sink.write(piece)
     return InputFile(Path(name))
 
@@ -183,12 +177,12 @@ class TorchZipWriter(ContainerWriter):
             self._archive.end()
 
     @property
-    def finished(self) -> tuple[int, ...]:
+    def tensor_crcs(self) -> tuple[int, ...]:
         return self._archive.crcs[_RECORDS_BEFORE : _RECORDS_BEFORE + self._current]
 
-    def _pass_over(self, number: int) -> None:
-        self._archive.pass_over(self._left, number)
-        super()._pass_over(number)
+    def _skip_current(self, crc: int) -> None:
+        self._archive.skip(self._left, crc)
+        super()._skip_current(crc)
 
     def _finish(self) -> None:
         self._write_record("version", b"3\n")
@@ -222,8 +216,7 @@ class _Tensor:
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         strides = contiguous_strides(self._shape)
-        rebuild = torch._utils._rebuild_tensor_v2
-        return rebuild, (self._storage, 0, self._shape, strides, False, OrderedDict())
+        return _REBUILD, (self._storage, 0, self._shape, strides, False, OrderedDict())
 
 
 class _Pickler(pickle.Pickler):

@@ -1,4 +1,4 @@
-"""One tokenizer, opened by SentencePiece or by transformers, behind the same few words."""
+"""One tokenizer, opened by SentencePiece or by transformers, behind one interface."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merge.checksums import tokenizers as known
+from merge.checksums import known_tokenizers as known
 from merge.errors import FormatError, UsageError
-from merge.tokenizers import spm
-from merge.tokenizers.special_tokens import MODEL_NAME
+from merge.tokenizers import sentencepiece_model as spm
+from merge.tokenizers.file_names import MODEL_NAME
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True)
-class Tokenizer:
+class BackendTokenizer:
     """What a comparison needs to know of a tokenizer.
 
     ``encode`` takes lines and returns their ids without bos and eos. ``pieces`` are indexed by id.
@@ -36,11 +36,11 @@ class Tokenizer:
     encode: Callable[[list[str]], list[list[int]]]
 
 
-def open_sentencepiece(path: Path, name: str) -> Tokenizer:
+def open_sentencepiece(path: Path, name: str) -> BackendTokenizer:
     """Open a SentencePiece model, or a folder's ``tokenizer.model``, with SentencePiece."""
-    processor = spm.processor(spm.read_model(path))
-    pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
-    return Tokenizer(
+    processor = spm.load_processor(spm.serialize_model(spm.read_model(path)))
+    pieces = spm.list_pieces(processor)
+    return BackendTokenizer(
         name=name,
         library="sentencepiece",
         path=path,
@@ -52,7 +52,7 @@ def open_sentencepiece(path: Path, name: str) -> Tokenizer:
     )
 
 
-def open_transformers(path: Path, name: str, trust_remote_code: bool = False) -> Tokenizer:
+def open_transformers(path: Path, name: str, trust_remote_code: bool = False) -> BackendTokenizer:
     """Open the same with ``AutoTokenizer``; a file alone as ``LlamaTokenizer``.
 
     ``trust_remote_code`` runs the class that the folder brings along, which is code.
@@ -61,13 +61,13 @@ def open_transformers(path: Path, name: str, trust_remote_code: bool = False) ->
         import transformers
     except ImportError as error:
         raise UsageError(
-            "transformers is not installed.", remedy="pip install transformers", found=str(error)
+            "transformers is not installed", remedy="pip install transformers", found=str(error)
         ) from None
     transformers.utils.logging.set_verbosity_error()
     loaded = _load(transformers.AutoTokenizer, path, trust_remote_code)
     pieces = loaded.convert_ids_to_tokens(list(range(len(loaded))))
     unknown = loaded.unk_token_id
-    return Tokenizer(
+    return BackendTokenizer(
         name=f"{name} (transformers)",
         library=f"transformers {transformers.__version__}",
         path=path,
@@ -79,10 +79,10 @@ def open_transformers(path: Path, name: str, trust_remote_code: bool = False) ->
     )
 
 
-def names(paths: Sequence[Path]) -> list[str]:
+def shorten_names(paths: Sequence[Path]) -> list[str]:
     """Return a short and different name for each path: as few of its last parts as will do.
 
-    >>> names([Path("a/x/tokenizer.model"), Path("b/x"), Path("c/new.model")])
+    >>> shorten_names([Path("a/x/tokenizer.model"), Path("b/x"), Path("c/new.model")])
     ['a/x', 'b/x', 'new']
     """
     parts = [_speaking_parts(path) for path in paths]
@@ -116,7 +116,7 @@ def _load(auto: Any, path: Path, trust_remote_code: bool) -> Any:
             return auto.from_pretrained(str(folder), **options)
     except (OSError, ValueError, KeyError) as error:
         raise FormatError(
-            "transformers cannot load this tokenizer.",
+            "transformers cannot load this tokenizer",
             file=path,
             found=str(error).splitlines()[0] if str(error) else type(error).__name__,
             remedy="a folder needs tokenizer_config.json; or name its tokenizer.model",
@@ -124,5 +124,5 @@ def _load(auto: Any, path: Path, trust_remote_code: bool) -> Any:
 
 
 def _known_as(path: Path) -> str | None:
-    found = known.recognise(spm.model_file(path))
+    found = known.recognize_file(spm.find_model_file(path))
     return found.name if found else None

@@ -1,7 +1,7 @@
-"""Tokenizers that are taken as they are: every file byte for byte, and how many tokens there are.
+"""Tokenizers that are copied: every file byte for byte, and how many tokens there are.
 
-For models that are no LLaMA, and for LLaMA with a ``tokenizer.json`` alone. Nothing in the files is
-understood but the ids, so that nothing can be changed.
+For models other than LLaMA, and for LLaMA with a ``tokenizer.json`` alone. Only the ids in the
+files are read.
 """
 
 from __future__ import annotations
@@ -14,27 +14,37 @@ from typing import Any
 
 from ..errors import FormatError, UsageError
 from ..storage.folder import Folder
-from ..untrusted.strict_json import read_json
-from .chat_templates import CHAT_TEMPLATE_NAME, read_templates
-from .fast_tokenizer import FAST_NAME, added_entries
-from .huggingface import TokenizerFolder
-from .special_tokens import (
+from ..untrusted.strict_json import dump_json, read_json
+from .chat_templates import read_templates
+from .file_names import (
     ADDED_TOKENS_NAME,
-    CONFIG_NAME,
+    CHAT_TEMPLATE_NAME,
     MODEL_NAME,
     SPECIAL_TOKENS_NAME,
-    content_of,
+    TEMPLATE_NAMES,
+    TOKENIZER_CONFIG_NAME,
+    TOKENIZER_JSON_NAME,
 )
+from .sentencepiece_model import load_processor
+from .sentencepiece_tokenizer import SentencePieceTokenizer
+from .special_tokens import get_content
+from .tokenizer_json import read_added_tokens
 
 # A folder has a tokenizer if it has one of these.
-_VOCABULARIES = (FAST_NAME, MODEL_NAME, "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
+_VOCABULARIES = (
+    TOKENIZER_JSON_NAME,
+    MODEL_NAME,
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+    "*.tiktoken",
+)
 _BESIDE = (
-    CONFIG_NAME,
+    TOKENIZER_CONFIG_NAME,
     SPECIAL_TOKENS_NAME,
     ADDED_TOKENS_NAME,
     "merges.txt",
-    CHAT_TEMPLATE_NAME,
-    "chat_template.json",
+    *TEMPLATE_NAMES,
 )
 
 
@@ -42,9 +52,9 @@ _BESIDE = (
 class OpaqueTokenizer:
     """The files of a tokenizer, by name, as they are.
 
-    ``n_tokens`` is one more than the largest id in them; None where no file tells ids.
+    ``n_tokens`` is one more than the largest id in them; None where no file has ids.
     ``token_ids`` are those of the end of text and of padding, as configurations name them, where
-    files tell them.
+    files have them.
     """
 
     path: Path
@@ -55,7 +65,7 @@ class OpaqueTokenizer:
     @property
     def has_template(self) -> bool:
         """Whether there is a chat template."""
-        config = json.loads(self.contents.get(CONFIG_NAME, b"{}"))
+        config = json.loads(self.contents.get(TOKENIZER_CONFIG_NAME, b"{}"))
         return CHAT_TEMPLATE_NAME in self.contents or bool(config.get("chat_template"))
 
     @property
@@ -64,13 +74,13 @@ class OpaqueTokenizer:
         return next(iter(self.contents.values()))
 
 
-Tokenizer = TokenizerFolder | OpaqueTokenizer
-"""LLaMA's own is understood, every other is copied."""
+Tokenizer = SentencePieceTokenizer | OpaqueTokenizer
+"""LLaMA's own is read, every other is copied."""
 
 
-def require_sentencepiece(tokenizer: Tokenizer, purpose: str) -> TokenizerFolder:
+def require_sentencepiece(tokenizer: Tokenizer, purpose: str) -> SentencePieceTokenizer:
     """Raise ``UsageError`` for a tokenizer that can only be copied; ``purpose`` needs more."""
-    if isinstance(tokenizer, TokenizerFolder):
+    if isinstance(tokenizer, SentencePieceTokenizer):
         return tokenizer
     raise UsageError(
         f"{purpose} needs LLaMA's own kind of tokenizer",
@@ -87,7 +97,7 @@ def has_tokenizer(folder: Folder) -> bool:
     return folder.path.is_file() or bool(_matching(folder, _VOCABULARIES))
 
 
-def read_copied(source: Folder) -> OpaqueTokenizer:
+def read_opaque_tokenizer(source: Folder) -> OpaqueTokenizer:
     """Read every file of a tokenizer's folder, or one file alone.
 
     Where ``tokenizer_config.json`` names code of its own, the folder's Python files come along.
@@ -100,28 +110,33 @@ def read_copied(source: Folder) -> OpaqueTokenizer:
         folder, found = path, _matching(source, (*_VOCABULARIES, *_BESIDE))
         if not has_tokenizer(source):
             raise FormatError(
-                "The folder holds no tokenizer.",
+                "the folder holds no tokenizer",
                 file=path,
                 expected=", ".join(_VOCABULARIES[:3]),
                 remedy="copy the tokenizer's files into it, or name their folder with --tokenizer",
             )
-        if CONFIG_NAME in source.files and "auto_map" in source.read_json(CONFIG_NAME):
+        if TOKENIZER_CONFIG_NAME in source.files and "auto_map" in source.read_json(
+            TOKENIZER_CONFIG_NAME
+        ):
             found += source.matching("*.py")
     contents = {file.name: file.read_bytes() for file in found}
     if path.is_dir():
         contents = _with_templates(path, contents)
-    return OpaqueTokenizer(path, contents, _count(folder, contents), _token_ids(folder, contents))
+    files = {name: read_json(folder / name) for name in contents if name.endswith(".json")}
+    largest = max(_ids(folder, contents, files), default=-1)
+    n_tokens = None if largest < 0 else largest + 1
+    return OpaqueTokenizer(path, contents, n_tokens, _token_ids(folder, files))
 
 
 def _with_templates(folder: Path, contents: dict[str, bytes]) -> dict[str, bytes]:
     """The files, with templates that transformers reads from nowhere, or that lie in a folder of
     their own: one as ``chat_template.jinja``, several in ``tokenizer_config.json``.
     """
-    config = read_json(folder / CONFIG_NAME) if CONFIG_NAME in contents else {}
+    config = read_json(folder / TOKENIZER_CONFIG_NAME) if TOKENIZER_CONFIG_NAME in contents else {}
     templates = read_templates(folder, config)
     if isinstance(templates, list) and templates != config.get("chat_template"):
-        listed = json.dumps({**config, "chat_template": templates}, ensure_ascii=False, indent=2)
-        contents = {**contents, CONFIG_NAME: f"{listed}\n".encode()}
+        listed = dump_json({**config, "chat_template": templates})
+        contents = {**contents, TOKENIZER_CONFIG_NAME: listed}
         contents.pop(CHAT_TEMPLATE_NAME, None)  # it would hide the others
     elif isinstance(templates, str) and templates != config.get("chat_template"):
         contents = {**contents, CHAT_TEMPLATE_NAME: templates.encode("utf-8")}
@@ -132,45 +147,42 @@ def _matching(folder: Folder, patterns: Iterable[str]) -> list[Path]:
     return [path for path in folder.matching(*patterns) if path.is_file()]
 
 
-def _count(folder: Path, contents: Mapping[str, bytes]) -> int | None:
-    """One more than the largest id that any file tells."""
-    largest = max(_ids(folder, contents), default=-1)
-    return None if largest < 0 else largest + 1
-
-
-def _token_ids(folder: Path, contents: Mapping[str, bytes]) -> dict[str, int]:
-    """The ids of eos and pad."""
-    files = {name: read_json(folder / name) for name in contents if name.endswith(".json")}
-    config = files.get(CONFIG_NAME, {})
-    fast = files.get(FAST_NAME, {})
+def _token_ids(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """The ids of eos and pad, by the JSON ``files``."""
+    config = files.get(TOKENIZER_CONFIG_NAME, {})
+    fast = files.get(TOKENIZER_JSON_NAME, {})
     vocab = (fast.get("model") or {}).get("vocab")
     ids: dict[str, Any] = dict(vocab) if isinstance(vocab, dict) else {}
     ids |= files.get("vocab.json", {}) if not ids else {}
     ids |= files.get(ADDED_TOKENS_NAME, {})
     decoder = config.get("added_tokens_decoder") or {}
-    ids |= {content_of(token): int(n) for n, token in decoder.items() if str(n).isdigit()}
-    ids |= {entry["content"]: entry["id"] for entry in added_entries(fast, folder / FAST_NAME)}
+    ids |= {get_content(token): int(n) for n, token in decoder.items() if str(n).isdigit()}
+    ids |= {
+        entry["content"]: entry["id"]
+        for entry in read_added_tokens(fast, folder / TOKENIZER_JSON_NAME)
+    }
     special = files.get(SPECIAL_TOKENS_NAME, {})
     found = {}
     for name in ("eos_token", "pad_token"):
-        content = content_of(config.get(name)) or content_of(special.get(name))
+        content = get_content(config.get(name)) or get_content(special.get(name))
         if type(id_ := ids.get(content)) is int:
             found[f"{name}_id"] = id_
     return found
 
 
-def _ids(folder: Path, contents: Mapping[str, bytes]) -> Iterator[int]:
-    """The largest id of each part of a tokenizer."""
-    files = {name: read_json(folder / name) for name in contents if name.endswith(".json")}
-    fast = files.get(FAST_NAME, {})
+def _ids(
+    folder: Path, contents: Mapping[str, bytes], files: Mapping[str, Mapping[str, Any]]
+) -> Iterator[int]:
+    """The largest id of each part of a tokenizer; ``files`` are the JSON ones among its files."""
+    fast = files.get(TOKENIZER_JSON_NAME, {})
     yield from _largest((fast.get("model") or {}).get("vocab"))
     yield from _largest([token.get("id") for token in fast.get("added_tokens") or ()])
     yield from _largest(files.get("vocab.json"))
     yield from _largest(files.get(ADDED_TOKENS_NAME))
-    decoder = files.get(CONFIG_NAME, {}).get("added_tokens_decoder") or {}
+    decoder = files.get(TOKENIZER_CONFIG_NAME, {}).get("added_tokens_decoder") or {}
     yield from _largest([int(id_) for id_ in decoder if str(id_).isdigit()])
     if MODEL_NAME in contents and not fast:
-        yield _pieces(folder / MODEL_NAME, contents[MODEL_NAME]) - 1
+        yield load_processor(contents[MODEL_NAME], folder / MODEL_NAME).get_piece_size() - 1
     if "vocab.txt" in contents:
         yield len(contents["vocab.txt"].splitlines()) - 1
 
@@ -182,19 +194,3 @@ def _largest(ids: Any) -> Iterator[int]:
     elif isinstance(ids, (dict, list)):
         values = ids.values() if isinstance(ids, dict) else ids
         yield from [max(numbers)] if (numbers := [v for v in values if type(v) is int]) else []
-
-
-def _pieces(file: Path, content: bytes) -> int:
-    from sentencepiece import SentencePieceProcessor
-
-    model = SentencePieceProcessor()
-    try:
-        model.LoadFromSerializedProto(content)
-    except RuntimeError as error:
-        raise FormatError(
-            "SentencePiece cannot read the tokenizer: no SentencePiece model, or a damaged one.",
-            file=file,
-            found=f"{len(content)} bytes; {error}",
-            remedy="fetch it again",
-        ) from error
-    return model.get_piece_size()

@@ -1,7 +1,7 @@
 """SentencePiece models as files and as messages; what they mean is SentencePiece's own business.
 
 A ``tokenizer.model`` is one protobuf message, ``sentencepiece.ModelProto``. Reading and
-serialising an untouched message gives the same bytes.
+serializing an untouched message gives the same bytes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import FormatError, UsageError
-from ..storage.whole_files import write_whole
-from .special_tokens import MODEL_NAME
+from ..storage.atomic_write import write_atomically
+from ..untrusted.placeholders import refuse_placeholder
+from .file_names import MODEL_NAME
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -24,69 +25,85 @@ if TYPE_CHECKING:
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 
-def model_file(path: Path) -> Path:
+def find_model_file(path: Path) -> Path:
     """Return ``path`` itself, or the ``tokenizer.model`` in it if it is a folder."""
     if path.is_dir():
         inside = path / MODEL_NAME
         if not inside.is_file():
             raise UsageError(
-                f"The folder holds no {MODEL_NAME}.",
+                f"the folder holds no {MODEL_NAME}",
                 file=path,
                 remedy="name a folder with a SentencePiece model, or the model file itself",
             )
         return inside
     if not path.exists():
-        raise UsageError("There is no such tokenizer.", file=path)
+        raise UsageError("there is no such tokenizer", file=path)
     return path
 
 
 def read_model(path: Path) -> ModelProto:
     """Read and check a SentencePiece model from a file, or from a folder's ``tokenizer.model``.
 
-    Raises :class:`FormatError` for what SentencePiece could not load: an empty file, another
+    Raises ``FormatError`` for what SentencePiece could not load: an empty file, another
     format, a truncated model, duplicate pieces.
     """
-    file = model_file(path)
+    file = find_model_file(path)
     content = file.read_bytes()
-    if not content:
-        raise FormatError("The tokenizer file is empty.", file=file, remedy="fetch it again")
-    if content.startswith(b"version https://git-lfs"):
-        raise FormatError(
-            "This is a Git LFS pointer, not the tokenizer itself.",
-            file=file,
-            remedy="run `git lfs pull` where it was cloned, or download the file",
-        )
+    refuse_placeholder(file, content)
     model = _parse(content, file)
     _refuse_duplicates(model, file)
-    _load(content, file)
+    load_processor(content, file)
     return model
 
 
-def serialise(model: ModelProto) -> bytes:
+def parse_model(content: bytes) -> ModelProto:
+    """Parse the bytes of a model that SentencePiece has loaded already."""
+    model = _message_type()()
+    model.ParseFromString(content)
+    return model
+
+
+def load_processor(content: bytes, file: Path | None = None) -> SentencePieceProcessor:
+    """Load a model, given as the bytes of its file, into SentencePiece itself.
+
+    ``file`` is where they are from, for errors. Raises ``FormatError`` for what SentencePiece
+    cannot load, and for pieces that are not UTF-8.
+    """
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(content)
+        list_pieces(processor)
+    except (RuntimeError, UnicodeDecodeError) as error:
+        raise FormatError(
+            "SentencePiece cannot read the tokenizer: no SentencePiece model, or a damaged one",
+            file=file,
+            found=f"{len(content)} bytes; {error}",
+            remedy="fetch it again; LLaMA's has 499723 bytes",
+        ) from None
+    return processor
+
+
+def list_pieces(processor: SentencePieceProcessor) -> list[str]:
+    """Return the pieces of a model in id order."""
+    pieces: list[str] = processor.id_to_piece(list(range(processor.get_piece_size())))
+    return pieces
+
+
+def serialize_model(model: ModelProto) -> bytes:
     """Return the bytes of ``model`` as they go into a ``tokenizer.model``."""
     return bytes(model.SerializeToString())
 
 
 def write_model(model: ModelProto, path: Path) -> None:
     """Write ``model`` to ``path``, which appears whole or not at all."""
-    write_whole(path.parent, {path.name: serialise(model)})
-
-
-def pieces(model: ModelProto) -> list[str]:
-    """Return the pieces in id order."""
-    return [piece.piece for piece in model.pieces]
+    write_atomically(path.parent, {path.name: serialize_model(model)})
 
 
 def has_byte_pieces(model: ModelProto) -> bool:
     """Tell whether all 256 byte pieces are there, so that no text becomes ``<unk>``."""
     return sum(1 for piece in model.pieces if piece.type == BYTE) == 256
-
-
-def processor(model: ModelProto) -> SentencePieceProcessor:
-    """Return SentencePiece's own tokenizer for ``model``."""
-    from sentencepiece import SentencePieceProcessor
-
-    return SentencePieceProcessor(model_proto=serialise(model))
 
 
 def _parse(content: bytes, file: Path) -> ModelProto:
@@ -113,7 +130,7 @@ def _message_type() -> type[ModelProto]:
         from sentencepiece import sentencepiece_model_pb2
     except misfit as error:
         raise UsageError(
-            "There is no protobuf that fits the installed sentencepiece.",
+            "there is no protobuf that fits the installed sentencepiece",
             found=str(error).splitlines()[0],
             remedy="pip install --upgrade sentencepiece protobuf",
         ) from error
@@ -123,7 +140,7 @@ def _message_type() -> type[ModelProto]:
 
 def _no_model(file: Path) -> FormatError:
     return FormatError(
-        "This is not a SentencePiece model.",
+        "this is not a SentencePiece model",
         file=file,
         expected="a SentencePiece model, such as LLaMA's tokenizer.model",
         remedy="tokenizer.json and vocabulary lists are other things; fetch the .model file",
@@ -131,23 +148,12 @@ def _no_model(file: Path) -> FormatError:
 
 
 def _refuse_duplicates(model: ModelProto, file: Path) -> None:
-    repeated = [piece for piece, count in Counter(pieces(model)).items() if count > 1]
+    counts = Counter(piece.piece for piece in model.pieces)
+    repeated = [piece for piece, count in counts.items() if count > 1]
     if repeated:
         raise FormatError(
-            "The SentencePiece model holds the same piece more than once.",
+            "the SentencePiece model holds the same piece more than once",
             file=file,
             found=f"{len(repeated)} repeated, the first is {repeated[0]!r}",
             remedy="build it again from its parts, for example with merge_tokenizers.py",
         )
-
-
-def _load(content: bytes, file: Path) -> None:
-    """Let SentencePiece itself judge the model."""
-    from sentencepiece import SentencePieceProcessor
-
-    try:
-        SentencePieceProcessor(model_proto=content)
-    except (RuntimeError, OSError) as error:
-        raise FormatError(
-            "SentencePiece cannot load this model.", file=file, found=str(error)
-        ) from None

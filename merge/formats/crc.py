@@ -10,7 +10,7 @@ from isal import isal_zlib
 from ..errors import FormatError
 
 
-class Checksum:
+class CrcCheck:
     """Compares what is read of ``nbytes`` with ``expected`` when all of it has passed once.
 
     The checksums of neighbouring pieces are combined, so nothing waits and nothing is read twice.
@@ -27,7 +27,7 @@ class Checksum:
         self._crc = 0
         self._ahead: dict[int, tuple[int, int]] = {}
 
-    def passed(self, offset: int, data: memoryview) -> None:
+    def update(self, offset: int, data: memoryview) -> None:
         """Take note of the bytes from ``offset`` on. Raises ``FormatError`` for a wrong record."""
         if offset < self._end:
             return

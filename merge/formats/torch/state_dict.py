@@ -8,18 +8,24 @@ from textwrap import shorten
 from typing import Any, BinaryIO, NamedTuple
 
 from ...errors import FormatError
-from ...storage.files import InputFile
+from ...storage.input_file import InputFile
 from ...tensors.lazy import LazyTensor
-from ..checksum import Checksum
+from ..crc import CrcCheck
 from ..file_tensor import FileTensor
-from .names import BrokenPickleError, ForbiddenCallError, Opaque, SavedStorage, SavedTensor
-from .pickle_machine import DuplicateKeyError, Machine
+from .pickle_machine import DuplicateKeyError, PickleMachine
+from .saved_objects import (
+    BrokenPickleError,
+    ForbiddenCallError,
+    OpaqueObject,
+    SavedStorage,
+    SavedTensor,
+)
 
 # Where training scripts and converters put the weights beside other things.
 _WRAPPERS = ("model", "state_dict", "module")
 
 
-class Location(NamedTuple):
+class StorageLocation(NamedTuple):
     """Where the data of a storage lies: ``nbytes`` of ``file`` from ``offset`` on.
 
     ``crc`` is its CRC-32; 0 when the file does not say it.
@@ -32,21 +38,21 @@ class Location(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pickled:
+class PickledObject:
     """An unpickled object, and the storages that it speaks of, by their keys."""
 
     value: Any
     storages: Mapping[str, SavedStorage]
 
 
-def load_pickle(file: InputFile, stream: BinaryIO) -> Pickled:
+def load_pickle(file: InputFile, stream: BinaryIO) -> PickledObject:
     """Unpickle one object from ``stream``; nothing but tensors and plain values is let in.
 
     Raises ``FormatError`` for pickles that call anything else, and for damaged ones.
     """
-    machine = Machine()
+    machine = PickleMachine()
     try:
-        return Pickled(machine.load(stream), machine.storages)
+        return PickledObject(machine.load(stream), machine.storages)
     except ForbiddenCallError as call:
         raise FormatError(
             "the file asks to run code when it is read, which weights never need",
@@ -69,12 +75,15 @@ def load_pickle(file: InputFile, stream: BinaryIO) -> Pickled:
             file=file.path,
             expected="a state dict as torch.save writes it",
             found=shorten(str(error), 200),
-            remedy="the file is damaged or no checkpoint: fetch or copy it again",
+            remedy="the file is damaged or not a checkpoint: fetch or copy it again",
         ) from None
 
 
-def lazy_tensors(
-    file: InputFile, pickled: Pickled, locate: Callable[[str], Location], alone: str | None = None
+def make_lazy_tensors(
+    file: InputFile,
+    pickled: PickledObject,
+    locate: Callable[[str], StorageLocation],
+    alone: str | None = None,
 ) -> dict[str, LazyTensor]:
     """Turn an unpickled state dict into lazy tensors by name; ``alone`` names a tensor that is
     there without a name, which is refused where it is None.
@@ -82,7 +91,7 @@ def lazy_tensors(
     ``locate`` gives the place of a storage by its key. Raises ``FormatError`` for values that are
     no dense tensors, for tensors without data, and for those that reach outside their storage.
     """
-    places: dict[str, Location] = {}
+    places: dict[str, StorageLocation] = {}
     tensors: dict[str, LazyTensor] = {}
     saved = pickled.value
     if alone is not None and isinstance(saved, SavedTensor):
@@ -118,9 +127,9 @@ def _state_dict(file: InputFile, value: object) -> dict[str, SavedTensor]:
     for name, tensor in value.items():
         if not isinstance(name, str):
             shown = str(name) if isinstance(name, (int, float)) else type(name).__name__
-            raise _beside_tensors(file, shown, "a key that is no name")
+            raise _beside_tensors(file, shown, "a key that is not text")
         if not isinstance(tensor, SavedTensor):
-            kind = tensor.kind if isinstance(tensor, Opaque) else type(tensor).__name__
+            kind = tensor.kind if isinstance(tensor, OpaqueObject) else type(tensor).__name__
             raise _beside_tensors(file, name, kind.removeprefix("torch."))
     return dict(value)
 
@@ -136,15 +145,9 @@ def _beside_tensors(file: InputFile, name: str, found: str) -> FormatError:
     )
 
 
-def _whole(file: InputFile, place: Location, needed: int) -> Location:
-    if place.offset + place.nbytes > place.file.size:
-        raise FormatError(
-            "the file ends before its tensors do: an unfinished download or copy",
-            file=file.path,
-            expected=f"at least {place.offset + place.nbytes:,} bytes",
-            found=f"{file.size:,} bytes",
-            remedy="fetch or copy the file again",
-        )
+def _whole(file: InputFile, place: StorageLocation, needed: int) -> StorageLocation:
+    if (end := place.offset + place.nbytes) > place.file.size:
+        raise file.cut_off(end)
     if place.nbytes != needed:
         raise FormatError(
             "a storage has another size than its tensors say",
@@ -156,11 +159,11 @@ def _whole(file: InputFile, place: Location, needed: int) -> Location:
     return place
 
 
-def _lazy(file: InputFile, name: str, tensor: SavedTensor, place: Location) -> FileTensor:
+def _lazy(file: InputFile, name: str, tensor: SavedTensor, place: StorageLocation) -> FileTensor:
     origin = f"{file.path.name}: {name}"
     start = place.offset + tensor.offset * tensor.dtype.itemsize
     lazy = FileTensor(tensor.shape, tensor.dtype, origin, place.file, start, tensor.strides)
     lazy.check_inside(place.offset, place.nbytes)
     if place.crc and lazy.nbytes == place.nbytes and lazy.is_contiguous():
-        return replace(lazy, checksum=Checksum(file.path, name, place.nbytes, place.crc))
+        return replace(lazy, checksum=CrcCheck(file.path, name, place.nbytes, place.crc))
     return lazy

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..interruption import raise_if_interrupted
 
 
-def write_whole(folder: Path, contents: Mapping[str, bytes]) -> None:
+def write_atomically(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Write files into ``folder``, each beside its final name first, replacing what was there.
 
     Nothing is moved into place before everything has been written, and nothing unfinished stays.

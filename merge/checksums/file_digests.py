@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
 from ..interruption import raise_if_interrupted
+from ..sizes import OnBytes
 
 # Large, because a thread waits for its turn after each while others run Python's code.
 _PIECE_BYTES = 16 << 20
 
 
-def file_digest(path: Path) -> str:
+def get_file_digest(path: Path) -> str:
     """SHA-256 of a file, read in pieces, and only once while it stays as it is."""
-    return _begun(path).result()
+    return _start(path).result()
 
 
-def begin_digests(paths: Iterable[Path]) -> None:
-    """Let digests be made that will be asked for, while the caller goes on.
+def start_digests(paths: Iterable[Path]) -> None:
+    """Start to hash files in the background, for later calls of ``get_file_digest``.
 
-    What is not there is passed over.
+    Missing files are skipped.
     """
     for path in paths:
         if path.is_file():
-            _begun(path)
+            _start(path)
 
 
-def _begun(path: Path) -> Future[str]:
-    """The digest of a file as it is now; one that failed or was interrupted is made again."""
+def _start(path: Path) -> Future[str]:
+    """The digest of a file as it is now; one that failed or was interrupted starts again."""
     status = path.stat()
     key = (path, status.st_size, status.st_mtime_ns)
     future = _digest(*key)
@@ -42,7 +43,7 @@ def _begun(path: Path) -> Future[str]:
 
 @lru_cache(maxsize=64)
 def _digest(path: Path, _size: int, _changed: int) -> Future[str]:
-    return _pool().submit(read_digest, path)
+    return _pool().submit(hash_file, path)
 
 
 @lru_cache(maxsize=1)
@@ -50,7 +51,7 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1)
 
 
-def read_digest(path: Path, on_bytes: Callable[[int], object] | None = None) -> str:
+def hash_file(path: Path, on_bytes: OnBytes | None = None) -> str:
     """Read a file for its SHA-256; ``on_bytes`` is called with the size of each piece."""
     digest, buffer = sha256(), bytearray(min(_PIECE_BYTES, path.stat().st_size + 1))
     with path.open("rb", buffering=0) as stream:

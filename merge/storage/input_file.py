@@ -16,9 +16,8 @@ import torch
 from ..errors import FormatError
 from ..interruption import raise_if_interrupted
 from ..settings import IoMode
+from ..untrusted.placeholders import HEAD_BYTES, refuse_placeholder
 from .direct_io import SMALLEST_READ, DirectReader, is_cached
-
-_LFS_POINTER = b"version https://git-lfs"
 
 
 class InputFile:
@@ -50,14 +49,19 @@ class InputFile:
                 error.filename = str(self.path)  # which reads by position do not say
                 raise
             if count == 0:
-                raise FormatError(
-                    "the file ends before its tensors do: an unfinished download or copy",
-                    file=self.path,
-                    expected=f"at least {offset + len(buffer):,} bytes",
-                    found=f"{self.size:,} bytes",
-                    remedy="fetch or copy the file again",
-                )
+                raise self.cut_off(offset + len(buffer))
             done += count
+
+    def cut_off(self, needed: int, tensor: str | None = None) -> FormatError:
+        """The error for a file that should have ``needed`` bytes and has fewer."""
+        return FormatError(
+            "the file ends before its tensors do: an unfinished download or copy",
+            file=self.path,
+            tensor=tensor,
+            expected=f"at least {needed:,} bytes",
+            found=f"{self.size:,} bytes",
+            remedy="fetch or copy the file again",
+        )
 
     def read(self, offset: int, count: int) -> bytes:
         """Read exactly ``count`` bytes from ``offset`` on."""
@@ -65,18 +69,28 @@ class InputFile:
         self.read_into(memoryview(buffer), offset)
         return bytes(buffer)
 
+    def read_head(self) -> bytes:
+        """Read the first bytes, by which the kind of file is known.
+
+        Raises ``FormatError`` for what stands where weights should be: an empty file, or a Git LFS
+        pointer.
+        """
+        head = self.read(0, min(self.size, HEAD_BYTES))
+        refuse_placeholder(self.path, head)
+        return head
+
     def _read_some(self, buffer: memoryview, offset: int) -> int:
         handle = self._open()
         if self.positioned:
             count = 0
-            if len(buffer) >= SMALLEST_READ and self._goes_past_cache(handle):
+            if len(buffer) >= SMALLEST_READ and self._bypasses_cache(handle):
                 count = self._direct.read_into(buffer, offset)
             return count or os.preadv(handle.fileno(), [buffer], offset)
         with self._lock:  # the place in the file is shared
             handle.seek(offset)
             return handle.readinto(buffer)  # type: ignore[attr-defined, no-any-return]
 
-    def _goes_past_cache(self, handle: BinaryIO) -> bool:
+    def _bypasses_cache(self, handle: BinaryIO) -> bool:
         if self._io == "auto" and self._cached is None:
             self._cached = is_cached(handle.fileno(), self.size)
         return self._io == "direct" or (self._io == "auto" and not self._cached)
@@ -100,23 +114,7 @@ class InputFile:
         self.close()
 
 
-def refuse_placeholder(file: InputFile) -> None:
-    """Refuse what stands where weights should be: an empty file or a Git LFS pointer."""
-    head = file.read(0, min(file.size, len(_LFS_POINTER)))
-    if not head:
-        raise FormatError(
-            "the file is empty", file=file.path, remedy="fetch or copy the file again"
-        )
-    if head == _LFS_POINTER:
-        raise FormatError(
-            "this is a Git LFS pointer, a few lines of text in place of the weights",
-            file=file.path,
-            found=f"{file.size} bytes of text",
-            remedy="run `git lfs pull` in that folder, or download the file itself",
-        )
-
-
-def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+def view_as_bytes(tensor: torch.Tensor) -> memoryview:
     """Return the memory of a contiguous tensor as bytes, without a copy."""
     flat = tensor.detach().contiguous().view(-1)
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]

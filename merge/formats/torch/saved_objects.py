@@ -1,6 +1,6 @@
 """What a pickle that ``torch.save`` wrote speaks of: tensors, and the names of torch's functions.
 
-A name selects one of the rules in ``CALLS``, or stays a name. None of them makes a tensor; they
+A name selects one of the rules in ``_CALLS``, or stays a name. None of them makes a tensor; they
 take note of what the pickle says.
 """
 
@@ -56,7 +56,7 @@ class ForbiddenCallError(Exception):
 
 
 @dataclass(frozen=True)
-class Name:
+class GlobalName:
     """A class or function as the pickle names it."""
 
     path: str
@@ -69,7 +69,7 @@ class Name:
 
 
 @dataclass(frozen=True)
-class Opaque:
+class OpaqueObject:
     """Something in the pickle that was not made, by what it would have been."""
 
     kind: str
@@ -103,25 +103,25 @@ class SavedTensor:
     strides: tuple[int, ...]
 
 
-def named(module: str, name: str) -> Name | torch.dtype:
+def resolve_global(module: str, name: str) -> GlobalName | torch.dtype:
     """What a name in a pickle stands for. Raises ``ForbiddenCallError`` for what is not known."""
     path = f"{_PYTHON_2.get(module, module)}.{name}"
     if path in _DTYPES:
         return _DTYPES[path]
-    known = path in CALLS or _STORAGE_NAME.fullmatch(path) or _HARMLESS.fullmatch(path)
+    known = path in _CALLS or _STORAGE_NAME.fullmatch(path) or _HARMLESS.fullmatch(path)
     if not known:
         raise ForbiddenCallError(path)
-    return Name(path)
+    return GlobalName(path)
 
 
-def called(function: object, arguments: object) -> Any:
+def resolve_reduce(function: object, arguments: object) -> Any:
     """What a call in a pickle stands for; nothing is called but the rules below."""
-    if not isinstance(function, Name):
-        raise ForbiddenCallError(f"something that is no function ({type(function).__name__})")
+    if not isinstance(function, GlobalName):
+        raise ForbiddenCallError(f"something that is not a function ({type(function).__name__})")
     if not isinstance(arguments, tuple):
         raise BrokenPickleError("a call without arguments")
-    rule = CALLS.get(function.path)
-    return rule(*arguments) if rule else Opaque(function.path)
+    rule = _CALLS.get(function.path)
+    return rule(*arguments) if rule else OpaqueObject(function.path)
 
 
 def is_count(value: object) -> bool:
@@ -132,7 +132,7 @@ def is_count(value: object) -> bool:
 def _counts(value: object) -> tuple[int, ...]:
     few = isinstance(value, (tuple, list)) and len(value) <= _MOST_DIMENSIONS
     if not few or not all(map(is_count, value)):  # type: ignore[call-overload]
-        raise BrokenPickleError("a tensor whose shape or strides are no counts")
+        raise BrokenPickleError("a tensor whose shape or strides are not counts")
     return tuple(value)  # type: ignore[arg-type]
 
 
@@ -188,23 +188,23 @@ def _tensor_without_data(
 
 def _tensor_of_type(function: object, _type: object, arguments: object, _state: object) -> Any:
     """A tensor with attributes, which are left out."""
-    if not isinstance(function, Name) or function.path not in _REBUILDS:
+    if not isinstance(function, GlobalName) or function.path not in _REBUILDS:
         raise BrokenPickleError("a tensor that nothing rebuilds")
-    return called(function, arguments)
+    return resolve_reduce(function, arguments)
 
 
 def _parameter(tensor: object, *_: object) -> SavedTensor:
     if not isinstance(tensor, SavedTensor):
-        raise BrokenPickleError("a parameter that is no tensor")
+        raise BrokenPickleError("a parameter that is not a tensor")
     return tensor
 
 
-def _layout(name: object) -> Opaque:
-    return Opaque(name if isinstance(name, str) else "layout")
+def _layout(name: object) -> OpaqueObject:
+    return OpaqueObject(name if isinstance(name, str) else "layout")
 
 
-def _sparse(layout: object, *_: object) -> Opaque:
-    return layout if isinstance(layout, Opaque) else Opaque("sparse")
+def _sparse(layout: object, *_: object) -> OpaqueObject:
+    return layout if isinstance(layout, OpaqueObject) else OpaqueObject("sparse")
 
 
 _REBUILDS: dict[str, Callable[..., Any]] = {
@@ -216,7 +216,7 @@ _REBUILDS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
 }
-CALLS: dict[str, Callable[..., Any]] = _REBUILDS | {
+_CALLS: dict[str, Callable[..., Any]] = _REBUILDS | {
     "collections.OrderedDict": dict,  # the machine fills it
     "torch._tensor._rebuild_from_type_v2": _tensor_of_type,
     "torch.serialization._get_layout": _layout,

@@ -16,41 +16,41 @@ from ..errors import OutputError
 from ..interruption import raise_if_interrupted
 from ..settings import IoMode
 from ..storage.lock import FolderLock
-from ..storage.offload import make_folder, remove_empty
+from ..storage.offload import create_folder, remove_empty
 from .journal import Journal, partial_path
 from .preflight import commit_order
 
 if TYPE_CHECKING:
-    from ..storage.direct_io import OutputStream, StreamState
+    from ..storage.output_stream import OutputStream, StreamState
 
 # No room, beyond the user's quota, or larger than this file system's files may be.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_GO_ON = "the same command with --resume goes on from there (--overwrite begins anew)"
+_RESUME = "the same command with --resume continues from there (--overwrite starts over)"
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Make a folder and hold its lock, for the one run that writes there.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and lock it, for the one run that writes there.
 
-    What was made of the folder goes again when nothing is in it. Raises ``OutputError`` while
-    another process holds the lock.
+    Folders that were created for it are removed again when they stay empty. Raises ``OutputError``
+    while another process holds the lock.
     """
     with ExitStack() as stack:
-        stack.callback(remove_empty, make_folder(folder))
+        stack.callback(remove_empty, create_folder(folder))
         stack.enter_context(FolderLock(folder))
         yield
 
 
 class StagedFolder:
-    """An output folder that is ``held``, whose files appear whole, together, or not at all.
+    """An output folder that is ``lock_folder``, whose files appear whole, together, or not at all.
 
     Files are written as ``.NAME.partial`` beside their final name. Leaving the ``with`` block
     without an error makes them durable and moves them into place, those last by which readers
-    find the others (``outputs.commit_order``).
+    find the others (``preflight.commit_order``).
 
-    Leaving it with an error removes them. With a ``journal`` they stay when the run may be gone on
-    with: after an interruption, or an error of the system rather than of the inputs. The error then
-    says so.
+    Leaving it with an error removes them. With a ``journal`` they stay when the run can be
+    resumed: after an interruption, or an error of the system rather than of the inputs. The error
+    then says so.
 
     ``obsolete`` are files of an earlier run. They are removed before the first new one gets its
     name, so files of two results never stand side by side.
@@ -72,12 +72,12 @@ class StagedFolder:
         name: str,
         io: IoMode = "buffered",
         buffer_bytes: int = 1 << 20,
-        begun: StreamState | None = None,
+        state: StreamState | None = None,
     ) -> OutputStream:
-        """Open a large file for one sequential stream of bytes; see ``direct_io.create``."""
-        from ..storage.direct_io import create
+        """Open a large file for one sequential stream; see ``output_stream.create_stream``."""
+        from ..storage.output_stream import create_stream
 
-        stream = create(partial_path(self.folder, name), io, buffer_bytes, begun)
+        stream = create_stream(partial_path(self.folder, name), io, buffer_bytes, state)
         self._files[name] = cast(BinaryIO, stream)
         return stream
 
@@ -111,12 +111,12 @@ class StagedFolder:
         trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            self._end(error)
+            self._clean_up(error)
             return
         try:
             self._commit()
         except BaseException as failure:
-            self._end(failure)
+            self._clean_up(failure)
             raise
 
     def _commit(self) -> None:
@@ -154,31 +154,31 @@ class StagedFolder:
         if there:
             _sync_folder(self.folder)
 
-    def _end(self, reason: BaseException) -> None:
+    def _clean_up(self, reason: BaseException) -> None:
         """Keep or remove what was written. Raises ``OutputError`` in place of a system's error."""
         if self._is_complete:
             reason.args = ("the result is complete",)
             return
-        may_go_on = isinstance(reason, (KeyboardInterrupt, MemoryError, OSError))
+        may_resume = isinstance(reason, (KeyboardInterrupt, MemoryError, OSError))
         for stream in self._files.values():
             if stream is not None:
                 with contextlib.suppress(OSError):  # what a full disk did not take is buffered
                     stream.close()
-        kept = self.journal is not None and self._keep(self.journal, may_go_on)
+        kept = self.journal is not None and self._keep(self.journal, may_resume)
         if not kept:
             self._discard()
         if isinstance(reason, KeyboardInterrupt) and kept:
-            reason.args = (f"what was written is kept; {_GO_ON}",)
+            reason.args = (f"what was written is kept; {_RESUME}",)
         if isinstance(reason, OSError) and (kept or reason.errno in _FULL):
-            raise _told(reason, self.folder, kept) from reason
+            raise _explain(reason, self.folder, kept) from reason
 
-    def _keep(self, journal: Journal, may_go_on: bool) -> bool:
-        """Write the journal's last lines; return whether there is anything to go on from."""
+    def _keep(self, journal: Journal, may_resume: bool) -> bool:
+        """Write the journal's last lines; return whether there is anything to resume from."""
         with contextlib.suppress(OSError):
-            journal.settle()
+            journal.flush()
         with contextlib.suppress(OSError):
             journal.close()
-        return may_go_on and journal.is_useful
+        return may_resume and journal.is_useful
 
     def _discard(self) -> None:
         with contextlib.suppress(OSError):  # permission may be what was lost
@@ -188,20 +188,20 @@ class StagedFolder:
                 self.journal.remove()
 
 
-def _told(reason: OSError, folder: Path, kept: bool) -> OutputError:
+def _explain(reason: OSError, folder: Path, kept: bool) -> OutputError:
     if reason.errno in _FULL:
-        other = "make room or choose another --output_dir; what was written is removed"
+        other = "free some space or choose another --output_dir; what was written is removed"
         return OutputError(
-            "the disk took no more while the result was written",
+            "the disk is full: the result could not be written",
             file=folder,
             found=reason.strerror,
-            remedy=f"make room; what was written is kept, and {_GO_ON}" if kept else other,
+            remedy=f"free some space; what was written is kept, and {_RESUME}" if kept else other,
         )
     return OutputError(
-        "reading or writing failed on the way",
+        "reading or writing failed",
         file=reason.filename or folder,
         found=reason.strerror or reason,
-        remedy=f"mend that; what was written is kept, and {_GO_ON}",
+        remedy=f"fix that; what was written is kept, and {_RESUME}",
     )
 
 

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FormatError, VocabularyError
+from .sentencepiece_model import list_pieces
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
-FAST_NAME = "tokenizer.json"
 _FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
 
 
-def added_entries(fast: Mapping[str, Any], file: Path) -> list[dict[str, Any]]:
+def read_added_tokens(fast: Mapping[str, Any], file: Path) -> list[dict[str, Any]]:
     """The added tokens as ``added_tokens_decoder`` has them, each with its ``id``.
 
     Raises ``FormatError`` for a list that is none.
@@ -34,7 +34,7 @@ def added_entries(fast: Mapping[str, Any], file: Path) -> list[dict[str, Any]]:
             or type(entry.get("id")) is not int
         ):
             raise FormatError(
-                "The list of added tokens is not one.",
+                "the list of added tokens is not one",
                 file=file,
                 expected='"added_tokens": [{"id": 32000, "content": "<pad>", ...}]',
                 found=repr(entry)[:80],
@@ -46,7 +46,7 @@ def added_entries(fast: Mapping[str, Any], file: Path) -> list[dict[str, Any]]:
     ]
 
 
-def settings(fast: Mapping[str, Any]) -> dict[str, bool]:
+def derive_settings(fast: Mapping[str, Any]) -> dict[str, bool]:
     """What ``tokenizer_config.json`` of transformers 4 says of the same: whether bos and eos frame
     a text, and whether a space is put before each part between special tokens (``legacy``) or
     before the first alone. transformers 5 writes none of it there.
@@ -77,8 +77,8 @@ def require_same_pieces(
 ) -> None:
     """Raise ``VocabularyError`` unless both vocabularies give every piece the same id."""
     ids = dict(_ids(fast, file))
-    added = {entry["content"]: entry["id"] for entry in added_entries(fast, file)}
-    pieces: list[str] = model.id_to_piece(list(range(model.get_piece_size())))
+    added = {entry["content"]: entry["id"] for entry in read_added_tokens(fast, file)}
+    pieces = list_pieces(model)
     for id_, piece in enumerate(pieces):
         theirs = ids.get(piece, added.get(piece))
         if theirs != id_:
@@ -106,7 +106,7 @@ def _ids(fast: Mapping[str, Any], file: Path) -> Iterator[tuple[str, int]]:
         yield from ((str(entry[0]), id_) for id_, entry in enumerate(vocab))
     else:
         raise FormatError(
-            "The file holds no vocabulary.",
+            "the file holds no vocabulary",
             file=file,
             expected='"model": {"vocab": pieces with their ids}',
             found=repr(vocab)[:80],
@@ -116,7 +116,7 @@ def _ids(fast: Mapping[str, Any], file: Path) -> Iterator[tuple[str, int]]:
 
 def _contradiction(file: Path, expected: str, found: str) -> VocabularyError:
     return VocabularyError(
-        "tokenizer.json and tokenizer.model hold different vocabularies.",
+        "tokenizer.json and tokenizer.model hold different vocabularies",
         file=file,
         expected=expected,
         found=found,

@@ -9,14 +9,14 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from ..errors import FormatError
-from ..untrusted.safe_zip import Records, is_zip, open_zip, pieces
+from ..untrusted.safe_zip import Records, is_zip, iter_chunks, open_zip
 from .offload import Offload, require_space
 
 _CONFIG_NAME = "adapter_config.json"
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
 
 
-def zipped_folder(path: Path) -> str | None:
+def find_adapter_folder(path: Path) -> str | None:
     """The folder inside a zip archive that holds ``adapter_config.json``; None if none does.
 
     torch's own files are zip archives too, without that file. Raises ``FormatError`` for a damaged
@@ -60,7 +60,7 @@ def unpack(path: Path, inside: str, offload: Offload) -> Path:
     Raises ``FormatError`` for a damaged archive, ``OutputError`` where the disk has no room. Only
     plain files directly in that folder are taken, so no name can lead elsewhere.
     """
-    folder = Path(tempfile.mkdtemp(dir=offload.folder())) / path.stem
+    folder = Path(tempfile.mkdtemp(dir=offload.ensure_folder())) / path.stem
     folder.mkdir()
     with open_zip(path) as (archive, records):
         _require_inside(path, records)
@@ -68,7 +68,7 @@ def unpack(path: Path, inside: str, offload: Offload) -> Path:
         require_space(folder, sum(info.file_size for info in wanted))
         for info in wanted:
             with (folder / PurePosixPath(info.filename).name).open("xb") as sink:
-                for piece in pieces(path, archive, info):
+                for piece in iter_chunks(path, archive, info):
                     sink.write(piece)
     return folder
 
