@@ -1,34 +1,37 @@
-# make demo    the whole job on a model trained on the spot, in about a minute and a half
-# make check   ruff, mypy and the fast tests
-# make test    ruff, mypy and every test
-# make llama_cpp  llama.cpp for tests and demo, compiled once; make test does it by itself
-# make fuzz    20,000 changed files of every kind, against torch, safetensors and gguf (INPUTS=...);
-#              led by coverage where atheris installs, at random elsewhere and with FUZZ="--seed 1"
-# make kill-test  1,000 merges that are killed at random points and resumed, and 1,000 commands with
-#              Ctrl-C between two random lines (RUNS=..., SEED=...)
-# make bench   a merge of a 1.1B-shaped model against copies and other tools, in time and memory
-# make bench-all   everything in docs/performance.md; needs 40 GB of disk and an hour
+# make demo       train a tiny model and adapter, merge and check them; about a minute and a half
+# make check      ruff, mypy and the fast tests
+# make test       ruff, mypy and all tests
+# make lint       ruff and mypy
+# make llama_cpp  compile llama.cpp once, for tests and demo; make test does it too
+# make fuzz       read 20,000 changed files of every kind and compare with torch, safetensors and gguf
+#                 (INPUTS=...); guided by coverage if atheris can be installed, otherwise at random, as
+#                 with FUZZ="--seed 1"
+# make kill-test  1,000 merges, killed at random points and resumed, and 1,000 commands with Ctrl-C
+#                 between two random lines (RUNS=..., SEED=...)
+# make bench      time and memory of a merge of a 1.1B-shaped model, compared with copies and other tools
+# make bench-all  everything in docs/performance.md; needs 40 GB of disk and an hour
+# make clean      remove the environment and all that the targets above made
 #
-# Each sets up what it needs in .venv, from pyproject.toml, in the versions of constraints.txt.
+# Each target installs what it needs into .venv, from pyproject.toml, in the versions of constraints.txt.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Bytecode is compiled when it is first used; installing takes half the time without it.
+# Installing takes half the time without bytecode, which Python compiles on first use.
 INSTALL := $(PIP) install -qq --no-compile --constraint constraints.txt
 WORKERS ?= 2
 
-# transformers 4.46, which some tests compare with, beside the transformers of the environment.
+# transformers 4.46, with which some tests compare, beside the transformers of the environment.
 ORACLE := .oracles/transformers-4.46
 export CHINESE_LLAMA_MERGE_TRANSFORMERS_446 := $(CURDIR)/$(ORACLE)
-# llama.cpp's converters, which some tests compare with; llama.cpp itself goes into the environment.
+# llama.cpp's converters, with which some tests compare; llama.cpp itself is installed into .venv.
 LLAMA_CPP := .oracles/llama.cpp
 export CHINESE_LLAMA_MERGE_LLAMA_CPP := $(CURDIR)/$(LLAMA_CPP)
-# Several processes share the processors; torch's thread pools would fight over them.
+# Tests run in several processes; torch's thread pools would compete for the processors.
 export OMP_NUM_THREADS := 1
 export PYTHONUTF8 := 1
-# Without its bytecode kept, importing torch takes 2 s and 50 MiB more in every process.
+# Without stored bytecode, importing torch takes 2 s and 50 MiB more in every process.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo check test lint llama_cpp fuzz kill-test bench bench-all clean
@@ -40,7 +43,7 @@ check: $(VENV)/.test $(ORACLE)/.done lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 test: $(VENV)/.test $(ORACLE)/.done lint
-	@$(MAKE) --no-print-directory llama_cpp || echo "The tests with llama.cpp will not run."
+	@$(MAKE) --no-print-directory llama_cpp || echo "The tests with llama.cpp will be skipped."
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.test

@@ -1,0 +1,107 @@
+"""What the pages name exists: links, files, targets of make, Python names, quoted messages."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+# Of llama.cpp's repository.
+_ELSEWHERE = {"examples/convert_legacy_llama.py"}
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\[[^\]]*\]\(([^)]+)\)")
+_FILE = re.compile(r"(?<![\w/.-])(?:[\w-]+/)+[\w-]+\.(?:py|md|toml|txt|json)\b")
+_FOLDER = re.compile(r"`((?:merge|tokenizer_tools|tests|docs|scripts|demo|benchmarks)/(?:\w+/)*)`")
+
+
+def _read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def anchor(heading: str) -> str:
+    """The fragment by which GitHub links to a heading.
+
+    >>> anchor("Files of an adapter's folder"), anchor("`.pth` and the legacy converter")
+    ('files-of-an-adapters-folder', 'pth-and-the-legacy-converter')
+    """
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def _anchors(text: str) -> set[str]:
+    return {anchor(line) for line in re.findall(r"^#+ (.*)$", _FENCE.sub("", text), re.MULTILINE)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_to_files_and_headings(name: str) -> None:
+    for link in _LINK.findall(_FENCE.sub("", _read(name))):
+        target, _, fragment = link.partition("#")
+        if "://" in target:
+            continue
+        path = (ROOT / name).parent / target if target else ROOT / name
+        assert path.is_file(), link
+        if fragment:
+            assert fragment in _anchors(path.read_text(encoding="utf-8")), link
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_and_folders_that_are_named_exist(name: str) -> None:
+    text = _read(name)
+    for found in {*_FILE.findall(text), *_FOLDER.findall(text)} - _ELSEWHERE:
+        if found.endswith(".json") and not found.startswith("docs/"):
+            continue  # of a user's model
+        places = (ROOT, ROOT / "merge", (ROOT / name).parent)
+        assert any((place / found).exists() for place in places), found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_targets_of_make_exist(name: str) -> None:
+    targets = set(re.findall(r"^([\w-]+):", _read("Makefile"), re.MULTILINE))
+    code = "\n".join(re.findall(r"`(make [^`]+)`", _read(name)))
+    code += "\n" + "\n".join(block for _, block in _FENCE.findall(_read(name)))
+    assert set(re.findall(r"^make ([\w-]+)", code, re.MULTILINE)) <= targets
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_python_names_can_be_imported(name: str) -> None:
+    for language, block in _FENCE.findall(_read(name)):
+        if language != "python":
+            continue
+        for node in ast.walk(ast.parse(block)):
+            if not isinstance(node, ast.ImportFrom) or node.module is None:
+                continue
+            if node.module.partition(".")[0] in ("merge", "tokenizer_tools"):
+                for alias in node.names:
+                    if not hasattr(import_module(node.module), alias.name):
+                        import_module(f"{node.module}.{alias.name}")
+
+
+@cache
+def messages() -> str:
+    """Every text in the program's code; what is put into it while it runs is ``...``."""
+
+    def texts() -> Iterator[str]:
+        for path in [*(ROOT / "merge").rglob("*.py"), *(ROOT / "tokenizer_tools").rglob("*.py")]:
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+                elif isinstance(node, ast.JoinedStr):
+                    parts = (v.value if isinstance(v, ast.Constant) else "..." for v in node.values)
+                    yield "".join(map(str, parts))
+
+    return "\n".join(texts())
+
+
+def test_troubleshooting_quotes_what_the_program_says() -> None:
+    text = re.sub(r"\s+", " ", _read("docs/troubleshooting.md"))
+    quoted = [q for q in re.findall(r"`([^`]+)`", text) if len(q.split()) > 2]
+    quoted = [q for q in quoted if not q.startswith("-") and not q.split()[0].endswith(".py")]
+    assert len(quoted) > 15
+    assert [q for q in quoted if q not in messages()] == []
