@@ -63,7 +63,7 @@ RUNS ?= 1000
 SEED ?= 2026
 
 kill-test: $(VENV)/.test
-	$(BIN)/python -m tests.interruption.many --runs $(RUNS) --seed $(SEED)
+	$(BIN)/python -m tests.interruption.kill_many --runs $(RUNS) --seed $(SEED)
 	$(BIN)/python -m tests.interruption.between_lines --runs $(RUNS) --seed $(SEED)
 
 BENCH ?= --shape 1b --output_type huggingface --runs 3 --peers peft mergekit --verify

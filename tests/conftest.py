@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.refusal_words import checked
+from tests.kit.refusals import checked
 
 # The same examples in every run: a change is what turns a test red. To look for others:
 # pytest --hypothesis-profile=default, and make fuzz.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
+from tests.kit.run import ROOT
 
-ROOT = Path(__file__).parents[1]
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)]+)\)")
 _ENGLISH, _CHINESE = "README.md", "README_ZH.md"

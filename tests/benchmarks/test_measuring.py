@@ -13,7 +13,6 @@ from benchmarks import cache, sink
 from benchmarks.measure import direct_copy_command, measure
 
 LINUX_ONLY = pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, (8 << 20) + 1, 24 << 20])

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.kit.run import ROOT
 
 from benchmarks import figures, goals, report, results, tables
 from benchmarks.case import CP
 from benchmarks.cases import GROUPS, cases
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "performance.md"
 
 

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.kit.files import write_json
 
 from merge.errors import AdapterError, FormatError, LayoutError, NumberError, UsageError
-from tests.corrupt.conftest import Inputs
-from tests.support import (
+from tests.kit.containers import Opens
+from tests.kit.inputs import Inputs
+from tests.kit.models import (
     HIDDEN,
     LLAMA_ROWS,
     PREFIX,
     Q_PROJ,
     RANK,
-    Opens,
     adapter_tensors,
     base_config,
     save_adapter,
-    write_json,
 )
 
 A, B = f"{PREFIX}{Q_PROJ}.lora_A.weight", f"{PREFIX}{Q_PROJ}.lora_B.weight"

@@ -14,8 +14,8 @@ import torch
 from merge.formats import open_container
 from merge.storage.offload import Offload
 from merge.storage.zipped_adapter import find_adapter_folder, unpack
-from tests.corrupt.bounded import MIB, refused
-from tests.support import adapter_tensors, save_adapter, save_base
+from tests.kit.models import adapter_tensors, save_adapter, save_base
+from tests.kit.refusals import MIB, refused
 
 MANY = 300 * MIB
 

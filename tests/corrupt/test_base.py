@@ -8,21 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.kit.files import Tensors, save_tensors, write_json
 
 from merge.errors import AdapterError, FormatError, LayoutError, NumberError, UsageError
-from tests.corrupt.conftest import Inputs
-from tests.support import (
-    BASE_ROWS,
-    HIDDEN,
-    Q_PROJ,
-    Opens,
-    Tensors,
-    base_config,
-    base_tensors,
-    save_base,
-    save_tensors,
-    write_json,
-)
+from tests.kit.containers import Opens
+from tests.kit.inputs import Inputs
+from tests.kit.models import BASE_ROWS, HIDDEN, Q_PROJ, base_config, base_tensors, save_base
 
 WEIGHT = f"{Q_PROJ}.weight"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0a1b\nsize 9976578928\n"

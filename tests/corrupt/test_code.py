@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 import pytest
+from tests.kit.files import write_json
 
-from tests.corrupt.conftest import Inputs
-from tests.support import write_json
+from tests.kit.inputs import Inputs
 
 NAMES = ("modeling_evil.py", "sitecustomize.py", "tokenization_evil.py")
 

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save
+from tests.kit.files import write_json
 
 from merge.errors import FormatError, LayoutError, UsageError
 from merge.formats import open_container
 from merge.plan.inputs import resolve
-from tests.corrupt.bounded import refused, require_one_message
-from tests.corrupt.conftest import Inputs
-from tests.support import LLAMA_ROWS, adapter_tensors, base_config, save_adapter, write_json
+from tests.kit.inputs import Inputs
+from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_config, save_adapter
+from tests.kit.refusals import refused, require_one_message
 
 GOOD = '{"w":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}'
 

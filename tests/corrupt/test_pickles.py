@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.kit.run import quick_environment
 
 from merge.formats import open_container
 from merge.formats.torch import legacy as torch_legacy
-from tests.corrupt.bounded import refused
-from tests.support import quick_environment
+from tests.kit.refusals import refused
 
 HEAD = b"\x80\x02"
 

@@ -7,20 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.kit.files import tree, write_json
 
 from merge import convert_checkpoint
 from merge.commands.convert_checkpoint import main
 from merge.errors import LayoutError, UsageError
 from merge.layouts.config import merged_config
-from tests.support import (
-    base_config,
-    base_tensors,
-    random_tensor,
-    save_adapter,
-    save_base,
-    tree,
-    write_json,
-)
+from tests.kit.models import base_config, base_tensors, random_tensor, save_adapter, save_base
 
 pytest.importorskip("gguf", reason="needs the package gguf")
 

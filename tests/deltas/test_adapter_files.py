@@ -9,21 +9,22 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import save_file
+from tests.kit.files import Tensors, load_weights, tree
+from tests.kit.llamas import make_base
+from tests.kit.run import run_merge
 from transformers import AutoModelForCausalLM
 
 from merge import merge_lora, verify_merge
 from merge.errors import AdapterError, MergeError, UsageError
-from tests.support import (
+from tests.kit.adapters import make_adapter
+from tests.kit.models import (
     BASE_ROWS,
     HIDDEN,
     adapter_tensors,
     random_tensor,
-    run_merge,
     save_adapter,
     save_base,
-    tree,
 )
-from tests.tiny import Tensors, load_weights, make_adapter, make_base
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.kit.llamas import make_base
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from merge.deltas.adapter import open_adapter
@@ -17,8 +18,7 @@ from merge.formats import open_container
 from merge.layouts.huggingface import open_base
 from merge.layouts.model_folder import ModelFolder
 from merge.tensors.lazy import Checkpoint
-from tests.deltas.making import merge_with_peft, save_adapter
-from tests.tiny import make_base
+from tests.kit.adapters import make_lora, merge_with_peft
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 
@@ -52,7 +52,7 @@ def qwen2(folder: Path) -> Checkpoint:
 @pytest.mark.parametrize("settings", BIASES.values(), ids=BIASES)
 def test_biases_merge_as_peft_does(tmp_path: Path, settings: dict[str, Any]) -> None:
     base = qwen2(tmp_path / "base")
-    adapter = save_adapter(tmp_path / "lora", tmp_path / "base", **settings)
+    adapter = make_lora(tmp_path / "lora", tmp_path / "base", **settings)
     merged = apply_adapters(base, [open_adapter(AdapterFolder(adapter))], torch.float32).tensors
     expected = merge_with_peft(tmp_path / "base", [adapter])
     assert merged.keys() == expected.keys()
@@ -67,6 +67,6 @@ def test_biases_merge_as_peft_does(tmp_path: Path, settings: dict[str, Any]) -> 
 def test_bias_that_the_base_does_not_have(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     qwen2(tmp_path / "qwen2")
-    adapter = save_adapter(tmp_path / "lora", tmp_path / "qwen2", bias="lora_only")
+    adapter = make_lora(tmp_path / "lora", tmp_path / "qwen2", bias="lora_only")
     with pytest.raises(AdapterError, match="bias that the base model does not have"):
         apply_adapters(open_base(ModelFolder(base)), [open_adapter(AdapterFolder(adapter))], None)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
+from tests.kit.files import load_weights
+from tests.kit.llamas import make_base
 
 from merge import merge_lora
-from tests.deltas.making import logits_of, logits_with_peft, merge_with_peft, save_adapter
-from tests.tiny import LINEAR, load_weights, make_base
+from tests.kit.adapters import LINEAR, logits_of, logits_with_peft, make_lora, merge_with_peft
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:peft"),
@@ -88,7 +89,7 @@ def test_any_combination_merges_as_peft_does(
         folder = Path(name)
         base = make_base(folder / "base", dtype=dtype, tie_word_embeddings=tied)
         saved = [
-            save_adapter(folder / f"lora{number}", base, seed=number, **one)
+            make_lora(folder / f"lora{number}", base, seed=number, **one)
             for number, one in enumerate(chosen)
         ]
         merge_lora(base, saved, folder / "out", **EXACT)

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from tests.kit.files import Tensors, load_weights, tree
+from tests.kit.llamas import make_base
+from tests.kit.run import ROOT, run_merge
 
 from merge.errors import LayoutError, MergeError, OutputError, UsageError, VocabularyError
 from merge.jobs.apply_delta import apply_delta, make_delta
 from merge.jobs.convert_checkpoint import convert_checkpoint
-from tests.deltas.material import (
+from tests.kit.dense_deltas import (
     ROWS,
     make_published_delta,
     make_target,
@@ -21,8 +24,6 @@ from tests.deltas.material import (
     padded,
     save_model,
 )
-from tests.support import ROOT, run_merge, tree
-from tests.tiny import Tensors, load_weights, make_base
 
 APPLY = ROOT / "scripts" / "apply_delta.py"
 MAKE = ROOT / "scripts" / "make_delta.py"

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.kit.files import load_weights
+from tests.kit.llamas import make_base
 
 from merge import merge_lora
 from merge.deltas.kinds import HANDLED
-from tests.deltas.making import logits_of, logits_with_peft, merge_with_peft, save_adapter
 from tests.deltas.test_biases import BIASES
-from tests.tiny import LINEAR, load_weights, make_base
+from tests.kit.adapters import LINEAR, logits_of, logits_with_peft, make_lora, merge_with_peft
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 
@@ -138,7 +139,7 @@ def test_kind_merges_as_peft_does(
     tmp_path: Path, bases: Bases, base_changes: dict[str, Any], settings: dict[str, Any]
 ) -> None:
     base = bases(**base_changes)
-    adapter = save_adapter(tmp_path / "lora", base, **settings)
+    adapter = make_lora(tmp_path / "lora", base, **settings)
     merge_lora(base, adapter, tmp_path / "exact", output_type="huggingface", dtype="float32")
     if base_changes.get("tie_word_embeddings"):  # PEFT merges into both sides where one is trained
         expected = logits_with_peft(base, adapter)
@@ -172,7 +173,7 @@ def test_embeddings_stay_tied_only_while_they_are_equal(
     tmp_path: Path, bases: Bases, settings: dict[str, Any], stays: bool
 ) -> None:
     base = bases(tie_word_embeddings=True)
-    adapter = save_adapter(tmp_path / "lora", base, **settings)
+    adapter = make_lora(tmp_path / "lora", base, **settings)
     merge_lora(base, adapter, tmp_path / "out", output_type="huggingface", dtype="float32")
     assert ("lm_head.weight" not in load_weights(tmp_path / "out")) == stays
     assert load_config(tmp_path / "out")["tie_word_embeddings"] == stays
@@ -205,7 +206,7 @@ def test_vocabulary_grown_before_training(
     tmp_path: Path, bases: Bases, settings: dict[str, Any]
 ) -> None:
     base = bases()
-    adapter = save_adapter(tmp_path / "lora", base, rows=120, **settings)
+    adapter = make_lora(tmp_path / "lora", base, rows=120, **settings)
     merge_lora(base, adapter, tmp_path / "out", output_type="huggingface", dtype="float32")
     expected = merge_with_peft(base, [adapter], rows=120)
     for name, tensor in load_weights(tmp_path / "out").items():
@@ -228,8 +229,8 @@ def test_a_trainers_checkpoint_merges_as_the_saved_adapter(
     tmp_path: Path, bases: Bases, settings: dict[str, Any], name: str
 ) -> None:
     base = bases()
-    adapter = save_adapter(tmp_path / "lora", base, **settings)
-    raw = save_adapter(tmp_path / "raw", base, raw=True, **settings)
+    adapter = make_lora(tmp_path / "lora", base, **settings)
+    raw = make_lora(tmp_path / "raw", base, raw=True, **settings)
     (raw / "pytorch_model.bin").rename(raw / name)
     for folder in (adapter, raw):
         out = tmp_path / f"{folder.name} merged"
@@ -264,8 +265,8 @@ def test_what_an_adapter_does_depends_on_the_one_before(
 ) -> None:
     base = bases()
     adapters = [
-        save_adapter(tmp_path / "first", base, **first),
-        save_adapter(tmp_path / "second", base, seed=2, **second),
+        make_lora(tmp_path / "first", base, **first),
+        make_lora(tmp_path / "second", base, seed=2, **second),
     ]
     merge_lora(base, adapters, tmp_path / "out", output_type="huggingface", dtype="float32")
     merge_lora(

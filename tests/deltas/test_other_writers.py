@@ -11,19 +11,16 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from safetensors.torch import save_file
+from tests.kit.files import Tensors, load_weights, save_shards, tree, write_json
+from tests.kit.llamas import make_base
+from tests.kit.run import run_merge
+from tests.kit.tokenizers import write_tokenizer
 from transformers import AutoModel, AutoModelForCausalLM
 
 from merge import merge_lora, verify_merge
 from merge.errors import AdapterError, LayoutError, MergeError
-from tests.support import (
-    Tensors,
-    run_merge,
-    save_adapter,
-    save_base,
-    tree,
-    write_json,
-)
-from tests.tiny import load_weights, make_adapter, make_base, save_shards, write_tokenizer
+from tests.kit.adapters import make_adapter
+from tests.kit.models import save_adapter, save_base
 
 HF: dict[str, Any] = {"output_type": "huggingface", "dtype": "float32"}
 

@@ -17,13 +17,14 @@ from peft.tuners.lora.config import (
     MontecloraConfig,
     VeloraConfig,
 )
+from tests.kit.files import load_weights
+from tests.kit.llamas import make_base
 from transformers import LlamaForCausalLM
 
 from merge import merge_lora
 from merge.deltas.refusals import REFUSED
 from merge.errors import AdapterError
-from tests.deltas.making import load, save_adapter
-from tests.tiny import load_weights, make_base
+from tests.kit.adapters import load, make_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 
@@ -94,7 +95,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
     """An adapter with nothing wrong, to be spoiled in a copy."""
-    return save_adapter(tmp_path_factory.mktemp("lora"), base)
+    return make_lora(tmp_path_factory.mktemp("lora"), base)
 
 
 def save(folder: Path, base: Path, kind: str, settings: dict[str, Any]) -> Path:
@@ -379,7 +380,7 @@ def test_of_two_keys_that_meet_none_is_dropped_silently(
     added: dict[str, tuple[int, ...]],
     named: str,
 ) -> None:
-    adapter = save_adapter(tmp_path / "lora", base, **settings)
+    adapter = make_lora(tmp_path / "lora", base, **settings)
     tensors = load_and_remove(adapter)
     for seed, (key, shape) in enumerate(added.items()):
         torch.manual_seed(seed)
@@ -389,7 +390,7 @@ def test_of_two_keys_that_meet_none_is_dropped_silently(
 
 
 def test_equal_copies_of_one_tensor_are_one(tmp_path: Path, base: Path) -> None:
-    adapter = save_adapter(tmp_path / "lora", base, **ON_EMBED)
+    adapter = make_lora(tmp_path / "lora", base, **ON_EMBED)
     merge_lora(base, adapter, tmp_path / "one", output_type="huggingface")
     tensors = load_and_remove(adapter)
     own = tensors[f"base_model.model.{EMBED}.base_layer.weight"]

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from tests.kit.files import load_weights
+from tests.kit.llamas import make_base
 
 from merge import merge_lora, verify_merge
 from merge.errors import AdapterError
-from tests.deltas.making import merge_with_peft, save_adapter
-from tests.support import save_adapter as save_bare
-from tests.support import save_base
-from tests.tiny import load_weights, make_base
+from tests.kit.adapters import make_lora, merge_with_peft
+from tests.kit.models import save_adapter as save_bare
+from tests.kit.models import save_base
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 UNUSUAL: dict[str, dict[str, Any]] = {
@@ -28,7 +29,7 @@ UNUSUAL: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("settings", UNUSUAL.values(), ids=UNUSUAL)
 def test_unusual_alphas_are_merged_as_peft_does(tmp_path: Path, settings: dict[str, Any]) -> None:
     base = make_base(tmp_path / "base")
-    adapter = save_adapter(tmp_path / "lora", base, **settings)
+    adapter = make_lora(tmp_path / "lora", base, **settings)
     out = tmp_path / "out"
     merge_lora(base, adapter, out, output_type="huggingface", dtype="float32")
     merged = load_weights(out)

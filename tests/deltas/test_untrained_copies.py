@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.kit.files import load_weights
+from tests.kit.llamas import make_base
 
 from merge import merge_lora, verify_merge
 from merge.errors import AdapterError
-from tests.deltas.making import merge_with_peft, save_adapter
-from tests.tiny import load_weights, make_base
+from tests.kit.adapters import make_lora, merge_with_peft
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 
@@ -52,9 +53,9 @@ def test_an_untrained_copy_takes_nothing_from_the_adapter_before(
     second: dict[str, Any],
     copying: dict[str, Any],
 ) -> None:
-    before = save_adapter(tmp_path / "first", base, **first)
-    plain = save_adapter(tmp_path / "plain", base, seed=2, **second)
-    copies = save_adapter(tmp_path / "copies", base, seed=2, **second | copying)
+    before = make_lora(tmp_path / "first", base, **first)
+    plain = make_lora(tmp_path / "plain", base, seed=2, **second)
+    copies = make_lora(tmp_path / "copies", base, seed=2, **second | copying)
     merge_lora(base, [before, copies], tmp_path / "out", **EXACT)
     assert not verify_merge(tmp_path / "out").faults
     merged = load_weights(tmp_path / "out")
@@ -63,9 +64,9 @@ def test_an_untrained_copy_takes_nothing_from_the_adapter_before(
 
 
 def test_a_copy_of_what_the_adapter_before_made(tmp_path: Path, base: Path) -> None:
-    before = save_adapter(tmp_path / "first", base)
+    before = make_lora(tmp_path / "first", base)
     merge_lora(base, before, tmp_path / "middle", output_type="huggingface")
-    after = save_adapter(tmp_path / "second", tmp_path / "middle", seed=2, raw=True)
+    after = make_lora(tmp_path / "second", tmp_path / "middle", seed=2, raw=True)
     merge_lora(base, [before, after], tmp_path / "out", **EXACT)
     assert not verify_merge(tmp_path / "out").faults
     merge_lora(tmp_path / "middle", after, tmp_path / "stepwise", **EXACT)
@@ -76,8 +77,8 @@ def test_a_copy_of_what_the_adapter_before_made(tmp_path: Path, base: Path) -> N
 
 def test_a_copy_of_another_model_is_refused(tmp_path: Path, base: Path) -> None:
     other = make_base(tmp_path / "other", seed=5)
-    before = save_adapter(tmp_path / "first", base)
-    after = save_adapter(tmp_path / "second", other, raw=True)
+    before = make_lora(tmp_path / "first", base)
+    after = make_lora(tmp_path / "second", other, raw=True)
     merge_lora(base, after, tmp_path / "alone", dry_run=True)
     with pytest.raises(AdapterError, match="it is of another model") as caught:
         merge_lora(base, [before, after], tmp_path / "out", **EXACT)
@@ -87,9 +88,9 @@ def test_a_copy_of_another_model_is_refused(tmp_path: Path, base: Path) -> None:
 
 def test_a_copy_with_fewer_rows_leaves_the_others(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
-    before = save_adapter(tmp_path / "first", base, target_modules=["embed_tokens", "lm_head"])
+    before = make_lora(tmp_path / "first", base, target_modules=["embed_tokens", "lm_head"])
     sides = {"target_modules": ["embed_tokens", "lm_head"], "save_embedding_layers": True}
-    after = save_adapter(tmp_path / "second", base, seed=2, rows=96, **sides)
+    after = make_lora(tmp_path / "second", base, seed=2, rows=96, **sides)
     (after / "tokenizer.model").unlink()
     kept = {**EXACT, "vocab_mismatch": "keep_base_rows"}
     merge_lora(base, before, tmp_path / "middle", **EXACT)

@@ -11,11 +11,13 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from tests.kit.files import Tensors, load_weights
+from tests.kit.llamas import make_base
+from tests.kit.tokenizers import write_tokenizer
 
 from merge import merge_lora
 from merge.errors import AdapterError, FormatError, UsageError, VocabularyError
-from tests.deltas.making import load, save_adapter
-from tests.tiny import Tensors, load_weights, make_base, write_tokenizer
+from tests.kit.adapters import load, make_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 
@@ -43,8 +45,8 @@ def assert_close(folder: Path, expected: Tensors) -> None:
 def test_weights_multiply_what_each_adapter_adds(tmp_path: Path, given: Any) -> None:
     base = make_base(tmp_path / "base")
     adapters = [
-        save_adapter(tmp_path / "a", base),
-        save_adapter(tmp_path / "b", base, seed=2, use_dora=True, target_modules=["q_proj"]),
+        make_lora(tmp_path / "a", base),
+        make_lora(tmp_path / "b", base, seed=2, use_dora=True, target_modules=["q_proj"]),
     ]
     merge_lora(base, adapters, tmp_path / "out", lora_weights=given, **EXACT)
     assert_close(tmp_path / "out", weighted_with_peft(base, adapters, [1.0, 0.5]))
@@ -53,14 +55,14 @@ def test_weights_multiply_what_each_adapter_adds(tmp_path: Path, given: Any) -> 
 @pytest.mark.parametrize("weights", ["1", "1,2,3", "a,b", "nan,1", "1,inf"])
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path, weights: str) -> None:
     base = make_base(tmp_path / "base")
-    adapters = [save_adapter(tmp_path / name, base) for name in ("a", "b")]
+    adapters = [make_lora(tmp_path / name, base) for name in ("a", "b")]
     with pytest.raises(UsageError, match="lora_weights"):
         merge_lora(base, adapters, tmp_path / "out", lora_weights=weights)
 
 
 def test_weight_of_replaced_tensors_is_explained(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
-    adapter = save_adapter(tmp_path / "lora", base, modules_to_save=["lm_head"])
+    adapter = make_lora(tmp_path / "lora", base, modules_to_save=["lm_head"])
     report = merge_lora(base, adapter, tmp_path / "out", lora_weights="0.5", dry_run=True)
     assert "its weight 0.5 is for what it adds" in report.summary()
 
@@ -77,7 +79,7 @@ FEWER = {
 
 
 def short_adapter(folder: Path, base: Path, settings: dict[str, Any]) -> Path:
-    adapter = save_adapter(folder, base, rows=96, **settings)
+    adapter = make_lora(folder, base, rows=96, **settings)
     (adapter / "tokenizer.model").unlink()
     write_tokenizer(adapter, 96)
     return adapter
@@ -104,7 +106,7 @@ def test_fewer_rows_than_the_base_are_a_choice(tmp_path: Path, settings: dict[st
 
 def test_more_rows_than_the_base_in_what_is_added(tmp_path: Path) -> None:
     padded, base = make_base(tmp_path / "padded", vocab_size=112), make_base(tmp_path / "base")
-    adapter = save_adapter(tmp_path / "lora", padded, target_modules=["embed_tokens", "lm_head"])
+    adapter = make_lora(tmp_path / "lora", padded, target_modules=["embed_tokens", "lm_head"])
     with pytest.raises(VocabularyError, match="larger vocabulary"):
         merge_lora(base, adapter, tmp_path / "out", **EXACT)
     merge_lora(base, adapter, tmp_path / "out", vocab_mismatch="truncate", **EXACT)
@@ -128,7 +130,7 @@ def test_dora_of_a_vocabulary_fits_its_own_rows_only(tmp_path: Path) -> None:
 
 def test_token_that_the_base_has_no_row_for(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
-    adapter = save_adapter(tmp_path / "lora", base, rows=120, trainable_token_indices=[110])
+    adapter = make_lora(tmp_path / "lora", base, rows=120, trainable_token_indices=[110])
     write_tokenizer(adapter, 101)
     with pytest.raises(AdapterError, match="no rows for") as caught:
         merge_lora(base, adapter, tmp_path / "out")
@@ -138,8 +140,8 @@ def test_token_that_the_base_has_no_row_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inside", ["", "chinese-lora/"])
 def test_zipped_adapter_folder(tmp_path: Path, inside: str) -> None:
     base = make_base(tmp_path / "base")
-    adapter = save_adapter(tmp_path / "lora", base, rows=120, modules_to_save=["lm_head"])
-    adapter = save_adapter(adapter, base, rows=120, modules_to_save=["embed_tokens", "lm_head"])
+    adapter = make_lora(tmp_path / "lora", base, rows=120, modules_to_save=["lm_head"])
+    adapter = make_lora(adapter, base, rows=120, modules_to_save=["embed_tokens", "lm_head"])
     with zipfile.ZipFile(tmp_path / "lora.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for path in adapter.iterdir():
             archive.write(path, f"{inside}{path.name}")
@@ -152,7 +154,7 @@ def test_zipped_adapter_folder(tmp_path: Path, inside: str) -> None:
 
 def test_archive_with_a_name_that_leads_out_of_it(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
-    adapter = save_adapter(tmp_path / "lora", base)
+    adapter = make_lora(tmp_path / "lora", base)
     with zipfile.ZipFile(tmp_path / "lora.zip", "w") as archive:
         archive.writestr("../evil/adapter_model.bin", "out of the folder")
         for path in adapter.iterdir():
@@ -164,7 +166,7 @@ def test_archive_with_a_name_that_leads_out_of_it(tmp_path: Path) -> None:
 
 def test_archives_that_are_no_single_adapter(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
-    adapter = save_adapter(tmp_path / "lora", base)
+    adapter = make_lora(tmp_path / "lora", base)
     with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
         for name in ("a", "b"):
             archive.write(adapter / "adapter_config.json", f"{name}/adapter_config.json")
@@ -177,7 +179,7 @@ def test_archives_that_are_no_single_adapter(tmp_path: Path) -> None:
 
 def test_tensors_saved_from_a_gpu(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
-    adapter = save_adapter(tmp_path / "lora", base)
+    adapter = make_lora(tmp_path / "lora", base)
     merge_lora(base, adapter, tmp_path / "plain", **EXACT)
     on_gpu = shutil.copytree(adapter, tmp_path / "gpu")
     tensors = load_weights(adapter)
@@ -203,7 +205,7 @@ def test_tensors_saved_from_a_gpu(tmp_path: Path) -> None:
 
 def test_whole_model_beside_an_adapters_configuration(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", max_shard_size="10GB")
-    adapter = save_adapter(tmp_path / "lora", base)
+    adapter = make_lora(tmp_path / "lora", base)
     (adapter / "adapter_model.safetensors").unlink()
     shutil.copy(base / "pytorch_model.bin", adapter)
     with pytest.raises(AdapterError, match="whole model beside"):
@@ -213,7 +215,7 @@ def test_whole_model_beside_an_adapters_configuration(tmp_path: Path) -> None:
 def test_the_three_keys_of_a_saved_module_are_checked(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     settings = {"modules_to_save": ["embed_tokens", "lm_head"], "save_embedding_layers": "auto"}
-    adapter = save_adapter(tmp_path / "lora", base, rows=120, **settings)
+    adapter = make_lora(tmp_path / "lora", base, rows=120, **settings)
     tensors = load_weights(adapter)
     stem = "base_model.model.lm_head."
     assert {f"{stem}{part}weight" for part in ("", "modules_to_save.", "original_module.")} <= (

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.kit.run import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PROMPT, CONTINUATION = "如果你今天去那个村庄，", "还能看见那棵柳树。"
 
 

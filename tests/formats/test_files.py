@@ -16,7 +16,7 @@ from merge.errors import FormatError
 from merge.formats import InputFile, open_container
 from merge.storage.input_file import view_as_bytes
 from merge.storage.offload import Offload
-from tests.formats.material import values
+from tests.kit.containers import values
 
 
 class TakingTurns(InputFile):

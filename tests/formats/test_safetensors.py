@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from merge.errors import FormatError
 from merge.formats import TensorInfo, open_container
 from merge.formats.safetensors import SafetensorsWriter
-from tests.formats.material import (
+from tests.kit.containers import (
     FLOATS,
     INFOS,
     INTEGERS,

@@ -16,13 +16,7 @@ from merge.errors import MergeError
 from merge.jobs.verify_merge import verify_merge
 from tests.fuzz.edits import apply_in_folder, apply_to_json, apply_to_values
 from tests.fuzz.subjects import Change, Subject, require_one_message
-from tests.support import (
-    BASE_ROWS,
-    adapter_tensors,
-    base_tensors,
-    save_adapter,
-    save_base,
-)
+from tests.kit.models import BASE_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
 
 Use = Callable[[], object]
 RESULT = "out/merge_manifest.json"

@@ -24,6 +24,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tests.kit.llamas import make_base
+from tests.kit.tokenizers import TEXT, train
+
 from merge.commands import (
     apply_delta,
     common,
@@ -36,11 +39,10 @@ from merge.commands import (
 from merge.commands import resize_vocabulary as resize
 from merge.engines import writers as output_files
 from merge.jobs import writing
-from tests.interruption.doors import require_nothing_half
-from tests.interruption.many import SMALL_WRITES, contents
-from tests.support import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
-from tests.tiny import make_adapter, make_base
-from tests.tokenizer_tools.conftest import TEXT, train
+from tests.interruption.final_names import require_nothing_half
+from tests.interruption.kill_many import SMALL_WRITES, contents
+from tests.kit.adapters import make_adapter
+from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
 
 Command = Callable[[Sequence[str]], int]
 # Of the work of a command: never interrupted but counted, and neither.

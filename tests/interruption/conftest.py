@@ -14,7 +14,7 @@ import pytest
 from merge import merge_lora
 from merge.engines import writers as output_files
 from merge.jobs.writing import Report
-from tests.support import LLAMA_ROWS, adapter_tensors, save_adapter, save_base
+from tests.kit.models import LLAMA_ROWS, adapter_tensors, save_adapter, save_base
 
 
 @dataclass

@@ -7,8 +7,7 @@ import subprocess
 import sys
 
 import pytest
-
-from tests.support import ROOT, quick_environment
+from tests.kit.run import ROOT, quick_environment
 
 pytestmark = [
     pytest.mark.slow,

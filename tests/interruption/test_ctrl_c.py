@@ -10,21 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.kit.files import Tensors
+from tests.kit.run import command, quick_environment, run_merge
+from tests.kit.stopped import contents
 
 from merge import merge_lora
 from merge.output.journal import JOURNAL_NAME
-from tests.interruption.conftest import contents
-from tests.support import (
+from tests.kit.models import (
     BASE_ROWS,
     HIDDEN,
     INTERMEDIATE,
     LAYERS,
-    Tensors,
     adapter_tensors,
     base_tensors,
-    command,
-    quick_environment,
-    run_merge,
     save_adapter,
     save_base,
 )

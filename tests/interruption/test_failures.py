@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.kit.files import tree
+from tests.kit.stopped import Merging, contents, interrupted_at
+from tests.kit.tokenizers import tokenizer_model
 
 from merge import convert_checkpoint, merge_lora
 from merge.errors import OutputError
@@ -18,17 +21,8 @@ from merge.jobs.apply_delta import apply_delta, make_delta
 from merge.jobs.resize_vocabulary import resize_vocabulary
 from merge.jobs.writing import Report
 from merge.output.journal import JOURNAL_NAME
-from tests.interruption.conftest import Merging, contents, interrupted_at
-from tests.interruption.doors import require_nothing_half
-from tests.support import (
-    LLAMA_ROWS,
-    adapter_tensors,
-    base_tensors,
-    save_adapter,
-    save_base,
-    tokenizer_model,
-    tree,
-)
+from tests.interruption.final_names import require_nothing_half
+from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs limits and users of POSIX")
 

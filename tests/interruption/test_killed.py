@@ -9,9 +9,8 @@ import subprocess
 import sys
 
 import pytest
-
-from tests.interruption.conftest import Merging, contents, interrupted_at
-from tests.support import ROOT, quick_environment
+from tests.kit.run import ROOT, quick_environment
+from tests.kit.stopped import Merging, contents, interrupted_at
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,7 +22,7 @@ POINTS = 25
 
 def test_killed_and_resumed_runs_give_the_same_bytes() -> None:
     told = subprocess.run(
-        [sys.executable, "-m", "tests.interruption.many", "--runs", "50", "--seed", "7"],
+        [sys.executable, "-m", "tests.interruption.kill_many", "--runs", "50", "--seed", "7"],
         capture_output=True,
         encoding="utf-8",
         check=False,
@@ -45,7 +44,7 @@ def test_run_that_begins_anew_after_a_killed_one_may_be_killed_too(
     one: Merging, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of the first run's files have names, and only a journal says whose they are."""
-    from tests.interruption.many import counted, die_at, in_a_process
+    from tests.interruption.kill_many import counted, die_at, in_a_process
 
     def killed_at(point: int) -> int:
         def work() -> None:

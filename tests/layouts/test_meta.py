@@ -9,17 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from tests.kit.files import Tensors, load_weights, save_shards, tree
+from tests.kit.tokenizers import write_tokenizer
 
 from merge import merge_lora
 from merge.errors import FormatError, LayoutError, MergeError, UsageError
 from merge.layouts.model_folder import ModelFolder
 from merge.layouts.opening import open_checkpoint
-from tests.layouts.material import (
+from tests.kit.adapters import make_adapter
+from tests.kit.meta_models import (
     DIM,
     FEED_FORWARD,
     HEADS,
     ROWS,
-    Tensors,
     hf_tensors,
     make_meta,
     meta_tensors,
@@ -27,8 +29,6 @@ from tests.layouts.material import (
     save_meta,
     split,
 )
-from tests.support import tree
-from tests.tiny import load_weights, make_adapter, save_shards, write_tokenizer
 
 SHARDS = pytest.mark.parametrize("count", [1, 2, 4, 8])
 

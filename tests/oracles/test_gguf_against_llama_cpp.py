@@ -13,14 +13,17 @@ from typing import Any
 
 import pytest
 import torch
+from tests.kit.files import load_weights
+from tests.kit.llamas import make_base
+from tests.kit.tokenizers import write_tokenizer
 
 from merge import convert_checkpoint, merge_lora, verify_merge
 from merge.formats import InputFile
 from merge.formats import gguf as container
 from merge.layouts.opening import open_checkpoint
 from merge.tokenizers import sentencepiece_model as spm
-from tests.oracles.llama_cpp_oracle import HUGGINGFACE, convert, converters
-from tests.tiny import load_weights, make_adapter, make_base, write_tokenizer
+from tests.kit.adapters import make_adapter
+from tests.kit.llama_cpp import HUGGINGFACE, convert, converters
 from tokenizer_tools.extend import extend, select_text_pieces
 
 pytestmark = pytest.mark.slow

@@ -17,13 +17,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from tests.kit.run import ROOT, quick_environment
+from tests.kit.tokenizers import TEXT
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from demo import text
 from merge import convert_checkpoint, merge_lora
 from merge.tokenizers import sentencepiece_model as spm
-from tests import tiny
-from tests.support import ROOT, quick_environment
+from tests.kit import peft_models
 from tokenizer_tools import extend
 
 pytestmark = [
@@ -34,7 +35,6 @@ pytestmark = [
     ),
 ]
 CLIENT = Path(__file__).with_name("llama_cpp_client.py")
-MIXED = Path(__file__).parents[1] / "text" / "mixed.txt"
 PROMPTS = ["如果你今天去那个村庄，还能看见那棵柳树。", "The quick brown fox 跳过了 the lazy dog"]
 LINES, MORE = 500, 32
 OUTPUTS: dict[str, dict[str, Any]] = {
@@ -84,7 +84,7 @@ def _make_published(folder: Path, tokenizers: Path) -> tuple[Path, Path]:
     files = {place: (place / "tokenizer.model").read_bytes() for place in (base, lora)}
     rows = [len(spm.read_model(place).pieces) for place in (base, lora)]
     _write_base(base, rows[0])
-    tiny.make_adapter(lora, base, rows=rows[1], dtype=torch.float16)
+    peft_models.make_adapter(lora, base, rows=rows[1], dtype=torch.float16)
     _make_decided(lora / "adapter_model.safetensors")
     for place, content in files.items():  # make_adapter writes one of its own
         (place / "tokenizer.model").write_bytes(content)
@@ -94,7 +94,7 @@ def _make_published(folder: Path, tokenizers: Path) -> tuple[Path, Path]:
 def _write_base(folder: Path, rows: int) -> None:
     """Two layers of eight heads in groups of four, float16."""
     torch.manual_seed(0)
-    config = tiny.base_config(
+    config = peft_models.base_config(
         vocab_size=rows,
         num_key_value_heads=2,
         max_position_embeddings=256,
@@ -174,7 +174,7 @@ def _transformers(model: Model, prompt: list[int]) -> tuple[torch.Tensor, list[i
 
 
 def test_f32_gives_sentencepiece_ids_and_transformers_logits(model: Model, tmp_path: Path) -> None:
-    lines = MIXED.read_text(encoding="utf-8").splitlines()[:LINES]
+    lines = TEXT.read_text(encoding="utf-8").splitlines()[:LINES]
     assert len(lines) == LINES
     result = _run(model, "f32", lines, tmp_path)
     assert result["ids"] == [model.tokenizer.encode(line) for line in lines]

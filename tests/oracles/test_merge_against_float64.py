@@ -16,10 +16,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.kit.compare import ulps
+from tests.kit.files import Tensors, load_weights
+from tests.kit.llamas import make_base
 
 from merge import merge_lora
 from merge.errors import UsageError
-from tests.tiny import Tensors, load_weights, make_adapter, make_base, to_old_layout, ulps
+from tests.kit.adapters import make_adapter, to_old_layout
 
 ROWS = 152  # leaves a remainder for 2, 4 and 8 shards together with 151
 HEADS = 8

@@ -7,17 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.kit.compare import ulps
+from tests.kit.files import load_weights
+from tests.kit.llamas import make_base
 
 from merge import merge_lora
-from tests.tiny import (
-    LINEAR,
-    load_weights,
-    make_adapter,
-    make_base,
-    peft_merge,
-    to_old_layout,
-    ulps,
-)
+from tests.kit.adapters import LINEAR, make_adapter, merge_with_peft, to_old_layout
 
 BASES: dict[str, dict[str, Any]] = {
     "multi-head": {},
@@ -43,7 +38,7 @@ def test_any_base_merges_as_peft_does(tmp_path: Path, base_changes: dict[str, An
     base = make_base(tmp_path / "base", **base_changes)
     adapter = make_adapter(tmp_path / "lora", base, rows=151)
     merge_lora(base, adapter, tmp_path / "out", output_type="huggingface", dtype="float32")
-    assert_same(tmp_path / "out", peft_merge(base, [adapter]))
+    assert_same(tmp_path / "out", merge_with_peft(base, [adapter]))
 
 
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -71,7 +66,7 @@ def test_any_adapter_merges_as_peft_does(tmp_path: Path, changes: dict[str, Any]
     base = make_base(tmp_path / "base")
     adapter = make_adapter(tmp_path / "lora", base, **changes)
     merge_lora(base, adapter, tmp_path / "out", output_type="huggingface", dtype="float32")
-    assert_same(tmp_path / "out", peft_merge(base, [adapter]))
+    assert_same(tmp_path / "out", merge_with_peft(base, [adapter]))
 
 
 @pytest.mark.filterwarnings("ignore:Unexpected keyword arguments")
@@ -80,7 +75,7 @@ def test_two_adapters_merge_in_their_order(tmp_path: Path) -> None:
     first = to_old_layout(make_adapter(tmp_path / "llama", base, rows=151, targets=LINEAR[:4]))
     second = to_old_layout(make_adapter(tmp_path / "alpaca", base, rows=152, seed=2, r=8))
     merge_lora(base, [first, second], tmp_path / "out", output_type="huggingface", dtype="float32")
-    assert_same(tmp_path / "out", peft_merge(base, [first, second]))
+    assert_same(tmp_path / "out", merge_with_peft(base, [first, second]))
 
 
 @pytest.mark.filterwarnings("ignore:Unexpected keyword arguments")
@@ -89,7 +84,7 @@ def test_float16_is_the_float32_sum_rounded_once(tmp_path: Path) -> None:
     first = to_old_layout(make_adapter(tmp_path / "llama", base, rows=151))
     second = to_old_layout(make_adapter(tmp_path / "alpaca", base, rows=152, seed=2))
     merge_lora(base, [first, second], tmp_path / "out", output_type="huggingface")
-    expected = peft_merge(base, [first, second])
+    expected = merge_with_peft(base, [first, second])
     for name, tensor in load_weights(tmp_path / "out").items():
         assert int(ulps(tensor, expected[name].half()).max()) <= 1, name
 

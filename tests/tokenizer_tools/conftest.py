@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
-
-TEXT = Path(__file__).parents[1] / "text" / "mixed.txt"
+from tests.kit.tokenizers import TEXT
 
 
 def train(lines: Iterable[str], **settings: Any) -> ModelProto:

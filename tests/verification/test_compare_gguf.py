@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.kit.files import load_weights, save_shards
+from tests.kit.llamas import make_base
 
 from merge import convert_checkpoint, merge_lora
 from merge.commands.compare_checkpoints import main
-from tests.tiny import load_weights, make_adapter, make_base, save_shards
-from tests.verification.material import gguf_tensor
+from tests.kit.adapters import make_adapter
+from tests.kit.spoiled_results import gguf_tensor
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
 

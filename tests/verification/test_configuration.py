@@ -11,7 +11,7 @@ import pytest
 
 from merge import convert_checkpoint, merge_lora, verify_merge
 from merge.errors import MergeError
-from tests.support import LLAMA_ROWS, adapter_tensors, base_config, save_adapter, save_base
+from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_config, save_adapter, save_base
 
 ANOTHER = "the configuration of the result is another than that of its model"
 TIED = "the configuration of the result contradicts its model"

@@ -14,18 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.kit.files import write_json
+from tests.kit.run import ROOT, quick_environment
+from tests.kit.tokenizers import tokenizer_model
 
 from merge import merge_lora
-from tests.support import (
-    ROOT,
-    adapter_tensors,
-    base_config,
-    quick_environment,
-    save_adapter,
-    save_base,
-    tokenizer_model,
-    write_json,
-)
+from tests.kit.models import adapter_tensors, base_config, save_adapter, save_base
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 

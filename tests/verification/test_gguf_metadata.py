@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.kit.llamas import make_base
 
 from merge import convert_checkpoint, merge_lora, verify_merge
 from merge.commands.verify_merge import main
 from merge.output.preflight import MANIFEST_NAME
-from tests.tiny import make_adapter, make_base
+from tests.kit.adapters import make_adapter
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
 

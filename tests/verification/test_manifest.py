@@ -14,8 +14,8 @@ import pytest
 from merge import merge_lora, verify_merge
 from merge.commands.verify_merge import main
 from merge.errors import FormatError
-from tests.support import save_adapter, save_base
-from tests.verification.material import manifest
+from tests.kit.models import save_adapter, save_base
+from tests.kit.spoiled_results import manifest
 
 Place = tuple[str | int, ...]
 TENSOR = ("tensors", "lm_head.weight")

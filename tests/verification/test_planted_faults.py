@@ -15,12 +15,15 @@ from typing import Any
 
 import pytest
 import torch
+from tests.kit.files import Tensors
+from tests.kit.llamas import make_base
+from tests.kit.tokenizers import write_tokenizer
 
 from merge import merge_lora, verify_merge
 from merge.commands.verify_merge import main
 from merge.errors import MergeError, UsageError
-from tests.tiny import make_adapter, make_base, write_tokenizer
-from tests.verification.material import Tensors, flip_in_place, manifest, spoil, vouch, weight_files
+from tests.kit.adapters import make_adapter
+from tests.kit.spoiled_results import flip_in_place, manifest, spoil, vouch, weight_files
 
 LAYER = "model.layers.1."
 KINDS = (

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.kit.files import Tensors
+from tests.kit.tokenizers import tokenizer_model
 
 from merge import apply_delta, merge_lora, verify_merge
 from merge.errors import AdapterError, LayoutError, MergeError, UsageError
 from merge.jobs.resize_vocabulary import resize_vocabulary
-from tests.support import (
+from tests.kit.models import (
     BASE_ROWS,
     HIDDEN,
     LLAMA_ROWS,
@@ -22,9 +24,8 @@ from tests.support import (
     base_tensors,
     save_adapter,
     save_base,
-    tokenizer_model,
 )
-from tests.verification.material import Tensors, manifest, spoil, vouch
+from tests.kit.spoiled_results import manifest, spoil, vouch
 
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 SHAPE = "another shape than its inputs give"

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.kit.files import save_shards
+from tests.kit.llamas import make_base
 
 from merge import apply_delta, convert_checkpoint, make_delta, merge_lora, verify_merge
 from merge.jobs.verify_merge import Verification
-from tests.tiny import make_adapter, make_base, peft_merge, save_shards
+from tests.kit.adapters import make_adapter, merge_with_peft
 
 SOURCES = sorted((Path(__file__).parents[2] / "merge" / "verification").glob("*.py"))
 
@@ -157,7 +159,7 @@ def test_a_merge_by_peft_is_right_without_a_manifest(
     tmp_path: Path, base: Path, grown: Path
 ) -> None:
     """PEFT multiplies and adds in float32 here; rounding that once is what is asked of a merge."""
-    merged = {name: tensor.half() for name, tensor in peft_merge(base, [grown]).items()}
+    merged = {name: tensor.half() for name, tensor in merge_with_peft(base, [grown]).items()}
     out = tmp_path / "out"
     out.mkdir()
     save_shards(merged, out, ".safetensors")

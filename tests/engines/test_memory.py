@@ -1,0 +1,97 @@
+"""Memory: what a merged tensor needed goes with its reader; no kind of adapter needs more."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.kit.llamas import make_base
+from tests.kit.run import command, quick_environment
+
+from merge.deltas.patches import LowRank
+from merge.tensors.lazy import LazyTensor, RowReader
+from merge.tensors.patched import PatchedTensor
+from tests.kit.adapters import make_lora
+
+
+@dataclass(frozen=True)
+class InMemory(LazyTensor):
+    values: torch.Tensor
+
+    def reader(self) -> RowReader:
+        return lambda start, stop, out: out.copy_(self.values[start:stop])  # type: ignore[return-value]
+
+
+def lazy(*shape: int) -> InMemory:
+    return InMemory(shape, torch.float32, "memory", torch.ones(shape))
+
+
+@pytest.fixture
+def without_collection() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("without_collection")
+def test_factors_go_with_the_reader_and_wait_for_no_garbage_collection() -> None:
+    start, patch = lazy(300, 16), LowRank(lazy(4, 16), lazy(300, 4), 0.5)
+    reader = PatchedTensor(start.shape, start.dtype, start.origin, start, ((patch,),)).reader()
+    out = torch.empty(100, 16)
+    reader(150, 250, out)
+    assert out.eq(3).all()
+    gone = weakref.ref(reader)
+    del reader
+    assert gone() is None
+
+
+# Runs a command and says its peak memory; a process of its own, since a child counts what its
+# parent held when it was started.
+MEASURED = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+MIB = 1024 if sys.platform == "linux" else 1 << 20  # of ru_maxrss
+
+
+def peak(base: Path, adapter: Path, output: Path) -> float:
+    """MiB that a merge takes at its peak."""
+    merge = command("--base_model", base, "--lora_model", adapter, "--output_dir", output)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *merge, "--output_type", "huggingface"],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        env=quick_environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout) / MIB
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps no peak memory of children")
+def test_dora_on_the_embeddings_takes_no_more_memory_than_a_plain_lora(tmp_path: Path) -> None:
+    """The embeddings in float32 are 156 MiB."""
+    sizes: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 1}
+    base = make_base(tmp_path / "base", vocab_size=80_000, max_shard_size="1GB", **sizes)
+    linear = ["q_proj", "up_proj", "down_proj"]
+    kinds: dict[str, dict[str, Any]] = {
+        "plain": {"target_modules": linear},
+        "dora": {"target_modules": [*linear, "embed_tokens"], "use_dora": True},
+    }
+    peaks = []
+    for name, config in kinds.items():
+        adapter = make_lora(tmp_path / name, base, dtype=torch.float16, std=0.02, **config)
+        peaks.append(peak(base, adapter, tmp_path / f"{name}-out"))
+    assert peaks[1] < peaks[0] + 24, peaks
+    assert peaks[1] < 400, peaks

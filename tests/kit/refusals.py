@@ -1,0 +1,100 @@
+"""Checks of every refusal that any test meets: its options exist, and so do the files it names."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+from merge.errors import MergeError
+
+COMMANDS = Path(__file__).parents[2] / "merge" / "commands"
+# Jobs whose commands are two; inspect_adapter tells what the merge would say.
+_ALSO = {
+    "apply_delta": ("make_delta",),
+    "convert_checkpoint": ("convert_llama_weights_to_hf",),
+    "inspect_adapter": ("merge_lora",),
+}
+_NO_COMMANDS = ("__init__", "common", "progress")
+_OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+# Another command of this project with its options, and whole commands of other programs.
+_OTHER = re.compile(r"(?P<script>\w+)\.py(?P<words>(?: --?[\w-]+| [A-Za-z0-9_.]+)*)")
+_QUOTED = re.compile(r"`[^`]*`")
+_OF_LLAMA_CPP = {"--pad-vocab"}
+_SCRIPTS = {
+    "merge_llama_with_chinese_lora": "merge_lora",
+    "resize_llama_vocabulary": "resize_vocabulary",
+}
+_MISSING = re.compile(r"\b(no|not|none|missing|lacks|lost|without|nothing|interrupted)\b")
+
+
+@cache
+def options_of(command: str) -> frozenset[str]:
+    """Every option of a command, as its parser has it."""
+    module: Any = import_module(f"merge.commands.{command}")
+    parser: argparse.ArgumentParser
+    parser = module.make_parser()
+    return frozenset(option for action in parser._actions for option in action.option_strings)
+
+
+def commands() -> list[str]:
+    """The commands' modules."""
+    return sorted(path.stem for path in COMMANDS.glob("*.py") if path.stem not in _NO_COMMANDS)
+
+
+def faults(error: MergeError, job: str | None) -> Iterator[str]:
+    """What is wrong with the words of a refusal in a job."""
+    text = _QUOTED.sub("", str(error))
+    for match in _OTHER.finditer(text):
+        command = _SCRIPTS.get(match["script"], match["script"])
+        if command in commands():
+            lost = set(_OPTION.findall(match["words"])) - options_of(command)
+            yield from (f"{match['script']}.py has no {option}" for option in sorted(lost))
+    named = set(_OPTION.findall(_OTHER.sub("", text))) - _OF_LLAMA_CPP
+    chosen = [job, *_ALSO.get(job, ())] if job in commands() else commands()
+    known = frozenset().union(*(options_of(name) for name in chosen if name))
+    yield from (f"{job or 'no command'} has no {option}" for option in sorted(named - known))
+    file = error.facts.get("file", "")
+    if file.startswith("/") and "\\" not in file and " ... " not in file:
+        try:
+            is_there = Path(file).exists() or Path(file).is_symlink()
+        except OSError:  # a folder that may not be read
+            is_there = True
+        if not is_there and not _MISSING.search(text.lower().replace(file.lower(), "")):
+            yield f"{file} is not there, and is not called missing"
+
+
+def _job() -> str | None:
+    """The outermost job or command that is running."""
+    found, step = None, cast("FrameType | None", sys._getframe(1))
+    while step is not None:
+        path = Path(step.f_code.co_filename)
+        if path.parent.name in ("jobs", "commands") and path.parent.parent.name == "merge":
+            found = path.stem if path.stem not in ("common", "writing", "planned") else found
+        step = step.f_back
+    return found
+
+
+@contextmanager
+def checked() -> Iterator[None]:
+    """Check every refusal that is made meanwhile, and fail with all that is wrong."""
+    made, init = [], MergeError.__init__
+
+    def noted(self: MergeError, *args: Any, **named: Any) -> None:
+        init(self, *args, **named)
+        made.extend((self, fault) for fault in faults(self, _job()))
+
+    MergeError.__init__ = noted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        MergeError.__init__ = init  # type: ignore[method-assign]
+    told = "\n\n".join(f"{fault}:\n{error}" for error, fault in made)
+    assert not made, told

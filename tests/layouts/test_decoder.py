@@ -1,0 +1,485 @@
+"""Decoders that are no LLaMA: merged by the command, against PEFT's merge and by their logits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+from tests.kit.files import load_weights
+from tests.kit.llamas import llama_config
+from tests.kit.tokenizers import write_tokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from merge import merge_lora, verify_merge
+from merge.commands.merge_lora import main, main_to_hf
+from merge.errors import LayoutError, MergeError, OutputError, UsageError, VocabularyError
+from tests.kit.adapters import LINEAR, load, logits_of, logits_with_peft, make_lora, merge_with_peft
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
+
+TEXTS = [
+    "<|im_start|>user\nhello, world<|im_end|>",
+    "the quick brown fox 中文 123",
+    "  two  spaces",
+]
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+GPT2 = {"vocab_size": 320, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+TIED = {"tie_word_embeddings": True}
+FUSED = ["qkv_proj", "gate_up_proj"]
+# Class of the configuration, its settings, and what the adapter is trained on.
+DECODERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "Qwen2": ("Qwen2Config", SIZES, {"target_modules": LINEAR}),
+    "Qwen2, biases too": ("Qwen2Config", SIZES, {"target_modules": LINEAR, "bias": "all"}),
+    "Qwen2, vocabulary": ("Qwen2Config", SIZES, {"modules_to_save": ["embed_tokens", "lm_head"]}),
+    "Qwen2, tied": ("Qwen2Config", SIZES | TIED, {}),
+    "Qwen2, tied, on the embeddings": (
+        "Qwen2Config",
+        SIZES | TIED,
+        {"target_modules": ["embed_tokens", "q_proj"]},
+    ),
+    "Qwen3": ("Qwen3Config", SIZES | {"head_dim": 8}, {"target_modules": LINEAR}),
+    "Mistral": ("MistralConfig", SIZES, {"target_modules": LINEAR, "use_dora": True}),
+    "LLaMA with biases": (
+        "LlamaConfig",
+        SIZES | {"attention_bias": True, "mlp_bias": True},
+        {"target_modules": LINEAR, "bias": "lora_only"},
+    ),
+    "Gemma": ("GemmaConfig", SIZES | TIED | {"head_dim": 8}, {"target_modules": LINEAR}),
+    "Phi-3": ("Phi3Config", SIZES, {"target_modules": FUSED}),
+    "GPT-2": ("GPT2Config", GPT2, {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
+    "GPT-2, DoRA": (
+        "GPT2Config",
+        GPT2,
+        {"target_modules": ["c_attn"], "fan_in_fan_out": True, "use_dora": True},
+    ),
+    "GPT-2, vocabulary": ("GPT2Config", GPT2, {"target_modules": ["wte"]}),
+    "GPT-NeoX": (
+        "GPTNeoXConfig",
+        SIZES,
+        {"target_modules": ["query_key_value"], "modules_to_save": ["embed_in"]},
+    ),
+    "BLOOM": (
+        "BloomConfig",
+        {"vocab_size": 320, "hidden_size": 32, "n_layer": 2, "n_head": 4} | TIED,
+        {"target_modules": ["query_key_value", "dense"], "bias": "lora_only"},
+    ),
+    "Falcon": ("FalconConfig", SIZES | TIED, {"target_modules": ["query_key_value"]}),
+    "OPT": (
+        "OPTConfig",
+        SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 32, "pad_token_id": 0},
+        {"target_modules": ["q_proj", "fc1"], "modules_to_save": ["embed_tokens"]},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE as Qwen2 has it: 300 tokens, the last of them added."""
+    made = Tokenizer(BPE())
+    made.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    trainer = BpeTrainer(vocab_size=298, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
+    made.train_from_iterator(TEXTS * 3, trainer)
+    assert made.get_vocab_size() <= 298
+    fill = [f"<|fill_{n}|>" for n in range(298 - made.get_vocab_size())]
+    made.add_special_tokens([*fill, "<|im_start|>", "<|im_end|>"])
+    folder = tmp_path_factory.mktemp("tokenizer")
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>")
+    fast.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    fast.save_pretrained(folder)
+    return folder
+
+
+def make_decoder(folder: Path, kind: str, settings: dict[str, Any], tokenizer: Path | None) -> Path:
+    """A random model of any class, as transformers saves it, beside a tokenizer."""
+    torch.manual_seed(0)
+    config = getattr(transformers, kind)(**settings)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+        if "norm" in name:
+            parameter.data.abs_()
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "settings", "lora"), DECODERS.values(), ids=DECODERS)
+def test_any_decoder_merges_as_peft_does(
+    tmp_path: Path, tokenizer: Path, kind: str, settings: dict[str, Any], lora: dict[str, Any]
+) -> None:
+    base, out = make_decoder(tmp_path / "base", kind, settings, tokenizer), tmp_path / "out"
+    adapter = make_lora(tmp_path / "lora", base, **lora)
+    words = ["--base_model", str(base), "--lora_model", str(adapter), "--output_dir", str(out)]
+    assert main_to_hf([*words, "--dtype", "float32", "--safe_serialization", "--quiet"]) == 0
+    assert not verify_merge(out).faults
+    torch.testing.assert_close(
+        logits_of(out), logits_with_peft(base, adapter), rtol=1e-4, atol=1e-4
+    )
+    merged, plain = load_weights(out), load_weights(base)
+    assert list(merged)[: len(plain)] == list(plain)
+    if not load(base).config.tie_word_embeddings:
+        expected = merge_with_peft(base, [adapter])
+        if kind == "GPTNeoXConfig":  # transformers 5 renames it as it loads
+            expected["embed_out.weight"] = expected.pop("lm_head.weight")
+        assert merged.keys() == expected.keys()
+        for name, tensor in merged.items():
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_tokenizer_is_copied_byte_for_byte(tmp_path: Path, tokenizer: Path) -> None:
+    base = make_decoder(tmp_path / "base", "Qwen2Config", SIZES, tokenizer)
+    adapter = make_lora(tmp_path / "lora", base)
+    merge_lora(base, adapter, tmp_path / "out", output_type="huggingface")
+    for path in tokenizer.iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    ours, theirs = (AutoTokenizer.from_pretrained(f) for f in (tmp_path / "out", base))
+    for text in TEXTS:
+        assert ours(text).input_ids == theirs(text).input_ids
+    assert ours.chat_template == theirs.chat_template
+
+
+def test_adapters_tokenizer_is_taken_before_the_bases(tmp_path: Path, tokenizer: Path) -> None:
+    base = make_decoder(tmp_path / "base", "Qwen2Config", SIZES, tokenizer)
+    adapter = make_lora(tmp_path / "lora", base)
+    shutil.copytree(tokenizer, adapter, dirs_exist_ok=True)
+    (adapter / "chat_template.jinja").write_text("mine", encoding="utf-8")
+    merge_lora(base, adapter, tmp_path / "out", output_type="huggingface")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8") == "mine"
+
+
+def grown_tokenizer(folder: Path, tokenizer: Path, count: int) -> None:
+    made = AutoTokenizer.from_pretrained(tokenizer)
+    made.add_tokens([f"new{n}" for n in range(count)])
+    made.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_vocabulary_grows_with_the_adapter(tmp_path: Path, tokenizer: Path, tied: bool) -> None:
+    settings = SIZES | {"tie_word_embeddings": tied}
+    base = make_decoder(tmp_path / "base", "Qwen2Config", settings, tokenizer)
+    saved = {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": tied}
+    adapter = make_lora(tmp_path / "lora", base, rows=330, **saved)
+    (adapter / "tokenizer.model").unlink()
+    with pytest.raises(VocabularyError, match="do not belong together"):
+        merge_lora(base, adapter, tmp_path / "out", output_type="huggingface")
+    grown_tokenizer(adapter, tokenizer, 5)
+    merge_lora(base, adapter, tmp_path / "out", output_type="huggingface", dtype="float32")
+    assert load(tmp_path / "out").config.vocab_size == 330
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("new4").input_ids == [304]
+
+
+@pytest.mark.parametrize("tokens", [290, 325])
+def test_tokenizer_of_another_size_is_refused(tmp_path: Path, tokenizer: Path, tokens: int) -> None:
+    base = make_decoder(tmp_path / "base", "Qwen2Config", SIZES, tokenizer)
+    adapter = make_lora(tmp_path / "lora", base)
+    path = adapter / "tokenizer.json"
+    made = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
+    made["model"]["vocab"] = {f"t{n}": n for n in range(tokens)}
+    made["added_tokens"] = []
+    path.write_text(json.dumps(made), encoding="utf-8")
+    with pytest.raises(VocabularyError) as caught:
+        merge_lora(base, adapter, tmp_path / "out", output_type="huggingface")
+    assert caught.value.facts["found"] == f"{tokens} tokens"
+    assert not (tmp_path / "out").exists()
+
+
+def test_llama_with_tokenizer_json_alone(tmp_path: Path, tokenizer: Path) -> None:
+    """As Llama 3 has it; Meta's layout needs a tokenizer.model."""
+    base = make_decoder(tmp_path / "base", "LlamaConfig", SIZES, tokenizer)
+    adapter = make_lora(tmp_path / "lora", base)
+    with pytest.raises(UsageError, match="LLaMA's own kind of tokenizer"):
+        merge_lora(base, adapter, tmp_path / "out", output_type="pth")
+    merge_lora(base, adapter, tmp_path / "out", output_type="huggingface", dtype="float32")
+    torch.testing.assert_close(
+        logits_of(tmp_path / "out"), logits_with_peft(base, adapter), rtol=1e-4, atol=1e-4
+    )
+    assert (tmp_path / "out/tokenizer.json").read_bytes() == (
+        tokenizer / "tokenizer.json"
+    ).read_bytes()
+
+
+NO_LLAMA = {
+    "qwen2": ("Qwen2Config", SIZES, "'qwen2'"),
+    "biases": ("LlamaConfig", SIZES | {"attention_bias": True}, "'llama' with biases"),
+}
+
+
+@pytest.mark.parametrize("layout", ["pth", "gguf"])
+@pytest.mark.parametrize(("kind", "settings", "found"), NO_LLAMA.values(), ids=NO_LLAMA)
+def test_other_layouts_are_for_llama_alone(
+    tmp_path: Path,
+    tokenizer: Path,
+    kind: str,
+    settings: dict[str, Any],
+    found: str,
+    layout: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = make_decoder(tmp_path / "base", kind, settings, tokenizer)
+    adapter = make_lora(tmp_path / "lora", base)
+    words = ["--base_model", str(base), "--lora_model", str(adapter)]
+    words += ["--output_dir", str(tmp_path / "out"), "--output_type", layout]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert found in told
+    assert "--output_type huggingface" in told
+    assert not (tmp_path / "out").exists()
+
+
+class Attention(torch.nn.Module):
+    """Attention's weights as Baichuan names them: q, k and v fused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W_pack = torch.nn.Linear(32, 96, bias=False)
+        self.o_proj = torch.nn.Linear(32, 32, bias=False)
+
+
+class Layer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.self_attn = Attention()
+
+
+class Body(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = torch.nn.Embedding(101, 32)
+        self.layers = torch.nn.ModuleList([Layer(), Layer()])
+
+
+class Baichuan(torch.nn.Module):
+    """Enough of Baichuan, whose code is not in transformers, for names and shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = Body()
+        self.lm_head = torch.nn.Linear(32, 101, bias=False)
+
+
+def make_baichuan(folder: Path) -> tuple[Path, Path, dict[str, torch.Tensor]]:
+    """Base, adapter on ``W_pack``, and PEFT's merge of them."""
+    from peft import LoraConfig, get_peft_model
+
+    base, adapter = folder / "base", folder / "lora"
+    model = Baichuan()
+    base.mkdir()
+    buffers = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.rand(4) for n in (0, 1)}
+    torch.save(dict(model.state_dict()) | buffers, base / "pytorch_model.bin")
+    config = {"model_type": "baichuan", "num_hidden_layers": 2, "tie_word_embeddings": False}
+    config |= {"auto_map": {"AutoModelForCausalLM": "modeling_baichuan.BaichuanForCausalLM"}}
+    (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (base / "modeling_baichuan.py").write_text("from .quantizer import x\n", encoding="utf-8")
+    (base / "quantizer.py").write_text("x = 1\n", encoding="utf-8")
+    write_tokenizer(base, 101)
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=12, target_modules=["W_pack"]))
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapted.save_pretrained(adapter)
+    return base, adapter, dict(adapted.merge_and_unload().state_dict())
+
+
+def test_fused_attention_of_baichuan(tmp_path: Path) -> None:
+    base, adapter, expected = make_baichuan(tmp_path)
+    out = tmp_path / "out"
+    report = merge_lora(base, adapter, out, output_type="huggingface", dtype="float32")
+    merged = load_weights(out)
+    assert merged.keys() == expected.keys()
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5, msg=name)
+    for name in ("modeling_baichuan.py", "quantizer.py", "tokenizer.model"):
+        assert (out / name).read_bytes() == (base / name).read_bytes()
+    assert json.loads((out / "config.json").read_text(encoding="utf-8"))["auto_map"]
+    assert "trust_remote_code" in report.summary()
+    merge_lora(base, adapter, out, output_type="huggingface", overwrite=True)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "quantizer.py").write_text("somebody's own", encoding="utf-8")
+    with pytest.raises(OutputError, match="would replace"):
+        merge_lora(base, adapter, tmp_path / "taken", output_type="huggingface", overwrite=True)
+
+
+def broken(kind: str, base: Path, adapter: Path) -> None:
+    """Make one thing wrong with a Qwen2."""
+    tensors, config = load_weights(base), json.loads((base / "config.json").read_text("utf-8"))
+    if kind == "GPTQ":
+        tensors["model.layers.0.self_attn.q_proj.qweight"] = torch.zeros(4, 4, dtype=torch.int32)
+    if kind == "integers":
+        name = "model.layers.1.mlp.up_proj.weight"
+        tensors[name] = tensors[name].to(torch.int8)
+    if kind == "a layer is missing":
+        tensors = {n: t for n, t in tensors.items() if ".layers.1." not in n}
+    if kind == "no LM head":
+        del tensors["lm_head.weight"]
+    if kind == "unknown embeddings":
+        tensors["wte.weight"] = tensors.pop("model.embed_tokens.weight")
+    if kind == "encoder and decoder":
+        config["is_encoder_decoder"] = True
+    if kind == "another model's adapter":
+        config["num_hidden_layers"] = 1
+        tensors = {n: t for n, t in tensors.items() if ".layers.1." not in n}
+    if kind == "no tokenizer":
+        (base / "tokenizer.json").unlink()
+    if kind == "adapter's config.json":
+        (adapter / "config.json").write_text(json.dumps(config | {"hidden_size": 64}), "utf-8")
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+# By what is trained or what the base is: what is not merged, and the name that is told.
+UNNAMED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
+    "experts of Mixtral": (
+        "MixtralConfig",
+        SIZES | {"num_local_experts": 2},
+        {"modules_to_save": ["experts"], "target_modules": ["q_proj"]},
+        "mlp.experts.down_proj",
+    ),
+    "sinks of GPT-OSS": (
+        "GptOssConfig",
+        SIZES | {"head_dim": 8, "num_local_experts": 2, "layer_types": ["full_attention"] * 2},
+        {"modules_to_save": ["self_attn"], "target_modules": ["lm_head"]},
+        "self_attn.sinks",
+    ),
+    "Mamba": (
+        "MambaConfig",
+        {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+        {"target_modules": ["in_proj"]},
+        "backbone.embeddings.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "settings", "lora", "told"), UNNAMED.values(), ids=UNNAMED)
+def test_tensors_of_unusual_names_are_refused_by_name(
+    tmp_path: Path,
+    tokenizer: Path,
+    kind: str,
+    settings: dict[str, Any],
+    lora: dict[str, Any],
+    told: str,
+) -> None:
+    base = make_decoder(tmp_path / "base", kind, settings, tokenizer)
+    adapter = make_lora(tmp_path / "lora", base, **lora)
+    with pytest.raises(MergeError) as caught:
+        merge_lora(base, adapter, tmp_path / "out", output_type="huggingface")
+    assert told in str(caught.value)
+    assert caught.value.facts["remedy"]
+    assert not (tmp_path / "out").exists()
+
+
+BROKEN = {
+    "GPTQ": "quantised",
+    "integers": "quantised",
+    "a layer is missing": "incomplete",
+    "no LM head": "incomplete",
+    "unknown embeddings": "embeddings have a name",
+    "encoder and decoder": "does not describe a model",
+    "another model's adapter": "that the base model does not have",
+    "no tokenizer": "holds no tokenizer",
+    "adapter's config.json": "another shape than the base",
+}
+
+
+@pytest.mark.parametrize(("kind", "sentence"), BROKEN.items(), ids=BROKEN)
+def test_what_does_not_fit_is_refused(
+    tmp_path: Path, tokenizer: Path, kind: str, sentence: str
+) -> None:
+    base = make_decoder(tmp_path / "base", "Qwen2Config", SIZES, tokenizer)
+    adapter = make_lora(tmp_path / "lora", base)
+    broken(kind, base, adapter)
+    with pytest.raises(MergeError, match=sentence) as caught:
+        merge_lora(base, adapter, tmp_path / "out", output_type="huggingface")
+    assert caught.value.facts["remedy"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_new_rows_are_for_tokenizers_that_are_understood(tmp_path: Path, tokenizer: Path) -> None:
+    base = make_decoder(tmp_path / "base", "Qwen2Config", SIZES, tokenizer)
+    adapter = make_lora(tmp_path / "lora", base)
+    grown_tokenizer(adapter, tokenizer, 40)
+    settings = {"output_type": "huggingface", "new_token_init": "mean"}
+    with pytest.raises(UsageError, match="--new_token_init needs"):
+        merge_lora(base, adapter, tmp_path / "out", **settings)
+
+
+def test_other_jobs_still_want_a_llama(tmp_path: Path, tokenizer: Path) -> None:
+    from merge.layouts.opening import open_checkpoint
+
+    base = make_decoder(tmp_path / "base", "Qwen2Config", SIZES, tokenizer)
+    with pytest.raises(LayoutError, match="no LLaMA"):
+        open_checkpoint(base)
+    assert llama_config().model_type == "llama"
+
+
+def test_text_ends_where_the_adapters_tokenizer_ends_it(tmp_path: Path, tokenizer: Path) -> None:
+    """As Qwen's chat models do: the base ends with another token than the adapter's training."""
+    settings = SIZES | {"eos_token_id": 0}
+    base = make_decoder(tmp_path / "base", "Qwen2Config", settings, tokenizer)
+    generation = {"eos_token_id": [0, 1], "top_p": 0.5}
+    (base / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    adapter = make_lora(tmp_path / "lora", base)
+    shutil.copytree(tokenizer, adapter, dirs_exist_ok=True)
+    out = tmp_path / "out"
+    merge_lora(base, adapter, out, output_type="huggingface")
+    found = AutoTokenizer.from_pretrained(out)
+    assert found.eos_token == "<|im_end|>"
+    assert load(out).config.eos_token_id == found.eos_token_id
+    said = json.loads((out / "generation_config.json").read_bytes())
+    assert said == {"eos_token_id": [0, 1, found.eos_token_id], "top_p": 0.5}
+    assert not verify_merge(out).faults
+    config = json.loads((out / "config.json").read_bytes()) | {"eos_token_id": 0}
+    (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (out / "merge_manifest.json").unlink()
+    faults = verify_merge(out, base_model=base, lora_model=adapter).faults
+    assert any("generation would not end" in str(fault) for fault in faults)
+    # The base's own tokenizer changes nothing that the base's own configuration says.
+    plain = make_lora(tmp_path / "plain", base)
+    merge_lora(base, plain, tmp_path / "as it is", output_type="huggingface")
+    assert load(tmp_path / "as it is").config.eos_token_id == 0
+
+
+def test_templates_of_further_files_are_where_transformers_reads_them(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    base = make_decoder(tmp_path / "base", "Qwen2Config", SIZES, tokenizer)
+    adapter = make_lora(tmp_path / "lora", base)
+    shutil.copytree(tokenizer, adapter, dirs_exist_ok=True)
+    (adapter / "chat_template.jinja").unlink()
+    said = json.dumps({"chat_template": "{{ messages }}"})
+    (adapter / "chat_template.json").write_text(said, encoding="utf-8")
+    merge_lora(base, adapter, tmp_path / "json", output_type="huggingface")
+    found = AutoTokenizer.from_pretrained(tmp_path / "json")
+    assert found.chat_template == "{{ messages }}"
+    (adapter / "additional_chat_templates").mkdir()
+    (adapter / "additional_chat_templates/rag.jinja").write_text("rag", encoding="utf-8")
+    merge_lora(base, adapter, tmp_path / "several", output_type="huggingface")
+    found = AutoTokenizer.from_pretrained(tmp_path / "several")
+    assert found.chat_template == {"default": "{{ messages }}", "rag": "rag"}
+    for path in adapter.glob("*chat_template*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    report = merge_lora(base, adapter, tmp_path / "none", output_type="huggingface")
+    assert "chat template falls away" in report.summary()

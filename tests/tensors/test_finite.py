@@ -1,0 +1,111 @@
+"""Weights that are infinite or no numbers: refused by tensor, or written and named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from merge.errors import NumberError
+from merge.jobs.convert_checkpoint import convert_checkpoint
+from merge.tensors.finite import is_finite
+from tests.kit.inputs import Inputs
+from tests.kit.models import (
+    LLAMA_ROWS,
+    PREFIX,
+    Q_PROJ,
+    adapter_tensors,
+    base_tensors,
+    save_adapter,
+    save_base,
+)
+
+NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
+VALUES = [float("nan"), float("inf"), -float("inf")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("place", [0, 7, 4095])
+def test_any_value_in_any_place_is_seen(dtype: torch.dtype, value: float, place: int) -> None:
+    rows = torch.randn(64, 64, dtype=torch.float32).to(dtype)
+    rows[0, 0], rows[1, 1] = torch.finfo(dtype).max, torch.finfo(dtype).min
+    assert is_finite(rows)
+    rows.view(-1)[place] = value
+    assert not is_finite(rows)
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("name", [NORM, UP])
+def test_value_in_a_tensor_that_nothing_changes_is_refused(
+    inputs: Inputs, name: str, value: float
+) -> None:
+    tensors = base_tensors()
+    tensors[name][7] = value
+    save_base(inputs.base, tensors)
+    error = inputs.refused(NumberError, output_type="huggingface")
+    assert error.facts["tensor"] == f"pytorch_model.bin: {name}, row 7"
+    assert error.facts["file"] == str(inputs.base / "pytorch_model.bin")
+    assert float(error.facts["found"]) == pytest.approx(value, nan_ok=True)
+    assert "--allow_nonfinite" in error.facts["remedy"]
+
+
+def test_value_in_a_tensor_that_replaces_the_bases_is_refused(inputs: Inputs) -> None:
+    tensors = adapter_tensors(LLAMA_ROWS)
+    tensors[f"{PREFIX}model.embed_tokens.weight"][50, 3] = float("nan")
+    save_adapter(inputs.llama, tensors, pieces=LLAMA_ROWS)
+    error = inputs.refused(NumberError, inputs.llama)
+    assert "embed_tokens.weight" in error.facts["tensor"]
+    assert error.facts["tensor"].endswith("row 50")
+
+
+def test_values_of_a_base_that_is_replaced_do_not_matter(inputs: Inputs) -> None:
+    tensors = base_tensors()
+    tensors["lm_head.weight"][3, 3] = float("nan")
+    save_base(inputs.base, tensors)
+    inputs.merge(inputs.llama)
+
+
+@pytest.mark.parametrize("name", [NORM, f"{Q_PROJ}.weight"])
+def test_allowed_values_are_written_and_named(inputs: Inputs, name: str) -> None:
+    from merge import merge_lora
+
+    tensors = base_tensors()
+    tensors[name].view(-1)[5] = float("inf")
+    save_base(inputs.base, tensors)
+    report = merge_lora(
+        inputs.base,
+        [inputs.llama, inputs.alpaca],
+        inputs.out,
+        output_type="huggingface",
+        safe_serialization=True,
+        allow_nonfinite=True,
+    )
+    assert f"1 tensors hold NaN or Inf: {name}" in report.summary()
+    index = json.loads((inputs.out / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    written = load_file(inputs.out / index["weight_map"][name])[name].view(-1)
+    assert written[5] == float("inf")
+    assert int((~written.isfinite()).sum()) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_overflow_stays_refused_with_the_largest_value(inputs: Inputs, dtype: torch.dtype) -> None:
+    tensors = base_tensors(dtype=dtype)
+    tensors[UP][7, 3], tensors[UP][9, 1] = 70_000, -131_072
+    save_base(inputs.base, tensors)
+    error = inputs.refused(NumberError, dtype="float16", allow_nonfinite=True)
+    assert UP in error.facts["tensor"]
+    assert float(error.facts["found"]) == -131_072
+    assert "bfloat16" in error.facts["remedy"]
+
+
+def test_conversion_looks_too(tmp_path: Path) -> None:
+    tensors = base_tensors()
+    tensors[NORM][2] = float("nan")
+    base = save_base(tmp_path / "base", tensors)
+    with pytest.raises(NumberError):
+        convert_checkpoint(base, tmp_path / "out", output_type="pth")
+    assert not (tmp_path / "out").exists()
