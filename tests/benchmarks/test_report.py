@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.kit.run import ROOT
 
 from benchmarks import figures, goals, report, results, tables
 from benchmarks.case import CP
 from benchmarks.cases import GROUPS, cases
+from tests.kit.run import ROOT
 
 DOCUMENT = ROOT / "docs" / "performance.md"
 

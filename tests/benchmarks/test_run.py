@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.kit.run import ROOT
 
 from benchmarks import results
 from benchmarks.case import CP, DIRECT
 from benchmarks.job import SCRIPT, program
 from benchmarks.measure import measure
+from tests.kit.run import ROOT
 
 SAFETENSORS = ("--safe_serialization", "--container", "safetensors")
 STAND_IN = Path(__file__).with_name("plain_merge.py")

@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.kit.files import tree
 
 from merge import MergeError, merge_lora
 from merge.errors import UsageError
 from merge.plan.inputs import split_list
 from merge.sizes import parse_size
+from tests.kit.files import tree
 from tests.kit.inputs import Inputs
 
 

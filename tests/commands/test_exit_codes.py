@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.kit.files import tree
-from tests.kit.run import MERGE_TO_HF, command, quick_environment, run_merge
 
 from tests.kit.containers import Opens
+from tests.kit.files import tree
 from tests.kit.inputs import Inputs
 from tests.kit.models import BASE_ROWS, adapter_tensors, random_tensor, save_adapter, save_base
+from tests.kit.run import MERGE_TO_HF, command, quick_environment, run_merge
 
 
 def words(inputs: Inputs, *lora: Path) -> list[object]:

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kit.files import Tensors, load_weights, tree
-from tests.kit.run import ROOT, run_merge
 
 from merge import apply_delta, convert_checkpoint, merge_lora
 from merge.errors import UsageError
 from merge.settings import MergeSettings
+from tests.kit.files import Tensors, load_weights, tree
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
+from tests.kit.run import ROOT, run_merge
 
 # A width and heads that every number of files from 1 to 16 divides into, in turn.
 HEADS = {shards: shards * 2 for shards in range(1, 17)}

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.kit.llamas import make_base
-from tests.kit.run import ROOT
 
 from tests.kit.adapters import make_adapter
+from tests.kit.llamas import make_base
+from tests.kit.run import ROOT
 
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.kit.files import write_json
 
 from merge.errors import AdapterError, FormatError, LayoutError, NumberError, UsageError
 from tests.kit.containers import Opens
+from tests.kit.files import write_json
 from tests.kit.inputs import Inputs
 from tests.kit.models import (
     HIDDEN,

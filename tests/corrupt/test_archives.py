@@ -76,7 +76,7 @@ def test_size_that_a_record_announces_is_its_bound(tmp_path: Path, method: int) 
     content = buffer.getvalue().replace((64 * MIB).to_bytes(4, "little"), b"d\0\0\0")
     path = tmp_path / "w.bin"
     path.write_bytes(content)
-    refused(lambda: opened(path), mib=200)
+    refused(lambda: opened(path), file=path, mib=200)
 
 
 def test_records_on_one_place_are_refused(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_directory_is_not_believed(tmp_path: Path, offset: int, value: int) -> N
     end = content.rindex(b"PK\x05\x06") + offset
     content[end : end + 4] = value.to_bytes(4, "little")
     path.write_bytes(content)
-    refused(lambda: opened(path), mib=20)
+    refused(lambda: opened(path), file=path, mib=20)
 
 
 def test_directory_of_many_megabytes_is_not_read(tmp_path: Path) -> None:

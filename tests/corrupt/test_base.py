@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.kit.files import Tensors, save_tensors, write_json
 
 from merge.errors import AdapterError, FormatError, LayoutError, NumberError, UsageError
 from tests.kit.containers import Opens
+from tests.kit.files import Tensors, save_tensors, write_json
 from tests.kit.inputs import Inputs
 from tests.kit.models import BASE_ROWS, HIDDEN, Q_PROJ, base_config, base_tensors, save_base
 
@@ -57,8 +57,11 @@ def test_missing_shard_is_named(inputs: Inputs, end: str, index: bool, missing: 
 def test_whole_shards_are_found_whatever_number_they_begin_with(
     inputs: Inputs, end: str, index: bool, first: int
 ) -> None:
+    inputs.merge(output_dir=inputs.folder / "of one file")
     sharded(inputs.base, 3, end, index, first)
-    inputs.merge(dry_run=True)
+    inputs.merge()
+    name = "consolidated.00.pth"
+    assert (inputs.out / name).read_bytes() == (inputs.folder / "of one file" / name).read_bytes()
 
 
 @shards

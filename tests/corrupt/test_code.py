@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 import pytest
-from tests.kit.files import write_json
 
+from tests.kit.files import write_json
 from tests.kit.inputs import Inputs
 
 NAMES = ("modeling_evil.py", "sitecustomize.py", "tokenization_evil.py")

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save
-from tests.kit.files import write_json
 
 from merge.errors import FormatError, LayoutError, UsageError
 from merge.formats import open_container
 from merge.plan.inputs import resolve
+from tests.kit.files import write_json
 from tests.kit.inputs import Inputs
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_config, save_adapter
 from tests.kit.refusals import refused, require_one_message
@@ -32,7 +32,8 @@ def header(folder: Path, text: str, length: int | None = None) -> Path:
 
 @pytest.mark.parametrize("length", [1 << 63, (1 << 64) - 1, 1 << 40, (16 << 20) + 1, 25, 1 << 20])
 def test_length_of_a_header_is_not_believed(tmp_path: Path, length: int) -> None:
-    refused(lambda: open_container(header(tmp_path, "{" + " " * 16, length)), mib=20)
+    path = header(tmp_path, "{" + " " * 16, length)
+    refused(lambda: open_container(path), file=path, mib=20)
 
 
 HEADERS = {
@@ -58,7 +59,8 @@ HEADERS = {
 
 @pytest.mark.parametrize("name", HEADERS)
 def test_header_that_contradicts_itself(tmp_path: Path, name: str) -> None:
-    refused(lambda: open_container(header(tmp_path, HEADERS[name])), mib=20)
+    path = header(tmp_path, HEADERS[name])
+    assert isinstance(refused(lambda: open_container(path), file=path, mib=20), FormatError)
 
 
 def test_names_of_tensors_stay_on_their_line(inputs: Inputs) -> None:
@@ -146,24 +148,26 @@ def test_padding_id_that_is_none_is_replaced(inputs: Inputs, value: object) -> N
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("field", "value", "found"),
     [
-        {"r": 10**400},
-        {"lora_alpha": 10**400},
-        {"lora_alpha": True},
-        {"modules_to_save": 5},
-        {"modules_to_save": {"a": 1}},
-        {"modules_to_save": [None]},
-        {"alpha_pattern": {"x*" * 50_000: 4}},
-        {"alpha_pattern": {"(" * 5000: 4}},
+        ("r", 10**400, "1" + "0" * 79),
+        ("lora_alpha", 10**400, "1" + "0" * 79),
+        ("lora_alpha", True, "True"),
+        ("modules_to_save", 5, "5"),
+        ("modules_to_save", {"a": 1}, "{'a': 1}"),
+        ("modules_to_save", [None], "[None]"),
+        ("alpha_pattern", {"x*" * 50_000: 4}, "more than 4000 characters of expressions"),
+        ("alpha_pattern", {"(" * 5000: 4}, "more than 4000 characters of expressions"),
     ],
-    ids=lambda fields: next(iter(fields)),
 )
 def test_adapter_configuration_that_costs_or_says_nothing(
-    inputs: Inputs, fields: dict[str, Any]
+    inputs: Inputs, field: str, value: object, found: str
 ) -> None:
-    save_adapter(inputs.llama, **fields)
-    refused(lambda: inputs.merge(inputs.llama, dry_run=True))
+    save_adapter(inputs.llama, **{field: value})
+    error = refused(lambda: inputs.merge(inputs.llama, dry_run=True))
+    assert error.facts["file"] == str(inputs.llama / "adapter_config.json")
+    assert f'"{field}"' in error.facts["expected"]
+    assert error.facts["found"] == found
 
 
 @pytest.mark.parametrize(
@@ -172,8 +176,14 @@ def test_adapter_configuration_that_costs_or_says_nothing(
 def test_pattern_that_would_keep_re_busy_is_matched_all_the_same(
     inputs: Inputs, pattern: str
 ) -> None:
-    save_adapter(inputs.llama, adapter_tensors(LLAMA_ROWS), alpha_pattern={pattern: 4})
-    inputs.merge(inputs.llama, dry_run=True)
+    """And with the right answer: none of these is the name of a module or its end."""
+    tensors = adapter_tensors(LLAMA_ROWS)
+    save_adapter(inputs.llama, tensors, pieces=LLAMA_ROWS, alpha_pattern={pattern: 8})
+    inputs.merge(inputs.llama)
+    save_adapter(inputs.llama, tensors, pieces=LLAMA_ROWS)
+    inputs.merge(inputs.llama, output_dir=inputs.folder / "without")
+    name = "consolidated.00.pth"
+    assert (inputs.out / name).read_bytes() == (inputs.folder / "without" / name).read_bytes()
 
 
 OUTSIDE = (

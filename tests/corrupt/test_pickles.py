@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.kit.run import quick_environment
 
 from merge.formats import open_container
 from merge.formats.torch import legacy as torch_legacy
 from tests.kit.refusals import refused
+from tests.kit.run import quick_environment
 
 HEAD = b"\x80\x02"
 
@@ -205,7 +205,7 @@ TENSORS = {
 @pytest.mark.parametrize("name", [*COSTLY, *TENSORS])
 def test_cost_is_bounded(tmp_path: Path, name: str, zipped: bool) -> None:
     path = write(tmp_path, COSTLY.get(name) or state(TENSORS.get(name, b"")), zipped)
-    refused(lambda: open_container(path), seconds=20)
+    refused(lambda: open_container(path), file=path, seconds=20)
 
 
 @both_containers
@@ -228,7 +228,7 @@ def test_size_of_a_legacy_storage_is_not_believed(tmp_path: Path, elements: int)
     path = write(tmp_path, state(tensor()), zipped=False)
     content = path.read_bytes()
     path.write_bytes(content[:-24] + struct.pack("<q", elements) + content[-16:])
-    refused(lambda: open_container(path))
+    refused(lambda: open_container(path), file=path)
 
 
 @pytest.mark.parametrize("keys", [b"N", b"]", b"](" + text("0") * 2 + b"e", b"](NK\x07e"])
@@ -236,7 +236,7 @@ def test_list_of_legacy_storages_is_not_believed(tmp_path: Path, keys: bytes) ->
     path = write(tmp_path, state(tensor()), zipped=False)
     before, after = path.read_bytes().rsplit(HEAD, 1)
     path.write_bytes(before + HEAD + keys + b"." + after[-24:])
-    refused(lambda: open_container(path))
+    refused(lambda: open_container(path), file=path)
 
 
 def test_ordered_dicts_of_python_2_are_read(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.kit.files import tree, write_json
 
 from merge import convert_checkpoint
 from merge.commands.convert_checkpoint import main
 from merge.errors import LayoutError, UsageError
 from merge.layouts.config import merged_config
+from tests.kit.files import tree, write_json
 from tests.kit.models import base_config, base_tensors, random_tensor, save_adapter, save_base
 
 pytest.importorskip("gguf", reason="needs the package gguf")
@@ -174,7 +174,9 @@ def test_the_class_of_another_model_is_refused(
 @pytest.mark.parametrize("named", [None, [], ["LlamaForCausalLM"], ["LLaMAForCausalLM"]])
 def test_a_llamas_classes_are_not(tmp_path: Path, named: object, output_type: str) -> None:
     base = save_base(tmp_path / "base", architectures=named)
-    convert_checkpoint(base, tmp_path / "out", output_type=output_type, dry_run=True)
+    convert_checkpoint(base, tmp_path / "out", output_type=output_type)
+    written = {path.suffix for path in (tmp_path / "out").iterdir()}
+    assert {"gguf": ".gguf", "pth": ".pth"}[output_type] in written
 
 
 @pytest.mark.parametrize("name", ["..", "a/..", "a\0b", "x" * 300, "\udce4"])

@@ -9,14 +9,13 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import save_file
-from tests.kit.files import Tensors, load_weights, tree
-from tests.kit.llamas import make_base
-from tests.kit.run import run_merge
 from transformers import AutoModelForCausalLM
 
 from merge import merge_lora, verify_merge
 from merge.errors import AdapterError, MergeError, UsageError
 from tests.kit.adapters import make_adapter
+from tests.kit.files import Tensors, load_weights, tree
+from tests.kit.llamas import make_base
 from tests.kit.models import (
     BASE_ROWS,
     HIDDEN,
@@ -25,6 +24,7 @@ from tests.kit.models import (
     save_adapter,
     save_base,
 )
+from tests.kit.run import run_merge
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 
@@ -186,13 +186,12 @@ def test_adapter_in_both_containers_with_other_values_is_refused(
 def test_trained_tensor_of_another_shape_or_name_is_refused(
     base: Path, lora: Path, tmp_path: Path
 ) -> None:
-    for wrong in (
-        {"model.norm.weight": torch.ones(HIDDEN + 1)},
-        {"model.other.weight": torch.ones(3)},
-    ):
-        torch.save(wrong, lora / "trainable_params.bin")
-        with pytest.raises(AdapterError):
+    for name, size in (("model.norm.weight", HIDDEN + 1), ("model.other.weight", 3)):
+        torch.save({name: torch.ones(size)}, lora / "trainable_params.bin")
+        with pytest.raises(AdapterError) as caught:
             merge_lora(base, lora, tmp_path / "out")
+        assert caught.value.facts["file"] == str(lora / "trainable_params.bin")
+        assert caught.value.facts["tensor"] == name
 
 
 NEW = 4

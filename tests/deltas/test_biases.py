@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kit.llamas import make_base
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from merge.deltas.adapter import open_adapter
@@ -19,6 +18,7 @@ from merge.layouts.huggingface import open_base
 from merge.layouts.model_folder import ModelFolder
 from merge.tensors.lazy import Checkpoint
 from tests.kit.adapters import make_lora, merge_with_peft
+from tests.kit.llamas import make_base
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
-from tests.kit.files import load_weights
-from tests.kit.llamas import make_base
 
 from merge import merge_lora
 from tests.kit.adapters import LINEAR, logits_of, logits_with_peft, make_lora, merge_with_peft
+from tests.kit.files import load_weights
+from tests.kit.llamas import make_base
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:peft"),

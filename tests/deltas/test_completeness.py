@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 from safetensors.torch import save_file
-from tests.kit.files import load_weights
-from tests.kit.llamas import make_base
 
 from merge import merge_lora
 from merge.deltas.adapter import open_adapter
@@ -20,6 +18,8 @@ from merge.errors import AdapterError
 from merge.tensors.lazy import Checkpoint
 from tests.deltas.test_biases import qwen2
 from tests.kit.adapters import LINEAR, make_lora
+from tests.kit.files import load_weights
+from tests.kit.llamas import make_base
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:peft"),

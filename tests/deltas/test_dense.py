@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kit.files import Tensors, load_weights, tree
-from tests.kit.llamas import make_base
-from tests.kit.run import ROOT, run_merge
 
 from merge.errors import LayoutError, MergeError, OutputError, UsageError, VocabularyError
 from merge.jobs.apply_delta import apply_delta, make_delta
@@ -24,6 +21,9 @@ from tests.kit.dense_deltas import (
     padded,
     save_model,
 )
+from tests.kit.files import Tensors, load_weights, tree
+from tests.kit.llamas import make_base
+from tests.kit.run import ROOT, run_merge
 
 APPLY = ROOT / "scripts" / "apply_delta.py"
 MAKE = ROOT / "scripts" / "make_delta.py"

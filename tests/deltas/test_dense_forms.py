@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kit.files import Tensors, load_weights, tree
-from tests.kit.llamas import make_base
-from tests.kit.run import ROOT, run_merge
 
 from merge import merge_lora, verify_merge
 from merge.errors import LayoutError, MergeError, UsageError, VerificationError
@@ -25,6 +22,9 @@ from tests.kit.dense_deltas import (
     padded,
     save_model,
 )
+from tests.kit.files import Tensors, load_weights, tree
+from tests.kit.llamas import make_base
+from tests.kit.run import ROOT, run_merge
 
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 APPLY = ROOT / "scripts" / "apply_delta.py"

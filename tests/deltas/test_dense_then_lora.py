@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kit.files import load_weights, tree
-from tests.kit.run import run_merge
 
 from merge import merge_lora
 from merge.errors import LayoutError, OutputError
@@ -17,6 +15,8 @@ from merge.jobs.apply_delta import apply_delta
 from merge.jobs.convert_checkpoint import convert_checkpoint
 from tests.kit.adapters import make_adapter, merge_with_peft
 from tests.kit.dense_deltas import ROWS, make_vicuna
+from tests.kit.files import load_weights, tree
+from tests.kit.run import run_merge
 
 GROWTHS = pytest.mark.parametrize("rows", [ROWS, ROWS + 1], ids=["v1.1", "v0"])
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kit.files import load_weights
-from tests.kit.llamas import make_base
 
 from merge import merge_lora
 from merge.deltas.kinds import HANDLED
 from tests.deltas.test_biases import BIASES
 from tests.kit.adapters import LINEAR, logits_of, logits_with_peft, make_lora, merge_with_peft
+from tests.kit.files import load_weights
+from tests.kit.llamas import make_base
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 

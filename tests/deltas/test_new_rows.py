@@ -10,16 +10,16 @@ import pytest
 import torch
 from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
-from tests.kit.compare import ulps
-from tests.kit.files import load_weights
-from tests.kit.llamas import make_base
-from tests.kit.tokenizers import TEXT, train
 from transformers import AutoModelForCausalLM
 
 from merge import merge_lora
 from merge.errors import UsageError, VocabularyError
 from merge.jobs.resize_vocabulary import resize_vocabulary
 from tests.kit.adapters import LINEAR, make_adapter
+from tests.kit.compare import ulps
+from tests.kit.files import load_weights
+from tests.kit.llamas import make_base
+from tests.kit.tokenizers import train_chinese, train_llama
 from tokenizer_tools.extend import extend, select_text_pieces
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -28,21 +28,7 @@ OLD = 600
 
 def trained(folder: Path) -> tuple[Path, Path]:
     """An English tokenizer of 600 pieces, and the same with Chinese pieces and ``[PAD]``."""
-    lines = TEXT.read_text(encoding="utf-8").split("\n")
-    english = train(
-        [line for line in lines if line.strip() and line.isascii()],
-        model_type="bpe",
-        vocab_size=OLD,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-    )
-    chinese = train(
-        [line for line in lines if any("一" <= c <= "龥" for c in line)],
-        model_type="unigram",
-        vocab_size=1600,
-        character_coverage=0.9995,
-    )
+    english, chinese = train_llama(OLD), train_chinese()
     extended = extend(english, select_text_pieces(chinese), "[PAD]").model
     for name, model in {"old": english, "new": extended}.items():
         (folder / name).mkdir()
@@ -152,7 +138,7 @@ def test_settings_that_mean_nothing_are_refused(
     tmp_path: Path, models: Any, settings: dict[str, Any]
 ) -> None:
     base, new, _ = models
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=f"--{next(iter(settings))}"):
         resize_vocabulary(base, new, tmp_path / "out", **settings)
 
 

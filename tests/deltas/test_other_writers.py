@@ -11,16 +11,16 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from safetensors.torch import save_file
-from tests.kit.files import Tensors, load_weights, save_shards, tree, write_json
-from tests.kit.llamas import make_base
-from tests.kit.run import run_merge
-from tests.kit.tokenizers import write_tokenizer
 from transformers import AutoModel, AutoModelForCausalLM
 
 from merge import merge_lora, verify_merge
 from merge.errors import AdapterError, LayoutError, MergeError
 from tests.kit.adapters import make_adapter
+from tests.kit.files import Tensors, load_weights, save_shards, tree, write_json
+from tests.kit.llamas import make_base
 from tests.kit.models import save_adapter, save_base
+from tests.kit.run import run_merge
+from tests.kit.tokenizers import write_tokenizer
 
 HF: dict[str, Any] = {"output_type": "huggingface", "dtype": "float32"}
 
@@ -239,7 +239,7 @@ def test_base_of_automodel_has_no_head(tmp_path: Path, kind: str) -> None:
     require_equal(load_weights(tmp_path / "named"), expected)
     assert 'names matched with "model." taken off' in report.summary()
     for output_type in ("pth", "gguf"):
-        with pytest.raises(LayoutError):
+        with pytest.raises(LayoutError, match=r"lm_head\.weight"):
             merge_lora(base, tmp_path / "lora", tmp_path / "no", output_type=output_type)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kit.files import load_weights
-from tests.kit.llamas import make_base
 
 from merge import merge_lora, verify_merge
 from tests.kit.adapters import logits_of, logits_with_peft, make_lora
+from tests.kit.files import load_weights
+from tests.kit.llamas import make_base
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 

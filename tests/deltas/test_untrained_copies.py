@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kit.files import load_weights
-from tests.kit.llamas import make_base
 
 from merge import merge_lora, verify_merge
 from merge.errors import AdapterError
 from tests.kit.adapters import make_lora, merge_with_peft
+from tests.kit.files import load_weights
+from tests.kit.llamas import make_base
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 

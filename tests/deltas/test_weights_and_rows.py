@@ -11,13 +11,13 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from tests.kit.files import Tensors, load_weights
-from tests.kit.llamas import make_base
-from tests.kit.tokenizers import write_tokenizer
 
 from merge import merge_lora
 from merge.errors import AdapterError, FormatError, UsageError, VocabularyError
 from tests.kit.adapters import load, make_lora
+from tests.kit.files import Tensors, load_weights
+from tests.kit.llamas import make_base
+from tests.kit.tokenizers import write_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.kit.run import ROOT
 
 PROMPT, CONTINUATION = "如果你今天去那个村庄，", "还能看见那棵柳树。"

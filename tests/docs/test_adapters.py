@@ -33,7 +33,7 @@ def test_every_row_names_a_test_that_exists() -> None:
     named |= {test_of_kind(kind.name) for kind in HANDLED}
     named |= {test_of_refusal(refusal.name) for refusal in REFUSED}
     assert {refusal.name for refusal in REFUSED} >= set(BY_FIELD)
-    folder = "tests/deltas"
+    folder = "tests"
     files = sorted({f"{folder}/{test.partition('::')[0]}" for test in named})
     words = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run([*words, *files], cwd=ROOT, capture_output=True, encoding="utf-8")

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kit.llamas import make_base
-from tests.kit.run import command, quick_environment
 
 from merge.deltas.patches import LowRank
 from merge.tensors.lazy import LazyTensor, RowReader
 from merge.tensors.patched import PatchedTensor
 from tests.kit.adapters import make_lora
+from tests.kit.llamas import make_base
+from tests.kit.run import command, quick_environment
 
 
 @dataclass(frozen=True)

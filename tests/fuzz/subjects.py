@@ -22,8 +22,6 @@ import gguf
 import numpy as np
 import safetensors.torch
 import torch
-from tests.kit.files import save_tensors, write_json
-from tests.kit.tokenizers import tokenizer_model
 
 from merge import merge_lora
 from merge.errors import MergeError
@@ -31,7 +29,9 @@ from merge.formats import open_container
 from merge.storage.offload import Offload
 from merge.tensors.lazy import LazyTensor
 from tests.fuzz.edits import Edit, apply, apply_inside_zip, apply_to_json, random_edits
+from tests.kit.files import save_tensors, write_json
 from tests.kit.models import BASE_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
+from tests.kit.tokenizers import tokenizer_model
 
 Tensors = Mapping[str, torch.Tensor]
 Change = Callable[[Sequence[Edit], bytes], bytes]

@@ -24,9 +24,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.kit.llamas import make_base
-from tests.kit.tokenizers import TEXT, train
-
 from merge.commands import (
     apply_delta,
     common,
@@ -42,7 +39,9 @@ from merge.jobs import writing
 from tests.interruption.final_names import require_nothing_half
 from tests.interruption.kill_many import SMALL_WRITES, contents
 from tests.kit.adapters import make_adapter
+from tests.kit.llamas import make_base
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
+from tests.kit.tokenizers import train_llama
 
 Command = Callable[[Sequence[str]], int]
 # Of the work of a command: never interrupted but counted, and neither.
@@ -200,9 +199,7 @@ def kinds(folder: Path) -> list[Kind]:
 
 def llama_tokenizer() -> bytes:
     """A small BPE model with the pieces of bytes that LLaMA's has."""
-    lines = TEXT.read_text(encoding="utf-8").splitlines()
-    settings = {"model_type": "bpe", "vocab_size": 400, "byte_fallback": True}
-    model = train([line for line in lines if line.strip() and line.isascii()], **settings)
+    model = train_llama(400)
     return bytes(model.SerializeToString())
 
 

@@ -1,95 +1,14 @@
-"""A tiny merge that can be stopped anywhere, and what it should have become."""
+"""The merge that is stopped, in each container."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from merge import merge_lora
 from merge.engines import writers as output_files
-from merge.jobs.writing import Report
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, save_adapter, save_base
-
-
-@dataclass
-class Merging:
-    """Inputs, and the calls that merge them into ``out``."""
-
-    folder: Path
-    options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def base(self) -> Path:
-        return self.folder / "base"
-
-    @property
-    def adapter(self) -> Path:
-        return self.folder / "llama"
-
-    @property
-    def out(self) -> Path:
-        return self.folder / "out"
-
-    def merge(self, **options: Any) -> Report:
-        """Merge, with this case's options and others."""
-        everything = {"output_dir": self.out} | self.options | options
-        return merge_lora(self.base, self.adapter, **everything)
-
-    def stop(self, at: int) -> str:
-        """Merge, and be interrupted when ``at`` bytes are written; return what is then told."""
-
-        def progress(written: int, _: int) -> None:
-            if written >= at:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt) as caught:
-            self.merge(on_progress=progress)
-        return str(caught.value)
-
-    def whole(self) -> dict[str, bytes]:
-        """The files that an uninterrupted run writes."""
-        folder = self.folder / "whole"
-        if not folder.exists():
-            self.merge(output_dir=folder, overwrite=False)
-        return contents(folder)
-
-    @property
-    def nbytes(self) -> int:
-        """How many bytes of tensors a whole run writes."""
-        return self.merge(dry_run=True, output_dir=self.folder / "none").plan.tensor_bytes
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@contextmanager
-def interrupted_at(number: int, folder: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Interrupt where a name in ``folder`` is given or taken away for the time after ``number``."""
-    left = number
-
-    def counted(act: Callable[..., None]) -> Callable[..., None]:
-        def acting(*paths: Path, **options: int) -> None:
-            nonlocal left
-            last = Path(paths[-1])
-            if last.parent == folder and not last.name.startswith("."):
-                if left == 0:
-                    raise KeyboardInterrupt
-                left -= 1
-            act(*paths, **options)
-
-        return acting
-
-    with patch.context() as inner:
-        for name in ("replace", "unlink"):
-            inner.setattr(os, name, counted(getattr(os, name)))
-        yield
+from tests.kit.stopped import Merging
 
 
 @pytest.fixture

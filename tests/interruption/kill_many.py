@@ -1,8 +1,8 @@
 """Merges that are killed at random points and resumed, as many as wanted.
 
-``python -m tests.interruption.kill_many --runs 1000`` prints how many ended in the right bytes, and ends
-with exit code 1 unless all did. Each run is a process of its own that is killed by SIGKILL: on its
-way through the bytes, or where it opens, renames, cuts or removes a file. Half of the runs are
+``python -m tests.interruption.kill_many --runs 1000`` prints how many ended in the right bytes, and
+ends with exit code 1 unless all did. Each run is a process of its own that is killed by SIGKILL: on
+its way through the bytes, or where it opens, renames, cuts or removes a file. Half of the runs are
 killed once more while they go on. The processes are forked, since importing torch takes longer than
 all else.
 """
@@ -24,8 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.kit.llamas import make_base
-
 from merge import merge_lora
 from merge.engines import writers as output_files
 from merge.output.journal import read_journal
@@ -33,6 +31,7 @@ from merge.output.resume import find_resume_point
 from merge.storage.lock import LOCK_NAME
 from tests.interruption.final_names import require_nothing_half
 from tests.kit.adapters import make_adapter
+from tests.kit.llamas import make_base
 from tests.kit.models import ALPACA_ROWS, LLAMA_ROWS, adapter_tensors, save_adapter, save_base
 
 # Pages at a time instead of megabytes: the models are tiny, and something has to reach the disk.

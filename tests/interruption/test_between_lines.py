@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from tests.kit.run import ROOT, quick_environment
 
 pytestmark = [

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.kit.files import tree
-from tests.kit.run import run_merge
-from tests.kit.stopped import Merging
 
 from merge import merge_lora
 from merge.errors import OutputError
 from merge.output.preflight import MANIFEST_NAME
+from tests.kit.files import tree
+from tests.kit.run import run_merge
+from tests.kit.stopped import Merging
 
 COMPLETE = "complete already"
 

@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.kit.files import Tensors
-from tests.kit.run import command, quick_environment, run_merge
-from tests.kit.stopped import contents
 
 from merge import merge_lora
 from merge.output.journal import JOURNAL_NAME
+from tests.kit.files import Tensors
 from tests.kit.models import (
     BASE_ROWS,
     HIDDEN,
@@ -26,6 +24,8 @@ from tests.kit.models import (
     save_adapter,
     save_base,
 )
+from tests.kit.run import command, quick_environment, run_merge
+from tests.kit.stopped import contents
 
 pytestmark = [
     pytest.mark.slow,

@@ -11,9 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.kit.files import tree
-from tests.kit.stopped import Merging, contents, interrupted_at
-from tests.kit.tokenizers import tokenizer_model
 
 from merge import convert_checkpoint, merge_lora
 from merge.errors import OutputError
@@ -22,7 +19,10 @@ from merge.jobs.resize_vocabulary import resize_vocabulary
 from merge.jobs.writing import Report
 from merge.output.journal import JOURNAL_NAME
 from tests.interruption.final_names import require_nothing_half
+from tests.kit.files import tree
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
+from tests.kit.stopped import Merging, contents, interrupted_at
+from tests.kit.tokenizers import tokenizer_model
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs limits and users of POSIX")
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+
 from tests.kit.run import ROOT, quick_environment
 from tests.kit.stopped import Merging, contents, interrupted_at
 

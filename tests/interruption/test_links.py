@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.kit.stopped import Merging, contents
 
 from merge.errors import OutputError
 from merge.output.journal import JOURNAL_NAME
 from merge.storage.lock import LOCK_NAME
+from tests.kit.stopped import Merging, contents
 
 WEIGHTS = ".consolidated.00.pth.partial"
 

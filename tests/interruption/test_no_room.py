@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.kit.stopped import Merging, contents
 
 from merge.errors import OutputError
 from merge.output.journal import JOURNAL_NAME
+from tests.kit.stopped import Merging, contents
 
 # Room for what a plan of three files asks for at least; other programs take it while a run writes.
 ROOM = 16 << 20

@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.kit.files import tree
-from tests.kit.run import ROOT, quick_environment, run_merge
-from tests.kit.stopped import Merging, contents
-from tests.kit.tokenizers import tokenizer_model
 
 from merge import merge_lora
 from merge.errors import OutputError
 from merge.output.journal import JOURNAL_NAME
 from merge.output.staged_folder import lock_folder
 from merge.storage.lock import LOCK_NAME
+from tests.kit.files import tree
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
+from tests.kit.run import ROOT, quick_environment, run_merge
+from tests.kit.stopped import Merging, contents
+from tests.kit.tokenizers import tokenizer_model
 
 # A job that stops where it plans, says so, and goes on when it is told to.
 PLANNING = """

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
-from tests.kit.files import tree
-from tests.kit.stopped import Merging, contents
 
 from merge.errors import OutputError
 from merge.output.journal import JOURNAL_NAME
+from tests.kit.files import tree
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter
+from tests.kit.stopped import Merging, contents
 
 
 def note(merging: Merging, **options: object) -> str:

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.kit.run import ROOT
 
 from merge import interruption
+from tests.kit.run import ROOT
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="Windows sends no signals to one process"

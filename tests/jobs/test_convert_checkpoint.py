@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kit.files import Tensors, load_weights, tree
-from tests.kit.llamas import make_base
-from tests.kit.run import ROOT, run_merge
-from tests.kit.tokenizers import write_tokenizer
 from transformers import AutoModelForCausalLM
 
 from demo import meta_llama
 from merge.errors import LayoutError, MergeError, OutputError, UsageError, VocabularyError
 from merge.jobs.convert_checkpoint import convert_checkpoint
+from tests.kit.files import Tensors, load_weights, tree
+from tests.kit.llamas import make_base
 from tests.kit.meta_models import (
     ROWS,
     hf_tensors,
@@ -26,6 +24,8 @@ from tests.kit.meta_models import (
     save_meta,
     split,
 )
+from tests.kit.run import ROOT, run_merge
+from tests.kit.tokenizers import write_tokenizer
 
 CONVERT = ROOT / "scripts" / "convert_checkpoint.py"
 CONVERT_LLAMA = ROOT / "scripts" / "convert_llama_weights_to_hf.py"

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kit.run import ROOT, run_merge
 
 from merge.commands.inspect_adapter import main
 from merge.commands.merge_lora import main as merge
@@ -28,6 +27,7 @@ from tests.kit.models import (
     save_adapter,
     save_base,
 )
+from tests.kit.run import ROOT, run_merge
 
 SCRIPT = ROOT / "scripts" / "inspect_adapter.py"
 Said = Callable[..., tuple[int, str]]

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.kit.adapters import make_adapter
 from tests.kit.llamas import make_base
 from tests.kit.run import quick_environment
 from tests.kit.tokenizers import write_tokenizer
-
-from tests.kit.adapters import make_adapter
 
 COUNT = Path(__file__).with_name("count_opens.py")
 DESCRIBING = ("config.json", "adapter_config.json", "params.json", "generation_config.json")

@@ -25,6 +25,16 @@ def saved(path: Path, value: object, zipped: bool = True) -> Path:
     return path
 
 
+class Opens:
+    """Pickles to a call that makes a file, as an attack would do worse."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.path), "w")
+
+
 def require_equal(lazy: LazyTensor, tensor: torch.Tensor) -> None:
     """Same shape, dtype and bits, read whole."""
     assert (lazy.shape, lazy.dtype) == (tuple(tensor.shape), tensor.dtype)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from tests.kit.files import Tensors, load_weights, save_shards
 from tests.kit.llamas import make_base
 from tests.kit.tokenizers import write_tokenizer

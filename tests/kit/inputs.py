@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.kit.files import tree
 
 from merge import MergeError, merge_lora
+from tests.kit.files import tree
 from tests.kit.models import ALPACA_ROWS, LLAMA_ROWS, adapter_tensors, save_adapter, save_base
 
 
@@ -52,9 +52,9 @@ class Inputs:
         return caught.value
 
 
-@pytest.fixture
-def inputs(tmp_path: Path) -> Inputs:
-    made = Inputs(tmp_path)
+def make_inputs(folder: Path) -> Inputs:
+    """Write the three into ``folder``."""
+    made = Inputs(folder)
     save_base(made.base)
     save_adapter(made.llama, adapter_tensors(LLAMA_ROWS), pieces=LLAMA_ROWS)
     save_adapter(made.alpaca, adapter_tensors(ALPACA_ROWS, seed=700), pieces=ALPACA_ROWS)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from tests.kit.tokenizers import write_tokenizer
 
 Tensors = dict[str, torch.Tensor]

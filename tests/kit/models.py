@@ -1,4 +1,4 @@
-"""Tiny models, adapters and tokenizers for tests, and the real commands run on them.
+"""Tiny bases and adapters written by hand, in no time: for what is not about their arithmetic.
 
 Everything is written by other people's software (torch, safetensors, sentencepiece's own message
 class), so that a reader here is never tested on a writer of ours.
@@ -6,22 +6,13 @@ class), so that a reader here is never tested on a writer of ours.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-ROOT = Path(__file__).resolve().parents[2]
-MERGE = ROOT / "scripts" / "merge_llama_with_chinese_lora.py"
-MERGE_TO_HF = ROOT / "scripts" / "merge_llama_with_chinese_lora_to_hf.py"
+from tests.kit.files import Tensors, save_tensors, write_json
+from tests.kit.tokenizers import tokenizer_model
 
 # Rows of the tiny base, of a Chinese-LLaMA of it and of a Chinese-Alpaca: one token more, [PAD].
 BASE_ROWS, LLAMA_ROWS, ALPACA_ROWS = 40, 56, 57
@@ -38,8 +29,6 @@ LINEAR = {
 }
 Q_PROJ = "model.layers.0.self_attn.q_proj"
 PREFIX = "base_model.model."
-
-Tensors = dict[str, torch.Tensor]
 
 
 def random_tensor(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float16) -> torch.Tensor:
@@ -114,46 +103,6 @@ def adapter_config(**fields: object) -> dict[str, Any]:
     return config | fields
 
 
-def tokenizer_model(pieces: int) -> bytes:
-    """A SentencePiece model of so many pieces; a shorter one is a prefix of a longer one.
-
-    The piece after the ``LLAMA_ROWS``-th is ``[PAD]``, as in Chinese-Alpaca's tokenizer.
-    """
-    kinds = ModelProto.SentencePiece
-    model = ModelProto()
-    model.trainer_spec.model_type = 2  # BPE
-    model.normalizer_spec.name = "identity"
-    model.pieces.add(piece="<unk>", score=0.0, type=kinds.UNKNOWN)
-    for control in ("<s>", "</s>"):
-        model.pieces.add(piece=control, score=0.0, type=kinds.CONTROL)
-    for index in range(len(model.pieces), pieces):
-        text = "[PAD]" if index == LLAMA_ROWS else chr(0x4E00 + index)
-        model.pieces.add(piece=text, score=-float(index))
-    return bytes(model.SerializeToString())
-
-
-class Opens:
-    """Pickles to a call that makes a file, as an attack would do worse."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str, str]]:
-        return open, (str(self.path), "w")
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")
-
-
-def save_tensors(path: Path, tensors: Tensors) -> None:
-    """With torch, or with safetensors where the name ends so."""
-    if path.suffix == ".safetensors":
-        save_file(tensors, path, metadata={"format": "pt"})
-    else:
-        torch.save(tensors, path)
-
-
 def save_base(
     folder: Path,
     tensors: Tensors | None = None,
@@ -198,44 +147,3 @@ def save_adapter(
     if pieces:
         (folder / "tokenizer.model").write_bytes(tokenizer_model(pieces))
     return folder
-
-
-def tree(folder: Path) -> dict[str, tuple[int, str]]:
-    """Everything in a folder, hidden files too: time of the last change and digest of each."""
-    return {
-        str(path.relative_to(folder)): (path.stat().st_mtime_ns, _digest(path))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    } | {str(path.relative_to(folder)): (0, "") for path in folder.rglob("*") if path.is_dir()}
-
-
-def _digest(path: Path) -> str:
-    if path.stat().st_size > 1 << 24:  # a sparse file: its size and time must do
-        return str(path.stat().st_size)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def command(*args: object, script: Path = MERGE) -> list[str]:
-    """The words of a command line."""
-    return [sys.executable, str(script), *map(str, args)]
-
-
-def quick_environment(**variables: str) -> dict[str, str]:
-    """The environment for a command in a test: one thread, and no Hub to be reached."""
-    offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"}
-    return {**os.environ, **offline, **variables}
-
-
-def run_merge(
-    *args: object, script: Path = MERGE, cwd: Path | None = None, **variables: str
-) -> subprocess.CompletedProcess[str]:
-    """Run the real command as a user does; ``variables`` are added to its environment."""
-    return subprocess.run(
-        command(*args, script=script),
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-        cwd=cwd,
-        env=quick_environment(**variables),
-        timeout=120,
-    )

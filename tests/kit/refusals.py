@@ -1,11 +1,13 @@
-"""Checks of every refusal that any test meets: its options exist, and so do the files it names."""
+"""What every refusal must be: about options and files that exist, cheap, and one message."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import sys
-from collections.abc import Iterator
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -13,9 +15,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
-from merge.errors import MergeError
+import pytest
 
-COMMANDS = Path(__file__).parents[2] / "merge" / "commands"
+from merge.errors import MergeError
+from tests.kit.run import ROOT
+
+COMMANDS = ROOT / "merge" / "commands"
+MIB = 1 << 20
 # Jobs whose commands are two; inspect_adapter tells what the merge would say.
 _ALSO = {
     "apply_delta": ("make_delta",),
@@ -85,7 +91,8 @@ def _job() -> str | None:
 @contextmanager
 def checked() -> Iterator[None]:
     """Check every refusal that is made meanwhile, and fail with all that is wrong."""
-    made, init = [], MergeError.__init__
+    made: list[tuple[MergeError, str]] = []
+    init = MergeError.__init__
 
     def noted(self: MergeError, *args: Any, **named: Any) -> None:
         init(self, *args, **named)
@@ -98,3 +105,33 @@ def checked() -> Iterator[None]:
         MergeError.__init__ = init  # type: ignore[method-assign]
     told = "\n\n".join(f"{fault}:\n{error}" for error, fault in made)
     assert not made, told
+
+
+def refused(
+    read: Callable[[], object], *, file: Path | None = None, seconds: float = 5, mib: int = 200
+) -> MergeError:
+    """Require that ``read`` is refused within ``seconds`` and ``mib`` of Python's memory, and that
+    the message names ``file``.
+    """
+    tracemalloc.start()
+    started = time.monotonic()
+    try:
+        with pytest.raises(MergeError) as caught:
+            read()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert time.monotonic() - started < seconds
+    assert peak < mib * MIB
+    require_one_message(caught.value)
+    assert file is None or caught.value.facts["file"] == str(file)
+    return caught.value
+
+
+def require_one_message(error: MergeError) -> None:
+    """A sentence, a file, a remedy; no control characters, no fact over several lines."""
+    lines = str(error).splitlines()
+    assert len(lines) == 1 + len(error.facts), lines
+    assert all(line.isprintable() for line in lines)
+    assert error.facts.get("file")
+    assert error.facts.get("remedy")

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import sentencepiece
-from tests.kit.run import ROOT
-
 from tests.kit.transformers_446 import run_in_transformers_446
-
-TEXT = ROOT / "README.md"
 
 
 @dataclass(frozen=True)
@@ -50,25 +44,6 @@ KINDS = {
         CHATML,
     ),
 }
-
-
-def train_bpe(vocab_size: int = 400) -> bytes:
-    """A BPE model with LLaMA's settings: byte fallback, no normalisation."""
-    stream = io.BytesIO()
-    lines = [line for line in TEXT.read_text(encoding="utf-8").split("\n") if line.strip()]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=stream,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        byte_fallback=True,
-        split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        minloglevel=2,
-    )
-    return stream.getvalue()
 
 
 _WRITE = """

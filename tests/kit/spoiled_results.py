@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from xxhash import xxh3_128
 
-Tensors = dict[str, torch.Tensor]
+from tests.kit.files import Tensors, save_tensors
 
 
 def load(path: Path) -> Tensors:
@@ -21,13 +21,6 @@ def load(path: Path) -> Tensors:
         return load_file(path)
     tensors: Tensors = torch.load(path, weights_only=True)
     return tensors
-
-
-def save(path: Path, tensors: Tensors) -> None:
-    if path.suffix == ".safetensors":
-        save_file(tensors, path, metadata={"format": "pt"})
-    else:
-        torch.save(tensors, path)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -39,7 +32,7 @@ def spoil(folder: Path, change: Callable[[Tensors], object]) -> None:
     (path,) = weight_files(folder)
     tensors = load(path)
     change(tensors)
-    save(path, tensors)
+    save_tensors(path, tensors)
 
 
 def manifest(folder: Path) -> Any:

@@ -11,9 +11,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
-from tests.kit.files import load_weights
-from tests.kit.llamas import llama_config
-from tests.kit.tokenizers import write_tokenizer
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -24,6 +21,9 @@ from merge import merge_lora, verify_merge
 from merge.commands.merge_lora import main, main_to_hf
 from merge.errors import LayoutError, MergeError, OutputError, UsageError, VocabularyError
 from tests.kit.adapters import LINEAR, load, logits_of, logits_with_peft, make_lora, merge_with_peft
+from tests.kit.files import load_weights
+from tests.kit.llamas import llama_config
+from tests.kit.tokenizers import write_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.kit.run import run_merge
-from tests.kit.tokenizers import tokenizer_model
 
 from merge import convert_checkpoint, merge_lora
 from merge.checksums.adapter_order import AdapterInput, find_adapter_chain, require_known_order
 from merge.errors import LayoutError, UsageError, VocabularyError
 from merge.untrusted.strict_json import read_json
 from tests.kit.models import adapter_tensors, base_tensors, save_adapter, save_base
+from tests.kit.run import run_merge
+from tests.kit.tokenizers import tokenizer_model
 
 NAMED = {
     "model.abcdef.enc": "XORed with LLaMA-7B",

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kit.files import Tensors, load_weights, save_shards, tree
-from tests.kit.tokenizers import write_tokenizer
 
 from merge import merge_lora
 from merge.errors import FormatError, LayoutError, MergeError, UsageError
 from merge.layouts.model_folder import ModelFolder
 from merge.layouts.opening import open_checkpoint
 from tests.kit.adapters import make_adapter
+from tests.kit.files import Tensors, load_weights, save_shards, tree
 from tests.kit.meta_models import (
     DIM,
     FEED_FORWARD,
@@ -29,6 +28,7 @@ from tests.kit.meta_models import (
     save_meta,
     split,
 )
+from tests.kit.tokenizers import write_tokenizer
 
 SHARDS = pytest.mark.parametrize("count", [1, 2, 4, 8])
 

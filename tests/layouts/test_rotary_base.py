@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from gguf import GGUFReader
-from tests.kit.files import write_json
 from transformers import LlamaConfig
 
 from merge import merge_lora, verify_merge
 from merge.errors import LayoutError
+from tests.kit.files import write_json
 from tests.kit.models import save_adapter, save_base
 
 LINEAR = {"rope_type": "linear", "factor": 2.0}

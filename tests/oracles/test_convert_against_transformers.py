@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.kit.files import load_weights
 
 from merge.jobs.convert_checkpoint import convert_checkpoint
+from tests.kit.files import load_weights
 from tests.kit.meta_models import ROWS, hf_tensors, meta_tensors, params, save_meta, split
 from tests.kit.transformers_446 import needs_transformers_446, run_in_transformers_446
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.kit.files import Tensors, load_weights
 
 from merge.jobs.apply_delta import apply_delta, make_delta
 from tests.kit.dense_deltas import make_vicuna
+from tests.kit.files import Tensors, load_weights
 from tests.kit.transformers_446 import VARIABLE, run_in_transformers_446
 
 # The package imports much more than these two scripts need, so they are run as the files they are.

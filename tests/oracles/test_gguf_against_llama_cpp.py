@@ -13,9 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kit.files import load_weights
-from tests.kit.llamas import make_base
-from tests.kit.tokenizers import write_tokenizer
 
 from merge import convert_checkpoint, merge_lora, verify_merge
 from merge.formats import InputFile
@@ -23,7 +20,10 @@ from merge.formats import gguf as container
 from merge.layouts.opening import open_checkpoint
 from merge.tokenizers import sentencepiece_model as spm
 from tests.kit.adapters import make_adapter
+from tests.kit.files import load_weights
 from tests.kit.llama_cpp import HUGGINGFACE, convert, converters
+from tests.kit.llamas import make_base
+from tests.kit.tokenizers import write_tokenizer
 from tokenizer_tools.extend import extend, select_text_pieces
 
 pytestmark = pytest.mark.slow

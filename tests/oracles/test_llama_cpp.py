@@ -17,14 +17,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
-from tests.kit.run import ROOT, quick_environment
-from tests.kit.tokenizers import TEXT
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from demo import text
 from merge import convert_checkpoint, merge_lora
 from merge.tokenizers import sentencepiece_model as spm
-from tests.kit import peft_models
+from tests.kit.adapters import make_adapter
+from tests.kit.llamas import llama_config
+from tests.kit.run import ROOT, quick_environment
+from tests.kit.tokenizers import TEXT
 from tokenizer_tools import extend
 
 pytestmark = [
@@ -84,7 +85,7 @@ def _make_published(folder: Path, tokenizers: Path) -> tuple[Path, Path]:
     files = {place: (place / "tokenizer.model").read_bytes() for place in (base, lora)}
     rows = [len(spm.read_model(place).pieces) for place in (base, lora)]
     _write_base(base, rows[0])
-    peft_models.make_adapter(lora, base, rows=rows[1], dtype=torch.float16)
+    make_adapter(lora, base, rows=rows[1], dtype=torch.float16)
     _make_decided(lora / "adapter_model.safetensors")
     for place, content in files.items():  # make_adapter writes one of its own
         (place / "tokenizer.model").write_bytes(content)
@@ -94,7 +95,7 @@ def _make_published(folder: Path, tokenizers: Path) -> tuple[Path, Path]:
 def _write_base(folder: Path, rows: int) -> None:
     """Two layers of eight heads in groups of four, float16."""
     torch.manual_seed(0)
-    config = peft_models.base_config(
+    config = llama_config(
         vocab_size=rows,
         num_key_value_heads=2,
         max_position_embeddings=256,

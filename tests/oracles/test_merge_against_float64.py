@@ -10,42 +10,21 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.kit.compare import ulps
-from tests.kit.files import Tensors, load_weights
-from tests.kit.llamas import make_base
 
 from merge import merge_lora
 from merge.errors import UsageError
 from tests.kit.adapters import make_adapter, to_old_layout
+from tests.kit.compare import float64_merge, ulps
+from tests.kit.files import Tensors, load_weights
+from tests.kit.llamas import make_base
 
 ROWS = 152  # leaves a remainder for 2, 4 and 8 shards together with 151
 HEADS = 8
-
-
-def float64_merge(base: Path, adapters: Sequence[Path]) -> Tensors:
-    """``W + sum of (alpha / r) B A`` in float64, whole tensors replaced, rounded once."""
-    tensors = {name: tensor.double() for name, tensor in load_weights(base).items()}
-    for adapter in adapters:
-        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        scaling = config["lora_alpha"] / config["r"]
-        weights = {
-            name.removeprefix("base_model.model."): tensor.double()
-            for name, tensor in load_weights(adapter).items()
-        }
-        for name, tensor in weights.items():
-            if "lora_" not in name:
-                tensors[name] = tensor
-        for name, a in weights.items():
-            if ".lora_A." in name:
-                module = name.removesuffix(".lora_A.weight")
-                tensors[f"{module}.weight"] += scaling * weights[f"{module}.lora_B.weight"] @ a
-    return {name: tensor.half() for name, tensor in tensors.items()}
 
 
 def rotary_pairs(weight: torch.Tensor, heads: int) -> torch.Tensor:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kit.compare import ulps
-from tests.kit.files import load_weights
-from tests.kit.llamas import make_base
 
 from merge import merge_lora
 from tests.kit.adapters import LINEAR, make_adapter, merge_with_peft, to_old_layout
+from tests.kit.compare import ulps
+from tests.kit.files import load_weights
+from tests.kit.llamas import make_base
 
 BASES: dict[str, dict[str, Any]] = {
     "multi-head": {},

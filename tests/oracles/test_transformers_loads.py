@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from tests.kit.llamas import make_base
 from transformers import AutoModelForCausalLM
 
 from merge import merge_lora
 from tests.kit.adapters import make_adapter
+from tests.kit.llamas import make_base
 from tests.kit.transformers_446 import needs_transformers_446, run_in_transformers_446
 
 IDS = [[1, 5, 9, 120, 33, 77, 149, 2]]

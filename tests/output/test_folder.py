@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.kit.files import tree, write_json
 
 from merge.errors import FormatError, LayoutError, NumberError, OutputError, UsageError
 from tests.formats.torch.test_zip import recompress
+from tests.kit.files import tree, write_json
 from tests.kit.inputs import Inputs
 from tests.kit.models import (
     HIDDEN,

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kit.files import load_weights
-from tests.kit.llamas import make_base
 from xxhash import xxh3_128
 
 from merge import merge_lora
 from tests.kit.adapters import make_adapter
+from tests.kit.files import load_weights
+from tests.kit.llamas import make_base
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "pth": {"output_type": "pth"},

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.kit.files import tree
-from tests.kit.run import run_merge
 
+from tests.kit.files import tree
 from tests.kit.hub import serve
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
+from tests.kit.run import run_merge
 
 
 @pytest.fixture

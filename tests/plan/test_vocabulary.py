@@ -6,10 +6,9 @@ import shutil
 
 import pytest
 import torch
-from tests.kit.files import tree
-from tests.kit.tokenizers import tokenizer_model
 
 from merge.errors import AdapterError, FormatError, UsageError, VocabularyError
+from tests.kit.files import tree
 from tests.kit.inputs import Inputs
 from tests.kit.models import (
     ALPACA_ROWS,
@@ -22,6 +21,7 @@ from tests.kit.models import (
     save_adapter,
     save_base,
 )
+from tests.kit.tokenizers import tokenizer_model
 
 EMBED, HEAD = f"{PREFIX}model.embed_tokens.weight", f"{PREFIX}lm_head.weight"
 
@@ -85,7 +85,11 @@ def test_base_that_holds_the_adapter_already(inputs: Inputs) -> None:
 def test_base_that_holds_the_adapter_already_in_another_dtype(inputs: Inputs, dtype: str) -> None:
     merged = inputs.folder / "chinese-llama-7b"
     inputs.merge(inputs.llama, output_dir=merged, output_type="huggingface", dtype=dtype)
-    inputs.refused(AdapterError, inputs.llama, base_model=merged)
+    error = inputs.refused(AdapterError, inputs.llama, base_model=merged)
+    assert "already" in error.sentence
+    assert error.facts["file"] == str(inputs.llama / "adapter_model.bin")
+    assert error.facts["tensor"] == "model.embed_tokens.weight"
+    assert str(LLAMA_ROWS) in error.facts["found"]
 
 
 def test_second_adapter_alone_onto_the_model_that_holds_both(inputs: Inputs) -> None:
@@ -195,7 +199,8 @@ def test_tokenizer_that_is_not_there(inputs: Inputs) -> None:
 
 
 def test_dry_run_refuses_the_same_and_writes_nothing(inputs: Inputs) -> None:
-    inputs.refused(VocabularyError, inputs.alpaca, inputs.llama, dry_run=True)
+    error = inputs.refused(VocabularyError, inputs.alpaca, inputs.llama, dry_run=True)
+    assert str(error) == str(inputs.refused(VocabularyError, inputs.alpaca, inputs.llama))
     before = tree(inputs.folder)
     inputs.merge(dry_run=True)
     assert tree(inputs.folder) == before

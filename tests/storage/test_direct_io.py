@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.kit.llamas import make_base
 
 from merge import merge_lora
 from merge.settings import IO_MODES, IoMode
@@ -18,6 +17,7 @@ from merge.storage.direct_io import READ_BYTES
 from merge.storage.input_file import InputFile
 from merge.storage.output_stream import create_stream
 from tests.kit.adapters import make_adapter
+from tests.kit.llamas import make_base
 
 MIB = 1 << 20
 

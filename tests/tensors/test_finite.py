@@ -58,15 +58,20 @@ def test_value_in_a_tensor_that_replaces_the_bases_is_refused(inputs: Inputs) ->
     tensors[f"{PREFIX}model.embed_tokens.weight"][50, 3] = float("nan")
     save_adapter(inputs.llama, tensors, pieces=LLAMA_ROWS)
     error = inputs.refused(NumberError, inputs.llama)
-    assert "embed_tokens.weight" in error.facts["tensor"]
-    assert error.facts["tensor"].endswith("row 50")
+    name = f"{PREFIX}model.embed_tokens.weight"
+    assert error.facts["tensor"] == f"adapter_model.bin: {name}, row 50"
+    assert error.facts["file"] == str(inputs.llama / "adapter_model.bin")
+    assert error.facts["found"] == "nan"
 
 
 def test_values_of_a_base_that_is_replaced_do_not_matter(inputs: Inputs) -> None:
     tensors = base_tensors()
     tensors["lm_head.weight"][3, 3] = float("nan")
+    inputs.merge(inputs.llama, output_dir=inputs.folder / "of finite numbers")
     save_base(inputs.base, tensors)
     inputs.merge(inputs.llama)
+    written = (inputs.out / "consolidated.00.pth").read_bytes()
+    assert written == (inputs.folder / "of finite numbers" / "consolidated.00.pth").read_bytes()
 
 
 @pytest.mark.parametrize("name", [NORM, f"{Q_PROJ}.weight"])
@@ -106,6 +111,8 @@ def test_conversion_looks_too(tmp_path: Path) -> None:
     tensors = base_tensors()
     tensors[NORM][2] = float("nan")
     base = save_base(tmp_path / "base", tensors)
-    with pytest.raises(NumberError):
+    with pytest.raises(NumberError) as caught:
         convert_checkpoint(base, tmp_path / "out", output_type="pth")
+    assert caught.value.facts["tensor"] == f"pytorch_model.bin: {NORM}, row 2"
+    assert caught.value.facts["file"] == str(base / "pytorch_model.bin")
     assert not (tmp_path / "out").exists()

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
-from tests.kit.run import ROOT
 
 from merge.checksums import known_tokenizers as known
 from merge.commands.merge_tokenizers import main
+from tests.kit.run import ROOT
 from tokenizer_tools import merging
 
 SCRIPTS = ROOT / "scripts"

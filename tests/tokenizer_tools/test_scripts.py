@@ -9,9 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from tests.kit.run import ROOT
 
 from merge.checksums import known_tokenizers as known
+from tests.kit.run import ROOT
 from tokenizer_tools import backends as libraries
 from tokenizer_tools import line_kinds as parts
 

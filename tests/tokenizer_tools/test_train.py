@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from sentencepiece import SentencePieceProcessor
-from tests.kit.tokenizers import TEXT
 
 from merge.commands.train_chinese_tokenizer import main
 from merge.tokenizers import sentencepiece_model as spm
+from tests.kit.tokenizers import TEXT
 
 
 def run(source: Path, output: Path, *more: str, size: int = 2200) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
@@ -13,9 +12,9 @@ from typing import Any
 import pytest
 import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
-from tests.kit.tokenizers import TEXT
 
 from merge.tokenizers.sentencepiece_model import read_model, serialize_model
+from tests.kit.tokenizers import read_lines, train_llama
 from tokenizer_tools.extend import extend, select_text_pieces
 
 # A script for other environments, not a module with tests.
@@ -51,33 +50,14 @@ AWKWARD = [
 ]
 
 
-def train_llama_like(lines: list[str]) -> bytes:
-    """Train a BPE model with LLaMA's settings: byte fallback, no normalisation."""
-    stream = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=stream,
-        model_type="bpe",
-        vocab_size=600,
-        byte_fallback=True,
-        split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        minloglevel=2,
-    )
-    return stream.getvalue()
-
-
 @pytest.fixture(scope="session")
 def unpadded_model() -> bytes:
     """A tokenizer.model: 600 trained pieces, then 2000 Chinese ones of score 0."""
-    lines = TEXT.read_text(encoding="utf-8").split("\n")
-    model = train_llama_like([line for line in lines if line.strip() and line.isascii()])
-    chinese = "".join(c if "\u4e00" <= c <= "\u9fff" else " " for c in "\n".join(lines)).split()
+    text = "\n".join(read_lines())
+    chinese = "".join(c if "\u4e00" <= c <= "\u9fff" else " " for c in text).split()
     parts = {run[i : i + n] for run in chinese for n in (1, 2, 3, 4) for i in range(len(run))}
     pieces = random.Random(0).sample(sorted(parts), 2000)
-    return serialize_model(extend(ModelProto.FromString(model), pieces).model)
+    return serialize_model(extend(train_llama(), pieces).model)
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +88,7 @@ def models(small_model: bytes) -> dict[str, bytes]:
 @pytest.fixture(scope="session")
 def lines() -> list[str]:
     """More than 2000 lines: Chinese, English, code, mixed, awkward ones, arbitrary Unicode."""
-    lines = [*AWKWARD, *TEXT.read_text(encoding="utf-8").split("\n")]
+    lines = [*AWKWARD, *read_lines()]
     if folder := os.environ.get("CHINESE_LLAMA_MERGE_TEST_DATA"):
         text = (Path(folder) / "text" / "zh_dialogues.txt").read_text(encoding="utf-8")
         lines += text.replace("<br/>", "\n").split("\n")

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kit.files import Tensors, load_weights, write_json
-from tests.kit.run import run_merge
 
 from merge import apply_delta, convert_checkpoint, merge_lora, verify_merge
 from tests.kit import llama_cpp
+from tests.kit.files import Tensors, load_weights, write_json
 from tests.kit.llama_cpp import LEGACY, gguf_contents
 from tests.kit.models import (
     BASE_ROWS,
@@ -21,6 +20,7 @@ from tests.kit.models import (
     save_adapter,
     save_base,
 )
+from tests.kit.run import run_merge
 
 ADDED = {"<|im_start|>": BASE_ROWS, "<|im_end|>": BASE_ROWS + 1, "<pad>": BASE_ROWS + 2}
 ROWS = BASE_ROWS + len(ADDED)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from gguf import GGUFReader, TokenType
-from tests.kit.files import load_weights, tree, write_json
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from merge import convert_checkpoint, merge_lora, verify_merge
 from merge.errors import VocabularyError
+from tests.kit.files import load_weights, tree, write_json
 from tests.kit.llama_cpp import HUGGINGFACE, convert, gguf_contents
 from tests.kit.models import adapter_tensors, base_tensors, save_adapter, save_base
 

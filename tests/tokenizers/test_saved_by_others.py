@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from gguf import GGUFReader
-from tests.kit.files import tree, write_json
 
 from merge import apply_delta, convert_checkpoint, merge_lora, verify_merge
 from merge.errors import MergeError, VocabularyError
+from tests.kit.files import tree, write_json
 from tests.kit.models import (
     HIDDEN,
     adapter_tensors,
@@ -28,10 +28,10 @@ from tests.kit.saved_tokenizers import (
     CHATML,
     KINDS,
     Tokens,
-    train_bpe,
     write_with_5,
     write_with_446,
 )
+from tests.kit.tokenizers import train_llama
 
 PIECES = 400
 SAMPLES = [
@@ -60,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("tokenizers")
     base = folder / "base"
     base.mkdir()
-    (base / "tokenizer.model").write_bytes(train_bpe(PIECES))
+    (base / "tokenizer.model").write_bytes(train_llama(PIECES).SerializeToString())
     said = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "legacy": True}
     said |= {"add_bos_token": True, "add_eos_token": False, "tokenizer_class": "LlamaTokenizer"}
     write_json(base / "tokenizer_config.json", said)

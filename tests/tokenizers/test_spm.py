@@ -58,8 +58,9 @@ def test_a_truncated_model_is_refused(tmp_path: Path, small_llama: ModelProto) -
     file = tmp_path / "tokenizer.model"
     for size in range(1, len(content), len(content) // 40):
         file.write_bytes(content[:size])
-        with pytest.raises(FormatError):
+        with pytest.raises(FormatError) as caught:
             spm.read_model(file)
+        assert caught.value.facts["file"] == str(file)
 
 
 def test_duplicate_pieces_are_refused_by_name(tmp_path: Path, small_llama: ModelProto) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.kit.files import save_tensors
 
 from merge.commands.compare_checkpoints import main
 from merge.verification.ulps import INCOMPARABLE
+from tests.kit.files import save_tensors
 from tests.kit.meta_models import hf_tensors, meta_tensors, save_meta, split
 from tests.kit.models import Q_PROJ, base_tensors, save_base
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.kit.files import load_weights, save_shards
-from tests.kit.llamas import make_base
 
 from merge import convert_checkpoint, merge_lora
 from merge.commands.compare_checkpoints import main
 from tests.kit.adapters import make_adapter
+from tests.kit.files import load_weights, save_shards
+from tests.kit.llamas import make_base
 from tests.kit.spoiled_results import gguf_tensor
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.kit.llamas import make_base
 
 from merge import convert_checkpoint, merge_lora, verify_merge
 from merge.output.preflight import MANIFEST_NAME
 from tests.kit.adapters import make_adapter
+from tests.kit.llamas import make_base
 from tests.kit.spoiled_results import gguf_tensor
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")

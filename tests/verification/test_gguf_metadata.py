@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.kit.llamas import make_base
 
 from merge import convert_checkpoint, merge_lora, verify_merge
 from merge.commands.verify_merge import main
 from merge.output.preflight import MANIFEST_NAME
 from tests.kit.adapters import make_adapter
+from tests.kit.llamas import make_base
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
 

@@ -6,12 +6,12 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from tests.kit.llamas import make_base
 
 from merge.checksums import known_files as known
 from merge.commands.merge_lora import main_to_hf
 from merge.deltas.adapter_config import AdapterConfig
 from tests.kit.adapters import make_adapter
+from tests.kit.llamas import make_base
 
 
 @pytest.fixture(scope="module")

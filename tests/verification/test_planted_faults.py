@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kit.files import Tensors
-from tests.kit.llamas import make_base
-from tests.kit.tokenizers import write_tokenizer
 
 from merge import merge_lora, verify_merge
 from merge.commands.verify_merge import main
 from merge.errors import MergeError, UsageError
 from tests.kit.adapters import make_adapter
+from tests.kit.files import Tensors
+from tests.kit.llamas import make_base
 from tests.kit.spoiled_results import flip_in_place, manifest, spoil, vouch, weight_files
+from tests.kit.tokenizers import write_tokenizer
 
 LAYER = "model.layers.1."
 KINDS = (

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kit.files import Tensors
-from tests.kit.tokenizers import tokenizer_model
 
 from merge import apply_delta, merge_lora, verify_merge
 from merge.errors import AdapterError, LayoutError, MergeError, UsageError
 from merge.jobs.resize_vocabulary import resize_vocabulary
+from tests.kit.files import Tensors
 from tests.kit.models import (
     BASE_ROWS,
     HIDDEN,
@@ -26,6 +25,7 @@ from tests.kit.models import (
     save_base,
 )
 from tests.kit.spoiled_results import manifest, spoil, vouch
+from tests.kit.tokenizers import tokenizer_model
 
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 SHAPE = "another shape than its inputs give"

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.kit.files import save_shards
-from tests.kit.llamas import make_base
 
 from merge import apply_delta, convert_checkpoint, make_delta, merge_lora, verify_merge
 from merge.jobs.verify_merge import Verification
 from tests.kit.adapters import make_adapter, merge_with_peft
+from tests.kit.files import save_shards
+from tests.kit.llamas import make_base
 
 SOURCES = sorted((Path(__file__).parents[2] / "merge" / "verification").glob("*.py"))
 

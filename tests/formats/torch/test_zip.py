@@ -15,13 +15,13 @@ from typing import BinaryIO
 
 import pytest
 import torch
-from tests.kit.files import tree
 
 from merge.errors import FormatError
 from merge.formats import TensorInfo, open_container
 from merge.formats.torch.archive import TorchZipWriter
 from merge.storage.offload import Offload
 from tests.kit.containers import INFOS, place_tensors, require_same, saved, values
+from tests.kit.files import tree
 
 
 def recompress(path: Path, method: int = zipfile.ZIP_DEFLATED) -> Path:

@@ -15,10 +15,6 @@ import pytest
 import torch
 from sentencepiece import SentencePieceTrainer
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
-from tests.kit.files import load_weights
-from tests.kit.llamas import make_base
-from tests.kit.run import ROOT
-from tests.kit.tokenizers import write_tokenizer
 
 from demo import text
 from merge import apply_delta, convert_checkpoint, make_delta
@@ -27,6 +23,10 @@ from merge.layouts import llama
 from merge.layouts.config import LlamaShape
 from merge.layouts.opening import open_checkpoint
 from merge.tokenizers import sentencepiece_model as spm
+from tests.kit.files import load_weights
+from tests.kit.llamas import make_base
+from tests.kit.run import ROOT
+from tests.kit.tokenizers import write_tokenizer
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
 
