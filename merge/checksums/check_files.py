@@ -219,9 +219,7 @@ def _remedy(file: CheckedFile, wanted: KnownFile | None) -> str:
         return "another model's file: give the right one, or another --expect"
     if file.path.suffix == ".safetensors":
         return "safetensors have no published checksums; compare_checkpoints.py compares numbers"
-    first = (
-        "fetch the file again" if wanted else "if it is not part of the model, move it elsewhere"
-    )
+    first = "fetch the file again" if wanted else "if it is not part of the model, move it away"
     return (
         f"{first}; if it was merged or saved again, its bytes may differ although its numbers do "
         "not: compare_checkpoints.py compares those"

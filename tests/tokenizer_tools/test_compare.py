@@ -54,7 +54,7 @@ def test_counts_are_those_done_by_hand() -> None:
     plain, splitting = characters("plain"), characters("splitting", splits="你a")
     lines = lines_of("你好你们", "", "a bad day", "x = a[0];")
     found = compare_tokenizers([plain, splitting], lines, [(0, 1)])
-    assert found.parts == ["all", "chinese", "english", "code"]
+    assert found.kinds == ["all", "chinese", "english", "code"]
     assert found.counts[0]["all"].lines == 3
     assert found.counts[0]["all"].characters == found.counts[0]["all"].tokens == 22
     assert found.counts[0]["all"].fallback == 0
