@@ -136,7 +136,7 @@ def write_tokenizer(merged: MergedTokenizer, folder: Path, overwrite: bool = Fal
 
     Raises ``OutputError`` if one of them is there, unless ``overwrite``.
     """
-    contents = build_files(merged)
+    contents = _build_files(merged)
     there = [name for name in contents if (folder / name).exists()]
     if there and not overwrite:
         raise OutputError(
@@ -147,7 +147,7 @@ def write_tokenizer(merged: MergedTokenizer, folder: Path, overwrite: bool = Fal
     write_atomically(folder, contents)
 
 
-def build_files(merged: MergedTokenizer) -> dict[str, bytes]:
+def _build_files(merged: MergedTokenizer) -> dict[str, bytes]:
     """Return the files of the tokenizer folder by name."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
