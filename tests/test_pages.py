@@ -9,6 +9,7 @@ from functools import cache
 from importlib import import_module
 
 import pytest
+
 from tests.kit.run import ROOT
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]

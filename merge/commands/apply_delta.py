@@ -11,8 +11,8 @@ from .common import (
     add_options,
     add_output_volume_options,
     carry_out,
+    collect_options,
     command_parser,
-    given_options,
     run,
 )
 
@@ -81,7 +81,7 @@ def _apply(args: argparse.Namespace) -> int:
             args.target_model_path,
             tokenizer=args.tokenizer,
             on_progress=on_progress,
-            **given_options(args, ApplyDeltaSettings),
+            **collect_options(args, ApplyDeltaSettings),
         ),
     )
     if args.low_cpu_mem and not args.quiet:

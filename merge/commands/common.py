@@ -76,7 +76,7 @@ def _run(
         with deferred_signals(_GRACE_SECONDS):
             codes.append(command(args))
     except _ENDINGS as error:
-        return _told(error, verbose, is_done=bool(codes))
+        return _report_end(error, verbose, is_done=bool(codes))
     return codes[0]
 
 
@@ -84,36 +84,36 @@ def _run(
 _ENDINGS = (MergeError, OSError, KeyboardInterrupt)
 
 
-def _told(error: BaseException, verbose: bool, is_done: bool) -> int:
+def _report_end(error: BaseException, verbose: bool, is_done: bool) -> int:
     """Tell what ended a command; return the exit code."""
     if isinstance(error, MergeError):
-        return _tell(f"error: {error}", verbose, WRONG_INPUT)
+        return _print_message(f"error: {error}", verbose, WRONG_INPUT)
     if isinstance(error, OSError):
-        return _tell(f"error: {_os_error(error)}", verbose, WRONG_INPUT)
+        return _print_message(f"error: {_format_os_error(error)}", verbose, WRONG_INPUT)
     code = error.exit_code if isinstance(error, Interrupted) else INTERRUPTED
     unfinished = "nothing was written under a final name"
     state = str(error) or ("everything was done by then" if is_done else unfinished)
-    return _tell(f"interrupted: {state}", verbose, code)
+    return _print_message(f"interrupted: {state}", verbose, code)
 
 
-def _tell(message: str, verbose: bool, code: int) -> int:
+def _print_message(message: str, verbose: bool, code: int) -> int:
     if verbose:
         traceback.print_exc()
     print(message, file=sys.stderr)
     return code
 
 
-def _os_error(error: OSError) -> str:
+def _format_os_error(error: OSError) -> str:
     """Say what the operating system refused, by which operation, and to which file."""
     lines = [error.strerror or str(error)]
     if error.filename:
         lines.append(f"  file:     {shown(os.fsdecode(str(error.filename)))}")
-    if operation := _operation(error):
+    if operation := _find_operation(error):
         lines.append(f"  found:    it failed in {operation}")
     return "\n".join(lines)
 
 
-def _operation(error: OSError) -> str:
+def _find_operation(error: OSError) -> str:
     """The function of this program that asked the system, by its name."""
     package = str(Path(__file__).parent.parent)
     frames = reversed(traceback.extract_tb(error.__traceback__))
@@ -182,12 +182,12 @@ def add_option(group: argparse._ArgumentGroup, kind: type[OutputSettings], name:
     group.add_argument(f"--{name}", default=default, help=help_text, **about["arguments"])
 
 
-def given_options(args: argparse.Namespace, kind: type[OutputSettings]) -> dict[str, Any]:
+def collect_options(args: argparse.Namespace, kind: type[OutputSettings]) -> dict[str, Any]:
     """The fields of ``kind`` as the command line has them, a job's keyword arguments.
 
     >>> parser = argparse.ArgumentParser()
     >>> add_options(parser, OutputSettings, parser.add_argument_group("inputs"))
-    >>> given_options(parser.parse_args(["--num_shards", "2"]), OutputSettings)["num_shards"]
+    >>> collect_options(parser.parse_args(["--num_shards", "2"]), OutputSettings)["num_shards"]
     2
     """
     return {name: value for name, value in vars(args).items() if name in kind.__dataclass_fields__}

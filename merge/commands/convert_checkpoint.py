@@ -11,8 +11,8 @@ from .common import (
     add_options,
     add_output_volume_options,
     carry_out,
+    collect_options,
     command_parser,
-    given_options,
     run,
 )
 
@@ -61,7 +61,7 @@ def _convert(args: argparse.Namespace) -> int:
             args.output,
             tokenizer=args.tokenizer,
             on_progress=on_progress,
-            **given_options(args, ConvertSettings),
+            **collect_options(args, ConvertSettings),
         ),
     )
 

@@ -12,8 +12,8 @@ from .common import (
     add_options,
     add_output_volume_options,
     carry_out,
+    collect_options,
     command_parser,
-    given_options,
     run,
 )
 
@@ -76,7 +76,7 @@ def _convert(args: argparse.Namespace) -> int:
             folder,
             Path(args.output_dir),
             on_progress=on_progress,
-            **given_options(args, HuggingFaceSettings),
+            **collect_options(args, HuggingFaceSettings),
         ),
     )
 

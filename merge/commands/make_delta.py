@@ -12,8 +12,8 @@ from .common import (
     add_options,
     add_output_volume_options,
     carry_out,
+    collect_options,
     command_parser,
-    given_options,
     run,
 )
 
@@ -64,7 +64,7 @@ def _make(args: argparse.Namespace) -> int:
             args.delta_path,
             tokenizer=args.tokenizer,
             on_progress=on_progress,
-            **given_options(args, MakeDeltaSettings),
+            **collect_options(args, MakeDeltaSettings),
         ),
     )
 

@@ -11,8 +11,8 @@ from .common import (
     add_options,
     add_output_volume_options,
     carry_out,
+    collect_options,
     command_parser,
-    given_options,
     run,
 )
 
@@ -123,7 +123,7 @@ def _merge(args: argparse.Namespace) -> int:
                 verify_base=args.verify_base,
                 on_progress=on_progress,
                 on_verify=on_verify,
-                **given_options(args, MergeSettings) | {"lora_weights": _weights(args)},
+                **collect_options(args, MergeSettings) | {"lora_weights": _weights(args)},
             ),
         )
     for name in _WITHOUT_EFFECT:

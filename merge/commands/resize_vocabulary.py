@@ -11,8 +11,8 @@ from .common import (
     add_options,
     add_output_volume_options,
     carry_out,
+    collect_options,
     command_parser,
-    given_options,
     run,
 )
 
@@ -52,7 +52,7 @@ def _resize(args: argparse.Namespace) -> int:
             args.tokenizer,
             args.output_dir,
             on_progress=on_progress,
-            **given_options(args, ResizeSettings),
+            **collect_options(args, ResizeSettings),
         ),
     )
 

@@ -26,7 +26,7 @@ from .adapter_files import (
     find_files,
 )
 from .conflicts import require_no_collisions
-from .keys import Claims, claim, normalised
+from .keys import Claims, claim, normalize_key
 from .patches import AddedVector, DoraRowScale, LowRank, ReplacedRows
 from .saved_modules import Copies, whole_tensors
 
@@ -121,12 +121,12 @@ def open_adapter(
     config = replace(folder.adapter_config, weight=weight)
     files = find_files(folder, (WEIGHT_NAMES, _RAW_NAMES, (FSDP_NAME,), (MLX_NAME,)), ignore_file)
     path = files.weights
-    tensors = _opened(files, offload)
+    tensors = _open_tensors(files, offload)
     _require_not_empty(path, tensors)
-    copies = _duplicates(files, tensors, offload)
-    trained = _trainable_params(files, offload)
+    copies = _pair_duplicates(files, tensors, offload)
+    trained = _read_trainable_params(files, offload)
     for name, tensor in trained.items():
-        key = next((key for key in tensors if normalised(key) == name), None)
+        key = next((key for key in tensors if normalize_key(key) == name), None)
         if key is None:
             tensors = {**tensors, name: tensor}
         else:
@@ -134,22 +134,22 @@ def open_adapter(
     claims = claim(path, tensors)
     _require_no_delta(path, claims)
     require_no_collisions(path, config, claims)
-    config = config.settled(_ranks(claims))
+    config = config.with_resolved_rule(_collect_ranks(claims))
     replaced, by_training, unused, pairs = whole_tensors(path, config, claims)
     return Adapter(
         folder,
         files,
         config,
-        _patches(path, config, claims),
+        _build_patches(path, config, claims),
         replaced,
         by_training | (trained.keys() & replaced.keys()),
         unused,
         {**pairs, **copies},
-        new_rows=_new_rows(files.new_rows, offload),
+        new_rows=_read_new_rows(files.new_rows, offload),
     )
 
 
-def _opened(files: AdapterFiles, offload: Offload | None) -> dict[str, LazyTensor]:
+def _open_tensors(files: AdapterFiles, offload: Offload | None) -> dict[str, LazyTensor]:
     """The tensors of all files, under PEFT's names. Raises ``AdapterError`` for one in two."""
     tensors: dict[str, LazyTensor] = {}
     for path in files.parts or (files.weights,):
@@ -163,10 +163,10 @@ def _opened(files: AdapterFiles, offload: Offload | None) -> dict[str, LazyTenso
                     remedy="fetch the adapter again",
                 )
             tensors[key] = tensor
-    return _of_mlx(tensors) if files.weights.name == MLX_NAME else tensors
+    return _rename_mlx(tensors) if files.weights.name == MLX_NAME else tensors
 
 
-def _of_mlx(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+def _rename_mlx(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """mlx-lm's ``lora_a`` (in, r) and ``lora_b`` (r, out) are PEFT's matrices, transposed."""
     renamed = {}
     for key, tensor in tensors.items():
@@ -177,7 +177,7 @@ def _of_mlx(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     return renamed
 
 
-def _duplicates(
+def _pair_duplicates(
     files: AdapterFiles, tensors: Mapping[str, LazyTensor], offload: Offload | None
 ) -> dict[str, tuple[LazyTensor, LazyTensor]]:
     """Pairs that must be equal where the adapter lies there in both containers; PEFT takes
@@ -200,7 +200,7 @@ def _duplicates(
     return {f"{key} in {names}": (tensors[key], others[key]) for key in tensors}
 
 
-def _new_rows(path: Path | None, offload: Offload | None) -> dict[str, LazyTensor]:
+def _read_new_rows(path: Path | None, offload: Offload | None) -> dict[str, LazyTensor]:
     """Rows of added tokens under the names of embeddings and LM head.
 
     vLLM's file has both by names of its own; Open-Assistant's is the embeddings' rows alone.
@@ -227,16 +227,16 @@ def _new_rows(path: Path | None, offload: Offload | None) -> dict[str, LazyTenso
     return rows
 
 
-def _trainable_params(files: AdapterFiles, offload: Offload | None) -> dict[str, LazyTensor]:
+def _read_trainable_params(files: AdapterFiles, offload: Offload | None) -> dict[str, LazyTensor]:
     """LongLoRA's trained tensors under the base's names, which replace the base's."""
     if files.trainable_params is None:
         return {}
     found = open_container(files.trainable_params, offload)
     _require_not_empty(files.trainable_params, found)
-    return {normalised(key): tensor for key, tensor in found.items()}
+    return {normalize_key(key): tensor for key, tensor in found.items()}
 
 
-def _ranks(claims: Claims) -> dict[str, int]:
+def _collect_ranks(claims: Claims) -> dict[str, int]:
     """The rank of each module by its lora_A."""
     both = claims.parts["lora_A"] | claims.parts["lora_embedding_A"]
     return {module: a.shape[0] for module, a in both.items() if a.shape}
@@ -288,23 +288,25 @@ def _require_no_delta(path: Path, claims: Claims) -> None:
         )
 
 
-def _patches(path: Path, config: AdapterConfig, claims: Claims) -> dict[str, tuple[Patch, ...]]:
+def _build_patches(
+    path: Path, config: AdapterConfig, claims: Claims
+) -> dict[str, tuple[Patch, ...]]:
     """What is added to each tensor: product and then magnitude, or rows."""
     _require_pairs(path, claims)
-    _require_told(path, config, claims)
+    _require_declared(path, config, claims)
     parts = claims.parts
     stages: dict[str, tuple[Patch, ...]] = {}
     for module, a in parts["lora_A"].items():
-        low_rank = _pair(path, config, module, a, parts["lora_B"][module])
-        stages[f"{module}.weight"] = (low_rank, *_magnitude(path, claims, module, low_rank))
+        low_rank = _build_low_rank(path, config, module, a, parts["lora_B"][module])
+        stages[f"{module}.weight"] = (low_rank, *_build_row_scale(path, claims, module, low_rank))
     for module, a in parts["lora_embedding_A"].items():
-        low_rank = _pair(path, config, module, a, parts["lora_embedding_B"][module])
-        stage: Iterable[Patch] = (low_rank, *_magnitude(path, claims, module, low_rank))
+        low_rank = _build_low_rank(path, config, module, a, parts["lora_embedding_B"][module])
+        stage: Iterable[Patch] = (low_rank, *_build_row_scale(path, claims, module, low_rank))
         stages[f"{module}.weight"] = tuple(patch.transposed() for patch in stage)
     for module, bias in parts["lora_bias"].items():
         stages[f"{module}.bias"] = (AddedVector(bias, config.scaling(module)),)
     for module, rows in parts["trainable_tokens_delta"].items():
-        stages[f"{module}.weight"] = (_token_rows(path, config, module, rows),)
+        stages[f"{module}.weight"] = (_build_token_rows(path, config, module, rows),)
     return stages
 
 
@@ -326,7 +328,7 @@ def _require_pairs(path: Path, claims: Claims) -> None:
         )
 
 
-def _require_told(path: Path, config: AdapterConfig, claims: Claims) -> None:
+def _require_declared(path: Path, config: AdapterConfig, claims: Claims) -> None:
     """Weights and configuration must agree on which kinds there are."""
     lora = claims.parts["lora_A"].keys() | claims.parts["lora_embedding_A"].keys()
     told = {
@@ -354,7 +356,9 @@ def _require_told(path: Path, config: AdapterConfig, claims: Claims) -> None:
             )
 
 
-def _pair(path: Path, config: AdapterConfig, module: str, a: LazyTensor, b: LazyTensor) -> LowRank:
+def _build_low_rank(
+    path: Path, config: AdapterConfig, module: str, a: LazyTensor, b: LazyTensor
+) -> LowRank:
     rank = config.rank(module)
     if len(a.shape) == 2 and len(b.shape) == 2:
         _require_not_sliced(path, module, a, b, rank)
@@ -385,7 +389,7 @@ def _require_not_sliced(path: Path, module: str, a: LazyTensor, b: LazyTensor, r
         )
 
 
-def _magnitude(
+def _build_row_scale(
     path: Path, claims: Claims, module: str, low_rank: LowRank
 ) -> tuple[DoraRowScale, ...]:
     magnitude = claims.parts["lora_magnitude_vector"].get(module)
@@ -395,7 +399,9 @@ def _magnitude(
     return (DoraRowScale(magnitude),)
 
 
-def _token_rows(path: Path, config: AdapterConfig, module: str, rows: LazyTensor) -> ReplacedRows:
+def _build_token_rows(
+    path: Path, config: AdapterConfig, module: str, rows: LazyTensor
+) -> ReplacedRows:
     indices = config.token_indices(module)
     expected = (len(indices), *rows.shape[1:])
     _require_shape(path, f"{module}.trainable_tokens_delta", expected, rows.shape)

@@ -17,7 +17,7 @@ from ..layouts.model_folder import ModelFolder
 from ..untrusted.safe_regex import is_plain
 from .foreign_config import as_peft
 from .kinds import KNOWN_FIELDS
-from .patterns import RULES, Rule, possible_rules
+from .patterns import RULES, Rule, find_possible_rules
 from .refusals import Refusal, refusal
 
 CONFIG_NAME = "adapter_config.json"
@@ -38,7 +38,8 @@ class AdapterConfig:
     """The fields of a LoRA's ``adapter_config.json`` that say how it is added.
 
     ``weight`` is not from the file: the user's factor for everything that is added. ``rules`` are
-    those by which PEFT may have read the patterns, the newest first; ``settled`` leaves one.
+    those by which PEFT may have read the patterns, the newest first; ``with_resolved_rule`` leaves
+    one.
     """
 
     path: Path
@@ -71,7 +72,7 @@ class AdapterConfig:
         Raises ``AdapterError`` for one that no training had: zero, or beyond all reason; and with
         the weight for one that float32 does not hold.
         """
-        trained = _scaling(self, self.rules[0], module)
+        trained = _compute_scaling(self, self.rules[0], module)
         scaling = self.weight * trained
         if abs(scaling) > _LARGEST_FLOAT32:
             raise AdapterError(
@@ -97,7 +98,7 @@ class AdapterConfig:
             )
         return scaling
 
-    def settled(self, ranks: Mapping[str, int]) -> AdapterConfig:
+    def with_resolved_rule(self, ranks: Mapping[str, int]) -> AdapterConfig:
         """The configuration with one rule for patterns, by the ``ranks`` that the modules have.
 
         The shapes tell the rank, so a rule that gives others is not the one of the training.
@@ -107,7 +108,10 @@ class AdapterConfig:
         first = fitting[0]
         for other in fitting[1:]:
             for module in ranks:
-                one, two = _scaling(self, first, module), _scaling(self, other, module)
+                one, two = (
+                    _compute_scaling(self, first, module),
+                    _compute_scaling(self, other, module),
+                )
                 if one != two:
                     raise AdapterError(
                         "rank_pattern and alpha_pattern do not mean the same to all releases of "
@@ -140,7 +144,7 @@ def _rank_and_alpha(config: AdapterConfig, rule: Rule, module: str) -> tuple[int
     return config.r if rank is None else rank, config.lora_alpha if alpha is None else alpha
 
 
-def _scaling(config: AdapterConfig, rule: Rule, module: str) -> float:
+def _compute_scaling(config: AdapterConfig, rule: Rule, module: str) -> float:
     rank, alpha = _rank_and_alpha(config, rule, module)
     return alpha / (rank**0.5 if config.use_rslora else rank)
 
@@ -156,7 +160,7 @@ class AdapterFolder(ModelFolder):
     def fields(self) -> dict[str, Any]:
         """The fields of ``adapter_config.json``. Raises ``AdapterError`` when there is none."""
         if CONFIG_NAME not in self.files:
-            raise _no_configuration(self)
+            raise _explain_missing(self)
         return self.read_json(CONFIG_NAME)
 
     def require_adapter(self) -> None:
@@ -174,12 +178,12 @@ class AdapterFolder(ModelFolder):
         Raises ``AdapterError`` when it is missing, lacks what the arithmetic needs, or describes a
         kind of adapter that is not merged here.
         """
-        return _adapter_config(self.path / CONFIG_NAME, self.fields)
+        return _parse_adapter_config(self.path / CONFIG_NAME, self.fields)
 
 
-def _no_configuration(adapter: AdapterFolder) -> AdapterError:
+def _explain_missing(adapter: AdapterFolder) -> AdapterError:
     folder = adapter.path
-    if below := adapters_below(folder):
+    if below := find_adapters_below(folder):
         listed = ", ".join(path.relative_to(folder).as_posix() for path in below[:5])
         return AdapterError(
             "the folder holds no adapter itself, but folders below it do",
@@ -199,7 +203,7 @@ def _no_configuration(adapter: AdapterFolder) -> AdapterError:
     )
 
 
-def adapters_below(folder: Path) -> list[Path]:
+def find_adapters_below(folder: Path) -> list[Path]:
     """Folders up to three floors below that hold an adapter, the newest checkpoint first."""
     patterns = ("/".join(["*"] * depth + [CONFIG_NAME]) for depth in (1, 2, 3))
     found = {path.parent for pattern in patterns for path in folder.glob(pattern)}
@@ -211,12 +215,12 @@ def adapters_below(folder: Path) -> list[Path]:
     return sorted(found, key=newest)
 
 
-def _adapter_config(path: Path, fields: dict[str, Any]) -> AdapterConfig:
+def _parse_adapter_config(path: Path, fields: dict[str, Any]) -> AdapterConfig:
     fields = as_peft(fields, path)
-    unknown = _unknown(fields)
+    unknown = _find_unknown(fields)
     if refused := refusal(fields):
         raise AdapterError(
-            f"this adapter cannot be merged ({_told(refused, fields)}): {refused.reason}",
+            f"this adapter cannot be merged ({_describe_kind(refused, fields)}): {refused.reason}",
             file=path,
             found=f'"{refused.field}": {fields.get(refused.field)!r}',
             remedy=refused.remedy,
@@ -235,44 +239,44 @@ def _adapter_config(path: Path, fields: dict[str, Any]) -> AdapterConfig:
             )
     return AdapterConfig(
         path=path,
-        r=_rank(fields.get("r"), '"r"', path),
-        lora_alpha=_number(fields.get("lora_alpha"), '"lora_alpha"', path),
+        r=_read_rank(fields.get("r"), '"r"', path),
+        lora_alpha=_read_number(fields.get("lora_alpha"), '"lora_alpha"', path),
         use_rslora=bool(fields.get("use_rslora")),
-        rank_pattern=_pattern(fields, "rank_pattern", path, _rank),
-        alpha_pattern=_pattern(fields, "alpha_pattern", path, _number),
+        rank_pattern=_read_pattern(fields, "rank_pattern", path, _read_rank),
+        alpha_pattern=_read_pattern(fields, "alpha_pattern", path, _read_number),
         ensure_weight_tying=bool(fields.get("ensure_weight_tying")),
-        base_model_name_or_path=_text(fields, "base_model_name_or_path"),
+        base_model_name_or_path=_read_text(fields, "base_model_name_or_path"),
         unknown=unknown,
         use_dora=bool(fields.get("use_dora")),
         lora_bias=bool(fields.get("lora_bias")),
         fan_in_fan_out=bool(fields.get("fan_in_fan_out")),
-        modules_to_save=_names(fields, "modules_to_save", path),
-        trainable_token_indices=_token_indices(fields, path),
-        peft_version=_text(fields, "peft_version"),
-        bias=_text(fields, "bias"),
-        task_type=_text(fields, "task_type"),
-        rules=possible_rules(fields),
+        modules_to_save=_read_names(fields, "modules_to_save", path),
+        trainable_token_indices=_read_token_indices(fields, path),
+        peft_version=_read_text(fields, "peft_version"),
+        bias=_read_text(fields, "bias"),
+        task_type=_read_text(fields, "task_type"),
+        rules=find_possible_rules(fields),
     )
 
 
-def _told(refused: Refusal, fields: Mapping[str, Any]) -> str:
+def _describe_kind(refused: Refusal, fields: Mapping[str, Any]) -> str:
     """The kind's name; one of no table has only what the file calls it."""
     if refused.name.startswith("any other"):
         return f"{refused.field} {str(fields.get(refused.field))[:40]}"
     return refused.name
 
 
-def _unknown(fields: Mapping[str, Any]) -> tuple[str, ...]:
+def _find_unknown(fields: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(sorted(fields.keys() - KNOWN_FIELDS))
 
 
-def _text(fields: Mapping[str, Any], key: str) -> str | None:
+def _read_text(fields: Mapping[str, Any], key: str) -> str | None:
     """A field that is only told to people."""
     value = fields.get(key)
     return value if isinstance(value, str) else None
 
 
-def _names(fields: Mapping[str, Any], key: str, path: Path) -> tuple[str, ...]:
+def _read_names(fields: Mapping[str, Any], key: str, path: Path) -> tuple[str, ...]:
     value = fields.get(key) or ()
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
         raise AdapterError(
@@ -285,7 +289,7 @@ def _names(fields: Mapping[str, Any], key: str, path: Path) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _token_indices(
+def _read_token_indices(
     fields: Mapping[str, Any], path: Path
 ) -> tuple[int, ...] | Mapping[str, tuple[int, ...]]:
     value = fields.get("trainable_token_indices") or ()
@@ -308,7 +312,7 @@ def _token_indices(
     return tuple(value)
 
 
-def _pattern(
+def _read_pattern(
     fields: Mapping[str, Any],
     key: str,
     path: Path,
@@ -325,17 +329,19 @@ def _pattern(
             remedy=_OF_THIS_RUN,
         )
     if sum(len(text) for text in pattern if not is_plain(text)) > _LONGEST_PATTERNS:
-        raise _no_expression(path, key, f"more than {_LONGEST_PATTERNS} characters of expressions")
+        raise _refuse_expression(
+            path, key, f"more than {_LONGEST_PATTERNS} characters of expressions"
+        )
     for text in pattern:
         try:
             for rule in RULES:
                 rule.require_valid(text)
         except (re.error, OverflowError, RecursionError) as error:
-            raise _no_expression(path, key, f"{text!r}: {error}") from None
+            raise _refuse_expression(path, key, f"{text!r}: {error}") from None
     return {text: read(value, f'"{key}" of "{text}"', path) for text, value in pattern.items()}
 
 
-def _no_expression(path: Path, key: str, found: str) -> AdapterError:
+def _refuse_expression(path: Path, key: str, found: str) -> AdapterError:
     return AdapterError(
         "the adapter configuration has a pattern that is no regular expression for names of "
         "modules",
@@ -346,17 +352,19 @@ def _no_expression(path: Path, key: str, found: str) -> AdapterError:
     )
 
 
-def _rank(value: Any, key: str, path: Path) -> int:
+def _read_rank(value: Any, key: str, path: Path) -> int:
     """A rank: PEFT refuses those below 1."""
-    return int(_within(value, key, path, "a whole number from 1 on", 1, _LARGEST_RANK))
+    return int(_require_within(value, key, path, "a whole number from 1 on", 1, _LARGEST_RANK))
 
 
-def _number(value: Any, key: str, path: Path) -> float:
+def _read_number(value: Any, key: str, path: Path) -> float:
     """An alpha: PEFT takes zero and negative ones, which add nothing or subtract."""
-    return float(_within(value, key, path, "a number", -_LARGEST_FLOAT32, _LARGEST_FLOAT32))
+    return float(_require_within(value, key, path, "a number", -_LARGEST_FLOAT32, _LARGEST_FLOAT32))
 
 
-def _within(value: Any, key: str, path: Path, expected: str, low: float, high: float) -> float:
+def _require_within(
+    value: Any, key: str, path: Path, expected: str, low: float, high: float
+) -> float:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not low <= value <= high or (high == _LARGEST_RANK and value != int(value)):
         raise AdapterError(

@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from ..errors import AdapterError
-from ..layouts.elsewhere import found_elsewhere
+from ..layouts.elsewhere import find_unsupported_format
 from ..storage.folder import Folder
 
 TRAINABLE_PARAMS = "trainable_params.bin"
@@ -152,10 +152,10 @@ def find_files(
     there = {name: path for name, path in files.items() if name not in left_out}
     group = next((group for group in names if any(name in there for name in group)), ())
     found = [there[name] for name in group if name in there]
-    parts = _parts(folder, there) if not found or group != next(iter(names)) else ()
+    parts = _find_parts(folder, there) if not found or group != next(iter(names)) else ()
     if parts:
         found = [parts[0]]
-    if not found and (kind := found_elsewhere(folder.path)) is not None:
+    if not found and (kind := find_unsupported_format(folder.path)) is not None:
         raise AdapterError(
             "the folder holds weights in a form that is not read here",
             file=folder.path,
@@ -184,7 +184,7 @@ def find_files(
     others = [path for name, path in there.items() if name not in claimed]
     for path in others:
         if is_unclaimed(path):
-            raise _unclaimed(path)
+            raise _explain_unclaimed(path)
     return AdapterFiles(
         found[0],
         parts,
@@ -197,7 +197,7 @@ def find_files(
     )
 
 
-def _parts(folder: Folder, there: Mapping[str, Path]) -> tuple[Path, ...]:
+def _find_parts(folder: Folder, there: Mapping[str, Path]) -> tuple[Path, ...]:
     """The files of an adapter that was saved in several. Raises ``AdapterError`` for a gap."""
     numbered = {name: match for name in there if (match := _PART.fullmatch(name))}
     for suffix in (".safetensors", ".bin"):
@@ -234,7 +234,7 @@ def _matches(name: str, patterns: Collection[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def _unclaimed(path: Path) -> AdapterError:
+def _explain_unclaimed(path: Path) -> AdapterError:
     foreign = next((f for f in FOREIGN if fnmatch(path.name, f.pattern)), None)
     ignore = _IGNORE.format(name=path.name)
     if foreign is not None:

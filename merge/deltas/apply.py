@@ -14,10 +14,15 @@ from ..layouts.decoder import VOCABULARY_TENSORS
 from ..tensors.lazy import Checkpoint, LazyTensor, append_rows, take_rows
 from ..tensors.patched import Patch, PatchedTensor
 from .adapter import Adapter
-from .completeness import completeness_warnings, require_announced
+from .completeness import find_completeness_warnings, require_announced
 from .patches import AddedVector, DoraColumnScale, DoraRowScale, LowRank, ReplacedRows
 from .saved_modules import equal_values
-from .tied_embeddings import mirror_to_lm_head, require_equal_sides, same_sides, tied_sides
+from .tied_embeddings import (
+    find_tied_sides,
+    mirror_to_lm_head,
+    require_equal_sides,
+    require_same_sides,
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def apply_adapters(
     what an adapter announces and does not hold, and for an adapter that is merged already.
     """
     starts = dict(base.tensors)
-    sides = tied_sides(base)
+    sides = find_tied_sides(base)
     if sides is not None:
         require_equal_sides(starts, sides)
         starts.setdefault(sides.head, starts[sides.embeddings])
@@ -90,12 +95,16 @@ def apply_adapters(
             fitted = mirror_to_lm_head(fitted, sides)
         for making in makings.values():
             making.merge(number, fitted)
-        if sides is not None and not same_sides(merged(sides.embeddings), merged(sides.head)):
+        if sides is not None and not require_same_sides(
+            merged(sides.embeddings), merged(sides.head)
+        ):
             sides = None  # from here on it is a model with two matrices
     if sides is not None:
         del makings[sides.head]
     steps = {name: tuple(making.steps) for name, making in makings.items()}
-    notes = tuple(note for adapter in adapters for note in completeness_warnings(adapter, base))
+    notes = tuple(
+        note for adapter in adapters for note in find_completeness_warnings(adapter, base)
+    )
     tensors = {name: merged(name) for name in makings}
     return MergedModel(tensors, steps, sides is not None, notes)
 
@@ -127,7 +136,7 @@ class _TensorBuilder:
         if self._name in adapter.replaced and not self._is_own_copy(adapter):
             self._replace(adapter)
             self.steps.append(Step(number, "replaced", before, self._start.rows))
-        if self._mismatch == "truncate" and (rows := vocabulary_rows(adapter)):
+        if self._mismatch == "truncate" and (rows := count_vocabulary_rows(adapter)):
             self._cut(number, adapter, rows)
         if self._name in adapter.added:
             stage = adapter.added[self._name]
@@ -249,15 +258,15 @@ def _is_dora(stage: tuple[Patch, ...]) -> bool:
     return any(isinstance(patch, (DoraRowScale, DoraColumnScale)) for patch in stage)
 
 
-def vocabulary_rows(adapter: Adapter) -> int | None:
+def count_vocabulary_rows(adapter: Adapter) -> int | None:
     """Rows of the vocabulary that an adapter was trained with; None where it does not say."""
     for name in VOCABULARY_TENSORS:
         if name in adapter.replaced:
             return adapter.replaced[name].rows
-    return low_rank_rows(adapter)
+    return count_low_rank_rows(adapter)
 
 
-def low_rank_rows(adapter: Adapter) -> int | None:
+def count_low_rank_rows(adapter: Adapter) -> int | None:
     """Rows of what an adapter adds to the vocabulary, None where it adds nothing."""
     products = adapter.low_rank
     return next((products[name].shape[0] for name in VOCABULARY_TENSORS if name in products), None)

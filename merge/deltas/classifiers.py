@@ -37,7 +37,7 @@ def as_classifier(base: Checkpoint, adapters: Sequence[Adapter]) -> Checkpoint:
     return replace(base, tensors=tensors, config={**base.config, "tie_word_embeddings": False})
 
 
-def classifier_config(config: Mapping[str, Any], labels: int) -> dict[str, Any]:
+def build_classifier_config(config: Mapping[str, Any], labels: int) -> dict[str, Any]:
     """``config.json`` of a classifier of so many labels: transformers' class and its labels."""
     named = [str(name) for name in config.get("architectures") or ()]
     classes = [name.replace("ForCausalLM", "ForSequenceClassification") for name in named]

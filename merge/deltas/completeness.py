@@ -66,16 +66,16 @@ def require_announced(adapter: Adapter, base: Checkpoint, sides: TiedPair | None
     LoRA for every module that a list of ``target_modules`` names, and for no other. ``sides`` are
     the tied ones of the base: PEFT may have saved one for both.
     """
-    announced = _announced(adapter, base, sides)
+    announced = _collect_declared(adapter, base, sides)
     _require_saved(announced)
     _require_tokens(announced)
     _require_biases(announced)
     _require_targets(announced)
 
 
-def completeness_warnings(adapter: Adapter, base: Checkpoint) -> Iterator[str]:
+def find_completeness_warnings(adapter: Adapter, base: Checkpoint) -> Iterator[str]:
     """What may be missing, but may as well never have been there."""
-    announced = _announced(adapter, base, None)
+    announced = _collect_declared(adapter, base, None)
     biases = [f"{module}.bias" for module in _low_rank(adapter)]
     mine = [name for name in biases if name in base.tensors]
     lora_only = adapter.config.bias == "lora_only"
@@ -84,12 +84,16 @@ def completeness_warnings(adapter: Adapter, base: Checkpoint) -> Iterator[str]:
             f'{adapter.name}: "bias" is "lora_only", but the file holds none of the {len(mine)} '
             "biases: some releases of PEFT trained them and did not save them"
         )
-    if _listed(announced.fields.get("target_modules")) or announced.fields.get(
+    if _list_modules(announced.fields.get("target_modules")) or announced.fields.get(
         "layers_to_transform"
     ):
         return
     kinds = {_kind(module) for module in _low_rank(adapter)}
-    modules = [m for m in _linear(announced) if _kind(m) in kinds and m not in _low_rank(adapter)]
+    modules = [
+        m
+        for m in _list_linear_modules(announced)
+        if _kind(m) in kinds and m not in _low_rank(adapter)
+    ]
     if modules:
         yield (
             f"{adapter.name}: no LoRA for {len(modules)} modules that have one in other layers "
@@ -97,7 +101,7 @@ def completeness_warnings(adapter: Adapter, base: Checkpoint) -> Iterator[str]:
         )
 
 
-def _announced(adapter: Adapter, base: Checkpoint, sides: TiedPair | None) -> _Announced:
+def _collect_declared(adapter: Adapter, base: Checkpoint, sides: TiedPair | None) -> _Announced:
     return _Announced(adapter, adapter.folder.fields, base.tensors, base.config, sides)
 
 
@@ -145,7 +149,7 @@ def _require_biases(announced: _Announced) -> None:
 
 
 def _require_targets(announced: _Announced) -> None:
-    targets = _listed(announced.fields.get("target_modules"))
+    targets = _list_modules(announced.fields.get("target_modules"))
     if not targets:
         return
     present = _low_rank(announced.adapter)
@@ -159,7 +163,11 @@ def _require_targets(announced: _Announced) -> None:
                 f'LoRA for {", ".join(targets)} ("target_modules")',
                 "one for another module",
             )
-    expected = [module for module in _linear(announced) if _is_target(announced, module, targets)]
+    expected = [
+        module
+        for module in _list_linear_modules(announced)
+        if _is_target(announced, module, targets)
+    ]
     missing = announced.missing(
         [f"{module}.weight" for module in expected], {f"{module}.weight" for module in present}
     )
@@ -178,7 +186,7 @@ def _low_rank(adapter: Adapter) -> set[str]:
     return {name.removesuffix(".weight") for name in adapter.low_rank}
 
 
-def _linear(announced: _Announced) -> list[str]:
+def _list_linear_modules(announced: _Announced) -> list[str]:
     """Modules of the base with a matrix, in layers that the model has (others are for drafts)."""
     layers = announced.config.get("num_hidden_layers")
     count = layers if isinstance(layers, int) else None
@@ -206,7 +214,7 @@ def _is_target(announced: _Announced, module: str, targets: tuple[str, ...]) -> 
 
 def _is_excluded(module: str, excluded: object) -> bool:
     """With an expression, which may not end in our lifetime, anything may be excluded."""
-    return bool(excluded) and (not (names := _listed(excluded)) or _ends_with(module, names))
+    return bool(excluded) and (not (names := _list_modules(excluded)) or _ends_with(module, names))
 
 
 def _ends_with(module: str, names: tuple[str, ...]) -> bool:
@@ -218,7 +226,7 @@ def _is_inside(name: str, module: str) -> bool:
     return f".{module}." in f".{name}"
 
 
-def _listed(names: object) -> tuple[str, ...]:
+def _list_modules(names: object) -> tuple[str, ...]:
     """A list of names; empty for an expression and for ``all-linear``."""
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return ()

@@ -26,7 +26,7 @@ from ..layouts.opening import open_checkpoint
 from ..storage.offload import Offload
 from ..tensors.lazy import Checkpoint, LazyTensor, scratch
 from ..tensors.patched import Blocks, Patch, PatchedTensor, RowPatch
-from .differences import whole_embeddings
+from .differences import detect_whole_embeddings
 from .new_rows import Grown, NewRows
 
 
@@ -191,7 +191,7 @@ def add_delta(
     """
     form = form or DeltaForm()
     pairs = _pairs(base, delta, "delta")
-    whole = whole_embeddings(
+    whole = detect_whole_embeddings(
         {name: ours for name, (ours, _) in pairs.items()}, delta.tensors, form.embeddings
     )
     grown = _growth(base, delta) if EMBED_TOKENS not in whole else 0

@@ -81,7 +81,7 @@ class Likeness:
     ratio: float
 
 
-def likeness(base: LazyTensor, delta: LazyTensor) -> Likeness:
+def measure_likeness(base: LazyTensor, delta: LazyTensor) -> Likeness:
     """Compare rows that are spread over those of both. Rows of zeros in the base are left out."""
     shared = min(base.rows, delta.rows)
     step = max(1, shared // _ASKED_ROWS)
@@ -96,7 +96,7 @@ def likeness(base: LazyTensor, delta: LazyTensor) -> Likeness:
     return Likeness(float(cosines), float(ratios))
 
 
-def whole_embeddings(
+def detect_whole_embeddings(
     base: Mapping[str, LazyTensor], delta: Mapping[str, LazyTensor], how: str
 ) -> dict[str, str]:
     """The tensors of the vocabulary that a delta stores whole, each with the reason for people.
@@ -108,7 +108,7 @@ def whole_embeddings(
         return dict.fromkeys(both if how == "whole" else (), "as asked")
     found = {}
     for name in both:
-        like = likeness(base[name], delta[name])
+        like = measure_likeness(base[name], delta[name])
         if like.cosine < _DIFFERENCE_COSINE or like.ratio < _DIFFERENCE_RATIO:
             continue
         if like.cosine <= _WHOLE_COSINE or like.ratio <= _WHOLE_RATIO:

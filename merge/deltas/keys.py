@@ -57,7 +57,7 @@ def claim(path: Path, tensors: Mapping[str, LazyTensor]) -> Claims:
     claims = Claims()
     names = _adapter_names(tensors)
     for key, tensor in tensors.items():
-        name = normalised(key)
+        name = normalize_key(key)
         if is_rotary_buffer(name):
             claims.leftovers.append(name)
             continue
@@ -88,10 +88,10 @@ def claim(path: Path, tensors: Mapping[str, LazyTensor]) -> Claims:
     return claims
 
 
-def normalised(key: str) -> str:
+def normalize_key(key: str) -> str:
     """A tensor's name as the base model has it.
 
-    >>> normalised("base_model.model._orig_mod.model.norm.weight")
+    >>> normalize_key("base_model.model._orig_mod.model.norm.weight")
     'model.norm.weight'
     """
     return without_wrappers(without_wrappers(key).removeprefix(_PREFIX))
@@ -109,7 +109,7 @@ def _part(name: str) -> tuple[str, re.Match[str]] | None:
 
 def _adapter_names(tensors: Mapping[str, LazyTensor]) -> set[str]:
     """Names of adapters, as raw dicts put them behind lora_A."""
-    found = (PARTS["lora_A"].fullmatch(normalised(key)) for key in tensors)
+    found = (PARTS["lora_A"].fullmatch(normalize_key(key)) for key in tensors)
     return {"default", *(match["adapter"] for match in found if match and match["adapter"])}
 
 

@@ -117,7 +117,7 @@ def grow_to_tokenizer(
     ``normal`` takes its standard deviation from ``config``, as transformers does.
     """
     std = float(config.get("initializer_range") or _INITIALIZER_RANGE)
-    new = NewRows(init, old_pieces(tokenizer, known), std, seed)
+    new = NewRows(init, split_into_old_pieces(tokenizer, known), std, seed)
     grown = dict(tensors)
     for name in (EMBED_TOKENS, LM_HEAD):
         if name in tensors:
@@ -127,7 +127,9 @@ def grow_to_tokenizer(
     return grown
 
 
-def old_pieces(tokenizer: SentencePieceTokenizer, known: int) -> tuple[tuple[int, ...], ...]:
+def split_into_old_pieces(
+    tokenizer: SentencePieceTokenizer, known: int
+) -> tuple[tuple[int, ...], ...]:
     """For each token from ``known`` on, the first ``known`` pieces that spell it.
 
     The old vocabulary is the new one without its later pieces, so ids mean the same in both.

@@ -66,7 +66,7 @@ _FIRST_WRITTEN = {
 _RELEASE = re.compile(r"(\d+)\.(\d+)(?!\d)")
 
 
-def possible_rules(fields: Mapping[str, Any]) -> tuple[Rule, ...]:
+def find_possible_rules(fields: Mapping[str, Any]) -> tuple[Rule, ...]:
     """The rules by which the adapter may have been trained, as far as its configuration tells.
 
     PEFT records its release since 0.18; before, only fields that were new tell it.

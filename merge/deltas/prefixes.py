@@ -13,7 +13,7 @@ from .adapter import Adapter
 _PREFIX = "model."
 
 
-def named_as_base(adapter: Adapter, names: Container[str]) -> Adapter:
+def rename_as_base(adapter: Adapter, names: Container[str]) -> Adapter:
     """The adapter with ``model.`` put before its names, or taken off, where exactly one of the two
     makes all of them names of the base; else the adapter as it is.
     """

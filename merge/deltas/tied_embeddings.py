@@ -22,7 +22,7 @@ class TiedPair(NamedTuple):
     head: str
 
 
-def tied_sides(base: Checkpoint) -> TiedPair | None:
+def find_tied_sides(base: Checkpoint) -> TiedPair | None:
     name = embeddings(base.tensors)
     tied = name is not None and base.config.get("tie_word_embeddings")
     return TiedPair(name, HEAD_OF[name]) if name is not None and tied else None
@@ -66,7 +66,7 @@ def mirror_to_lm_head(adapter: Adapter, sides: TiedPair) -> Adapter:
     return replace(adapter, added=added, replaced=replaced)
 
 
-def same_sides(one: PatchedTensor, other: PatchedTensor) -> bool:
+def require_same_sides(one: PatchedTensor, other: PatchedTensor) -> bool:
     """Whether both sides are the same so far, so that one tensor still serves as both."""
     return (
         len(one.patches_by_adapter) == len(other.patches_by_adapter)

@@ -12,11 +12,11 @@ from ..layouts.config import (
     CONFIG_NAME,
     EXTENDED_MODEL_TYPES,
     LlamaShape,
-    rotary_frequencies,
+    compute_rotary_frequencies,
 )
 from ..layouts.model_folder import ModelFolder
 from ..plan.documents import ModelConfig, find_model_config
-from ..plan.inputs import chosen_tokenizer, resolve
+from ..plan.inputs import choose_tokenizer, resolve
 from ..settings import (
     ApplyDeltaOptions,
     ApplyDeltaSettings,
@@ -29,7 +29,7 @@ from ..settings import (
 from ..storage.offload import Offload
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
-from .writing import Report, claimed
+from .writing import Report, lock_output
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -102,10 +102,10 @@ def _run(
         _require_two(base.path, other.path, role)
         for folder in (base, other):
             folder.require_config()
-        found = chosen_tokenizer(tokenizer, [other, base], offload)
+        found = choose_tokenizer(tokenizer, [other, base], offload)
         names = {"base_model": (str(base_model), base), role: (str(other_model), other)}
-        with claimed(output, (base.path, other.path, found.path), settings) as target:
-            job = _prepare(names, role, found, tokenizer is not None, settings, offload)
+        with lock_output(output, (base.path, other.path, found.path), settings) as target:
+            job = _plan_job(names, role, found, tokenizer is not None, settings, offload)
             return carry_out(job, target, settings, started, on_progress)
 
 
@@ -122,7 +122,7 @@ def _require_two(base: Path, other: Path, role: str) -> None:
         )
 
 
-def _prepare(
+def _plan_job(
     names: dict[str, tuple[str, ModelFolder]],
     role: str,
     tokenizer: SentencePieceTokenizer,
@@ -145,30 +145,34 @@ def _prepare(
             settings.context_length if for_base is None else None,
         )
     )
-    result = _combined(names, base, other, settings)
+    result = _combine(names, base, other, settings)
     models = {
         "base_model": Input(base_name, base_folder.path, base),
         role: Input(other_name, other_folder.path, other),
     }
     config = find_model_config(other_folder, other, base_folder)
     rows = models[role].rows
-    notes = (*config.notes, *require_enough_rows(rows, tokenizer), *_notes(settings, base, other))
+    notes = (
+        *config.notes,
+        *require_enough_rows(rows, tokenizer),
+        *_describe_notes(settings, base, other),
+    )
     named = tuple(name for name, _ in names.values())
-    plan = _plan(result, rows, config, tokenizer, named, settings)
-    changes = _changes(result, settings)
+    plan = _plan_output(result, rows, config, tokenizer, named, settings)
+    changes = _describe_changes(result, settings)
     return PlannedJob(
         plan,
         models,
         tokenizer,
-        _recorded(settings, tokenizer_named),
+        _record_settings(settings, tokenizer_named),
         changes,
         notes,
-        lambda resumed: _losses(role, result, resumed),
+        lambda resumed: _describe_losses(role, result, resumed),
         lambda: _require_sum(settings, result, other),
     )
 
 
-def _combined(
+def _combine(
     names: dict[str, tuple[str, ModelFolder]],
     base: Checkpoint,
     other: Checkpoint,
@@ -202,7 +206,7 @@ def _combined(
     return result
 
 
-def _recorded(settings: _Settings, tokenizer_named: bool) -> dict[str, Any]:
+def _record_settings(settings: _Settings, tokenizer_named: bool) -> dict[str, Any]:
     """The settings in the manifest and in a run's fingerprint."""
     init = settings.new_token_init or "zeros"
     form = {"embeddings": settings.delta_embeddings, "new_token_init": init}
@@ -220,7 +224,7 @@ def _require_sum(settings: _Settings, result: DenseResult, delta: Checkpoint) ->
         return
     total = result.total.value
     shape = LlamaShape.from_config(delta.config, Path(CONFIG_NAME), EXTENDED_MODEL_TYPES)
-    with_buffers = total + sum(rotary_frequencies(shape.head_dim)) * len(delta.dropped)
+    with_buffers = total + sum(compute_rotary_frequencies(shape.head_dim)) * len(delta.dropped)
     allowed = max(_SUM_TOLERANCE, abs(expected) * 1e-7)
     if min(abs(total - expected), abs(with_buffers - expected)) > allowed:
         raise VerificationError(
@@ -232,7 +236,7 @@ def _require_sum(settings: _Settings, result: DenseResult, delta: Checkpoint) ->
         )
 
 
-def _plan(
+def _plan_output(
     result: DenseResult,
     rows: int,
     config: ModelConfig,
@@ -253,7 +257,7 @@ def _plan(
     return plan_output(Model(tensors, result.tied, rows, config, tokenizer, sources), settings)
 
 
-def _changes(result: DenseResult, settings: _Settings) -> tuple[str, ...]:
+def _describe_changes(result: DenseResult, settings: _Settings) -> tuple[str, ...]:
     count = len(result.tensors) - len(result.whole)
     applied = isinstance(settings, ApplyDeltaSettings)
     made = f"added to {count} tensors" if applied else f"subtracted from {count}"
@@ -266,14 +270,16 @@ def _changes(result: DenseResult, settings: _Settings) -> tuple[str, ...]:
     return (made + grown, *whole, *extra, *filter(None, [summed]))
 
 
-def _notes(settings: OutputSettings, base: Checkpoint, other: Checkpoint) -> tuple[str, ...]:
+def _describe_notes(
+    settings: OutputSettings, base: Checkpoint, other: Checkpoint
+) -> tuple[str, ...]:
     dropped = len(base.dropped) + len(other.dropped)
     left = f"left out {dropped} rotary buffers, which every reader makes"
     assumed = other.notes if settings.output_type != "pth" else ()
     return (*assumed, *((left,) if dropped else ()))
 
 
-def _losses(role: str, result: DenseResult, resumed: bool) -> tuple[str, ...]:
+def _describe_losses(role: str, result: DenseResult, resumed: bool) -> tuple[str, ...]:
     """What a difference that was just written cannot bring back."""
     if role == "delta_model":
         return ()

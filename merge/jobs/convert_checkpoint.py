@@ -11,12 +11,12 @@ from ..errors import UsageError
 from ..layouts.model_folder import ModelFolder
 from ..layouts.params import PARAMS_NAME
 from ..plan.documents import find_model_config
-from ..plan.inputs import chosen_tokenizer, resolve
+from ..plan.inputs import choose_tokenizer, resolve
 from ..settings import ConvertOptions, ConvertSettings, OnProgress, settings_named
 from ..storage.offload import Offload
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
-from .writing import Report, claimed
+from .writing import Report, lock_output
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -45,15 +45,15 @@ def convert_checkpoint(
     with Offload(chosen.offload_parent, output, chosen.io) as offload:
         folder = ModelFolder(resolve(str(model), "model", offload))
         folder.require_config()
-        found = chosen_tokenizer(tokenizer, [folder], offload)
+        found = choose_tokenizer(tokenizer, [folder], offload)
         inputs = (folder.path, found.path)
-        with claimed(output, inputs, chosen) as target:
+        with lock_output(output, inputs, chosen) as target:
             named = tokenizer is not None
-            job = _prepare(str(model), folder, found, chosen, offload, named)
+            job = _plan_job(str(model), folder, found, chosen, offload, named)
             return carry_out(job, target, chosen, started, on_progress)
 
 
-def _prepare(
+def _plan_job(
     source: str,
     folder: ModelFolder,
     tokenizer: SentencePieceTokenizer,

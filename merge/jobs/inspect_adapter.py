@@ -52,25 +52,25 @@ def report(
     if digest:
         start_digests(folder.path / name for name in WEIGHT_NAMES)
     yield f"adapter    {folder.path}"
-    yield f"kind       {fields.get('peft_type', 'LORA')}, PEFT {_release(fields)}"
+    yield f"kind       {fields.get('peft_type', 'LORA')}, PEFT {_guess_release(fields)}"
     yield f"base       {fields.get('base_model_name_or_path') or 'not recorded'}"
 
     from ..deltas.adapter import open_adapter
     from .merge_lora import require_consistent_copies
 
     opened = open_adapter(folder, offload)
-    yield from _modules(opened, every_module)
-    yield from _contents(opened)
+    yield from _describe_modules(opened, every_module)
+    yield from _describe_contents(opened)
     if digest:
-        yield from _digest(opened)
+        yield from _describe_digest(opened)
         require_consistent_copies([opened])
     elif opened.copies:
         yield f"copies     of {len(opened.copies)} trained tensors not compared but by size"
     if base_model is not None:
-        yield from _fit(str(folder.path), str(base_model), digest, layouts, offload)
+        yield from _describe_fit(str(folder.path), str(base_model), digest, layouts, offload)
 
 
-def _release(fields: Mapping[str, object]) -> str:
+def _guess_release(fields: Mapping[str, object]) -> str:
     if version := fields.get("peft_version"):
         return str(version)
     for since, field in (
@@ -84,7 +84,7 @@ def _release(fields: Mapping[str, object]) -> str:
     return "0.2" if "enable_lora" in fields else "0.2 or later"
 
 
-def _modules(adapter: Adapter, every_module: bool) -> Iterator[str]:
+def _describe_modules(adapter: Adapter, every_module: bool) -> Iterator[str]:
     """Rank and scaling: those of most modules of a name together, the others one by one."""
     groups: dict[str, dict[tuple[int, float], list[str]]] = defaultdict(lambda: defaultdict(list))
     for name, patch in adapter.low_rank.items():
@@ -116,10 +116,12 @@ def compact(modules: Iterable[str]) -> list[str]:
             layers[module[: match.start(1)], module[match.end(1) :]].append(int(match[1]))
         else:
             single.append(module)
-    return [f"{head}{_ranges(numbers)}{tail}" for (head, tail), numbers in layers.items()] + single
+    return [
+        f"{head}{_format_ranges(numbers)}{tail}" for (head, tail), numbers in layers.items()
+    ] + single
 
 
-def _ranges(numbers: list[int]) -> str:
+def _format_ranges(numbers: list[int]) -> str:
     ranges = []
     for _, run in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
         members = [number for _, number in run]
@@ -128,8 +130,8 @@ def _ranges(numbers: list[int]) -> str:
     return text if len(numbers) == 1 else f"{{{text}}}"
 
 
-def _contents(adapter: Adapter) -> Iterator[str]:
-    from ..deltas.apply import vocabulary_rows
+def _describe_contents(adapter: Adapter) -> Iterator[str]:
+    from ..deltas.apply import count_vocabulary_rows
     from ..tensors.lazy import get_dtype_name
 
     others = Counter(type(patch).__name__ for stage in adapter.added.values() for patch in stage)
@@ -142,7 +144,7 @@ def _contents(adapter: Adapter) -> Iterator[str]:
     dtypes = {patch.a.dtype for patch in adapter.low_rank.values()}
     dtypes |= {tensor.dtype for tensor in adapter.replaced.values()}
     yield f"dtypes     {', '.join(sorted(map(get_dtype_name, dtypes))) or 'none'}"
-    yield f"vocabulary {vocabulary_rows(adapter) or 'no'} rows"
+    yield f"vocabulary {count_vocabulary_rows(adapter) or 'no'} rows"
     for ignored in adapter.ignored:
         yield f"left aside {ignored}"
     for path in filter(None, (*adapter.files.further, adapter.files.duplicate)):
@@ -153,7 +155,7 @@ def _contents(adapter: Adapter) -> Iterator[str]:
         yield f"unknown    {', '.join(adapter.config.unknown)} (not set)"
 
 
-def _digest(adapter: Adapter) -> Iterator[str]:
+def _describe_digest(adapter: Adapter) -> Iterator[str]:
     from ..checksums.adapter_order import PREREQUISITES
     from ..checksums.known_files import identify_adapter
 
@@ -166,7 +168,7 @@ def _digest(adapter: Adapter) -> Iterator[str]:
     yield f"published  {name}, " + (f"after {below}" if below else "straight onto its base")
 
 
-def _fit(
+def _describe_fit(
     adapter: str, base_model: str, digest: bool, layouts: Sequence[OutputType], offload: Offload
 ) -> Iterator[str]:
     """Plan a merge for each layout."""

@@ -30,7 +30,7 @@ from ..storage.offload import Offload
 from ..tokenizers.opaque_tokenizer import OpaqueTokenizer, require_sentencepiece
 from ..untrusted.strict_json import read_small
 from ..version import MANIFEST_NAME
-from .writing import Report, claimed, write
+from .writing import Report, lock_output, write
 
 # A value head is a row or two.
 _MOST_HEAD_BYTES = 16 << 20
@@ -82,7 +82,7 @@ def merge_lora(
             offload,
             str(delta_model) if delta_model else None,
         )
-        target = held.enter_context(claimed(output, sources.folders, chosen))
+        target = held.enter_context(lock_output(output, sources.folders, chosen))
         known = (require_published(sources.base.path, on_verify),) if verify_base else ()
         if (
             not chosen.dry_run
@@ -190,9 +190,9 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     from ..deltas.adapter import open_adapter
     from ..deltas.appended import with_new_rows
     from ..deltas.apply import apply_adapters
-    from ..deltas.classifiers import SCORE, as_classifier, classifier_config, is_classifier
+    from ..deltas.classifiers import SCORE, as_classifier, build_classifier_config, is_classifier
     from ..deltas.dense import open_model
-    from ..deltas.prefixes import named_as_base
+    from ..deltas.prefixes import rename_as_base
     from ..layouts.opening import open_checkpoint
     from ..plan.placement import Model, plan_output
     from ..tensors.digests import add_checkpoint_digests
@@ -208,7 +208,7 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     before_new_rows = base
     weights = settings.weights(len(sources.adapters))
     adapters = tuple(
-        named_as_base(open_adapter(folder, offload, weight, settings.ignore_file), base.tensors)
+        rename_as_base(open_adapter(folder, offload, weight, settings.ignore_file), base.tensors)
         for folder, weight in zip(sources.adapters, weights, strict=True)
     )
     for adapter in adapters:
@@ -216,14 +216,14 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     if is_classifier(base, adapters):
         before_new_rows = base = as_classifier(base, adapters)
         labels = base.tensors[SCORE].rows
-        config = replace(config, config=classifier_config(config.config, labels))
-    config = replace(config, code={**config.code, **_head_files(adapters)})
+        config = replace(config, config=build_classifier_config(config.config, labels))
+    config = replace(config, code={**config.code, **_read_value_heads(adapters)})
     _require_different(adapters)
     _require_ignored_files(adapters, settings.ignore_file)
     ordered = not settings.allow_unknown_combination
     notes = _require_known_order(sources, base, adapters) if ordered else ()
-    vocabulary = _vocabulary(sources, before_new_rows, adapters, settings.vocab_mismatch)
-    rows = vocabulary.checked_rows(settings.new_token_init is not None)
+    vocabulary = _build_vocabulary(sources, before_new_rows, adapters, settings.vocab_mismatch)
+    rows = vocabulary.require_rows(settings.new_token_init is not None)
     per_adapter = settings.rounding == "per_adapter"
     dtype = parse_dtype(settings.dtype)
     merged = apply_adapters(base, adapters, dtype, per_adapter, settings.vocab_mismatch)
@@ -310,7 +310,7 @@ def _require_ignored_files(adapters: Sequence[Adapter], names: Sequence[str]) ->
         )
 
 
-def _head_files(adapters: Sequence[Adapter]) -> dict[str, bytes]:
+def _read_value_heads(adapters: Sequence[Adapter]) -> dict[str, bytes]:
     """Value heads beside adapters, which go along as they are. Raises ``UsageError`` for two."""
     found: dict[str, bytes] = {}
     for path in (path for adapter in adapters for path in adapter.files.heads):
@@ -344,7 +344,7 @@ def _require_known_order(
     sources: Sources, base: Checkpoint, adapters: Sequence[Adapter]
 ) -> tuple[str, ...]:
     from ..checksums.adapter_order import AdapterInput, require_known_order
-    from ..layouts.decoder import VOCABULARY_TENSORS, embedding_rows
+    from ..layouts.decoder import VOCABULARY_TENSORS, count_embedding_rows
 
     given = [
         AdapterInput(
@@ -357,10 +357,12 @@ def _require_known_order(
         )
         for source, a in zip(sources.lora_models, adapters, strict=True)
     ]
-    return require_known_order(embedding_rows(base.tensors), given, _merged(sources.base))
+    return require_known_order(
+        count_embedding_rows(base.tensors), given, _read_merged_names(sources.base)
+    )
 
 
-def _merged(base: ModelFolder) -> list[str | None] | None:
+def _read_merged_names(base: ModelFolder) -> list[str | None] | None:
     """Published names of the adapters that a base's own manifest says were merged into it."""
     from ..checksums.known_files import identify_adapter
 
@@ -374,11 +376,11 @@ def _merged(base: ModelFolder) -> list[str | None] | None:
     return [next(filter(None, of_one), None) for of_one in names] or None
 
 
-def _vocabulary(
+def _build_vocabulary(
     sources: Sources, base: Checkpoint, adapters: Sequence[Adapter], mismatch: str
 ) -> Vocabulary:
-    from ..deltas.apply import low_rank_rows
-    from ..layouts.decoder import HEAD_OF, embedding_rows, embeddings
+    from ..deltas.apply import count_low_rank_rows
+    from ..layouts.decoder import HEAD_OF, count_embedding_rows, embeddings
 
     def rows(adapter: Adapter, name: str) -> int | None:
         return adapter.replaced[name].rows if name in adapter.replaced else None
@@ -387,14 +389,14 @@ def _vocabulary(
     assert name is not None, "a base is opened only with embeddings"
     tokenizer = sources.tokenizer
     return Vocabulary(
-        embedding_rows(base.tensors),
+        count_embedding_rows(base.tensors),
         tuple(
             AdapterRows(
                 adapter.name,
                 rows(adapter, name),
                 rows(adapter, HEAD_OF[name]),
                 adapter.config.ensure_weight_tying,
-                low_rank_rows(adapter),
+                count_low_rank_rows(adapter),
                 next((tensor.rows for tensor in adapter.new_rows.values()), 0),
             )
             for adapter in adapters

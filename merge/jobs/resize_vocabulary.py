@@ -17,7 +17,7 @@ from ..storage.offload import Offload
 from ..tokenizers.opaque_tokenizer import require_sentencepiece
 from ..tokenizers.sentencepiece_tokenizer import read_tokenizer
 from .planned import Input, PlannedJob, carry_out
-from .writing import Report, claimed
+from .writing import Report, lock_output
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -44,8 +44,8 @@ def resize_vocabulary(
     with ExitStack() as held:
         offload = held.enter_context(Offload(chosen.offload_parent, output, chosen.io))
         sources = _find_sources(str(base_model), str(tokenizer), offload)
-        target = held.enter_context(claimed(output, sources.folders, chosen))
-        job = _prepare(sources, chosen, offload)
+        target = held.enter_context(lock_output(output, sources.folders, chosen))
+        job = _plan_job(sources, chosen, offload)
         return carry_out(job, target, chosen, started, on_progress)
 
 
@@ -58,7 +58,7 @@ def _find_sources(base_model: str, tokenizer: str, offload: Offload) -> Sources:
     return Sources(base_model, (), base, (), new, own)
 
 
-def _prepare(sources: Sources, settings: ResizeSettings, offload: Offload) -> PlannedJob:
+def _plan_job(sources: Sources, settings: ResizeSettings, offload: Offload) -> PlannedJob:
     if not sources.base.is_meta:
         find_config(sources)
 
@@ -75,7 +75,7 @@ def _prepare(sources: Sources, settings: ResizeSettings, offload: Offload) -> Pl
     base_rows = base.tensors[EMBED_TOKENS].rows
     tokenizer = require_sentencepiece(sources.tokenizer, "growing the vocabulary")
     tokens = tokenizer.n_tokens
-    rows = _rows(tokens, base_rows, settings.pad_to_multiple_of)
+    rows = _count_rows(tokens, base_rows, settings.pad_to_multiple_of)
     own = sources.base_tokenizer
     known = min(base_rows, own.n_tokens or tokens if own is not None else tokens)
     tensors = grow_to_tokenizer(
@@ -106,7 +106,7 @@ def _prepare(sources: Sources, settings: ResizeSettings, offload: Offload) -> Pl
     )
 
 
-def _rows(tokens: int, base_rows: int, pad_to_multiple_of: int | None) -> int:
+def _count_rows(tokens: int, base_rows: int, pad_to_multiple_of: int | None) -> int:
     """Rows of the result: never fewer than tokens or than the base has, padded if asked."""
     rows = max(tokens, base_rows)
     multiple = pad_to_multiple_of or 1

@@ -12,7 +12,7 @@ from ..checksums.file_digests import hash_file
 from ..errors import MergeError, UsageError, VerificationError, shown
 from ..layouts.config import is_llama
 from ..layouts.model_folder import ModelFolder
-from ..plan.inputs import find_tokenizer, resolve, split_list, tokenizer_home
+from ..plan.inputs import find_tokenizer, find_tokenizer_home, resolve, split_list
 from ..settings import (
     DELTA_EMBEDDINGS,
     NEW_TOKEN_INITS,
@@ -170,7 +170,7 @@ def _check_result(
     on_progress: OnProgress | None,
 ) -> ResultFindings:
     """Open the result and check it; one that cannot be opened is a fault, and its files say why."""
-    from ..layouts.decoder import embedding_rows
+    from ..layouts.decoder import count_embedding_rows
     from ..layouts.opening import open_checkpoint
     from ..verification.manifest import check_files
     from ..verification.norms import check_norms
@@ -188,11 +188,13 @@ def _check_result(
     found.faults += _check_unmerged_files(merge_inputs, manifest)
     if merge_inputs is not None and not (manifest is not None and manifest.allow_unknown):
         found.faults += check_norms(merge_inputs)
-    rows = embedding_rows(result.tensors)
+    rows = count_embedding_rows(result.tensors)
     kept = inputs is not None and inputs.mismatch == "keep_base_rows"
     padded = kept or (manifest is not None and manifest.is_resized)
     if merge_inputs is not None:
-        padded = padded or rows == embedding_rows((merge_inputs.dense or merge_inputs.base).tensors)
+        padded = padded or rows == count_embedding_rows(
+            (merge_inputs.dense or merge_inputs.base).tensors
+        )
     is_gguf = ModelFolder(folder).is_gguf
     if not is_gguf and not (folder / MODEL_NAME).is_file():
         found.unchecked.append(f"vocabulary: {rows} rows, but no {MODEL_NAME} beside them")
@@ -263,7 +265,7 @@ class _LoadedInputs:
 
 def _add_growth(folder: Path, given: _LoadedInputs, manifest: Manifest | None) -> MergeInputs:
     """The inputs with the rows that the tokenizer of ``folder`` asks for, where it was asked."""
-    from ..layouts.decoder import embedding_rows
+    from ..layouts.decoder import count_embedding_rows
     from ..verification.expected import VocabularyGrowth
     from ..verification.vocabulary import read_vocabulary
 
@@ -273,7 +275,7 @@ def _add_growth(folder: Path, given: _LoadedInputs, manifest: Manifest | None) -
     if manifest is None or not manifest.is_resized:
         return replace(given.merge_inputs, growth=VocabularyGrowth(tokens))
     own = [len(read_vocabulary(parent).tokens) for parent in given.parents]
-    known = min([embedding_rows(given.merge_inputs.base.tensors), *(own or [tokens])])
+    known = min([count_embedding_rows(given.merge_inputs.base.tensors), *(own or [tokens])])
     return replace(given.merge_inputs, growth=VocabularyGrowth(tokens, manifest.multiple, known))
 
 
@@ -326,7 +328,7 @@ def _load_inputs(named: _NamedInputs, manifest: Manifest | None, offload: Offloa
         delta_mean=mean,
     )
     giving = [adapter.folder for adapter in adapters if inputs.embeddings in adapter.whole]
-    home = tokenizer_home(base_folder)
+    home = find_tokenizer_home(base_folder)
     last = giving[-1] if giving else home
     parents = [last] if last is not None and (last / MODEL_NAME).is_file() else []
     return _LoadedInputs(inputs, parents, models, mismatch, init)

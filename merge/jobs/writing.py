@@ -42,7 +42,7 @@ class Job(Protocol):
 
 
 @contextmanager
-def claimed(
+def lock_output(
     output: Path, inputs: Iterable[Path], settings: OutputSettings
 ) -> Iterator[OutputFolder]:
     """Hold the output folder while a job is planned and written; give what is in it.
@@ -54,13 +54,13 @@ def claimed(
     require_possible(output, inputs)
     if settings.dry_run:
         require_unlocked(output)
-        yield _free(output, settings)
+        yield _open_output(output, settings)
         return
     with lock_folder(output):
-        yield _free(output, settings)
+        yield _open_output(output, settings)
 
 
-def _free(output: Path, settings: OutputSettings) -> OutputFolder:
+def _open_output(output: Path, settings: OutputSettings) -> OutputFolder:
     folder = OutputFolder(output)
     require_free(folder, settings.overwrite, settings.resume)
     return folder
@@ -75,7 +75,8 @@ def write(
 ) -> tuple[str, ...]:
     """Write weights first and the manifest last: the folder is complete when that is there.
 
-    The folder is ``claimed``; the files of an earlier result in it go when the new ones are ready
+    The folder is ``lock_output``; the files of an earlier result in it go when the new ones are
+    ready
     to take their place. Where ``settings`` say to resume, what an interrupted
     run has written is checked first, which counts as progress too. ``check`` may refuse the result
     before anything of it gets its name. Returns what is to be told of
@@ -106,8 +107,8 @@ def write(
         total = plan.tensor_bytes
         past = ResumePoint()
         if settings.resume:
-            past = _past(folder, plan, this, _byte_counter(on_progress, total))
-        _begin(staged, folder, this, replaced, past, plan)
+            past = _find_resume_point(folder, plan, this, _byte_counter(on_progress, total))
+        _start_journal(staged, folder, this, replaced, past, plan)
         if past.committed:
             for name, digest in past.committed.items():
                 staged.finish(name, digest)
@@ -128,7 +129,7 @@ def write(
         for name, data in plan.documents.items():
             staged.write(name, data)
         staged.write(MANIFEST_NAME, dump_json(job.manifest(written_files)))
-    return _told(past, plan) if settings.resume else ()
+    return _describe_resume(past, plan) if settings.resume else ()
 
 
 def _byte_counter(on_progress: OnProgress | None, total: int) -> Callable[[int], None]:
@@ -145,7 +146,7 @@ def _byte_counter(on_progress: OnProgress | None, total: int) -> Callable[[int],
     return progress
 
 
-def _past(
+def _find_resume_point(
     folder: OutputFolder, plan: Plan, this: Mapping[str, Any], progress: Callable[[int], None]
 ) -> ResumePoint:
     """What an interrupted run has left that is right.
@@ -161,7 +162,7 @@ def _past(
     return replace(past, unexplained=len(record.entries) - len(entries))
 
 
-def _begin(
+def _start_journal(
     staged: StagedFolder,
     folder: OutputFolder,
     this: Mapping[str, Any],
@@ -182,12 +183,12 @@ def _begin(
     staged.journal = journal
 
 
-def _told(past: ResumePoint, plan: Plan) -> tuple[str, ...]:
+def _describe_resume(past: ResumePoint, plan: Plan) -> tuple[str, ...]:
     odd = f"{past.unexplained} entries of the journal do not match the plan and were ignored"
-    return (*_went_on(past, plan), *((odd,) if past.unexplained else ()))
+    return (*_describe_resume_point(past, plan), *((odd,) if past.unexplained else ()))
 
 
-def _went_on(past: ResumePoint, plan: Plan) -> tuple[str, ...]:
+def _describe_resume_point(past: ResumePoint, plan: Plan) -> tuple[str, ...]:
     if not past:
         return ("an interrupted run had left nothing to go on from: everything was made anew",)
     return (f"went on after {past.done} of {len(plan.placed)} tensors of the interrupted run",)

@@ -242,7 +242,7 @@ def rope_scaling(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"type": kind} | {k: v for k, v in scaling.items() if k not in ("type", "rope_theta")}
 
 
-def merged_config(
+def build_merged_config(
     config: Mapping[str, Any], vocab_size: int, dtype: str, tied: bool
 ) -> dict[str, Any]:
     """The ``config.json`` of a merged model, in the spelling that every reader understands.
@@ -263,7 +263,7 @@ def merged_config(
     }
 
 
-def merged_decoder_config(
+def build_merged_decoder_config(
     config: Mapping[str, Any], vocab_size: int, dtype: str, tied: bool
 ) -> dict[str, Any]:
     """The ``config.json`` of a merged model that is no LLaMA: its owner's, in its own spelling."""
@@ -273,12 +273,12 @@ def merged_decoder_config(
     return merged | changed
 
 
-def rotary_frequencies(head_dim: int) -> list[float]:
+def compute_rotary_frequencies(head_dim: int) -> list[float]:
     """The buffer ``inv_freq`` of a layer with LLaMA's own base: ``head_dim / 2`` numbers.
 
     transformers before 4.33 kept one in every layer's state dict (``LlamaRotaryEmbedding``).
 
-    >>> rotary_frequencies(4)
+    >>> compute_rotary_frequencies(4)
     [1.0, 0.01]
     """
     return [float(DEFAULT_ROPE_THETA) ** (-step / head_dim) for step in range(0, head_dim, 2)]

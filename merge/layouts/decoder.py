@@ -15,7 +15,7 @@ from ..errors import LayoutError
 from ..tensors.lazy import LazyTensor
 from ..untrusted.value_kinds import require_number
 from .config import CONFIG_NAME
-from .elsewhere import naming_remedy
+from .elsewhere import suggest_for_names
 from .llama import EMBED_TOKENS, LM_HEAD
 from .quantised import require_unquantized
 
@@ -49,7 +49,7 @@ def embeddings(names: Container[str]) -> str | None:
     return next((name for name in HEAD_OF if name in names), None)
 
 
-def embedding_rows(tensors: Mapping[str, LazyTensor]) -> int:
+def count_embedding_rows(tensors: Mapping[str, LazyTensor]) -> int:
     """Rows of the embeddings of a model that has been opened."""
     name = embeddings(tensors)
     assert name is not None, "a checkpoint is opened only with embeddings"
@@ -62,7 +62,7 @@ def is_buffer(name: str, tensor: LazyTensor) -> bool:
     return mask or _BUFFERS.fullmatch(name) is not None
 
 
-def checked_config(
+def validate_decoder_config(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]
 ) -> dict[str, Any]:
     """The configuration of a decoder, with ``tie_word_embeddings`` said in any case.
@@ -80,7 +80,7 @@ def checked_config(
             file=folder,
             expected="one of " + ", ".join(HEAD_OF),
             found=", ".join(list(tensors)[:4]) + ", ...",
-            remedy=naming_remedy(tensors)
+            remedy=suggest_for_names(tensors)
             or "save the model once with transformers' save_pretrained, under whose names "
             "adapters are trained; if those are its names, merge with PEFT's merge_and_unload",
         )

@@ -72,7 +72,7 @@ _ELSEWHERE = (
 _TENCENT = ("embedding.word.", "encoder.transformer.", "target.lm.")
 
 
-def naming_remedy(names: Iterable[str]) -> str | None:
+def suggest_for_names(names: Iterable[str]) -> str | None:
     """What to do about the names of another tool's tensors, None for names of no such tool."""
     if any(name.startswith(_TENCENT) for name in names):
         return (
@@ -82,6 +82,6 @@ def naming_remedy(names: Iterable[str]) -> str | None:
     return None
 
 
-def found_elsewhere(folder: Path) -> Elsewhere | None:
+def find_unsupported_format(folder: Path) -> Elsewhere | None:
     """The first kind of which the folder holds a file."""
     return next((kind for kind in _ELSEWHERE if any(folder.glob(kind.pattern))), None)

@@ -26,9 +26,9 @@ from .config import (
     require_no_biases,
     require_values,
 )
-from .elsewhere import found_elsewhere, naming_remedy
+from .elsewhere import find_unsupported_format, suggest_for_names
 from .model_folder import ModelFolder
-from .names import unwrapped
+from .names import strip_wrappers
 from .placement import Piece, PlacedTensor
 from .quantised import is_quantised, require_unquantized
 
@@ -62,23 +62,23 @@ def open_base(
     if any_decoder and not is_llama(config):
         require_decoder(config, path / CONFIG_NAME)
         files = weight_files(folder)
-        return _decoder(path, config, files, unwrapped(path, collect(files, offload)))
+        return _open_decoder(path, config, files, strip_wrappers(path, collect(files, offload)))
     known = EXTENDED_MODEL_TYPES if with_extra else LLAMA_MODEL_TYPES
     shape = LlamaShape.from_config(config, path / CONFIG_NAME, known)
     require_values(config, path / CONFIG_NAME)
     require_no_biases(config, path / CONFIG_NAME)
     files = weight_files(folder)
-    tensors = unwrapped(path, collect(files, offload))
+    tensors = strip_wrappers(path, collect(files, offload))
     if any_decoder and any(name in tensors for name in decoder.OTHER_HEADS):
-        return _decoder(path, config, files, tensors)
+        return _open_decoder(path, config, files, tensors)
     dropped = tuple(name for name in tensors if llama.is_rotary_buffer(name))
     kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
-    extra = _taken_out(kept, shape) if with_extra else {}
-    tensors = _in_order(path, shape, kept, files, config.get("vocab_size"))
+    extra = _take_extra(kept, shape) if with_extra else {}
+    tensors = _check_and_order(path, shape, kept, files, config.get("vocab_size"))
     return Checkpoint(tensors, config, tuple(files), dropped, extra=extra)
 
 
-def _decoder(
+def _open_decoder(
     folder: Path,
     config: dict[str, Any],
     files: Mapping[Path, object],
@@ -86,11 +86,11 @@ def _decoder(
 ) -> Checkpoint:
     dropped = tuple(name for name, tensor in tensors.items() if decoder.is_buffer(name, tensor))
     kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
-    config = decoder.checked_config(folder, config, kept)
+    config = decoder.validate_decoder_config(folder, config, kept)
     return Checkpoint(kept, config, tuple(files), dropped)
 
 
-def _taken_out(tensors: dict[str, LazyTensor], shape: LlamaShape) -> dict[str, LazyTensor]:
+def _take_extra(tensors: dict[str, LazyTensor], shape: LlamaShape) -> dict[str, LazyTensor]:
     """Remove and return what the table does not have; a quantisation's helpers stay, as mistakes.
 
     A bias or the like in a decoder layer stays too: it would change what the layer computes.
@@ -116,12 +116,12 @@ def weight_files(folder: Folder) -> dict[Path, tuple[str, ...] | None]:
                 remedy="keep the one that belongs to the weights",
             )
         if indexes:
-            return _indexed(folder, indexes[0])
+            return _read_index(folder, indexes[0])
         found = [p for p in folder.matching(f"*{suffix}") if not _NO_WEIGHTS.match(p.name)]
         if found:
             _require_all_numbers(folder.path, found)
             return dict.fromkeys(found)
-    if (kind := found_elsewhere(folder.path)) is not None:
+    if (kind := find_unsupported_format(folder.path)) is not None:
         raise LayoutError(
             "the folder holds weights in a form that is not read here",
             file=folder.path,
@@ -138,7 +138,7 @@ def weight_files(folder: Folder) -> dict[Path, tuple[str, ...] | None]:
     )
 
 
-def _indexed(folder: Folder, index: Path) -> dict[Path, tuple[str, ...] | None]:
+def _read_index(folder: Folder, index: Path) -> dict[Path, tuple[str, ...] | None]:
     weight_map = folder.read_json(index.name).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise LayoutError(
@@ -221,7 +221,7 @@ def collect(
     return tensors
 
 
-def _in_order(
+def _check_and_order(
     folder: Path,
     shape: LlamaShape,
     tensors: dict[str, LazyTensor],
@@ -233,7 +233,7 @@ def _in_order(
     for name in tensors:
         if name not in expected:
             require_unquantized(folder, name, tensors[name])
-            raise _unexpected(folder, name, tensors[name])
+            raise _explain_unexpected(folder, name, tensors[name])
     if shape.tie_word_embeddings and llama.LM_HEAD not in tensors:
         del expected[llama.LM_HEAD]
     missing = [name for name in expected if name not in tensors]
@@ -265,14 +265,14 @@ def _in_order(
     return {name: tensors[name] for name in expected}
 
 
-def _unexpected(folder: Path, name: str, tensor: LazyTensor) -> LayoutError:
+def _explain_unexpected(folder: Path, name: str, tensor: LazyTensor) -> LayoutError:
     return LayoutError(
         "the base model holds a tensor that a LLaMA does not have",
         file=folder,
         tensor=tensor.origin,
         expected="the tensors that config.json describes",
         found=f"{name}, shape {tensor.shape}",
-        remedy=naming_remedy([name])
+        remedy=suggest_for_names([name])
         or "another architecture, or another model's file in this folder",
     )
 
@@ -312,7 +312,7 @@ def place_tensors(
     ]
 
 
-def index_document(placed: Iterable[PlacedTensor], suffix: str) -> dict[str, bytes]:
+def build_index(placed: Iterable[PlacedTensor], suffix: str) -> dict[str, bytes]:
     """The index beside the shards: where each tensor is, and the bytes of all."""
     weight_map = {item.pieces[0].name: item.pieces[0].file for item in placed}
     total = sum(item.tensor.nbytes for item in placed)

@@ -151,7 +151,7 @@ def is_rotary_buffer(name: str) -> bool:
     return _LEFTOVERS.match(name) is not None
 
 
-def meta_shards(shape: LlamaShape) -> int:
+def count_meta_shards(shape: LlamaShape) -> int:
     """Number of files over which Meta spreads a model of this size.
 
     Meta keeps a shard below nine billion parameters (7B and 8B: 1, 13B: 2, 33B and 34B: 4, 65B and

@@ -15,7 +15,7 @@ from .model_folder import ModelFolder
 from .params import PARAMS_NAME, config_from_params, read_params, shape_from_params
 from .placement import Piece, PlacedTensor
 from .rotary import to_interleaved
-from .shards import read_parts, require_every_shard, shard_files, whole_tensors
+from .shards import find_shard_files, read_parts, require_every_shard, whole_tensors
 
 
 def open_base(
@@ -29,7 +29,7 @@ def open_base(
     """
     source = folder.path / PARAMS_NAME
     params = read_params(folder)
-    files = shard_files(folder)
+    files = find_shard_files(folder)
     parts, dropped = read_parts(files, offload)
     first = "layers.0.feed_forward.w1.weight"
     rows = sum(part.rows for part in parts[first]) if first in parts else 0
@@ -66,9 +66,9 @@ def place_tensors(
     ``tensors`` must hold every name of the table. Raises ``UsageError`` when the model cannot be
     split evenly over ``num_shards`` (as many as Meta uses for this size by default).
     """
-    count = llama.meta_shards(shape) if num_shards is None else num_shards
+    count = llama.count_meta_shards(shape) if num_shards is None else num_shards
     _require_divisible(shape, count, chosen=num_shards is not None)
-    return [_poured(entry, tensors[entry.hf], shape, count) for entry in llama.entries(shape)]
+    return [_place(entry, tensors[entry.hf], shape, count) for entry in llama.entries(shape)]
 
 
 def _require_divisible(shape: LlamaShape, count: int, chosen: bool) -> None:
@@ -84,13 +84,13 @@ def _require_divisible(shape: LlamaShape, count: int, chosen: bool) -> None:
             )
 
 
-def _poured(entry: llama.Entry, tensor: LazyTensor, shape: LlamaShape, count: int) -> PlacedTensor:
+def _place(entry: llama.Entry, tensor: LazyTensor, shape: LlamaShape, count: int) -> PlacedTensor:
     if entry.row.rotary is not None:
         tensor = to_interleaved(tensor, shape.head_dim)
-    return PlacedTensor(entry.hf, tensor, _pieces(entry, tensor.shape, count))
+    return PlacedTensor(entry.hf, tensor, _split(entry, tensor.shape, count))
 
 
-def _pieces(entry: llama.Entry, shape: tuple[int, ...], count: int) -> tuple[Piece, ...]:
+def _split(entry: llama.Entry, shape: tuple[int, ...], count: int) -> tuple[Piece, ...]:
     """Equal parts along the table's axis, the remainder of a vocabulary in the last one."""
     axis = entry.row.shard_axis
     names = [f"consolidated.{shard:02}.pth" for shard in range(count)]

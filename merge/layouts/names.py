@@ -25,7 +25,7 @@ def without_wrappers(name: str) -> str:
     return _WRAPPERS.sub("", name)
 
 
-def unwrapped(folder: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+def strip_wrappers(folder: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """The tensors of a model by their names without wrappers' words.
 
     Raises ``LayoutError`` where two tensors then have one name.

@@ -178,7 +178,7 @@ def _context_length(params: Mapping[str, Any], shape: LlamaShape, theta: float) 
     return 2048, "as in LLaMA 1, by its norm_eps, though some LLaMA 2 downloads have the same"
 
 
-def params_json(
+def build_params_json(
     config: Mapping[str, Any], shape: LlamaShape, vocab_size: int, source: object
 ) -> dict[str, Any]:
     """Meta's ``params.json`` for a model. Keys beyond LLaMA 1's stand only where they are needed,

@@ -21,7 +21,7 @@ from .quantised import FLOATS
 from .rotary import to_half_split
 
 
-def shard_files(folder: Folder) -> tuple[Path, ...]:
+def find_shard_files(folder: Folder) -> tuple[Path, ...]:
     """``consolidated.NN.pth`` in the order of their numbers.
 
     Raises ``LayoutError`` when there are none or a number is missing below the largest one.

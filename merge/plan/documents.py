@@ -14,9 +14,9 @@ from ..layouts.config import (
     GENERATION_CONFIG_NAME,
     LLAMA_MODEL_TYPES,
     LlamaShape,
+    build_merged_config,
+    build_merged_decoder_config,
     is_llama,
-    merged_config,
-    merged_decoder_config,
     require_decoder,
     require_named_llama,
     require_no_biases,
@@ -24,7 +24,7 @@ from ..layouts.config import (
     with_token_ids,
 )
 from ..layouts.model_folder import ModelFolder
-from ..layouts.params import PARAMS_NAME, params_json
+from ..layouts.params import PARAMS_NAME, build_params_json
 from ..storage.folder import Folder
 from ..tokenizers.file_names import (
     ADDED_TOKENS_NAME,
@@ -81,13 +81,13 @@ def find_config(
     own = next((f for f in sources.adapters[::-1] if CONFIG_NAME in f.files), None)
     path = own.path / CONFIG_NAME if own else base_path
     config = own.config if own else base_config
-    generation = _generation_config(*sources.adapters[::-1], sources.model, sources.base)
+    generation = _read_generation_config(*sources.adapters[::-1], sources.model, sources.base)
     if any_decoder and not is_llama(base_config):
         require_decoder(base_config, base_path)
         _require_same(config, path, base_config, base_path, _SIZES)
         config = {**config, "tie_word_embeddings": base_config.get("tie_word_embeddings")}
-        code, notes = _code(config, sources.model)
-        code |= _python_files(*sources.adapters) if copy_code else {}
+        code, notes = _read_code(config, sources.model)
+        code |= _read_python_files(*sources.adapters) if copy_code else {}
         return ModelConfig(path, config, None, generation, notes, code)
     for one, source in ((base_config, base_path), (config, path)):
         require_values(one, source)
@@ -96,8 +96,8 @@ def find_config(
     theirs, ours = vars(shape), vars(LlamaShape.from_config(base_config, base_path))
     names = [name for name in ours if name != "tie_word_embeddings"]
     _require_same(theirs, path, ours, base_path, names)
-    code = _python_files(*sources.adapters) if copy_code else {}
-    return ModelConfig(path, config, shape, generation, tuple(_notes(path, config)), code)
+    code = _read_python_files(*sources.adapters) if copy_code else {}
+    return ModelConfig(path, config, shape, generation, tuple(_build_notes(path, config)), code)
 
 
 # What fixes the shapes of a decoder that is no LLaMA, in the words of different families.
@@ -127,17 +127,19 @@ def _require_same(
             )
 
 
-def _python_files(*folders: Folder) -> dict[str, bytes]:
+def _read_python_files(*folders: Folder) -> dict[str, bytes]:
     """The Python files directly in folders; a later folder's take the place of an earlier one's."""
     paths = [path for folder in folders for path in folder.matching("*.py") if path.is_file()]
     return {path.name: read_small(path, _MOST_CODE_BYTES) for path in paths}
 
 
-def _code(config: Mapping[str, Any], folder: Folder) -> tuple[dict[str, bytes], tuple[str, ...]]:
+def _read_code(
+    config: Mapping[str, Any], folder: Folder
+) -> tuple[dict[str, bytes], tuple[str, ...]]:
     """The Python files of a model that ``config.json`` gives code of its own, and a note on it."""
     if "auto_map" not in config:
         return {}, ()
-    return _python_files(folder), (
+    return _read_python_files(folder), (
         "the model has modelling code of its own (auto_map), which is taken along as it is: "
         "transformers runs it only with trust_remote_code=True",
     )
@@ -152,11 +154,11 @@ def find_model_config(
     """
     path, config = folder.config_path, checkpoint.config
     shape = LlamaShape.from_config(config, path, EXTENDED_MODEL_TYPES)
-    generation = _generation_config(folder, fallback or folder)
-    return ModelConfig(path, config, shape, generation, tuple(_notes(path, config)))
+    generation = _read_generation_config(folder, fallback or folder)
+    return ModelConfig(path, config, shape, generation, tuple(_build_notes(path, config)))
 
 
-def _generation_config(*folders: Folder) -> Mapping[str, Any]:
+def _read_generation_config(*folders: Folder) -> Mapping[str, Any]:
     """The first of the folders' ``generation_config.json``, empty when there is none.
 
     Raises ``LayoutError`` when a value in it is of another kind than its key.
@@ -169,7 +171,7 @@ def _generation_config(*folders: Folder) -> Mapping[str, Any]:
     return generation
 
 
-def _notes(path: Path, config: Mapping[str, Any]) -> list[str]:
+def _build_notes(path: Path, config: Mapping[str, Any]) -> list[str]:
     if "auto_map" not in config:
         return []
     return [
@@ -207,7 +209,7 @@ def with_chat_template(tokenizer: SentencePieceTokenizer, name: str) -> Sentence
     return replace(tokenizer, contents={**tokenizer.contents, CHAT_TEMPLATE_NAME: template})
 
 
-def huggingface_documents(
+def build_huggingface_documents(
     found: ModelConfig, tokenizer: Tokenizer, vocab_size: int, dtype: str, tied: bool
 ) -> dict[str, bytes]:
     """``config.json``, ``generation_config.json`` and the tokenizer's files.
@@ -217,7 +219,7 @@ def huggingface_documents(
     Raises ``LayoutError`` for a chat template that is none.
     """
     if isinstance(tokenizer, OpaqueTokenizer):
-        return _copied_documents(found, tokenizer, vocab_size, dtype, tied)
+        return _build_copied_documents(found, tokenizer, vocab_size, dtype, tied)
     ids = {
         f"{name}_id": token.id if token else None
         for name in ("bos_token", "eos_token", "pad_token")
@@ -225,7 +227,7 @@ def huggingface_documents(
     }
     files, path = tokenizer_documents(tokenizer), tokenizer.path / TOKENIZER_CONFIG_NAME
     require_kinds(parse_json(files[TOKENIZER_CONFIG_NAME], path), CHAT_TEMPLATE, path)
-    config = merged_config(found.config, vocab_size, dtype, tied)
+    config = build_merged_config(found.config, vocab_size, dtype, tied)
     generation = {"_from_model_config": True} if not found.generation else found.generation
     return {
         **found.code,
@@ -235,10 +237,10 @@ def huggingface_documents(
     }
 
 
-def _copied_documents(
+def _build_copied_documents(
     found: ModelConfig, tokenizer: OpaqueTokenizer, vocab_size: int, dtype: str, tied: bool
 ) -> dict[str, bytes]:
-    described = merged_config if found.shape else merged_decoder_config
+    described = build_merged_config if found.shape else build_merged_decoder_config
     config: Mapping[str, Any] = described(found.config, vocab_size, dtype, tied)
     generation = found.generation
     if tokenizer.path != found.path.parent:
@@ -280,14 +282,16 @@ def require_llama(
     return found.shape, require_sentencepiece(tokenizer, layout)
 
 
-def meta_documents(found: ModelConfig, tokenizer: Tokenizer, vocab_size: int) -> dict[str, bytes]:
+def build_meta_documents(
+    found: ModelConfig, tokenizer: Tokenizer, vocab_size: int
+) -> dict[str, bytes]:
     """``params.json``, ``tokenizer.model``, and ``added_tokens.json`` where tokens come on top of
     its pieces, as llama.cpp's legacy converter reads them; nothing else of Hugging Face's, which
     would mislead that converter. Raises ``LayoutError`` for what ``params.json`` cannot say.
     """
     shape, understood = require_llama(found, tokenizer, LLAMA_ONLY["pth"])
     documents = {
-        PARAMS_NAME: dump_json(params_json(found.config, shape, vocab_size, found.path)),
+        PARAMS_NAME: dump_json(build_params_json(found.config, shape, vocab_size, found.path)),
         MODEL_NAME: understood.vocabulary,
     }
     if understood.added_tokens:

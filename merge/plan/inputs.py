@@ -78,7 +78,7 @@ def resolve(source: str, role: str, offload: Offload | None = None) -> Path:
             f"the {role} does not exist",
             file=path,
             expected="a local folder, or a Hub id such as owner/name",
-            remedy=_nearby(path),
+            remedy=_suggest_nearby(path),
         )
     return _download(hub_id, role, offload)
 
@@ -111,7 +111,7 @@ def _leads_into(link: Path, folder: Path) -> bool:
         return False
 
 
-def _nearby(path: Path) -> str:
+def _suggest_nearby(path: Path) -> str:
     """Say what is there instead of a path that does not exist."""
     present = next(parent for parent in path.absolute().parents if parent.is_dir())
     names = sorted(entry.name for entry in present.iterdir() if entry.is_dir())
@@ -217,20 +217,20 @@ def find_sources(
             )
     models = [folder for folder in (delta, base) if folder]
     named = resolve_tokenizer(tokenizer, offload) if tokenizer else None
-    own, found = _tokenizers(named, adapters[::-1], models)
+    own, found = _choose_tokenizers(named, adapters[::-1], models)
     return Sources(
         base_model, tuple(names), base, adapters, found, own, delta_model, delta, named is not None
     )
 
 
-def _tokenizers(
+def _choose_tokenizers(
     named: ModelFolder | None, adapters: Sequence[ModelFolder], models: Sequence[ModelFolder]
 ) -> tuple[Tokenizer | None, Tokenizer]:
     """The tokenizer of the last of ``models`` that has one, and that of the result."""
     if _holds_llama(models[0]):
         own = find_tokenizer(models)
         folders = [*adapters, *models]
-        chosen = _named(named, folders) if named else find_tokenizer(folders)
+        chosen = _read_named(named, folders) if named else find_tokenizer(folders)
         if chosen is not None:
             return own, chosen
         if not named and not any(map(has_tokenizer, folders)):
@@ -247,7 +247,7 @@ def find_tokenizer(folders: Sequence[ModelFolder]) -> SentencePieceTokenizer | N
     leave it out of an adapter's. None where no folder has a ``tokenizer.model``. Raises
     ``VocabularyError`` where a ``tokenizer.json`` agrees with none of them.
     """
-    homes = [tokenizer_home(folder) for folder in folders]
+    homes = [find_tokenizer_home(folder) for folder in folders]
     for number, (folder, home) in enumerate(zip(folders, homes, strict=True)):
         if home is not None:
             return read_tokenizer(home)
@@ -268,7 +268,7 @@ def _with_details(homes: Sequence[Path], details: Path) -> SentencePieceTokenize
     raise errors[0]
 
 
-def chosen_tokenizer(
+def choose_tokenizer(
     named: str | Path | None, folders: Sequence[ModelFolder], offload: Offload
 ) -> SentencePieceTokenizer:
     """The tokenizer that ``--tokenizer`` names, else that of ``folders``, as ``find_tokenizer``.
@@ -276,11 +276,11 @@ def chosen_tokenizer(
     Raises ``FormatError`` where there is no ``tokenizer.model``.
     """
     home = resolve_tokenizer(str(named), offload) if named else None
-    found = _named(home, folders) if home else find_tokenizer(folders)
+    found = _read_named(home, folders) if home else find_tokenizer(folders)
     return found or read_tokenizer((home or folders[0]).path)
 
 
-def _named(home: ModelFolder, folders: Sequence[ModelFolder]) -> SentencePieceTokenizer | None:
+def _read_named(home: ModelFolder, folders: Sequence[ModelFolder]) -> SentencePieceTokenizer | None:
     """The tokenizer that ``--tokenizer`` names, or None where it can only be copied."""
     path = home.path
     if path.is_file():
@@ -302,7 +302,7 @@ def _holds_llama(folder: ModelFolder) -> bool:
     return folder.is_meta or CONFIG_NAME not in folder.files or is_llama(folder.config)
 
 
-def tokenizer_home(folder: ModelFolder) -> Path | None:
+def find_tokenizer_home(folder: ModelFolder) -> Path | None:
     """Where the tokenizer of the model in ``folder`` is: there, or nowhere.
 
     Meta keeps one ``tokenizer.model`` for all sizes, beside their folders; it is then taken alone.

@@ -24,8 +24,8 @@ from ..tokenizers.opaque_tokenizer import Tokenizer, require_sentencepiece
 from .documents import (
     LLAMA_ONLY,
     ModelConfig,
-    huggingface_documents,
-    meta_documents,
+    build_huggingface_documents,
+    build_meta_documents,
     require_llama,
     with_chat_template,
 )
@@ -111,13 +111,13 @@ def plan_output(model: Model, settings: OutputSettings) -> Plan:
         shape, _ = require_llama(model.config, model.tokenizer, LLAMA_ONLY["pth"])
         whole = {LM_HEAD: checked[EMBED_TOKENS], **checked}
         placed = meta.place_tensors(whole, shape, settings.num_shards)
-        documents = meta_documents(model.config, model.tokenizer, model.rows)
+        documents = build_meta_documents(model.config, model.tokenizer, model.rows)
         return Plan(tuple(placed), documents, result, checked=checked)
     placed = huggingface.place_tensors(checked, settings.suffix, settings.shard_bytes)
     dtype = get_dtype_name(result[embeddings(result) or EMBED_TOKENS].dtype)
     documents = {
-        **huggingface_documents(model.config, model.tokenizer, model.rows, dtype, model.tied),
-        **huggingface.index_document(placed, settings.suffix),
+        **build_huggingface_documents(model.config, model.tokenizer, model.rows, dtype, model.tied),
+        **huggingface.build_index(placed, settings.suffix),
     }
     return Plan(tuple(placed), documents, result, checked=checked)
 
@@ -141,7 +141,7 @@ def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
     kept = isinstance(settings, MergeSettings) and settings.vocab_mismatch == "keep_base_rows"
     gguf_metadata.require_vocab_matches_rows(model.rows, tokenizer, kept)
     require_plain_llama(model.config.config, model.config.path)
-    outtype = gguf_output.chosen_outtype(model.tensors, settings.outtype)
+    outtype = gguf_output.choose_outtype(model.tensors, settings.outtype)
     dtype = get_dtype_name(model.tensors[EMBED_TOKENS].dtype)
     parts = (model.config, model.tokenizer, model.rows, dtype, model.tied)
     description = gguf_metadata.Description(
@@ -150,7 +150,7 @@ def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
         shape,
         model.rows,
         tokenizer,
-        huggingface_documents(*parts),
+        build_huggingface_documents(*parts),
         settings.model_name,
         model.sources,
     )

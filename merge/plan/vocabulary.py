@@ -60,7 +60,7 @@ class Vocabulary:
     mismatch: str = "error"
     may_pad: bool = False
 
-    def checked_rows(self, new_tokens: bool = False) -> int:
+    def require_rows(self, new_tokens: bool = False) -> int:
         """Rows that base and adapters give; with ``new_tokens`` the tokenizer may have more.
 
         Raises ``VocabularyError`` when the sizes contradict each other.

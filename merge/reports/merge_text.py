@@ -56,9 +56,9 @@ COPIED = "the tokenizer's files are copied as they are"
 
 def inputs(job: PlannedMerge) -> Iterator[str]:
     """Where base, adapters and tokenizer are, with the sizes that matter."""
-    from ..layouts.decoder import embedding_rows
+    from ..layouts.decoder import count_embedding_rows
 
-    yield f"base       {job.sources.base.path} ({embedding_rows(job.plain.tensors)} rows)"
+    yield f"base       {job.sources.base.path} ({count_embedding_rows(job.plain.tensors)} rows)"
     if job.sources.delta is not None:
         yield f"delta      {job.sources.delta.path} ({job.vocabulary.base_rows} rows)"
     for number, adapter in enumerate(job.adapters, start=1):
@@ -115,7 +115,7 @@ def notes(job: PlannedMerge) -> Iterator[str]:
     if job.settings.output_type == "huggingface":
         yield EXACT_IDS if understood else COPIED
     yield from _template_notes(job)
-    tokens, rows = job.vocabulary.tokens or 0, job.vocabulary.checked_rows(new_tokens=True)
+    tokens, rows = job.vocabulary.tokens or 0, job.vocabulary.require_rows(new_tokens=True)
     if understood and tokens > rows:
         yield (
             f"{tokens - rows} tokens have no row in any adapter: theirs begin as "

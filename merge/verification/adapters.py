@@ -103,7 +103,7 @@ class AdapterContents:
         """Whether the adapter asks that tied embeddings stay tied."""
         return bool(self.config.get("ensure_weight_tying"))
 
-    def vocabulary_rows(self, names: Sequence[str]) -> int | None:
+    def count_vocabulary_rows(self, names: Sequence[str]) -> int | None:
         """Rows of the vocabulary that the adapter was trained with; None where it has no part in
         the tensors of these names.
         """

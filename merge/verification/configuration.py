@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import VerificationError
 from ..layouts.config import CONFIG_NAME, DEFAULT_ROPE_THETA
-from ..layouts.gguf.reading import gguf_files
+from ..layouts.gguf.reading import find_gguf_files
 from ..layouts.model_folder import ModelFolder
 from ..layouts.params import PARAMS_NAME
 from ..tensors.lazy import Checkpoint
@@ -60,7 +60,7 @@ def check_configuration(
     of the model's; of another program's, either is right. ``rows`` are those of the embeddings.
     """
     in_gguf = ModelFolder(folder).is_gguf
-    path = gguf_files(ModelFolder(folder))[0] if in_gguf else ModelFolder(folder).config_path
+    path = find_gguf_files(ModelFolder(folder))[0] if in_gguf else ModelFolder(folder).config_path
     given = list(_list_sources(inputs))
     allowed = [(source, _normalize(config)) for source, config in (given[:1] if is_ours else given)]
     found = _normalize(result.config)

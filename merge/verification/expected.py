@@ -362,7 +362,7 @@ def _apply_adapters(
             trained = any(map(adapter.trains, sisters))
             kept = expected != plain and not trained and _is_copy(copy, plain)
             expected = expected if kept else expected.with_replacement(copy)
-        trained_with = adapter.vocabulary_rows(sides)
+        trained_with = adapter.count_vocabulary_rows(sides)
         if inputs.truncate and name in sides and trained_with is not None:
             expected = expected.first_rows(trained_with)
         before = expected

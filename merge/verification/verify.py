@@ -12,7 +12,7 @@ from threading import Lock
 from ..checksums.file_digests import get_file_digest, hash_file
 from ..engines.threads import ComputePool, use_one_torch_thread
 from ..errors import MergeError, VerificationError
-from ..layouts.decoder import VOCABULARY_TENSORS, embedding_rows
+from ..layouts.decoder import VOCABULARY_TENSORS, count_embedding_rows
 from ..layouts.model_folder import ModelFolder
 from ..settings import OnProgress
 from ..tensors.lazy import Checkpoint, LazyTensor, get_dtype_name
@@ -131,7 +131,7 @@ def _check_configuration(
     """What the numbers beside the weights are; a manifest's digests hold for those of GGUF."""
     if is_ours and ModelFolder(folder).is_gguf:
         return Findings()
-    rows = embedding_rows(result.tensors)
+    rows = count_embedding_rows(result.tensors)
     return check_configuration(folder, result, inputs, is_ours, rows)
 
 

@@ -10,8 +10,8 @@ from ..checksums.file_digests import get_file_digest
 from ..checksums.known_tokenizers import KnownTokenizer, explain_mismatch, recognize_bytes
 from ..errors import MergeError, VerificationError
 from ..formats.gguf import read as read_gguf
-from ..layouts.decoder import HEAD_OF, embedding_rows, embeddings
-from ..layouts.gguf.reading import gguf_files
+from ..layouts.decoder import HEAD_OF, count_embedding_rows, embeddings
+from ..layouts.gguf.reading import find_gguf_files
 from ..layouts.llama import EMBED_TOKENS
 from ..layouts.model_folder import ModelFolder
 from ..storage.input_file import InputFile
@@ -48,7 +48,7 @@ def check_vocabulary(
     token; all of theirs that have a row, unless it ``may_be_shorter``. ``padded``: there may be
     rows beyond the tokens.
     """
-    rows = embedding_rows(result.tensors)
+    rows = count_embedding_rows(result.tensors)
     name = HEAD_OF[embeddings(result.tensors) or EMBED_TOKENS]
     head = result.tensors.get(name)
     if head is not None and head.rows != rows:
@@ -99,7 +99,7 @@ def check_special_ids(
     folder: Path, result: Checkpoint, tokenizer: SentencePieceTokenizer
 ) -> Iterator[VerificationError]:
     """Yield ids of bos and eos that a GGUF file gives otherwise than the ``tokenizer``."""
-    yield from _check_ids(_read_folder(tokenizer), result, gguf_files(ModelFolder(folder))[0])
+    yield from _check_ids(_read_folder(tokenizer), result, find_gguf_files(ModelFolder(folder))[0])
 
 
 def _read_folder(tokenizer: SentencePieceTokenizer) -> TokenList:
@@ -114,7 +114,7 @@ def _read_folder(tokenizer: SentencePieceTokenizer) -> TokenList:
 
 def _read_gguf(path: Path) -> TokenList:
     """The tokens that llama.cpp will use; their special ids are in the configuration made of it."""
-    first = gguf_files(ModelFolder(path))[0]
+    first = find_gguf_files(ModelFolder(path))[0]
     tokens = read_gguf(InputFile(first)).metadata.get(_GGUF_TOKENS)
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise VerificationError(

@@ -11,7 +11,7 @@ import pytest
 from merge import convert_checkpoint
 from merge.commands.convert_checkpoint import main
 from merge.errors import LayoutError, UsageError
-from merge.layouts.config import merged_config
+from merge.layouts.config import build_merged_config
 from tests.kit.files import tree, write_json
 from tests.kit.models import base_config, base_tensors, random_tensor, save_adapter, save_base
 
@@ -220,7 +220,7 @@ def test_rope_type_counts_where_type_says_another_kind(first: str, second: str) 
 
     scaling = {"type": first, "rope_type": second, "factor": 2.0}
     config = base_config(rope_scaling=scaling, max_position_embeddings=64)
-    merged = merged_config(config, 40, "float16", False)
+    merged = build_merged_config(config, 40, "float16", False)
     wanted = LlamaConfig(**{**config, "rope_scaling": dict(scaling)}).rope_parameters
     found = LlamaConfig(**merged).rope_parameters
     assert found["rope_type"] == wanted["rope_type"] == second

@@ -7,12 +7,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from tests.kit.run import ROOT
 
 from docs.write_options import COMMANDS, DOCUMENT, parser_of, written
 from merge import apply_delta, convert_checkpoint, make_delta, merge_lora, resize_vocabulary
 from merge import settings as table
 from merge.errors import UsageError
+from tests.kit.run import ROOT
 
 PAIRS = {
     table.OutputOptions: table.OutputSettings,

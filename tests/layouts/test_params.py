@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from merge.errors import LayoutError
-from merge.layouts.config import LlamaShape, merged_config, with_token_ids
-from merge.layouts.llama import entries, meta_shards
-from merge.layouts.params import feed_forward_size, params_json
+from merge.layouts.config import LlamaShape, build_merged_config, with_token_ids
+from merge.layouts.llama import count_meta_shards, entries
+from merge.layouts.params import build_params_json, feed_forward_size
 
 # hidden, intermediate, layers, heads, key-value heads (transformers' config.json); then Meta's
 # params.json beside dim, n_heads, n_layers; then the number of consolidated files.
@@ -37,7 +37,7 @@ def config(sizes: tuple[int, int, int, int, int], **changes: Any) -> dict[str, A
 
 def params(described: dict[str, Any]) -> dict[str, Any]:
     shape = LlamaShape.from_config(described, "config.json")
-    return params_json(described, shape, 49954, "config.json")
+    return build_params_json(described, shape, 49954, "config.json")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -47,7 +47,7 @@ def test_published_models(name: str) -> None:
     hidden, _, layers, heads, _ = sizes
     expected = {"dim": hidden, "n_heads": heads, "n_layers": layers, "norm_eps": 1e-5} | said
     assert found == expected | {"vocab_size": 49954}
-    assert meta_shards(LlamaShape.from_config(config(sizes), "config.json")) == shards
+    assert count_meta_shards(LlamaShape.from_config(config(sizes), "config.json")) == shards
 
 
 @pytest.mark.parametrize("dim", [64, 100, 2048, 3200, 4096])
@@ -91,7 +91,7 @@ def test_both_spellings_of_the_configuration_become_the_older_one() -> None:
         "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5},
         "auto_map": {"AutoModel": "code.Model"},
     }
-    merged = merged_config(new, 49954, "float16", tied=False)
+    merged = build_merged_config(new, 49954, "float16", tied=False)
     assert merged["rope_theta"] == 5e5
     assert merged["rope_scaling"] == {"type": "linear", "rope_type": "linear", "factor": 4.0}
     assert (merged["torch_dtype"], merged["vocab_size"]) == ("float16", 49954)

@@ -93,7 +93,7 @@ class Given(LazyTensor):
         return fill
 
 
-def chosen_outtype(tensors: Mapping[str, LazyTensor], outtype: str) -> str:
+def choose_outtype(tensors: Mapping[str, LazyTensor], outtype: str) -> str:
     """``auto`` is bf16 for a model in bfloat16, else f16, as in llama.cpp's converter."""
     if outtype != "auto":
         return outtype
@@ -148,7 +148,7 @@ def place_tensors(
 
     require_bpe(description.tokenizer)
     shape, scaling = description.shape, rope_scaling(description.config)
-    items = _rotary_factors(description)
+    items = _build_rotary_factors(description)
     for entry in llama.entries(shape):
         if entry.hf in tensors:
             tensor = tensors[entry.hf]
@@ -175,12 +175,12 @@ def place_tensors(
         PlacedTensor(hf, tensor, (Piece(places[name], name, None, 0, 0),))
         for hf, name, tensor in items
     )
-    headers = dict(zip(files, _headers(writer), strict=True))
-    notes = (*_notes(tensors, outtype, scaling), *limits(description.tokenizer))
+    headers = dict(zip(files, _build_headers(writer), strict=True))
+    notes = (*_build_notes(tensors, outtype, scaling), *limits(description.tokenizer))
     return GgufPlan(placed, headers, notes)
 
 
-def _headers(writer: GGUFWriter) -> list[bytes]:
+def _build_headers(writer: GGUFWriter) -> list[bytes]:
     """What the package writes before the data, for each file, up to where the data begin."""
     if len(writer.tensors) == 1:
         writer.split_max_size = 0  # else the package says on the screen that it does not split
@@ -194,7 +194,7 @@ def _headers(writer: GGUFWriter) -> list[bytes]:
     return [content + bytes(-len(content) % ALIGNMENT) for content in contents]
 
 
-def _notes(
+def _build_notes(
     tensors: Mapping[str, LazyTensor], outtype: str, scaling: Mapping[str, object] | None
 ) -> list[str]:
     notes = []
@@ -212,7 +212,7 @@ def _notes(
     return notes
 
 
-def _rotary_factors(description: Description) -> list[tuple[str, str, LazyTensor]]:
+def _build_rotary_factors(description: Description) -> list[tuple[str, str, LazyTensor]]:
     """The tensor that llama.cpp divides rotary frequencies by, for Llama 3.1's scaling.
 
     Short waves stay, long ones are stretched by ``factor``, in between it goes over smoothly.

@@ -28,14 +28,14 @@ _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.ggu
 ROTARY_FACTORS = "rope_freqs.weight"
 
 
-def gguf_files(folder: Folder) -> tuple[Path, ...]:
+def find_gguf_files(folder: Folder) -> tuple[Path, ...]:
     """The files of one model: the file itself, those numbered like it, or those in its folder.
 
     Raises ``LayoutError`` for a folder with none or several models, and for a missing number.
     """
     path = folder.path
     found = folder.matching("*.gguf") if path.is_dir() else [path]
-    models = {match["stem"] if match else file.stem for file, match in _matched(found)}
+    models = {match["stem"] if match else file.stem for file, match in _match_numbers(found)}
     if len(models) != 1:
         raise LayoutError(
             "the folder holds several GGUF models" if models else "the folder holds no GGUF file",
@@ -63,7 +63,7 @@ def gguf_files(folder: Folder) -> tuple[Path, ...]:
     return numbered
 
 
-def _matched(files: list[Path]) -> list[tuple[Path, re.Match[str] | None]]:
+def _match_numbers(files: list[Path]) -> list[tuple[Path, re.Match[str] | None]]:
     return [(file, _NUMBERED.fullmatch(file.name)) for file in files]
 
 
@@ -73,16 +73,18 @@ def open_gguf(folder: Folder, io: IoMode = "auto") -> Checkpoint:
     q8_0 is read as float32. ``config.json`` is derived from the metadata. Raises ``LayoutError``
     for other architectures and for what is no whole model, ``FormatError`` for damaged files.
     """
-    files = gguf_files(folder)
-    metadata, stored = together(files, io)
-    config = _config(metadata, stored, files[0])
+    files = find_gguf_files(folder)
+    metadata, stored = read_split_files(files, io)
+    config = _derive_config(metadata, stored, files[0])
     shape = LlamaShape.from_config(config, files[0])
     dropped = (ROTARY_FACTORS,) if stored.pop(ROTARY_FACTORS, None) is not None else ()
-    tensors = _in_order(stored, shape, files[0])
+    tensors = _check_and_order(stored, shape, files[0])
     return Checkpoint(tensors, config, files, dropped)
 
 
-def together(files: tuple[Path, ...], io: IoMode) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
+def read_split_files(
+    files: tuple[Path, ...], io: IoMode
+) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
     """The metadata of the first file, and the tensors of all, by their names there.
 
     Raises ``LayoutError`` unless these are all files of one model, ``FormatError`` for damage.
@@ -115,7 +117,7 @@ def together(files: tuple[Path, ...], io: IoMode) -> tuple[dict[str, Any], dict[
     return metadata, tensors
 
 
-def _config(
+def _derive_config(
     metadata: Mapping[str, Any], tensors: Mapping[str, LazyTensor], source: Path
 ) -> dict[str, Any]:
     """What ``config.json`` would say, by the keys that llama.cpp reads."""
@@ -145,7 +147,7 @@ def _config(
         "max_position_embeddings": said("context_length"),
         "rms_norm_eps": said("attention.layer_norm_rms_epsilon"),
         "rope_theta": said("rope.freq_base") or DEFAULT_ROPE_THETA,
-        "rope_scaling": _rope_scaling(metadata),
+        "rope_scaling": _derive_rope_scaling(metadata),
         "tie_word_embeddings": llama.TABLE[-1].gguf not in tensors,
         "torch_dtype": get_dtype_name(embeddings.dtype) if embeddings else None,
         "vocab_size": embeddings.rows if embeddings else None,
@@ -155,7 +157,7 @@ def _config(
     }
 
 
-def _rope_scaling(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+def _derive_rope_scaling(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     prefix = f"{ARCHITECTURE}.rope.scaling."
     said = {key.removeprefix(prefix): v for key, v in metadata.items() if key.startswith(prefix)}
     if said.get("type") in (None, "none"):
@@ -165,7 +167,7 @@ def _rope_scaling(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     return scaling if length is None else scaling | {"original_max_position_embeddings": length}
 
 
-def _in_order(
+def _check_and_order(
     stored: Mapping[str, LazyTensor], shape: LlamaShape, source: Path
 ) -> dict[str, LazyTensor]:
     """Every tensor of the table, by its Hugging Face name; nothing else may be there."""
