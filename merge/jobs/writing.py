@@ -75,12 +75,11 @@ def write(
 ) -> tuple[str, ...]:
     """Write weights first and the manifest last: the folder is complete when that is there.
 
-    The folder is ``lock_output``; the files of an earlier result in it go when the new ones are
-    ready
-    to take their place. Where ``settings`` say to resume, what an interrupted
-    run has written is checked first, which counts as progress too. ``check`` may refuse the result
-    before anything of it gets its name. Returns what is to be told of
-    that run. With ``dry_run`` nothing is written. A result that is complete already stays as it is
+    The folder is locked by ``lock_output``; the files of an earlier result in it go when the new
+    ones are ready to take their place. Where ``settings`` say to resume, what an interrupted run
+    has written is checked first, which counts as progress too. ``check`` may refuse the result
+    before anything of it gets its name. Returns notes on that run. With ``dry_run`` nothing is
+    written. A result that is complete already stays as it is
     where ``settings`` say to resume; raises ``OutputError`` for another run's, without
     ``overwrite``.
     """
