@@ -189,7 +189,7 @@ def test_start_of_any_spelling_is_refused(
     error = refused(base, adapter, tmp_path / "out")
     assert "initialisation changed" in error.sentence
     assert error.facts["file"] == str(adapter / "adapter_config.json")
-    assert error.facts["found"] == f'"init_lora_weights": {json.dumps(start)}'
+    assert error.facts["found"] == f'"init_lora_weights": {start!r}'
 
 
 @pytest.mark.parametrize("start", [True, False, "gaussian", "orthogonal", "mica"])
