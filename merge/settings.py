@@ -1,31 +1,50 @@
-"""What shapes a result and how it is made, checked as soon as it is said."""
+"""The table of options: a dataclass of fields for each job, and the types of its keywords.
+
+Values are checked when the settings are made.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 from .errors import UsageError
+from .options import (
+    ARITHMETIC,
+    COUNT,
+    INPUTS,
+    OUTPUT,
+    RESOURCES,
+    SIZE,
+    VOCABULARY,
+    check_values,
+    option,
+    options_of,
+    require_known,
+    require_one_of,
+    size_in_bytes,
+    with_default,
+)
 from .sizes import parse_size
 
 IoMode = Literal["auto", "direct", "buffered"]
 OutputType = Literal["pth", "huggingface", "gguf"]
 Rounding = Literal["once", "per_adapter"]
 
-IO_MODES: tuple[IoMode, ...] = ("auto", "direct", "buffered")
-ROUNDINGS: tuple[Rounding, ...] = ("once", "per_adapter")
+IO_MODES: tuple[IoMode, ...] = get_args(IoMode)
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 OnProgress = Callable[[int, int], object]
 """Told bytes done so far and bytes in all; ``None`` where nobody asks."""
 DELTA_EMBEDDINGS = ("auto", "whole", "difference")
 DELTA_TOKEN_INITS = ("zeros", "mean")
 NEW_TOKEN_INITS = ("subtokens", "mean", "zeros", "normal")
-OUTPUT_TYPES: tuple[OutputType, ...] = ("pth", "huggingface", "gguf")
+OUTPUT_TYPES: tuple[OutputType, ...] = get_args(OutputType)
 SHORT_NAMES: dict[str, OutputType] = {"hf": "huggingface"}
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
@@ -35,37 +54,10 @@ _DTYPE_FOR = {"f32": "float32", "bf16": "bfloat16", "q8_0": "float32"}
 VOCAB_MISMATCHES = ("error", "keep_base_rows", "truncate")
 # Of a file, in bytes, on every system.
 _LONGEST_NAME = 255
-DEFAULT_MEMORY = "64MB"
 LARGEST_MEMORY = "256MB"
 _LEAST_MEMORY = 1_000_000
 # What a worker needs: a block in float32 and the like, and the buffers of a span.
 WORKER_BYTES = 12 << 20
-
-
-INPUTS, VOCABULARY, OUTPUT = "inputs", "vocabulary", "what is written"
-ARITHMETIC, RESOURCES = "arithmetic", "memory, disk and processors"
-GROUPS = (INPUTS, VOCABULARY, OUTPUT, ARITHMETIC, RESOURCES)
-"""Groups of options, in the order in which help lists them."""
-
-
-def option(
-    default: Any,
-    group: str,
-    description: str,
-    *,
-    default_text: str = "",
-    only_for: OutputType | None = None,
-    **arguments: Any,
-) -> Any:
-    """A field that is an option of commands too.
-
-    ``description`` and ``default_text`` (where the default's own text says too little) are what
-    help and docs/options.md say; ``arguments`` are argparse's. Beside another type of output than
-    ``only_for`` it is refused.
-    """
-    about = {"group": group, "help": description, "default_text": default_text}
-    more = {"only_for": only_for, "arguments": arguments}
-    return field(default=default, metadata={**about, **more})
 
 
 @dataclass(frozen=True)
@@ -73,8 +65,9 @@ class OutputSettings:
     """How a model is written, and what that may cost; each field says what it is for.
 
     ``dtype`` left empty is float16, or what ``outtype`` needs. ``model_name`` is what GGUF calls
-    the model. Sizes are bytes, or text ("64MB"). Raises ``UsageError`` for values that mean
-    nothing, and for an option of another type of output.
+    the model; left empty, jobs take the name of the output folder. Sizes are bytes, or text
+    ("64MB"). Raises ``UsageError`` for values that mean nothing, and for an option of another type
+    of output.
     """
 
     output_type: OutputType = option(
@@ -90,8 +83,7 @@ class OutputSettings:
         "number of .pth files",
         default_text="as many as Meta uses for this size",
         only_for="pth",
-        type=int,
-        metavar="N",
+        **COUNT,
     )
     outtype: str = option(
         "auto",
@@ -106,7 +98,7 @@ class OutputSettings:
         "largest GGUF file, such as 4GB",
         default_text="one file however large",
         only_for="gguf",
-        metavar="SIZE",
+        **SIZE,
     )
     chat_template: str | None = option(
         None,
@@ -123,40 +115,46 @@ class OutputSettings:
         choices=DTYPES,
     )
     max_shard_size: int | str = option(
-        "10GB", OUTPUT, "largest Hugging Face shard", only_for="huggingface", metavar="SIZE"
+        "10GB", OUTPUT, "largest Hugging Face shard", only_for="huggingface", **SIZE
     )
     safe_serialization: bool = option(
         False, OUTPUT, "safetensors instead of .bin", only_for="huggingface"
     )
-    overwrite: bool = option(False, OUTPUT, "replace an earlier result there")
+    overwrite: bool = option(False, OUTPUT, "replace an earlier result there", of_run=True)
     resume: bool = option(
         False,
         OUTPUT,
         "resume a run that was interrupted there; for a complete result, say so and exit with 0",
+        of_run=True,
     )
     allow_nonfinite: bool = option(
         False, OUTPUT, "write weights that are NaN or Inf as they are, and name them"
     )
-    dry_run: bool = option(False, OUTPUT, "check everything, print the plan, write nothing")
+    dry_run: bool = option(
+        False, OUTPUT, "check everything, print the plan, write nothing", of_run=True
+    )
     max_memory: int | str = option(
-        DEFAULT_MEMORY,
+        "64MB",
         RESOURCES,
         f"budget for buffers, from 1MB; what is over {LARGEST_MEMORY} is not used",
+        of_run=True,
         metavar="SIZE",
+        check=lambda _, value: _require_memory(value),
     )
     num_workers: int | None = option(
         None,
         RESOURCES,
         "threads that compute, as many as --max_memory has room for",
         default_text="up to 2",
-        type=int,
-        metavar="N",
+        of_run=True,
+        **COUNT,
     )
     io: IoMode = option(
         "auto",
         RESOURCES,
         "auto: bypass the page cache (O_DIRECT) for what is not in it; direct: always; buffered: "
         "never",
+        of_run=True,
         choices=IO_MODES,
     )
     offload_dir: str | Path | None = option(
@@ -165,69 +163,57 @@ class OutputSettings:
         "where inputs are unpacked that cannot be read in place, and downloads go; emptied at the "
         "end",
         default_text="beside the output; downloads: the Hub's cache",
+        of_run=True,
         metavar="DIR",
     )
-    model_name: str = "model"
+    model_name: str = ""
 
     def __post_init__(self) -> None:
         if self.output_type in SHORT_NAMES:
             object.__setattr__(self, "output_type", SHORT_NAMES[self.output_type])
         require_one_of("output_type", self.output_type, OUTPUT_TYPES)
-        for name, one in type(self).__dataclass_fields__.items():
-            if isinstance(one.default, bool):
-                require_bool(name, getattr(self, name))
-        require_one_of("outtype", self.outtype, OUTTYPES)
+        check_values(self)
         if not self.dtype:
             object.__setattr__(self, "dtype", _DTYPE_FOR.get(self.outtype, "float16"))
-        require_one_of("dtype", self.dtype, DTYPES)
-        require_one_of("io", self.io, IO_MODES)
-        require_positive("max_shard_size", _size("max_shard_size", self.max_shard_size))
-        self._require_fitting_options()
-        if self.memory < _LEAST_MEMORY:
+        if not self.model_name:
+            object.__setattr__(self, "model_name", "model")
+        if self.chat_template is not None and self.output_type == "pth":
             raise UsageError(
-                "--max_memory is too small for any buffer", expected="1MB", found=self.max_memory
+                "--chat_template has no place in Meta's layout",
+                remedy="use --output_type gguf or huggingface",
             )
-        require_positive("num_shards", self.num_shards)
-        require_positive("num_workers", self.num_workers)
-
-    def _require_fitting_options(self) -> None:
-        """Options of another output type, and a package that is not there, are told at once."""
-        if self.chat_template is not None:
-            require_one_of("chat_template", self.chat_template, CHAT_TEMPLATES)
-            if self.output_type == "pth":
-                raise UsageError(
-                    "--chat_template has no place in Meta's layout",
-                    remedy="use --output_type gguf or huggingface",
-                )
-        for name, one in type(self).__dataclass_fields__.items():
-            only_for = one.metadata.get("only_for")
-            if only_for not in (None, self.output_type) and getattr(self, name) != one.default:
+        for name, one in options_of(type(self)).items():
+            if one.only_for not in (None, self.output_type) and getattr(self, name) != one.default:
                 raise UsageError(
                     f"--{name} means nothing for this type of output",
-                    expected=f"--output_type {only_for}",
+                    expected=f"--output_type {one.only_for}",
                     found=f"--output_type {self.output_type}",
                     remedy=f"leave --{name} out, or change the type",
                 )
-        if self.split_max_size is not None:
-            require_positive("split_max_size", _size("split_max_size", self.split_max_size))
         if self.output_type == "gguf":
             _require_name(self.model_name)
             require_gguf()
 
+    def result_values(self) -> dict[str, Any]:
+        """Return the values that shape the result: all but those of the run."""
+        options = options_of(type(self))
+        values = asdict(self).items()
+        return {n: value for n, value in values if not (n in options and options[n].of_run)}
+
     @property
     def shard_bytes(self) -> int:
         """Largest Hugging Face shard, in bytes."""
-        return _size("max_shard_size", self.max_shard_size)
+        return size_in_bytes("max_shard_size", self.max_shard_size)
 
     @property
     def split_bytes(self) -> int:
         """Largest GGUF file, in bytes; 0 for one file however large."""
-        return _size("split_max_size", self.split_max_size) if self.split_max_size else 0
+        return size_in_bytes("split_max_size", self.split_max_size) if self.split_max_size else 0
 
     @property
     def memory(self) -> int:
         """Budget for buffers, in bytes."""
-        return min(_size("max_memory", self.max_memory), parse_size(LARGEST_MEMORY))
+        return min(size_in_bytes("max_memory", self.max_memory), parse_size(LARGEST_MEMORY))
 
     @property
     def workers(self) -> int:
@@ -251,22 +237,13 @@ class OutputSettings:
         return Path(self.offload_dir).expanduser() if self.offload_dir else None
 
 
-def with_default(name: str, default: Any) -> Any:
-    """An option of ``OutputSettings`` with another default."""
-    return field(
-        default=default,
-        metadata=OutputSettings.__dataclass_fields__[name].metadata | {"default_text": ""},
-    )
-
-
 def _context_length() -> Any:
     return option(
         None,
         INPUTS,
         "of a base in Meta's layout, which does not say it",
         default_text="that of the published model it looks like, named in the summary",
-        type=int,
-        metavar="N",
+        **COUNT,
     )
 
 
@@ -291,6 +268,7 @@ class MergeSettings(OutputSettings):
         INPUTS,
         "factors for what the adapters add, one for each: 1.0,0.5",
         default_text="1 for all",
+        check=lambda _, value: _numbers(value),
         nargs="+",
         metavar="W",
     )
@@ -312,6 +290,13 @@ class MergeSettings(OutputSettings):
     )
     delta_embeddings: str = _delta_embeddings("auto", DELTA_EMBEDDINGS)
     context_length: int | None = _context_length()
+    verify_base: bool = option(
+        False,
+        INPUTS,
+        "read the base's files first and compare them with SHA256.md; those of adapters and "
+        "tokenizer always are",
+        of_run=True,
+    )
     vocab_mismatch: str = option(
         "error",
         VOCABULARY,
@@ -336,17 +321,10 @@ class MergeSettings(OutputSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_one_of("rounding", self.rounding, ROUNDINGS)
-        require_one_of("vocab_mismatch", self.vocab_mismatch, VOCAB_MISMATCHES)
-        require_positive("context_length", self.context_length)
-        require_one_of("delta_embeddings", self.delta_embeddings, DELTA_EMBEDDINGS)
         if isinstance(self.ignore_file, str):
             object.__setattr__(self, "ignore_file", (self.ignore_file,))
         if self.ignore_file is None:
             object.__setattr__(self, "ignore_file", ())
-        if self.new_token_init is not None:
-            require_one_of("new_token_init", self.new_token_init, NEW_TOKEN_INITS)
-        self.weights(len(_numbers(self.lora_weights)))
 
     def weights(self, count: int) -> tuple[float, ...]:
         """The weight of each of ``count`` adapters. Raises ``UsageError`` for another number."""
@@ -366,20 +344,16 @@ class MergeSettings(OutputSettings):
 class MergeToHuggingFaceSettings(MergeSettings):
     """The same with another default, for the script of that name."""
 
-    output_type: OutputType = with_default("output_type", "huggingface")
+    output_type: OutputType = with_default(OutputSettings, "output_type", "huggingface")
 
 
 @dataclass(frozen=True)
 class ConvertSettings(OutputSettings):
     """How a model is converted: tensors keep their dtype unless another is given."""
 
-    output_type: OutputType = with_default("output_type", "huggingface")
-    dtype: str = with_default("dtype", "auto")
+    output_type: OutputType = with_default(OutputSettings, "output_type", "huggingface")
+    dtype: str = with_default(OutputSettings, "dtype", "auto")
     context_length: int | None = _context_length()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive("context_length", self.context_length)
 
 
 @dataclass(frozen=True)
@@ -397,8 +371,8 @@ class HuggingFaceSettings(ConvertSettings):
 class ResizeSettings(OutputSettings):
     """How a vocabulary is grown: tensors keep their dtype unless another is given."""
 
-    output_type: OutputType = with_default("output_type", "huggingface")
-    dtype: str = with_default("dtype", "auto")
+    output_type: OutputType = with_default(OutputSettings, "output_type", "huggingface")
+    dtype: str = with_default(OutputSettings, "dtype", "auto")
     init: str = option(
         "subtokens",
         VOCABULARY,
@@ -411,19 +385,13 @@ class ResizeSettings(OutputSettings):
         None,
         VOCABULARY,
         "more rows, up to a multiple; padding begins as the mean of all old rows",
-        type=int,
-        metavar="N",
+        **COUNT,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_one_of("init", self.init, NEW_TOKEN_INITS)
-        require_positive("pad_to_multiple_of", self.pad_to_multiple_of)
 
 
 @dataclass(frozen=True)
 class _DeltaSettings(OutputSettings):
-    output_type: OutputType = with_default("output_type", "huggingface")
+    output_type: OutputType = with_default(OutputSettings, "output_type", "huggingface")
     keep_extra_tensors: bool = option(
         False, INPUTS, "copy tensors that a LLaMA does not have, such as LLaVA's projector"
     )
@@ -437,12 +405,6 @@ class _DeltaSettings(OutputSettings):
         choices=DELTA_TOKEN_INITS,
     )
     context_length: int | None = _context_length()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive("context_length", self.context_length)
-        if self.new_token_init is not None:
-            require_one_of("new_token_init", self.new_token_init, DELTA_TOKEN_INITS)
 
 
 @dataclass(frozen=True)
@@ -462,7 +424,6 @@ class ApplyDeltaSettings(_DeltaSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_one_of("delta_embeddings", self.delta_embeddings, DELTA_EMBEDDINGS)
         if self.expect_sum is None:
             return
         if not math.isfinite(self.expect_sum):
@@ -486,13 +447,12 @@ class MakeDeltaSettings(_DeltaSettings):
     delta_embeddings: str = _delta_embeddings("difference", DELTA_EMBEDDINGS[:0:-1])
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.delta_embeddings == "auto":
             raise UsageError(
                 "--delta_embeddings auto is for applying a delta, whose values can be asked",
                 remedy="use whole or difference",
             )
-        require_one_of("delta_embeddings", self.delta_embeddings, DELTA_EMBEDDINGS[:0:-1])
+        super().__post_init__()
         if self.output_type == "gguf":
             raise UsageError(
                 "a delta is no model that llama.cpp could run",
@@ -531,6 +491,7 @@ class MergeOptions(OutputOptions, total=False):
     ignore_file: Sequence[str]
     delta_embeddings: str
     context_length: int | None
+    verify_base: bool
     vocab_mismatch: str
     new_token_init: str | None
     rounding: Rounding
@@ -578,50 +539,30 @@ def require_gguf() -> None:
         )
 
 
-def model_name(output_dir: str | Path) -> str:
-    """What a model is called that goes to this folder: the folder's own name."""
-    name = Path(output_dir).expanduser().resolve().name or "model"
-    return name.encode("utf-8", "replace").decode()  # a folder's name may be no UTF-8
-
-
-def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raise ``UsageError`` unless an option has one of its values."""
-    if value not in choices:
-        raise UsageError(
-            f"--{name} is not one of its values", expected=", ".join(choices), found=repr(value)
-        )
-
-
-def require_bool(name: str, value: object) -> None:
-    """Raise ``UsageError`` unless a switch is on or off; every text is true to Python."""
-    if not isinstance(value, bool):
-        raise UsageError(f"--{name} is a switch", expected="True or False", found=repr(value))
-
-
-def require_known(given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ``UsageError`` for a keyword that is none, naming the one that was perhaps meant."""
-    known = list(known)
-    for name in given:
-        if name not in known:
-            close = get_close_matches(name, known, 1)
-            raise UsageError(
-                f"there is no option {name}",
-                expected=", ".join(known),
-                remedy=f"{close[0]} is perhaps meant" if close else "leave it out",
-            )
-
-
-def settings_named(
-    kind: type[Settings], given: Mapping[str, Any], output_dir: str | Path, own: Iterable[str]
+def make_settings(
+    kind: type[Settings],
+    given: Mapping[str, Any],
+    output_dir: str | Path,
+    job: Callable[..., object],
 ) -> Settings:
-    """Make settings of keywords, for a model that is called as its folder unless named.
+    """Make the settings of a job from its keywords.
 
-    Raises ``UsageError`` for a keyword that is neither theirs nor of the caller's ``own``, with the
-    nearest one that is.
+    Raises ``UsageError`` for a keyword that the job does not have, with the nearest one.
     """
-    known = [name for name in own if name != "options"]
-    require_known(given, [*known, *kind.__dataclass_fields__])
-    return kind(**{"model_name": model_name(output_dir)} | dict(given))
+    require_known(given, signature(job).parameters)
+    named = given.get("model_name") or _folder_name(output_dir)
+    return kind(**{**given, "model_name": named})
+
+
+def _folder_name(folder: str | Path) -> str:
+    name = Path(folder).expanduser().resolve().name or "model"
+    return name.encode("utf-8", "replace").decode()  # the name of a folder may not be UTF-8
+
+
+def _require_memory(value: object) -> None:
+    """Raise ``UsageError`` unless the budget is a size that has room for a buffer."""
+    if size_in_bytes("max_memory", value) < _LEAST_MEMORY:
+        raise UsageError("--max_memory is too small for any buffer", expected="1MB", found=value)
 
 
 def _require_name(name: str) -> None:
@@ -650,24 +591,3 @@ def _numbers(weights: str | Sequence[float] | None) -> tuple[float, ...]:
             found=weights,
         )
     return numbers
-
-
-def require_positive(name: str, value: int | None) -> None:
-    """Raise ``UsageError`` for what is no whole number, or below 1."""
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-        raise UsageError(f"--{name} must be a whole number", found=repr(value))
-    if value is not None and value < 1:
-        raise UsageError(f"--{name} must be at least 1", found=value)
-
-
-def _size(name: str, value: int | str) -> int:
-    if not isinstance(value, (int, str)) or isinstance(value, bool):
-        raise UsageError(
-            f"--{name} is no size",
-            expected="256MB, or a number of bytes",
-            found=repr(value),
-        )
-    try:
-        return parse_size(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise UsageError(f"--{name}: {error}") from None

@@ -7,14 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ..settings import ApplyDeltaSettings
-from .common import (
-    add_options,
-    add_output_volume_options,
-    carry_out,
-    collect_options,
-    command_parser,
-    run,
-)
+from .common import add_options, add_output_volume_options, carry_out, command_parser, run
 
 _DESCRIPTION = """\
 Add a delta, as Vicuna and LLaVA were published, to the LLaMA that it was made from.
@@ -39,12 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = command_parser(_DESCRIPTION, _EXAMPLE)
     group = parser.add_argument_group("what is added")
-    for names, words, metavar in (
-        (("base-model-path", "base", "base_model"), "LLaMA, in either layout", "DIR_OR_HUB_ID"),
-        (("delta-path", "delta", "delta_model"), "the delta", "DIR_OR_HUB_ID"),
-        (("target-model-path", "target", "output_dir"), "where to", "DIR"),
-    ):
-        add_path(group, names, words, metavar)
+    add_path(group, "base_model", "--base-model-path --base", "LLaMA, in either layout")
+    add_path(group, "delta_model", "--delta-path --delta", "the delta")
+    add_path(group, "output_dir", "--target-model-path --target", "where to", "DIR")
     add_tokenizer_option(group)
     group.add_argument(
         "--low-cpu-mem", action="store_true", help="accepted and without effect: it is always low"
@@ -55,10 +45,15 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def add_path(
-    group: argparse._ArgumentGroup, names: Sequence[str], words: str, metavar: str
+    group: argparse._ArgumentGroup,
+    name: str,
+    fastchat: str,
+    description: str,
+    metavar: str = "DIR_OR_HUB_ID",
 ) -> None:
-    """Add a required path under FastChat's two names for it and this project's own."""
-    group.add_argument(*(f"--{n}" for n in names), required=True, metavar=metavar, help=words)
+    """Add a required path under FastChat's two options for it and this project's own name."""
+    options = (*fastchat.split(), f"--{name}")
+    group.add_argument(*options, dest=name, required=True, metavar=metavar, help=description)
 
 
 def add_tokenizer_option(group: argparse._ArgumentGroup) -> None:
@@ -73,17 +68,7 @@ def add_tokenizer_option(group: argparse._ArgumentGroup) -> None:
 def _apply(args: argparse.Namespace) -> int:
     from ..jobs.apply_delta import apply_delta
 
-    code = carry_out(
-        args,
-        lambda on_progress: apply_delta(
-            args.base_model_path,
-            args.delta_path,
-            args.target_model_path,
-            tokenizer=args.tokenizer,
-            on_progress=on_progress,
-            **collect_options(args, ApplyDeltaSettings),
-        ),
-    )
+    code = carry_out(args, apply_delta)
     if args.low_cpu_mem and not args.quiet:
         print("  note: --low-cpu-mem changes nothing: memory is always low here")
     return code

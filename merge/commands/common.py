@@ -8,13 +8,13 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import MergeError, shown
 from ..interruption import INTERRUPTED, Interrupted, deferred_signals
-from ..settings import GROUPS, INPUTS, OnProgress, OutputSettings
+from ..options import GROUPS, INPUTS, options_of
 
 if TYPE_CHECKING:
     from ..jobs.writing import Report
@@ -137,15 +137,24 @@ def command_parser(description: str, examples: str | None = None) -> argparse.Ar
     return parser
 
 
-def carry_out(args: argparse.Namespace, job: Callable[[OnProgress], Report]) -> int:
-    """Run a job with progress on the screen, and tell its summary unless ``--quiet``."""
+def carry_out(args: argparse.Namespace, job: Callable[..., Report], **more: Any) -> int:
+    """Run a job with progress on the screen, and print its summary unless ``--quiet``."""
     from .progress import progress_bar
 
     with progress_bar(quiet=args.quiet) as on_progress:
-        report = job(on_progress)
+        report = job(on_progress=on_progress, **keywords_of(job, args), **more)
     if not args.quiet:
         print(report.summary())
     return DONE
+
+
+def keywords_of(job: Callable[..., object], args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the command line has for the parameters of ``job``, by name.
+
+    >>> keywords_of(lambda output_dir, resume: None, argparse.Namespace(resume=True, quiet=False))
+    {'resume': True}
+    """
+    return {name: value for name, value in vars(args).items() if name in signature(job).parameters}
 
 
 def add_output_volume_options(parser: argparse.ArgumentParser) -> None:
@@ -156,38 +165,23 @@ def add_output_volume_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_options(
-    parser: argparse.ArgumentParser, kind: type[OutputSettings], inputs: argparse._ArgumentGroup
+    parser: argparse.ArgumentParser, kind: type, inputs: argparse._ArgumentGroup
 ) -> None:
-    """Add an option for each field of ``kind`` that is one, in the groups of ``settings.GROUPS``.
+    """Add the options of ``kind``, a class of settings, in the groups of ``options.GROUPS``.
 
     The command's own ``inputs`` are the first group.
     """
-    options = [one for one in fields(kind) if one.metadata]
+    options = options_of(kind)
     for title in GROUPS:
-        mine = [one.name for one in options if one.metadata["group"] == title]
-        group = inputs if title == INPUTS or not mine else parser.add_argument_group(title)
-        for name in mine:
+        names = [name for name, one in options.items() if one.group == title]
+        group = inputs if title == INPUTS or not names else parser.add_argument_group(title)
+        for name in names:
             add_option(group, kind, name)
 
 
-def add_option(group: argparse._ArgumentGroup, kind: type[OutputSettings], name: str) -> None:
-    """Add the option of one field."""
-    one = kind.__dataclass_fields__[name]
-    about = one.metadata
-    if isinstance(one.default, bool):
-        group.add_argument(f"--{name}", action="store_true", help=about["help"])
-        return
-    help_text = f"{about['help']} (default: {about['default_text'] or one.default})"
+def add_option(group: argparse._ArgumentGroup, kind: type, name: str, **changes: Any) -> None:
+    """Add one option of ``kind``; ``changes`` replace arguments of argparse."""
+    one = options_of(kind)[name]
     default = None if one.default == () else one.default  # argparse appends to a list of its own
-    group.add_argument(f"--{name}", default=default, help=help_text, **about["arguments"])
-
-
-def collect_options(args: argparse.Namespace, kind: type[OutputSettings]) -> dict[str, Any]:
-    """The fields of ``kind`` as the command line has them, a job's keyword arguments.
-
-    >>> parser = argparse.ArgumentParser()
-    >>> add_options(parser, OutputSettings, parser.add_argument_group("inputs"))
-    >>> collect_options(parser.parse_args(["--num_shards", "2"]), OutputSettings)["num_shards"]
-    2
-    """
-    return {name: value for name, value in vars(args).items() if name in kind.__dataclass_fields__}
+    arguments = {"default": default, "help": one.help, **one.arguments, **changes}
+    group.add_argument(f"--{name}", **arguments)

@@ -7,14 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ..settings import ConvertSettings
-from .common import (
-    add_options,
-    add_output_volume_options,
-    carry_out,
-    collect_options,
-    command_parser,
-    run,
-)
+from .common import add_options, add_output_volume_options, carry_out, command_parser, run
 
 _DESCRIPTION = """\
 Write a LLaMA in another layout: Meta's consolidated.*.pth, Hugging Face .bin or safetensors.
@@ -40,9 +33,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser = command_parser(_DESCRIPTION, _EXAMPLE)
     group = parser.add_argument_group("what is converted")
     group.add_argument(
-        "--input", required=True, metavar="DIR_OR_HUB_ID", help="a LLaMA in either layout"
+        "--input",
+        dest="model",
+        required=True,
+        metavar="DIR_OR_HUB_ID",
+        help="a LLaMA in either layout",
     )
-    group.add_argument("--output", "--output_dir", required=True, metavar="DIR", help="where to")
+    group.add_argument(
+        "--output", "--output_dir", dest="output_dir", required=True, metavar="DIR", help="where to"
+    )
     group.add_argument(
         "--tokenizer", metavar="DIR", help="folder of tokenizer.model (default: the input's own)"
     )
@@ -54,16 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _convert(args: argparse.Namespace) -> int:
     from ..jobs.convert_checkpoint import convert_checkpoint
 
-    return carry_out(
-        args,
-        lambda on_progress: convert_checkpoint(
-            args.input,
-            args.output,
-            tokenizer=args.tokenizer,
-            on_progress=on_progress,
-            **collect_options(args, ConvertSettings),
-        ),
-    )
+    return carry_out(args, convert_checkpoint)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..settings import HuggingFaceSettings
-from .common import (
-    add_options,
-    add_output_volume_options,
-    carry_out,
-    collect_options,
-    command_parser,
-    run,
-)
+from .common import add_options, add_output_volume_options, carry_out, command_parser, run
 
 _DESCRIPTION = """\
 Convert Meta's download of a LLaMA to Hugging Face's layout.
@@ -69,16 +61,8 @@ def _convert(args: argparse.Namespace) -> int:
     from ..plan.inputs import resolve
 
     args.context_length = args.context_length or _CONTEXT_LENGTHS.get(args.llama_version)
-    folder = find_size(resolve(args.input_dir, "input folder"), args.model_size)
-    return carry_out(
-        args,
-        lambda on_progress: convert_checkpoint(
-            folder,
-            Path(args.output_dir),
-            on_progress=on_progress,
-            **collect_options(args, HuggingFaceSettings),
-        ),
-    )
+    args.model = find_size(resolve(args.input_dir, "input folder"), args.model_size)
+    return carry_out(args, convert_checkpoint)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,7 @@ from collections.abc import Sequence
 
 from ..settings import MakeDeltaSettings
 from .apply_delta import add_path, add_tokenizer_option
-from .common import (
-    add_options,
-    add_output_volume_options,
-    carry_out,
-    collect_options,
-    command_parser,
-    run,
-)
+from .common import add_options, add_output_volume_options, carry_out, command_parser, run
 
 _DESCRIPTION = """\
 Subtract a LLaMA from a model that was trained from it, to publish the difference.
@@ -41,12 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = command_parser(_DESCRIPTION, _EXAMPLE)
     group = parser.add_argument_group("what is subtracted")
-    for names, words, metavar in (
-        (("base-model-path", "base", "base_model"), "LLaMA, in either layout", "DIR_OR_HUB_ID"),
-        (("target-model-path", "target"), "the model trained from it", "DIR_OR_HUB_ID"),
-        (("delta-path", "delta", "output_dir"), "where to", "DIR"),
-    ):
-        add_path(group, names, words, metavar)
+    add_path(group, "base_model", "--base-model-path --base", "LLaMA, in either layout")
+    add_path(group, "target_model", "--target-model-path --target", "the model trained from it")
+    add_path(group, "output_dir", "--delta-path --delta", "where to", "DIR")
     add_tokenizer_option(group)
     add_options(parser, MakeDeltaSettings, group)
     add_output_volume_options(parser)
@@ -56,17 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _make(args: argparse.Namespace) -> int:
     from ..jobs.apply_delta import make_delta
 
-    return carry_out(
-        args,
-        lambda on_progress: make_delta(
-            args.base_model_path,
-            args.target_model_path,
-            args.delta_path,
-            tokenizer=args.tokenizer,
-            on_progress=on_progress,
-            **collect_options(args, MakeDeltaSettings),
-        ),
-    )
+    return carry_out(args, make_delta)
 
 
 if __name__ == "__main__":

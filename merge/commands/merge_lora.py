@@ -7,14 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ..settings import MergeSettings, MergeToHuggingFaceSettings
-from .common import (
-    add_options,
-    add_output_volume_options,
-    carry_out,
-    collect_options,
-    command_parser,
-    run,
-)
+from .common import add_options, add_output_volume_options, carry_out, command_parser, run
 
 _DESCRIPTION = """\
 Merge Chinese LoRA adapters into a LLaMA base model and write the full model.
@@ -50,7 +43,12 @@ def main_to_hf(argv: Sequence[str] | None = None) -> int:
 def make_parser(kind: type[MergeSettings] = MergeSettings) -> argparse.ArgumentParser:
     parser = command_parser(_DESCRIPTION, _EXAMPLE)
     add_options(parser, kind, _add_inputs(parser))
-    _add_checks(parser)
+    parser.add_argument_group("checks").add_argument(
+        "--verify",
+        action="store_true",
+        help="read the result at the end and check it as verify_merge.py does; exit code 1 if "
+        "anything is wrong with it",
+    )
     add_output_volume_options(parser)
     return parser
 
@@ -91,41 +89,14 @@ def _add_inputs(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return group
 
 
-def _add_checks(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("checks")
-    group.add_argument(
-        "--verify_base",
-        action="store_true",
-        help="read the base's files first and hold them against SHA256.md; adapters and tokenizer "
-        "are always",
-    )
-    group.add_argument(
-        "--verify",
-        action="store_true",
-        help="read the result at the end and check it as verify_merge.py does; exit code 1 if "
-        "anything is wrong with it",
-    )
-
-
 def _merge(args: argparse.Namespace) -> int:
     from ..jobs.merge_lora import merge_lora
     from .progress import progress_bar
 
+    if args.lora_weights:
+        args.lora_weights = " ".join(args.lora_weights)
     with progress_bar(args.quiet, "checking the base") as on_verify:
-        code = carry_out(
-            args,
-            lambda on_progress: merge_lora(
-                args.base_model,
-                args.lora_model,
-                args.output_dir,
-                delta_model=args.delta_model,
-                tokenizer=args.tokenizer,
-                verify_base=args.verify_base,
-                on_progress=on_progress,
-                on_verify=on_verify,
-                **collect_options(args, MergeSettings) | {"lora_weights": _weights(args)},
-            ),
-        )
+        code = carry_out(args, merge_lora, on_verify=on_verify)
     for name in _WITHOUT_EFFECT:
         if getattr(args, name) is not None and not args.quiet:
             print(f"  note: --{name} changes nothing here: the base's own files say it")
@@ -138,10 +109,6 @@ def _merge(args: argparse.Namespace) -> int:
         raise
 
 
-def _weights(args: argparse.Namespace) -> str | None:
-    return " ".join(args.lora_weights) if args.lora_weights else None
-
-
 def _verify(args: argparse.Namespace) -> int:
     """Check what was just written, with the inputs that were just read."""
     from ..jobs.verify_merge import verify_merge
@@ -149,7 +116,7 @@ def _verify(args: argparse.Namespace) -> int:
     from .progress import progress_bar
     from .verify_merge import print_verification
 
-    as_asked = _weights(args) or " ".join("1" for _ in split_list(args.lora_model))
+    as_asked = args.lora_weights or " ".join("1" for _ in split_list(args.lora_model))
 
     with progress_bar(args.quiet, "checking") as on_progress:
         found = verify_merge(

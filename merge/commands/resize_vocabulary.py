@@ -7,14 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ..settings import ResizeSettings
-from .common import (
-    add_options,
-    add_output_volume_options,
-    carry_out,
-    collect_options,
-    command_parser,
-    run,
-)
+from .common import add_options, add_output_volume_options, carry_out, command_parser, run
 
 _DESCRIPTION = """\
 Grow a LLaMA's embeddings and LM head to a larger tokenizer, so that training can start from it.
@@ -45,16 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _resize(args: argparse.Namespace) -> int:
     from ..jobs.resize_vocabulary import resize_vocabulary
 
-    return carry_out(
-        args,
-        lambda on_progress: resize_vocabulary(
-            args.base_model,
-            args.tokenizer,
-            args.output_dir,
-            on_progress=on_progress,
-            **collect_options(args, ResizeSettings),
-        ),
-    )
+    return carry_out(args, resize_vocabulary)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,15 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..settings import DELTA_EMBEDDINGS, NEW_TOKEN_INITS, ROUNDINGS, VOCAB_MISMATCHES, MergeSettings
+from ..options import options_of
+from ..settings import MergeSettings
 from .common import (
     DIFFERENT,
     DONE,
     add_option,
     add_output_volume_options,
     command_parser,
+    keywords_of,
     run,
 )
 
@@ -33,6 +35,7 @@ examples:
 
 exit codes: 0 right, 1 something is wrong (each fault is printed), 2 wrong input, 130 interrupted
 """
+_OF_THE_MERGE = ("rounding", "vocab_mismatch", "new_token_init", "delta_embeddings")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,27 +58,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--lora_weights", nargs="+", metavar="W", help="their factors, as in the merge")
     add("--delta_model", metavar="DIR_OR_HUB_ID", help="a dense delta that was added")
-    add(
-        "--rounding",
-        choices=ROUNDINGS,
-        help="as in the merge (default: as the manifest says, else once)",
-    )
-    add(
-        "--vocab_mismatch",
-        choices=VOCAB_MISMATCHES,
-        help="as in the merge (default: as the manifest says, else error)",
-    )
-    add(
-        "--new_token_init",
-        choices=NEW_TOKEN_INITS,
-        help="as in the merge: rows for new tokens were added (default: as the manifest says, "
-        "else none)",
-    )
-    add(
-        "--delta_embeddings",
-        choices=DELTA_EMBEDDINGS,
-        help="as in the merge (default: as the manifest says, else auto)",
-    )
+    for name in _OF_THE_MERGE:
+        otherwise = options_of(MergeSettings)[name].default or "none"
+        text = f"as in the merge (default: as the manifest says, else {otherwise})"
+        add_option(group, MergeSettings, name, default=None, help=text)
     add(
         "--files_only",
         action="store_true",
@@ -93,23 +79,10 @@ def _verify(args: argparse.Namespace) -> int:
     from ..jobs.verify_merge import verify_merge
     from .progress import progress_bar
 
+    if args.lora_weights:
+        args.lora_weights = " ".join(args.lora_weights)
     with progress_bar(args.quiet, "checking") as on_progress:
-        found = verify_merge(
-            args.output_dir,
-            base_model=args.base_model,
-            lora_model=args.lora_model,
-            lora_weights=" ".join(args.lora_weights) if args.lora_weights else None,
-            delta_model=args.delta_model,
-            rounding=args.rounding,
-            vocab_mismatch=args.vocab_mismatch,
-            new_token_init=args.new_token_init,
-            delta_embeddings=args.delta_embeddings,
-            files_only=args.files_only,
-            context_length=args.context_length,
-            num_workers=args.num_workers,
-            offload_dir=args.offload_dir,
-            on_progress=on_progress,
-        )
+        found = verify_merge(on_progress=on_progress, **keywords_of(verify_merge, args))
     return print_verification(found, quiet=args.quiet, verbose=args.verbose)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from ..layouts.config import (
     compute_rotary_frequencies,
 )
 from ..layouts.model_folder import ModelFolder
+from ..options import takes_options
 from ..plan.documents import ModelConfig, find_model_config
 from ..plan.inputs import choose_tokenizer, resolve
 from ..settings import (
@@ -24,7 +24,7 @@ from ..settings import (
     MakeDeltaSettings,
     OnProgress,
     OutputSettings,
-    settings_named,
+    make_settings,
 )
 from ..storage.offload import Offload
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ..tensors.lazy import Checkpoint
 
 
+@takes_options(ApplyDeltaSettings)
 def apply_delta(
     base_model: str | Path,
     delta_model: str | Path,
@@ -55,11 +56,11 @@ def apply_delta(
     more rows than the base is added to a base grown by rows of zeros, or of its rows' mean. Raises
     ``MergeError`` for every mistake in the input; the output folder is then as it was.
     """
-    known = signature(apply_delta).parameters
-    settings = settings_named(ApplyDeltaSettings, options, output_dir, known)
+    settings = make_settings(ApplyDeltaSettings, options, output_dir, apply_delta)
     return _run(base_model, delta_model, Path(output_dir), tokenizer, settings, on_progress)
 
 
+@takes_options(MakeDeltaSettings)
 def make_delta(
     base_model: str | Path,
     target_model: str | Path,
@@ -75,8 +76,7 @@ def make_delta(
     the target back, but for elements whose difference has more digits than ``dtype``: these are
     counted in the report, with the largest error.
     """
-    known = signature(make_delta).parameters
-    settings = settings_named(MakeDeltaSettings, options, output_dir, known)
+    settings = make_settings(MakeDeltaSettings, options, output_dir, make_delta)
     return _run(base_model, target_model, Path(output_dir), tokenizer, settings, on_progress)
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..layouts.model_folder import ModelFolder
 from ..layouts.params import PARAMS_NAME
+from ..options import takes_options
 from ..plan.documents import find_model_config
 from ..plan.inputs import choose_tokenizer, resolve
-from ..settings import ConvertOptions, ConvertSettings, OnProgress, settings_named
+from ..settings import ConvertOptions, ConvertSettings, OnProgress, make_settings
 from ..storage.offload import Offload
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from .planned import Input, PlannedJob, carry_out, require_enough_rows
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _ALSO_CALLED = {"30B": "33B", "33B": "30B"}
 
 
+@takes_options(ConvertSettings)
 def convert_checkpoint(
     model: str | Path,
     output_dir: str | Path,
@@ -39,8 +40,7 @@ def convert_checkpoint(
     Raises ``MergeError`` for every mistake in the input; the output folder is then as it was.
     """
     started = time.monotonic()
-    known = signature(convert_checkpoint).parameters
-    chosen = settings_named(ConvertSettings, options, output_dir, known)
+    chosen = make_settings(ConvertSettings, options, output_dir, convert_checkpoint)
     output = Path(output_dir).expanduser()
     with Offload(chosen.offload_parent, output, chosen.io) as offload:
         folder = ModelFolder(resolve(str(model), "model", offload))

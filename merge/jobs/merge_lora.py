@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +18,14 @@ from ..checksums.known_tokenizers import recognize_bytes
 from ..deltas.adapter_config import WEIGHT_NAMES
 from ..errors import FormatError, UsageError
 from ..layouts.model_folder import ModelFolder
+from ..options import takes_options
 from ..output.fingerprint import JobInputs
 from ..output.preflight import require_names_free
 from ..plan.documents import LLAMA_ONLY, ModelConfig, find_config, require_llama
 from ..plan.inputs import Sources, find_sources
 from ..plan.vocabulary import AdapterRows, Vocabulary, require_extension
 from ..reports import merge_text as summary
-from ..settings import MergeOptions, MergeSettings, OnProgress, settings_named
+from ..settings import MergeOptions, MergeSettings, OnProgress, make_settings
 from ..storage.offload import Offload
 from ..tokenizers.opaque_tokenizer import OpaqueTokenizer, require_sentencepiece
 from ..untrusted.strict_json import read_small
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ..tensors.lazy import Checkpoint, LazyTensor
 
 
+@takes_options(MergeSettings)
 def merge_lora(
     base_model: str | Path,
     lora_model: str | Path | Sequence[str | Path],
@@ -52,7 +53,6 @@ def merge_lora(
     *,
     delta_model: str | Path | None = None,
     tokenizer: str | Path | None = None,
-    verify_base: bool = False,
     on_progress: OnProgress | None = None,
     on_verify: OnProgress | None = None,
     **options: Unpack[MergeOptions],
@@ -70,7 +70,7 @@ def merge_lora(
     Raises ``MergeError`` for every mistake in the input; the output folder is then as it was.
     """
     started = time.monotonic()
-    chosen = settings_named(MergeSettings, options, output_dir, signature(merge_lora).parameters)
+    chosen = make_settings(MergeSettings, options, output_dir, merge_lora)
     output = Path(output_dir).expanduser()
     loras = [lora_model] if isinstance(lora_model, (str, Path)) else lora_model
     with ExitStack() as held:
@@ -83,7 +83,7 @@ def merge_lora(
             str(delta_model) if delta_model else None,
         )
         target = held.enter_context(lock_output(output, sources.folders, chosen))
-        known = (require_published(sources.base.path, on_verify),) if verify_base else ()
+        known = (require_published(sources.base.path, on_verify),) if chosen.verify_base else ()
         if (
             not chosen.dry_run
         ):  # which reads headers, and the rest only of what may be a published file

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..layouts.model_folder import ModelFolder
+from ..options import takes_options
 from ..plan.documents import find_config
 from ..plan.inputs import Sources, find_tokenizer, resolve, resolve_tokenizer
 from ..plan.vocabulary import require_extension
-from ..settings import OnProgress, ResizeOptions, ResizeSettings, settings_named
+from ..settings import OnProgress, ResizeOptions, ResizeSettings, make_settings
 from ..storage.offload import Offload
 from ..tokenizers.opaque_tokenizer import require_sentencepiece
 from ..tokenizers.sentencepiece_tokenizer import read_tokenizer
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@takes_options(ResizeSettings)
 def resize_vocabulary(
     base_model: str | Path,
     tokenizer: str | Path,
@@ -38,8 +39,7 @@ def resize_vocabulary(
     the old rows would stand for other tokens.
     """
     started = time.monotonic()
-    known = signature(resize_vocabulary).parameters
-    chosen = settings_named(ResizeSettings, options, output_dir, known)
+    chosen = make_settings(ResizeSettings, options, output_dir, resize_vocabulary)
     output = Path(output_dir).expanduser()
     with ExitStack() as held:
         offload = held.enter_context(Offload(chosen.offload_parent, output, chosen.io))

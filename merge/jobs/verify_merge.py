@@ -6,23 +6,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..checksums.file_digests import hash_file
 from ..errors import MergeError, UsageError, VerificationError, shown
 from ..layouts.config import is_llama
 from ..layouts.model_folder import ModelFolder
 from ..plan.inputs import find_tokenizer, find_tokenizer_home, resolve, split_list
-from ..settings import (
-    DELTA_EMBEDDINGS,
-    NEW_TOKEN_INITS,
-    ROUNDINGS,
-    VOCAB_MISMATCHES,
-    MergeSettings,
-    OnProgress,
-    require_one_of,
-    require_positive,
-)
+from ..settings import MergeSettings, OnProgress
 from ..sizes import peak_memory, size_text
 from ..storage.offload import Offload
 from ..tokenizers.file_names import MODEL_NAME
@@ -91,16 +82,15 @@ def verify_merge(
     """
     started = time.monotonic()
     folder = Path(output_dir).expanduser()
-    require_positive("num_workers", num_workers)
-    workers = MergeSettings(num_workers=num_workers).workers
-    for option, value, choices in (
-        ("rounding", rounding, ROUNDINGS),
-        ("vocab_mismatch", vocab_mismatch, VOCAB_MISMATCHES),
-        ("new_token_init", new_token_init, NEW_TOKEN_INITS),
-        ("delta_embeddings", delta_embeddings, DELTA_EMBEDDINGS),
-    ):
-        if value is not None:
-            require_one_of(option, value, choices)
+    given: dict[str, Any] = {
+        "rounding": rounding,
+        "vocab_mismatch": vocab_mismatch,
+        "new_token_init": new_token_init,
+        "delta_embeddings": delta_embeddings,
+        "num_workers": num_workers,
+        "offload_dir": offload_dir,
+    }
+    chosen = MergeSettings(**{name: value for name, value in given.items() if value is not None})
     manifest = _read_manifest(folder, is_needed=files_only or base_model is None)
     named = _NamedInputs(
         base_model,
@@ -113,10 +103,9 @@ def verify_merge(
         delta_embeddings,
         context_length,
     )
-    parent = Path(offload_dir).expanduser() if offload_dir else None
-    with Offload(parent, folder, "buffered") as offload:
+    with Offload(chosen.offload_parent, folder, "buffered") as offload:
         inputs = None if files_only else _load_inputs(named, manifest, offload)
-        found = _check_result(folder, manifest, inputs, workers, offload, on_progress)
+        found = _check_result(folder, manifest, inputs, chosen.workers, offload, on_progress)
     if inputs is not None and manifest is None:
         found.checked.append(named.describe_assumptions())
     seconds = time.monotonic() - started

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
     from ..plan.placement import Plan
     from ..tensors.lazy import Checkpoint, LazyTensor
 
-# Settings that change no byte of the result.
-_COSTS = (
-    *("max_memory", "num_workers", "io", "offload_dir"),
-    *("resume", "overwrite", "dry_run"),
-)
 _CHANGED = (
     "what is written so far was made from the earlier file: start over with --overwrite instead of "
     "--resume"
@@ -57,13 +52,12 @@ class JobInputs:
 
 def compute_fingerprint(plan: Plan, settings: OutputSettings, inputs: JobInputs) -> dict[str, Any]:
     """What the result's bytes depend on, as JSON holds it."""
-    chosen = {name: value for name, value in asdict(settings).items() if name not in _COSTS}
     files = list(_inputs(inputs))
     value = {
         "version": __version__,
         "inputs": dict(files),
         "order": files,
-        "settings": {**inputs.how, **chosen},
+        "settings": {**inputs.how, **settings.result_values()},
         "result": sha256(json.dumps(list(_result(plan))).encode()).hexdigest(),
     }
     return json.loads(json.dumps(value))  # type: ignore[no-any-return]

@@ -1,0 +1,171 @@
+"""What an option is: a field of the settings that knows its help, its values and its check.
+
+``settings.py`` is the table of these fields. Commands make their parsers of them
+(``commands/common.py``), jobs their keywords (``takes_options``), and docs/options.md its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from functools import partial
+from inspect import Parameter, signature
+from typing import Any, TypeVar
+
+from .errors import UsageError
+from .sizes import parse_size
+
+INPUTS, VOCABULARY, OUTPUT = "inputs", "vocabulary", "what is written"
+ARITHMETIC, RESOURCES = "arithmetic", "memory, disk and processors"
+GROUPS = (INPUTS, VOCABULARY, OUTPUT, ARITHMETIC, RESOURCES)
+"""Groups of options, in the order in which help lists them."""
+
+Job = TypeVar("Job", bound=Callable[..., object])
+
+
+@dataclass(frozen=True)
+class Option:
+    """What help, parsers and checks need to know about a field.
+
+    ``default_text`` is what help says where the default's own text says too little; ``arguments``
+    are argparse's. ``check(name, value)`` raises ``UsageError`` for a value that means nothing.
+    An option that is ``only_for`` one output type is refused with another. One ``of_run`` changes
+    no byte of the result.
+    """
+
+    default: Any
+    group: str
+    description: str
+    default_text: str = ""
+    only_for: str | None = None
+    of_run: bool = False
+    check: Callable[[str, Any], object] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def help(self) -> str:
+        """The line of help, with the default of everything but switches."""
+        if isinstance(self.default, bool):
+            return self.description
+        return f"{self.description} (default: {self.default_text or self.default})"
+
+
+def option(
+    default: Any,
+    group: str,
+    description: str,
+    *,
+    default_text: str = "",
+    only_for: str | None = None,
+    of_run: bool = False,
+    check: Callable[[str, Any], object] | None = None,
+    **arguments: Any,
+) -> Any:
+    """Make a field of a dataclass that is an option; see ``Option``.
+
+    A field whose default is ``False`` is a switch. Switches and ``choices`` have their own checks.
+    """
+    if isinstance(default, bool):
+        check, arguments = require_bool, {"action": "store_true"}
+    elif choices := arguments.get("choices"):
+        check = partial(require_one_of, choices=choices)
+    about = (default, group, description, default_text, only_for, of_run, check, arguments)
+    return field(default=default, metadata={"option": Option(*about)})
+
+
+def with_default(kind: type, name: str, default: Any) -> Any:
+    """Make the same field as ``kind`` has, with another default."""
+    changed = replace(options_of(kind)[name], default=default, default_text="")
+    return field(default=default, metadata={"option": changed})
+
+
+def options_of(kind: type) -> dict[str, Option]:
+    """Return the options among the fields of a dataclass, by name."""
+    return {one.name: one.metadata["option"] for one in fields(kind) if one.metadata}
+
+
+def check_values(settings: object) -> None:
+    """Raise ``UsageError`` for the first option whose value means nothing."""
+    for name, one in options_of(type(settings)).items():
+        value = getattr(settings, name)
+        if one.check is not None and value is not one.default:
+            one.check(name, value)
+
+
+def takes_options(kind: type) -> Callable[[Job], Job]:
+    """Make a decorator that shows the fields of ``kind`` in a function's signature.
+
+    ``help`` and ``inspect.signature`` then list them in place of ``**options``.
+    """
+
+    def with_signature(job: Job) -> Job:
+        plain = signature(job)
+        own = [one for one in plain.parameters.values() if one.kind != Parameter.VAR_KEYWORD]
+        more = [
+            Parameter(one.name, Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type)
+            for one in fields(kind)
+        ]
+        vars(job)["__signature__"] = plain.replace(parameters=[*own, *more])
+        return job
+
+    return with_signature
+
+
+def require_known(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ``UsageError`` for an unknown keyword, with the nearest known one as the remedy."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            raise UsageError(
+                f"there is no option {name}",
+                expected=", ".join(known),
+                remedy=f"{close[0]} is perhaps meant" if close else "leave it out",
+            )
+
+
+def require_one_of(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ``UsageError`` unless an option has one of its values."""
+    if value not in choices:
+        raise UsageError(
+            f"--{name} is not one of its values", expected=", ".join(choices), found=repr(value)
+        )
+
+
+def require_bool(name: str, value: object) -> None:
+    """Raise ``UsageError`` unless a switch is ``True`` or ``False``; any text would be true."""
+    if not isinstance(value, bool):
+        raise UsageError(f"--{name} is a switch", expected="True or False", found=repr(value))
+
+
+def require_positive(name: str, value: object) -> None:
+    """Raise ``UsageError`` unless the value is a whole number and at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UsageError(f"--{name} must be a whole number", found=repr(value))
+    if value < 1:
+        raise UsageError(f"--{name} must be at least 1", found=value)
+
+
+def require_size(name: str, value: object) -> None:
+    """Raise ``UsageError`` unless the value is a size of at least 1 byte."""
+    require_positive(name, size_in_bytes(name, value))
+
+
+def size_in_bytes(name: str, value: object) -> int:
+    """Read a size: a number of bytes, or text such as "64MB". Raises ``UsageError``."""
+    if not isinstance(value, (int, str)) or isinstance(value, bool):
+        raise UsageError(
+            f"--{name} is no size",
+            expected="256MB, or a number of bytes",
+            found=repr(value),
+        )
+    try:
+        return parse_size(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise UsageError(f"--{name}: {error}") from None
+
+
+COUNT: Mapping[str, Any] = {"type": int, "metavar": "N", "check": require_positive}
+SIZE: Mapping[str, Any] = {"metavar": "SIZE", "check": require_size}
+"""Arguments of ``option`` for a whole number from 1, and for a size."""
