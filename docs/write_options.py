@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "options.md"
@@ -43,24 +45,43 @@ def parser_of(module: str) -> argparse.ArgumentParser:
     return made
 
 
-def _rows(parser: argparse.ArgumentParser) -> Iterator[str]:
+_OPTION = re.compile(r"--[a-z_]+")
+
+
+class Row(NamedTuple):
+    """An option on the page."""
+
+    names: str
+    values: str
+    default: str
+    text: str
+
+
+def rows(parser: argparse.ArgumentParser) -> Iterator[Row]:
+    """The options of a parser, in the order of ``--help``."""
     for action in parser._actions:
         if action.help in (None, argparse.SUPPRESS) or action.dest == "help":
             continue
+        is_switch, is_named = action.nargs == 0, bool(action.option_strings)
         names = ", ".join(f"`{name}`" for name in action.option_strings) or f"`{action.metavar}`"
-        shown = action.choices or ([action.metavar] if action.nargs != 0 else [])
-        values = " \\| ".join(f"`{value}`" for value in shown) if action.option_strings else ""
-        text = str(action.help).replace("%(default)s", str(action.default)).replace("|", "\\|")
-        needed = "**required**; " if action.required and action.option_strings else ""
-        yield f"| {names} | {values} | {needed}{text} |"
+        shown = action.choices or ([] if is_switch or not is_named else [action.metavar])
+        text, _, default = str(action.help).partition(" (default: ")
+        default = default.removesuffix(")").replace("%(default)s", str(action.default))
+        if is_switch or action.required:
+            default = "off" if is_switch else "required"
+        elif default == str(action.default):
+            default = f"`{default}`"
+        text, default = (_OPTION.sub(r"`\g<0>`", words) for words in (text, default))
+        yield Row(names, " \\| ".join(f"`{value}`" for value in shown), default, text)
 
 
 def written() -> str:
     """The whole page."""
     parts = [_HEAD]
     for script, module in COMMANDS.items():
-        rows = "\n".join(_rows(parser_of(module)))
-        parts.append(f"## {script}\n\n| option | values | |\n| :-- | :-- | :-- |\n{rows}\n")
+        lines = [f"## {script}", "", "| option | values | default | |", "| :-- | :-- | :-- | :-- |"]
+        lines += [f"| {' | '.join(row)} |" for row in rows(parser_of(module))]
+        parts.append("\n".join([*lines, ""]))
     return "\n".join(parts)
 
 

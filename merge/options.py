@@ -74,10 +74,12 @@ def option(
     return field(default=default, metadata={"option": Option(*about)})
 
 
-def with_default(kind: type, name: str, default: Any) -> Any:
-    """Make the same field as ``kind`` has, with another default."""
-    changed = replace(options_of(kind)[name], default=default, default_text="")
-    return field(default=default, metadata={"option": changed})
+def copy_option(kind: type, name: str, **changes: Any) -> Any:
+    """Make the same field as ``kind`` has; ``changes`` replace attributes of its ``Option``."""
+    if "default" in changes:
+        changes = {"default_text": "", **changes}
+    changed = replace(options_of(kind)[name], **changes)
+    return field(default=changed.default, metadata={"option": changed})
 
 
 def options_of(kind: type) -> dict[str, Option]:

@@ -24,12 +24,12 @@ from .options import (
     SIZE,
     VOCABULARY,
     check_values,
+    copy_option,
     option,
     options_of,
     require_known,
     require_one_of,
     size_in_bytes,
-    with_default,
 )
 from .sizes import parse_size
 
@@ -73,7 +73,7 @@ class OutputSettings:
     output_type: OutputType = option(
         "pth",
         OUTPUT,
-        "pth: Meta's consolidated.*.pth; huggingface (hf): .bin or safetensors shards, for "
+        "layout; pth: Meta's consolidated.*.pth; huggingface (hf): .bin or safetensors shards, for "
         "transformers; gguf: for llama.cpp",
         choices=(*OUTPUT_TYPES, *SHORT_NAMES),
     )
@@ -110,7 +110,7 @@ class OutputSettings:
     dtype: str = option(
         "",
         OUTPUT,
-        "of the result; auto keeps the base's",
+        "dtype of the result; auto keeps the base's",
         default_text="float16; for GGUF what --outtype needs",
         choices=DTYPES,
     )
@@ -120,15 +120,17 @@ class OutputSettings:
     safe_serialization: bool = option(
         False, OUTPUT, "safetensors instead of .bin", only_for="huggingface"
     )
-    overwrite: bool = option(False, OUTPUT, "replace an earlier result there", of_run=True)
+    overwrite: bool = option(
+        False, OUTPUT, "replace an earlier result in the output folder", of_run=True
+    )
     resume: bool = option(
         False,
         OUTPUT,
-        "resume a run that was interrupted there; for a complete result, say so and exit with 0",
+        "resume an interrupted run; if the result is complete already, say so and exit with 0",
         of_run=True,
     )
     allow_nonfinite: bool = option(
-        False, OUTPUT, "write weights that are NaN or Inf as they are, and name them"
+        False, OUTPUT, "write weights that are NaN or Inf unchanged, and name them"
     )
     dry_run: bool = option(
         False, OUTPUT, "check everything, print the plan, write nothing", of_run=True
@@ -136,7 +138,7 @@ class OutputSettings:
     max_memory: int | str = option(
         "64MB",
         RESOURCES,
-        f"budget for buffers, from 1MB; what is over {LARGEST_MEMORY} is not used",
+        f"budget for buffers, at least 1MB; no more than {LARGEST_MEMORY} is used",
         of_run=True,
         metavar="SIZE",
         check=lambda _, value: _require_memory(value),
@@ -144,7 +146,7 @@ class OutputSettings:
     num_workers: int | None = option(
         None,
         RESOURCES,
-        "threads that compute, as many as --max_memory has room for",
+        "threads that compute, at most as many as --max_memory has room for",
         default_text="up to 2",
         of_run=True,
         **COUNT,
@@ -152,16 +154,15 @@ class OutputSettings:
     io: IoMode = option(
         "auto",
         RESOURCES,
-        "auto: bypass the page cache (O_DIRECT) for what is not in it; direct: always; buffered: "
-        "never",
+        "when to bypass the page cache (O_DIRECT); auto: for files that are not in it; direct: "
+        "always; buffered: never",
         of_run=True,
         choices=IO_MODES,
     )
     offload_dir: str | Path | None = option(
         None,
         RESOURCES,
-        "where inputs are unpacked that cannot be read in place, and downloads go; emptied at the "
-        "end",
+        "folder for downloads and for inputs that cannot be read in place; emptied at the end",
         default_text="beside the output; downloads: the Hub's cache",
         of_run=True,
         metavar="DIR",
@@ -172,11 +173,11 @@ class OutputSettings:
         if self.output_type in SHORT_NAMES:
             object.__setattr__(self, "output_type", SHORT_NAMES[self.output_type])
         require_one_of("output_type", self.output_type, OUTPUT_TYPES)
-        check_values(self)
         if not self.dtype:
-            object.__setattr__(self, "dtype", _DTYPE_FOR.get(self.outtype, "float16"))
+            object.__setattr__(self, "dtype", _DTYPE_FOR.get(str(self.outtype), "float16"))
         if not self.model_name:
             object.__setattr__(self, "model_name", "model")
+        check_values(self)
         if self.chat_template is not None and self.output_type == "pth":
             raise UsageError(
                 "--chat_template has no place in Meta's layout",
@@ -196,9 +197,8 @@ class OutputSettings:
 
     def result_values(self) -> dict[str, Any]:
         """Return the values that shape the result: all but those of the run."""
-        options = options_of(type(self))
-        values = asdict(self).items()
-        return {n: value for n, value in values if not (n in options and options[n].of_run)}
+        of_run = {name for name, one in options_of(type(self)).items() if one.of_run}
+        return {name: value for name, value in asdict(self).items() if name not in of_run}
 
     @property
     def shard_bytes(self) -> int:
@@ -237,26 +237,6 @@ class OutputSettings:
         return Path(self.offload_dir).expanduser() if self.offload_dir else None
 
 
-def _context_length() -> Any:
-    return option(
-        None,
-        INPUTS,
-        "of a base in Meta's layout, which does not say it",
-        default_text="that of the published model it looks like, named in the summary",
-        **COUNT,
-    )
-
-
-def _delta_embeddings(default: str | None, choices: Sequence[str]) -> Any:
-    return option(
-        default,
-        INPUTS,
-        "whether the delta holds embeddings and LM head whole, as Ziya's does, or as differences"
-        + ("; auto: as a few of its values tell" if "auto" in choices else ""),
-        choices=choices,
-    )
-
-
 @dataclass(frozen=True)
 class MergeSettings(OutputSettings):
     """How adapters are merged: where sums are rounded (see ``tensors/patched.py``), and how rows
@@ -266,7 +246,7 @@ class MergeSettings(OutputSettings):
     lora_weights: str | Sequence[float] | None = option(
         None,
         INPUTS,
-        "factors for what the adapters add, one for each: 1.0,0.5",
+        "factors for what the adapters add, one for each, such as 1.0,0.5",
         default_text="1 for all",
         check=lambda _, value: _numbers(value),
         nargs="+",
@@ -278,18 +258,30 @@ class MergeSettings(OutputSettings):
     copy_code: bool = option(
         False,
         INPUTS,
-        "copy the Python files of adapters into a Hugging Face folder; nothing here ever runs them",
+        "copy the Python files of adapters into a Hugging Face folder; they are never run",
     )
     ignore_file: Sequence[str] = option(
         (),
         INPUTS,
-        "a weight file in an adapter's folder that is no part of it; may be repeated",
-        default_text="weights that are not known are refused",
+        "a weight file in an adapter's folder that is not part of it; may be repeated",
+        default_text="unknown weight files are refused",
         action="append",
         metavar="NAME",
     )
-    delta_embeddings: str = _delta_embeddings("auto", DELTA_EMBEDDINGS)
-    context_length: int | None = _context_length()
+    delta_embeddings: str = option(
+        "auto",
+        INPUTS,
+        "whether the delta holds embeddings and LM head whole, as Ziya's does, or as differences; "
+        "auto: decided from a few of its values",
+        choices=DELTA_EMBEDDINGS,
+    )
+    context_length: int | None = option(
+        None,
+        INPUTS,
+        "context length of a base in Meta's layout, whose files do not say it",
+        default_text="that of the published model it looks like, named in the summary",
+        **COUNT,
+    )
     verify_base: bool = option(
         False,
         INPUTS,
@@ -307,15 +299,15 @@ class MergeSettings(OutputSettings):
     new_token_init: str | None = option(
         None,
         VOCABULARY,
-        "how rows begin that the tokenizer asks for and no adapter has",
+        "how rows are filled for tokens of the tokenizer that no adapter has rows for",
         default_text="refuse",
         choices=NEW_TOKEN_INITS,
     )
     rounding: Rounding = option(
         "once",
         ARITHMETIC,
-        "once: exact to the last place; per_adapter: as tools that round to float16 after each "
-        "adapter",
+        "when sums are rounded; once: at the end, exact to the last place; per_adapter: after each "
+        "adapter, as tools that merge one at a time",
         choices=ROUNDINGS,
     )
 
@@ -344,16 +336,16 @@ class MergeSettings(OutputSettings):
 class MergeToHuggingFaceSettings(MergeSettings):
     """The same with another default, for the script of that name."""
 
-    output_type: OutputType = with_default(OutputSettings, "output_type", "huggingface")
+    output_type: OutputType = copy_option(OutputSettings, "output_type", default="huggingface")
 
 
 @dataclass(frozen=True)
 class ConvertSettings(OutputSettings):
     """How a model is converted: tensors keep their dtype unless another is given."""
 
-    output_type: OutputType = with_default(OutputSettings, "output_type", "huggingface")
-    dtype: str = with_default(OutputSettings, "dtype", "auto")
-    context_length: int | None = _context_length()
+    output_type: OutputType = copy_option(OutputSettings, "output_type", default="huggingface")
+    dtype: str = copy_option(OutputSettings, "dtype", default="auto")
+    context_length: int | None = copy_option(MergeSettings, "context_length")
 
 
 @dataclass(frozen=True)
@@ -371,27 +363,28 @@ class HuggingFaceSettings(ConvertSettings):
 class ResizeSettings(OutputSettings):
     """How a vocabulary is grown: tensors keep their dtype unless another is given."""
 
-    output_type: OutputType = with_default(OutputSettings, "output_type", "huggingface")
-    dtype: str = with_default(OutputSettings, "dtype", "auto")
+    output_type: OutputType = copy_option(OutputSettings, "output_type", default="huggingface")
+    dtype: str = copy_option(OutputSettings, "dtype", default="auto")
     init: str = option(
         "subtokens",
         VOCABULARY,
-        "subtokens: the mean of the rows of a token's old pieces; mean: of all old rows; normal: "
-        "random, as transformers initializes",
+        "how new rows are filled; subtokens: mean of the rows of a token's old pieces; mean: of "
+        "all old rows; normal: random, as transformers initializes",
         choices=NEW_TOKEN_INITS,
     )
-    seed: int = option(0, VOCABULARY, "for --init normal", type=int)
+    seed: int = option(0, VOCABULARY, "seed of --init normal", type=int, metavar="N")
     pad_to_multiple_of: int | None = option(
         None,
         VOCABULARY,
-        "more rows, up to a multiple; padding begins as the mean of all old rows",
+        "add rows up to a multiple of N; each is the mean of all old rows",
+        default_text="no padding",
         **COUNT,
     )
 
 
 @dataclass(frozen=True)
 class _DeltaSettings(OutputSettings):
-    output_type: OutputType = with_default(OutputSettings, "output_type", "huggingface")
+    output_type: OutputType = copy_option(OutputSettings, "output_type", default="huggingface")
     keep_extra_tensors: bool = option(
         False, INPUTS, "copy tensors that a LLaMA does not have, such as LLaVA's projector"
     )
@@ -404,19 +397,19 @@ class _DeltaSettings(OutputSettings):
         default_text="zeros",
         choices=DELTA_TOKEN_INITS,
     )
-    context_length: int | None = _context_length()
+    context_length: int | None = copy_option(MergeSettings, "context_length")
 
 
 @dataclass(frozen=True)
 class ApplyDeltaSettings(_DeltaSettings):
     """How a dense delta is added to its base."""
 
-    delta_embeddings: str = _delta_embeddings("auto", DELTA_EMBEDDINGS)
+    delta_embeddings: str = copy_option(MergeSettings, "delta_embeddings")
     expect_sum: float | None = option(
         None,
         INPUTS,
-        "sum of all elements of the result, as published beside stanford_alpaca's deltas: nothing "
-        "is kept where the elements do not add up to it",
+        "sum of all elements of the result, as published beside stanford_alpaca's deltas; a result "
+        "with another sum is removed",
         default_text="not checked",
         type=float,
         metavar="NUMBER",
@@ -444,7 +437,12 @@ class ApplyDeltaSettings(_DeltaSettings):
 class MakeDeltaSettings(_DeltaSettings):
     """How a dense delta is made."""
 
-    delta_embeddings: str = _delta_embeddings("difference", DELTA_EMBEDDINGS[:0:-1])
+    delta_embeddings: str = option(
+        "difference",
+        INPUTS,
+        "whether the delta holds embeddings and LM head whole, as Ziya's does, or as differences",
+        choices=("difference", "whole"),
+    )
 
     def __post_init__(self) -> None:
         if self.delta_embeddings == "auto":

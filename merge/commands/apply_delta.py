@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("what is added")
     add_path(group, "base_model", "--base-model-path --base", "LLaMA, in either layout")
     add_path(group, "delta_model", "--delta-path --delta", "the delta")
-    add_path(group, "output_dir", "--target-model-path --target", "where to", "DIR")
+    add_path(group, "output_dir", "--target-model-path --target", "output folder", "DIR")
     add_tokenizer_option(group)
     group.add_argument(
         "--low-cpu-mem", action="store_true", help="accepted and without effect: it is always low"

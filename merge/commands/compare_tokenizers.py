@@ -47,12 +47,18 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE_OR_DIR",
         help="UTF-8 text: .txt, .jsonl, either also as .gz",
     )
-    add("--json_field", default="text", metavar="NAME", help="of .jsonl lines (text)")
+    add(
+        "--json_field",
+        default="text",
+        metavar="NAME",
+        help="of .jsonl lines (default: %(default)s)",
+    )
     add(
         "--library",
         choices=("sentencepiece", "transformers"),
         default="sentencepiece",
-        help="transformers: load each tokenizer with AutoTokenizer as well, and compare the two",
+        help="transformers: load each tokenizer with AutoTokenizer as well, and compare the two"
+        " (default: %(default)s)",
     )
     add(
         "--trust_remote_code",

@@ -40,7 +40,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="a LLaMA in either layout",
     )
     group.add_argument(
-        "--output", "--output_dir", dest="output_dir", required=True, metavar="DIR", help="where to"
+        "--output",
+        "--output_dir",
+        dest="output_dir",
+        required=True,
+        metavar="DIR",
+        help="output folder",
     )
     group.add_argument(
         "--tokenizer", metavar="DIR", help="folder of tokenizer.model (default: the input's own)"

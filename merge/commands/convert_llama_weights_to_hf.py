@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="name of the size's folder: 7B, 13B, 30B, 33B, 34B, 65B, 70B, ... (default: the "
         "only one there)",
     )
-    group.add_argument("--output_dir", required=True, metavar="DIR", help="where to")
+    group.add_argument("--output_dir", required=True, metavar="DIR", help="output folder")
     group.add_argument(
         "--llama_version",
         choices=tuple(_CONTEXT_LENGTHS),

@@ -71,7 +71,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="one or more adapters in the order of merging: a,b or a b or the option repeated",
     )
     group.add_argument(
-        "--output_dir", default="./", metavar="DIR", help="where to (default: %(default)s)"
+        "--output_dir", default="./", metavar="DIR", help="output folder (default: %(default)s)"
     )
     group.add_argument(
         "--delta_model",

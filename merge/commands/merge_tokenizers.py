@@ -49,7 +49,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="TOKEN",
         help="append a padding token as the last piece; [PAD] if none is named",
     )
-    parser.add_argument("--output_dir", type=Path, required=True, metavar="DIR", help="where to")
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, metavar="DIR", help="output folder"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a tokenizer in DIR")
     add_output_volume_options(parser)
     return parser

@@ -29,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     inputs.add_argument(
         "--tokenizer", required=True, metavar="DIR", help="folder of the larger tokenizer.model"
     )
-    inputs.add_argument("--output_dir", required=True, metavar="DIR", help="where to")
+    inputs.add_argument("--output_dir", required=True, metavar="DIR", help="output folder")
     add_options(parser, ResizeSettings, inputs)
     add_output_volume_options(parser)
     return parser

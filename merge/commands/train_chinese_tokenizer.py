@@ -31,16 +31,21 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE_OR_DIR",
         help="UTF-8 text: .txt, .jsonl, either also as .gz; of a folder everything below it",
     )
-    add("--json_field", default="text", metavar="NAME", help="of .jsonl lines (text)")
+    add(
+        "--json_field",
+        default="text",
+        metavar="NAME",
+        help="of .jsonl lines (default: %(default)s)",
+    )
     add("--vocab_size", type=int, required=True, metavar="N", help="pieces to learn, such as 20000")
-    add("--output_dir", type=Path, required=True, metavar="DIR", help="where to")
+    add("--output_dir", type=Path, required=True, metavar="DIR", help="output folder")
     add("--overwrite", action="store_true", help="replace a trained model in DIR")
     add(
         "--model_type",
         choices=("bpe", "unigram"),
         default="bpe",
-        help="bpe (default) fits LLaMA's; of the pieces of a unigram model, which the published "
-        "one is, LLaMA's BPE cannot produce every one",
+        help="bpe fits LLaMA's; of the pieces of a unigram model, which the published "
+        "one is, LLaMA's BPE cannot produce every one (default: %(default)s)",
     )
     _add_trainer_options(parser)
     add_output_volume_options(parser)
@@ -54,24 +59,39 @@ def _add_trainer_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.9995,
         metavar="SHARE",
-        help="of the characters in the text; rarer ones are left to LLaMA's byte pieces (0.9995)",
+        help="of the characters in the text; rarer ones are left to LLaMA's byte pieces "
+        "(default: %(default)s)",
     )
     add(
         "--input_sentence_size",
         type=int,
         default=1_000_000,
         metavar="N",
-        help="learn from N lines chosen at random, which bounds memory; 0 takes all (1000000)",
+        help="learn from N lines chosen at random, which bounds memory; 0 takes all "
+        "(default: %(default)s)",
     )
-    add("--max_sentencepiece_length", type=int, default=16, metavar="N", help="characters (16)")
+    add(
+        "--max_sentencepiece_length",
+        type=int,
+        default=16,
+        metavar="N",
+        help="longest piece, in characters (default: %(default)s)",
+    )
     add(
         "--num_threads",
         type=int,
         default=4,
         metavar="N",
-        help="part of the result: unigram training sums in another order with another number (4)",
+        help="part of the result: unigram training sums in another order with another number "
+        "(default: %(default)s)",
     )
-    add("--seed", type=int, default=0, metavar="N", help="of the choice of lines (0)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the choice of lines (default: %(default)s)",
+    )
 
 
 def _command(args: argparse.Namespace) -> int:

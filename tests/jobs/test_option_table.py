@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
-from docs.write_options import COMMANDS, DOCUMENT, parser_of, written
+from docs.write_options import COMMANDS, DOCUMENT, parser_of, rows, written
 from merge import apply_delta, convert_checkpoint, make_delta, merge_lora, resize_vocabulary
 from merge import settings as table
 from merge.errors import UsageError
+from merge.options import options_of
 from tests.kit.run import ROOT
 
 PAIRS = {
@@ -22,6 +25,13 @@ PAIRS = {
     table.MakeDeltaOptions: table.MakeDeltaSettings,
     table.ApplyDeltaOptions: table.ApplyDeltaSettings,
 }
+JOBS = {
+    merge_lora: table.MergeSettings,
+    convert_checkpoint: table.ConvertSettings,
+    resize_vocabulary: table.ResizeSettings,
+    apply_delta: table.ApplyDeltaSettings,
+    make_delta: table.MakeDeltaSettings,
+}
 
 
 @pytest.mark.parametrize("options", PAIRS, ids=lambda options: str(options.__name__))
@@ -31,6 +41,38 @@ def test_keywords_for_type_checkers_are_those_of_the_settings(options: type) -> 
         named |= getattr(one, "__annotations__", {})
     kinds = {name: getattr(kind, "__forward_arg__", kind) for name, kind in named.items()}
     assert kinds == {one.name: one.type for one in fields(PAIRS[options])}
+
+
+@pytest.mark.parametrize(("job", "kind"), JOBS.items(), ids=lambda one: str(one.__name__))
+def test_signature_of_a_job_shows_its_options_and_their_defaults(
+    job: Callable[..., object], kind: type
+) -> None:
+    shown = signature(job).parameters
+    options = {one.name: one.default for one in fields(kind)}
+    assert options.items() <= {name: one.default for name, one in shown.items()}.items()
+    assert "options" not in shown
+
+
+@pytest.mark.parametrize("kind", JOBS.values(), ids=lambda kind: str(kind.__name__))
+def test_values_that_mean_nothing_are_refused_by_the_table(
+    kind: type[table.OutputSettings],
+) -> None:
+    """Switches, choices, counts and sizes all have a check."""
+    for name, one in options_of(kind).items():
+        if one.check is not None:
+            with pytest.raises(UsageError, match=rf"--{name}\b"):
+                kind(**{name: "\0"})  # type: ignore[arg-type]
+        else:
+            assert one.arguments.get("action") != "store_true"
+            assert "choices" not in one.arguments
+
+
+def test_options_of_the_run_are_not_part_of_the_result() -> None:
+    run = {"max_memory": "1MB", "num_workers": 3, "io": "direct", "offload_dir": "there"}
+    run |= {"resume": True, "overwrite": True, "dry_run": True, "verify_base": True}
+    values = table.MergeSettings().result_values()
+    assert table.MergeSettings(**run).result_values() == values  # type: ignore[arg-type]
+    assert values.keys() == table.MergeSettings.__dataclass_fields__.keys() - run.keys()
 
 
 @pytest.mark.parametrize("script", COMMANDS)
@@ -50,6 +92,22 @@ def test_options_in_a_readme_exist(name: str) -> None:
     known = {o for m in COMMANDS.values() for a in parser_of(m)._actions for o in a.option_strings}
     options = set(re.findall(r"`(--[\w-]+)", text)) | set(re.findall(r"^ +(--[\w-]+)", text, re.M))
     assert options - known == set()
+
+
+@pytest.mark.parametrize("name", ["README.md", "README_ZH.md"])
+def test_defaults_in_a_readme_are_those_of_the_table(name: str) -> None:
+    table_rows = {row.names: row.default for row in rows(parser_of("merge_lora"))}
+    named = re.findall(r"^\| (`--.*?) \| (.*?) ?\|", (ROOT / name).read_text("utf-8"), re.M)
+    assert len(named) >= 8
+    for names, default in named:
+        for option in re.split("[,、] ?", names):
+            right = table_rows[option]
+            if right in ("required", "off"):
+                assert default in {"required": [""], "off": ["off", "关"]}[right], option
+            elif "`" in default:
+                assert default.strip("`") == right.strip("`").partition(";")[0], option
+            else:
+                assert default, option
 
 
 @pytest.mark.parametrize(
