@@ -79,6 +79,18 @@ def test_options_of_the_run_are_not_part_of_the_result() -> None:
 def test_every_option_of_a_command_has_a_help_text(script: str) -> None:
     for action in parser_of(COMMANDS[script])._actions:
         assert action.help, action.dest
+        assert "None" not in action.help, action.dest
+
+
+# What a command needs for itself, or takes without effect.
+OWN = {"help", "verbose", "quiet", "verify", "low_cpu_mem", "model_size", "model_type"}
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: str(job.__name__))
+def test_command_passes_each_of_its_options_to_its_job(job: Callable[..., object]) -> None:
+    options = {action.dest for action in parser_of(job.__name__)._actions} - OWN
+    own_keywords = {"on_progress", "on_verify", "model_name"}
+    assert options == signature(job).parameters.keys() - own_keywords
 
 
 def test_the_page_of_options_is_made_of_todays_parsers() -> None:
