@@ -33,7 +33,8 @@ ROOMS = {
     "storage": "files, O_DIRECT, locks, zip archives, temporary space for unpacked inputs",
     "untrusted": "parses untrusted input in bounded time and memory: JSON, regular expressions, "
     "zip, value types",
-    "merge": "modules that every package may use: errors, options, settings, sizes, interruption, version",
+    "merge": "modules that every package may use: errors, options, settings, sizes, interruption, "
+    "version",
 }
 
 
