@@ -16,7 +16,7 @@ from merge.checksums.known_files import identify_adapter, load_known_files
 from merge.errors import UsageError
 from tests.kit.models import adapter_tensors, base_tensors, save_adapter, save_base
 from tests.kit.run import MERGE, ROOT, run_merge
-from tests.kit.tokenizers import write_tokenizer
+from tests.kit.tokenizer_models import write_tokenizer
 
 
 def facts(real_data: Path, name: str) -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ from tests.kit.adapters import LINEAR, make_adapter
 from tests.kit.compare import ulps
 from tests.kit.files import load_weights
 from tests.kit.llamas import make_base
-from tests.kit.tokenizers import train_chinese, train_llama
+from tests.kit.tokenizer_models import train_chinese, train_llama
 from tokenizer_tools.extend import extend, select_text_pieces
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"

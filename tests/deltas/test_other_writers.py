@@ -20,7 +20,7 @@ from tests.kit.files import Tensors, load_weights, save_shards, tree, write_json
 from tests.kit.llamas import make_base
 from tests.kit.models import save_adapter, save_base
 from tests.kit.run import run_merge
-from tests.kit.tokenizers import write_tokenizer
+from tests.kit.tokenizer_models import write_tokenizer
 
 HF: dict[str, Any] = {"output_type": "huggingface", "dtype": "float32"}
 

@@ -14,7 +14,7 @@ from merge import merge_lora, verify_merge
 from merge.errors import AdapterError
 from tests.deltas.frozen.make import IDS, KINDS
 from tests.kit.adapters import load
-from tests.kit.tokenizers import write_tokenizer
+from tests.kit.tokenizer_models import write_tokenizer
 
 FROZEN = Path(__file__).with_name("frozen")
 ADAPTERS = sorted(path.parent for path in FROZEN.glob("peft-*/*/logits.safetensors"))

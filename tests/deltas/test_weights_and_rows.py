@@ -17,7 +17,7 @@ from merge.errors import AdapterError, FormatError, UsageError, VocabularyError
 from tests.kit.adapters import load, make_lora
 from tests.kit.files import Tensors, load_weights
 from tests.kit.llamas import make_base
-from tests.kit.tokenizers import write_tokenizer
+from tests.kit.tokenizer_models import write_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 

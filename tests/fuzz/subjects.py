@@ -31,7 +31,7 @@ from merge.tensors.lazy import LazyTensor
 from tests.fuzz.edits import Edit, apply, apply_inside_zip, apply_to_json, random_edits
 from tests.kit.files import save_tensors, write_json
 from tests.kit.models import BASE_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
-from tests.kit.tokenizers import tokenizer_model
+from tests.kit.tokenizer_models import tokenizer_model
 
 Tensors = Mapping[str, torch.Tensor]
 Change = Callable[[Sequence[Edit], bytes], bytes]

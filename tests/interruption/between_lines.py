@@ -41,7 +41,7 @@ from tests.interruption.kill_many import SMALL_WRITES, contents
 from tests.kit.adapters import make_adapter
 from tests.kit.llamas import make_base
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
-from tests.kit.tokenizers import train_llama
+from tests.kit.tokenizer_models import train_llama
 
 Command = Callable[[Sequence[str]], int]
 # Of the work of a command: never interrupted but counted, and neither.

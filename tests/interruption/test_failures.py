@@ -22,7 +22,7 @@ from tests.interruption.final_names import require_nothing_half
 from tests.kit.files import tree
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
 from tests.kit.stopped import Merging, contents, interrupted_at
-from tests.kit.tokenizers import tokenizer_model
+from tests.kit.tokenizer_models import tokenizer_model
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs limits and users of POSIX")
 

@@ -19,7 +19,7 @@ from tests.kit.files import tree
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
 from tests.kit.run import ROOT, quick_environment, run_merge
 from tests.kit.stopped import Merging, contents
-from tests.kit.tokenizers import tokenizer_model
+from tests.kit.tokenizer_models import tokenizer_model
 
 # A job that stops where it plans, says so, and goes on when it is told to.
 PLANNING = """

@@ -25,7 +25,7 @@ from tests.kit.meta_models import (
     split,
 )
 from tests.kit.run import ROOT, run_merge
-from tests.kit.tokenizers import write_tokenizer
+from tests.kit.tokenizer_models import write_tokenizer
 
 CONVERT = ROOT / "scripts" / "convert_checkpoint.py"
 CONVERT_LLAMA = ROOT / "scripts" / "convert_llama_weights_to_hf.py"

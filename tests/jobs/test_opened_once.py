@@ -14,7 +14,7 @@ import pytest
 from tests.kit.adapters import make_adapter
 from tests.kit.llamas import make_base
 from tests.kit.run import quick_environment
-from tests.kit.tokenizers import write_tokenizer
+from tests.kit.tokenizer_models import write_tokenizer
 
 COUNT = Path(__file__).with_name("count_opens.py")
 DESCRIBING = ("config.json", "adapter_config.json", "params.json", "generation_config.json")

@@ -10,7 +10,7 @@ import torch
 
 from tests.kit.files import Tensors, load_weights, save_shards
 from tests.kit.llamas import make_base
-from tests.kit.tokenizers import write_tokenizer
+from tests.kit.tokenizer_models import write_tokenizer
 
 ROWS = 101
 

@@ -8,7 +8,7 @@ import pytest
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from tests.kit.inputs import Inputs, make_inputs
-from tests.kit.tokenizers import train_chinese, train_llama
+from tests.kit.tokenizer_models import train_chinese, train_llama
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tests.kit.tokenizers import write_tokenizer
+from tests.kit.tokenizer_models import write_tokenizer
 
 Tensors = dict[str, torch.Tensor]
 

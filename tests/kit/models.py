@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tests.kit.files import Tensors, save_tensors, write_json
-from tests.kit.tokenizers import tokenizer_model
+from tests.kit.tokenizer_models import tokenizer_model
 
 # Rows of the tiny base, of a Chinese-LLaMA of it and of a Chinese-Alpaca: one token more, [PAD].
 BASE_ROWS, LLAMA_ROWS, ALPACA_ROWS = 40, 56, 57

@@ -23,7 +23,7 @@ from merge.errors import LayoutError, MergeError, OutputError, UsageError, Vocab
 from tests.kit.adapters import LINEAR, load, logits_of, logits_with_peft, make_lora, merge_with_peft
 from tests.kit.files import load_weights
 from tests.kit.llamas import llama_config
-from tests.kit.tokenizers import write_tokenizer
+from tests.kit.tokenizer_models import write_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 

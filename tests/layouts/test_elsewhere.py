@@ -15,7 +15,7 @@ from merge.errors import LayoutError, UsageError, VocabularyError
 from merge.untrusted.strict_json import read_json
 from tests.kit.models import adapter_tensors, base_tensors, save_adapter, save_base
 from tests.kit.run import run_merge
-from tests.kit.tokenizers import tokenizer_model
+from tests.kit.tokenizer_models import tokenizer_model
 
 NAMED = {
     "model.abcdef.enc": "XORed with LLaMA-7B",

@@ -28,7 +28,7 @@ from tests.kit.meta_models import (
     save_meta,
     split,
 )
-from tests.kit.tokenizers import write_tokenizer
+from tests.kit.tokenizer_models import write_tokenizer
 
 SHARDS = pytest.mark.parametrize("count", [1, 2, 4, 8])
 

@@ -23,7 +23,7 @@ from tests.kit.adapters import make_adapter
 from tests.kit.files import load_weights
 from tests.kit.llama_cpp import HUGGINGFACE, convert, converters
 from tests.kit.llamas import make_base
-from tests.kit.tokenizers import write_tokenizer
+from tests.kit.tokenizer_models import write_tokenizer
 from tokenizer_tools.extend import extend, select_text_pieces
 
 pytestmark = pytest.mark.slow

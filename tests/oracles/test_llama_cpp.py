@@ -25,7 +25,7 @@ from merge.tokenizers import sentencepiece_model as spm
 from tests.kit.adapters import make_adapter
 from tests.kit.llamas import llama_config
 from tests.kit.run import ROOT, quick_environment
-from tests.kit.tokenizers import TEXT
+from tests.kit.tokenizer_models import TEXT
 from tokenizer_tools import extend
 
 pytestmark = [

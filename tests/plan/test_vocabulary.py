@@ -21,7 +21,7 @@ from tests.kit.models import (
     save_adapter,
     save_base,
 )
-from tests.kit.tokenizers import tokenizer_model
+from tests.kit.tokenizer_models import tokenizer_model
 
 EMBED, HEAD = f"{PREFIX}model.embed_tokens.weight", f"{PREFIX}lm_head.weight"
 

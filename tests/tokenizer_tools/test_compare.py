@@ -13,7 +13,7 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from merge.commands.compare_tokenizers import main
-from tests.kit.tokenizers import TEXT
+from tests.kit.tokenizer_models import TEXT
 from tokenizer_tools import backends, line_kinds
 from tokenizer_tools.backends import BackendTokenizer
 from tokenizer_tools.compare import compare_tokenizers, list_commonest

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from tests.kit.tokenizers import TEXT
+from tests.kit.tokenizer_models import TEXT
 from tokenizer_tools.extend import extend, select_text_pieces
 
 # "▁" is how SentencePiece writes a space inside a piece: it decodes to one, in any model.

@@ -12,7 +12,7 @@ from sentencepiece import SentencePieceProcessor
 
 from merge.commands.train_chinese_tokenizer import main
 from merge.tokenizers import sentencepiece_model as spm
-from tests.kit.tokenizers import TEXT
+from tests.kit.tokenizer_models import TEXT
 
 
 def run(source: Path, output: Path, *more: str, size: int = 2200) -> int:

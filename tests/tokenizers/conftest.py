@@ -14,7 +14,7 @@ import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from merge.tokenizers.sentencepiece_model import read_model, serialize_model
-from tests.kit.tokenizers import read_lines, train_llama
+from tests.kit.tokenizer_models import read_lines, train_llama
 from tokenizer_tools.extend import extend, select_text_pieces
 
 # A script for other environments, not a module with tests.

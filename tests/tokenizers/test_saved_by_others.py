@@ -31,7 +31,7 @@ from tests.kit.saved_tokenizers import (
     write_with_5,
     write_with_446,
 )
-from tests.kit.tokenizers import train_llama
+from tests.kit.tokenizer_models import train_llama
 
 PIECES = 400
 SAMPLES = [

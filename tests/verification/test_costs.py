@@ -19,7 +19,7 @@ from merge import merge_lora
 from tests.kit.files import write_json
 from tests.kit.models import adapter_tensors, base_config, save_adapter, save_base
 from tests.kit.run import ROOT, quick_environment
-from tests.kit.tokenizers import tokenizer_model
+from tests.kit.tokenizer_models import tokenizer_model
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 

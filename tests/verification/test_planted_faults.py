@@ -23,7 +23,7 @@ from tests.kit.adapters import make_adapter
 from tests.kit.files import Tensors
 from tests.kit.llamas import make_base
 from tests.kit.spoiled_results import flip_in_place, manifest, spoil, vouch, weight_files
-from tests.kit.tokenizers import write_tokenizer
+from tests.kit.tokenizer_models import write_tokenizer
 
 LAYER = "model.layers.1."
 KINDS = (

@@ -25,7 +25,7 @@ from tests.kit.models import (
     save_base,
 )
 from tests.kit.spoiled_results import manifest, spoil, vouch
-from tests.kit.tokenizers import tokenizer_model
+from tests.kit.tokenizer_models import tokenizer_model
 
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 SHAPE = "another shape than its inputs give"

@@ -26,7 +26,7 @@ from merge.tokenizers import sentencepiece_model as spm
 from tests.kit.files import load_weights
 from tests.kit.llamas import make_base
 from tests.kit.run import ROOT
-from tests.kit.tokenizers import write_tokenizer
+from tests.kit.tokenizer_models import write_tokenizer
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
 
