@@ -18,7 +18,7 @@ from benchmarks.shapes import SHAPES, Shape
 from benchmarks.tokenizers import REAL_DATA, write_tokenizer
 from merge import verify_merge
 from merge.checksums.known_files import find_tokenizer
-from tests.benchmarks.plain_merge import load
+from tests.kit.files import load_weights
 
 SHAPE = Shape(64, 2, 8, 4, 176, vocab_size=300)
 
@@ -93,7 +93,7 @@ def test_real_tokenizers_are_the_published_ones(
 def test_sparse_base_has_the_shapes_and_takes_no_room(tmp_path: Path, container: str) -> None:
     sparse = make_base(tmp_path / "base", SHAPES["tiny"], BaseKind(container, sparse=True))
     files = list(sparse.glob(f"*model*.{container}"))
-    tensors = {name: tensor for file in files for name, tensor in load(file).items()}
+    tensors = load_weights(sparse)
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == (
         SHAPES["tiny"].tensors()
     )

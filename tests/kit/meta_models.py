@@ -137,3 +137,22 @@ def halves(heads: int, size: int) -> list[int]:
     """
     order = [*range(0, size, 2), *range(1, size, 2)]
     return [head * size + row for head in range(heads) for row in order]
+
+
+def to_meta(tensors: Tensors, heads: int, kv_heads: int) -> Tensors:
+    """A model with transformers' names and rows under Meta's, in its order of rows."""
+    renamed: Tensors = {}
+    for name, tensor in tensors.items():
+        if ".q_proj." in name or ".k_proj." in name:
+            tensor = rotary_pairs(tensor, heads if ".q_proj." in name else kv_heads)
+        for meta, hugging_face in _HF_NAMES.items():
+            name = name.replace(f"{hugging_face}.weight", f"{meta}.weight")
+        renamed[name.removeprefix("model.")] = tensor
+    return renamed
+
+
+def rotary_pairs(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Undo transformers' ``permute`` of q and k: from halves apart to pairs side by side."""
+    rows, columns = weight.shape
+    halves = weight.view(heads, 2, rows // heads // 2, columns)
+    return halves.transpose(1, 2).reshape(rows, columns)

@@ -22,45 +22,10 @@ from tests.kit.adapters import make_adapter, to_old_layout
 from tests.kit.compare import float64_merge, ulps
 from tests.kit.files import Tensors, load_weights
 from tests.kit.llamas import make_base
+from tests.kit.meta_models import to_meta
 
 ROWS = 152  # leaves a remainder for 2, 4 and 8 shards together with 151
 HEADS = 8
-
-
-def rotary_pairs(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Undo transformers' ``permute`` of q and k: from halves apart to pairs side by side."""
-    rows, columns = weight.shape
-    halves = weight.view(heads, 2, rows // heads // 2, columns)
-    return halves.transpose(1, 2).reshape(rows, columns)
-
-
-META_NAMES = {
-    "self_attn.q_proj": "attention.wq",
-    "self_attn.k_proj": "attention.wk",
-    "self_attn.v_proj": "attention.wv",
-    "self_attn.o_proj": "attention.wo",
-    "mlp.gate_proj": "feed_forward.w1",
-    "mlp.down_proj": "feed_forward.w2",
-    "mlp.up_proj": "feed_forward.w3",
-    "input_layernorm": "attention_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "model.embed_tokens": "tok_embeddings",
-    "model.norm": "norm",
-    "lm_head": "output",
-}
-
-
-def meta_layout(tensors: Tensors, kv_heads: int) -> Tensors:
-    renamed: Tensors = {}
-    for name, tensor in tensors.items():
-        if "q_proj" in name:
-            tensor = rotary_pairs(tensor, HEADS)
-        if "k_proj" in name:
-            tensor = rotary_pairs(tensor, kv_heads)
-        for old, new in META_NAMES.items():
-            name = name.replace(old, new)
-        renamed[name.removeprefix("model.")] = tensor
-    return renamed
 
 
 def joined(shards: list[Tensors]) -> Tensors:
@@ -135,7 +100,7 @@ def test_meta_output(tmp_path: Path, chain: Any, shards: int) -> None:
     files = sorted((tmp_path / "out").glob("*.pth"))
     assert [path.name for path in files] == [f"consolidated.{n:02}.pth" for n in range(shards)]
     parts = [torch.load(path, weights_only=True) for path in files]
-    assert_rounded_once(joined(parts), meta_layout(expected, kv_heads))
+    assert_rounded_once(joined(parts), to_meta(expected, HEADS, kv_heads))
     rows = [part["output.weight"].shape[0] for part in parts]
     assert rows == [ROWS // shards] * (shards - 1) + [ROWS - ROWS // shards * (shards - 1)]
     names = {path.name for path in (tmp_path / "out").iterdir()} - {path.name for path in files}
