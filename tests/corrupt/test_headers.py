@@ -159,6 +159,7 @@ def test_padding_id_that_is_none_is_replaced(inputs: Inputs, value: object) -> N
         ("alpha_pattern", {"x*" * 50_000: 4}, "more than 4000 characters of expressions"),
         ("alpha_pattern", {"(" * 5000: 4}, "more than 4000 characters of expressions"),
     ],
+    ids=lambda part: part if isinstance(part, str) else type(part).__name__,
 )
 def test_adapter_configuration_that_costs_or_says_nothing(
     inputs: Inputs, field: str, value: object, found: str

@@ -73,7 +73,7 @@ def test_nothing_stays_when_what_is_buffered_fails_once_more_on_closing(
 
 def test_earlier_files_stay_when_the_last_flush_fails(tmp_path: Path, io: IoMode) -> None:
     (tmp_path / "0.bin").write_bytes(b"earlier")
-    with small_disk(), pytest.raises(OutputError, match="the disk took no more") as caught:
+    with small_disk(), pytest.raises(OutputError, match="the disk is full") as caught:
         write(tmp_path, 10, LIMIT + 100, io=io)
     assert caught.value.facts["file"] == str(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"0.bin": b"earlier"}

@@ -24,13 +24,7 @@ from tests.kit.models import (
     save_adapter,
     save_base,
 )
-from tests.kit.saved_tokenizers import (
-    CHATML,
-    KINDS,
-    Tokens,
-    write_with_5,
-    write_with_446,
-)
+from tests.kit.saved_tokenizers import CHATML, KINDS, Tokens, write_with_5, write_with_446
 from tests.kit.tokenizer_models import train_llama
 
 PIECES = 400

@@ -50,7 +50,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("adapter"), base, rows=151, seed=5)
+    return make_adapter(tmp_path_factory.mktemp("adapter"), base, rows=151)
 
 
 @pytest.fixture(scope="module")

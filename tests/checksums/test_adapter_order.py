@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 from merge import merge_lora
-from merge.checksums.adapter_order import PREREQUISITES, AdapterInput, require_known_order
+from merge.checksums.adapter_order import (
+    PREREQUISITES,
+    AdapterInput,
+    find_adapter_chain,
+    require_known_order,
+)
 from merge.checksums.known_files import identify_adapter, load_known_files
 from merge.errors import UsageError
 from tests.kit.models import adapter_tensors, base_tensors, save_adapter, save_base
@@ -231,3 +236,38 @@ def test_merge_refuses_an_unpublished_order_unless_it_is_allowed(tmp_path: Path)
     assert "--allow_unknown_combination" in caught.value.facts["remedy"]
     allowed = {"tokenizer": tokens, "allow_unknown_combination": True}
     merge_lora(base, adapter, tmp_path / "out", **allowed)
+
+
+CHAINS = {
+    "ziqingyang/chinese-alpaca-plus-7b": ("Chinese-LLaMA-Plus-7B", "Chinese-Alpaca-Plus-7B"),
+    "/data/chinese_alpaca_pro_33b_hf": ("Chinese-LLaMA-Plus-33B", "Chinese-Alpaca-Pro-33B"),
+    "chinese-llama-lora-13b-merged": ("Chinese-LLaMA-13B",),
+    "Chinese-Alpaca-LoRA-7B": ("Chinese-Alpaca-7B",),
+    "hfl/chinese-alpaca-2-7b": (),
+    "decapoda-research/llama-7b-hf": (),
+    None: (),
+}
+
+
+@pytest.mark.parametrize(("name", "chain"), CHAINS.items())
+def test_configurations_name_chains(name: str | None, chain: tuple[str, ...]) -> None:
+    assert find_adapter_chain(name) == chain
+
+
+def test_missing_link_is_named() -> None:
+    own = AdapterInput("mine", None, "chinese-alpaca-plus-7b", None)
+    plus = AdapterInput("plus", "Chinese-LLaMA-Plus-7B")
+    alpaca = AdapterInput("alpaca", "Chinese-Alpaca-Plus-7B")
+    with pytest.raises(UsageError, match="not what lies below it") as caught:
+        require_known_order(32000, [plus, own])
+    assert "add Chinese-Alpaca-Plus-7B" in caught.value.facts["remedy"]
+    with pytest.raises(UsageError, match="not what lies below it") as caught:
+        require_known_order(32000, [own])
+    assert caught.value.facts["found"] == "the plain base"
+    with pytest.raises(UsageError, match="not what lies below it"):
+        require_known_order(49954, [own], ["Chinese-LLaMA-Plus-7B", "Chinese-Alpaca-Pro-7B"])
+    # Right, or not to be told.
+    require_known_order(32000, [plus, alpaca, own])
+    require_known_order(49954, [own])
+    require_known_order(49954, [own], ["Chinese-LLaMA-Plus-7B", "Chinese-Alpaca-Plus-7B"])
+    require_known_order(32000, [AdapterInput("other", None), own])

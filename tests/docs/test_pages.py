@@ -57,7 +57,7 @@ def test_files_and_folders_that_are_named_exist(name: str) -> None:
     for found in {*_FILE.findall(text), *_FOLDER.findall(text)} - _ELSEWHERE:
         if found.endswith(".json") and not found.startswith("docs/"):
             continue  # of a user's model
-        places = (ROOT, ROOT / "merge", ROOT / "tests", (ROOT / name).parent)
+        places = (ROOT, ROOT / "merge", (ROOT / name).parent)
         assert any((place / found).exists() for place in places), found
 
 
