@@ -185,7 +185,7 @@ def _add_elements(result: TensorComparison, start: int, rows: Rows) -> None:
 def _unravel(element: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The index of an element that is counted along the rows.
 
-    >>> _unravel(7, (2, 5)), _place(0, ())
+    >>> _unravel(7, (2, 5)), _unravel(0, ())
     ((1, 2), ())
     """
     index = []

@@ -22,7 +22,7 @@ def view_as_integers(tensor: torch.Tensor) -> torch.Tensor:
 def choose_coarser(one: torch.dtype, other: torch.dtype) -> torch.dtype:
     """The dtype with fewer digits: bfloat16 of float16 and bfloat16.
 
-    >>> choose_coarser(torch.float16, torch.bfloat16), coarser(torch.float16, torch.float32)
+    >>> choose_coarser(torch.float16, torch.bfloat16), choose_coarser(torch.float16, torch.float32)
     (torch.bfloat16, torch.float16)
     """
     return max(one, other, key=lambda dtype: torch.finfo(dtype).eps)
