@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import partial
@@ -14,7 +14,7 @@ from inspect import Parameter, signature
 from typing import Any, TypeVar
 
 from .errors import UsageError
-from .sizes import parse_size
+from .option_checks import require_bool, require_one_of
 
 INPUTS, VOCABULARY, OUTPUT = "inputs", "vocabulary", "what is written"
 ARITHMETIC, RESOURCES = "arithmetic", "memory, disk and processors"
@@ -123,51 +123,6 @@ def require_known(given: Iterable[str], known: Iterable[str]) -> None:
             raise UsageError(
                 f"there is no option {name}",
                 expected=", ".join(known),
-                remedy=f"{close[0]} is perhaps meant" if close else "leave it out",
+                found=name,
+                remedy=f"did you mean {close[0]}?" if close else "leave it out",
             )
-
-
-def require_one_of(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raise ``UsageError`` unless an option has one of its values."""
-    if value not in choices:
-        raise UsageError(
-            f"--{name} is not one of its values", expected=", ".join(choices), found=repr(value)
-        )
-
-
-def require_bool(name: str, value: object) -> None:
-    """Raise ``UsageError`` unless a switch is ``True`` or ``False``; any text would be true."""
-    if not isinstance(value, bool):
-        raise UsageError(f"--{name} is a switch", expected="True or False", found=repr(value))
-
-
-def require_positive(name: str, value: object) -> None:
-    """Raise ``UsageError`` unless the value is a whole number and at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise UsageError(f"--{name} must be a whole number", found=repr(value))
-    if value < 1:
-        raise UsageError(f"--{name} must be at least 1", found=value)
-
-
-def require_size(name: str, value: object) -> None:
-    """Raise ``UsageError`` unless the value is a size of at least 1 byte."""
-    require_positive(name, size_in_bytes(name, value))
-
-
-def size_in_bytes(name: str, value: object) -> int:
-    """Read a size: a number of bytes, or text such as "64MB". Raises ``UsageError``."""
-    if not isinstance(value, (int, str)) or isinstance(value, bool):
-        raise UsageError(
-            f"--{name} is no size",
-            expected="256MB, or a number of bytes",
-            found=repr(value),
-        )
-    try:
-        return parse_size(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise UsageError(f"--{name}: {error}") from None
-
-
-COUNT: Mapping[str, Any] = {"type": int, "metavar": "N", "check": require_positive}
-SIZE: Mapping[str, Any] = {"metavar": "SIZE", "check": require_size}
-"""Arguments of ``option`` for a whole number from 1, and for a size."""

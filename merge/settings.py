@@ -1,35 +1,43 @@
-"""The table of options: a dataclass of fields for each job, and the types of its keywords.
+"""The table of options: a dataclass of fields for each job.
 
-Values are checked when the settings are made.
+Values are checked when settings are made; ``keywords.py`` repeats their types, for type checkers.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from .errors import UsageError
+from .option_checks import (
+    COUNT,
+    SIZE,
+    parse_numbers,
+    require_finite,
+    require_gguf,
+    require_integer,
+    require_memory,
+    require_model_name,
+    require_one_of,
+    require_path,
+    require_texts,
+    size_in_bytes,
+)
 from .options import (
     ARITHMETIC,
-    COUNT,
     INPUTS,
     OUTPUT,
     RESOURCES,
-    SIZE,
     VOCABULARY,
     check_values,
     copy_option,
     option,
     options_of,
     require_known,
-    require_one_of,
-    size_in_bytes,
 )
 from .sizes import parse_size
 
@@ -40,7 +48,7 @@ Rounding = Literal["once", "per_adapter"]
 IO_MODES: tuple[IoMode, ...] = get_args(IoMode)
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 OnProgress = Callable[[int, int], object]
-"""Told bytes done so far and bytes in all; ``None`` where nobody asks."""
+"""Called with the bytes done so far and the bytes in all."""
 DELTA_EMBEDDINGS = ("auto", "whole", "difference")
 DELTA_TOKEN_INITS = ("zeros", "mean")
 NEW_TOKEN_INITS = ("subtokens", "mean", "zeros", "normal")
@@ -52,10 +60,7 @@ CHAT_TEMPLATES = ("alpaca",)
 # What a sum is rounded to when only the type in a GGUF file is said.
 _DTYPE_FOR = {"f32": "float32", "bf16": "bfloat16", "q8_0": "float32"}
 VOCAB_MISMATCHES = ("error", "keep_base_rows", "truncate")
-# Of a file, in bytes, on every system.
-_LONGEST_NAME = 255
 LARGEST_MEMORY = "256MB"
-_LEAST_MEMORY = 1_000_000
 # What a worker needs: a block in float32 and the like, and the buffers of a span.
 WORKER_BYTES = 12 << 20
 
@@ -141,7 +146,7 @@ class OutputSettings:
         f"budget for buffers, at least 1MB; no more than {LARGEST_MEMORY} is used",
         of_run=True,
         metavar="SIZE",
-        check=lambda _, value: _require_memory(value),
+        check=require_memory,
     )
     num_workers: int | None = option(
         None,
@@ -165,6 +170,7 @@ class OutputSettings:
         "folder for downloads and for inputs that cannot be read in place; emptied at the end",
         default_text="beside the output; downloads: the Hub's cache",
         of_run=True,
+        check=require_path,
         metavar="DIR",
     )
     model_name: str = ""
@@ -192,7 +198,7 @@ class OutputSettings:
                     remedy=f"leave --{name} out, or change the type",
                 )
         if self.output_type == "gguf":
-            _require_name(self.model_name)
+            require_model_name(self.model_name)
             require_gguf()
 
     def result_values(self) -> dict[str, Any]:
@@ -248,7 +254,7 @@ class MergeSettings(OutputSettings):
         INPUTS,
         "factors for what the adapters add, one for each, such as 1.0,0.5",
         default_text="1 for all",
-        check=lambda _, value: _numbers(value),
+        check=parse_numbers,
         nargs="+",
         metavar="W",
     )
@@ -265,6 +271,7 @@ class MergeSettings(OutputSettings):
         INPUTS,
         "a weight file in an adapter's folder that is not part of it; may be repeated",
         default_text="unknown weight files are refused",
+        check=require_texts,
         action="append",
         metavar="NAME",
     )
@@ -312,17 +319,17 @@ class MergeSettings(OutputSettings):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if isinstance(self.ignore_file, str):
             object.__setattr__(self, "ignore_file", (self.ignore_file,))
         if self.ignore_file is None:
             object.__setattr__(self, "ignore_file", ())
+        super().__post_init__()
 
     def weights(self, count: int) -> tuple[float, ...]:
         """The weight of each of ``count`` adapters. Raises ``UsageError`` for another number."""
         if self.lora_weights is None:
             return (1.0,) * count
-        weights = _numbers(self.lora_weights)
+        weights = parse_numbers("lora_weights", self.lora_weights)
         if len(weights) != count:
             raise UsageError(
                 "--lora_weights must have one number for each adapter",
@@ -372,7 +379,9 @@ class ResizeSettings(OutputSettings):
         "all old rows; normal: random, as transformers initializes",
         choices=NEW_TOKEN_INITS,
     )
-    seed: int = option(0, VOCABULARY, "seed of --init normal", type=int, metavar="N")
+    seed: int = option(
+        0, VOCABULARY, "seed of --init normal", check=require_integer, type=int, metavar="N"
+    )
     pad_to_multiple_of: int | None = option(
         None,
         VOCABULARY,
@@ -411,21 +420,14 @@ class ApplyDeltaSettings(_DeltaSettings):
         "sum of all elements of the result, as published beside stanford_alpaca's deltas; a result "
         "with another sum is removed",
         default_text="not checked",
+        check=require_finite,
         type=float,
         metavar="NUMBER",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.expect_sum is None:
-            return
-        if not math.isfinite(self.expect_sum):
-            raise UsageError(
-                "--expect_sum is no finite number",
-                expected="the sum that was published, such as 50637.1836",
-                found=self.expect_sum,
-            )
-        if self.resume:
+        if self.expect_sum is not None and self.resume:
             raise UsageError(
                 "--expect_sum adds up every element while it is written, and a resumed run does "
                 "not see what was written before",
@@ -458,83 +460,7 @@ class MakeDeltaSettings(_DeltaSettings):
             )
 
 
-class OutputOptions(TypedDict, total=False):
-    """The keywords of ``OutputSettings``, for type checkers."""
-
-    output_type: OutputType
-    num_shards: int | None
-    outtype: str
-    split_max_size: int | str | None
-    chat_template: str | None
-    dtype: str
-    max_shard_size: int | str
-    safe_serialization: bool
-    overwrite: bool
-    resume: bool
-    allow_nonfinite: bool
-    dry_run: bool
-    max_memory: int | str
-    num_workers: int | None
-    io: IoMode
-    offload_dir: str | Path | None
-    model_name: str
-
-
-class MergeOptions(OutputOptions, total=False):
-    """The keywords of ``MergeSettings``."""
-
-    lora_weights: str | Sequence[float] | None
-    allow_unknown_combination: bool
-    copy_code: bool
-    ignore_file: Sequence[str]
-    delta_embeddings: str
-    context_length: int | None
-    verify_base: bool
-    vocab_mismatch: str
-    new_token_init: str | None
-    rounding: Rounding
-
-
-class ConvertOptions(OutputOptions, total=False):
-    """The keywords of ``ConvertSettings``."""
-
-    context_length: int | None
-
-
-class ResizeOptions(OutputOptions, total=False):
-    """The keywords of ``ResizeSettings``."""
-
-    init: str
-    seed: int
-    pad_to_multiple_of: int | None
-
-
-class MakeDeltaOptions(OutputOptions, total=False):
-    """The keywords of ``MakeDeltaSettings``."""
-
-    keep_extra_tensors: bool
-    delta_embeddings: str
-    new_token_init: str | None
-    context_length: int | None
-
-
-class ApplyDeltaOptions(MakeDeltaOptions, total=False):
-    """The keywords of ``ApplyDeltaSettings``."""
-
-    expect_sum: float | None
-
-
 Settings = TypeVar("Settings", bound=OutputSettings)
-
-
-def require_gguf() -> None:
-    """Raise ``UsageError`` unless llama.cpp's ``gguf`` package is installed."""
-    found = find_spec("gguf")
-    if found is None or found.origin is None:  # a folder of that name is none
-        raise UsageError(
-            "writing GGUF needs llama.cpp's package gguf, which is not installed",
-            remedy="pip install 'chinese-llama-merge[gguf]'",
-        )
 
 
 def make_settings(
@@ -555,37 +481,3 @@ def make_settings(
 def _folder_name(folder: str | Path) -> str:
     name = Path(folder).expanduser().resolve().name or "model"
     return name.encode("utf-8", "replace").decode()  # the name of a folder may not be UTF-8
-
-
-def _require_memory(value: object) -> None:
-    """Raise ``UsageError`` unless the budget is a size that has room for a buffer."""
-    if size_in_bytes("max_memory", value) < _LEAST_MEMORY:
-        raise UsageError("--max_memory is too small for any buffer", expected="1MB", found=value)
-
-
-def _require_name(name: str) -> None:
-    """Raise ``UsageError`` for a model's name that can be neither a folder's nor text in a file."""
-    last = Path(name).name
-    strange = last == ".." or any(c == "\0" or "\ud800" <= c <= "\udfff" for c in last)
-    if strange or len(last.encode()) > _LONGEST_NAME:
-        raise UsageError(
-            "the model cannot be called so",
-            expected=f"a name that a folder can have, of at most {_LONGEST_NAME} bytes of UTF-8",
-            found=repr(name),
-            remedy="write into a folder of another name, or give model_name",
-        )
-
-
-def _numbers(weights: str | Sequence[float] | None) -> tuple[float, ...]:
-    try:
-        parts = weights.replace(",", " ").split() if isinstance(weights, str) else weights or ()
-        numbers = tuple(float(part) for part in parts)
-    except (TypeError, ValueError):
-        numbers = (math.nan,)
-    if not all(map(math.isfinite, numbers)):
-        raise UsageError(
-            "--lora_weights holds something that is no finite number",
-            expected="such as 1.0,0.5",
-            found=weights,
-        )
-    return numbers

@@ -37,7 +37,7 @@ def parse_size(text: str) -> int:
         digits = number[:-1] if power else number
         return int(float(digits) * (1024 if binary else 1000) ** power)
     except (ValueError, OverflowError):
-        raise ValueError(f"{text!r} is no size; write for instance 256MB or 10GiB") from None
+        raise ValueError(f"{text!r} is not a size; write for instance 256MB or 10GiB") from None
 
 
 def peak_memory() -> int | None:

@@ -1,4 +1,4 @@
-"""``inspect_adapter``: what an adapter is and what a merge would do with it, from headers alone."""
+"""``inspect_adapter``: describe an adapter and what a merge would do with it, from headers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..settings import OUTPUT_TYPES
 from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
 
 _DESCRIPTION = """\
-Say what an adapter is: kind, PEFT release, rank and scaling by module, vocabulary rows, dtypes,
+Describe an adapter: kind, PEFT release, rank and scaling by module, vocabulary rows, dtypes,
 digest and published name; and what a merge would add, replace or grow, or why it would be refused.
 Only headers are read, and the weight file once for its digest. With --base_model the checks are
 those of a merge of this adapter alone, with its default options; --verbose lists every module.
@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EPILOG)
     parser.add_argument("adapter", metavar="DIR", help="adapter folder, zipped folder or Hub id")
     parser.add_argument(
@@ -51,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _inspect(args: argparse.Namespace) -> int:
     from ..deltas.adapter_config import AdapterFolder
-    from ..jobs.inspect_adapter import QUICK_LAYOUTS, report
+    from ..jobs.inspect_adapter import QUICK_LAYOUTS, describe_adapter
     from ..plan.inputs import resolve
     from ..storage.offload import Offload
 
@@ -59,7 +60,7 @@ def _inspect(args: argparse.Namespace) -> int:
         folder = AdapterFolder(resolve(args.adapter, "adapter", offload))
         base = resolve(args.base_model, "base model", offload) if args.base_model else None
         folder.require_adapter()
-        lines = report(
+        lines = describe_adapter(
             folder,
             offload,
             base,

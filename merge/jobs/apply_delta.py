@@ -18,9 +18,7 @@ from ..options import takes_options
 from ..plan.documents import ModelConfig, find_model_config
 from ..plan.inputs import choose_tokenizer, resolve
 from ..settings import (
-    ApplyDeltaOptions,
     ApplyDeltaSettings,
-    MakeDeltaOptions,
     MakeDeltaSettings,
     OnProgress,
     OutputSettings,
@@ -28,13 +26,14 @@ from ..settings import (
 )
 from ..storage.offload import Offload
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
-from .planned import Input, PlannedJob, carry_out, require_enough_rows
+from .planned import Input, PlannedJob, require_enough_rows, write_and_report
 from .writing import Report, lock_output
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..deltas.dense import DenseResult
+    from ..keywords import ApplyDeltaOptions, MakeDeltaOptions
     from ..plan.placement import Plan
     from ..tensors.lazy import Checkpoint
 
@@ -93,9 +92,9 @@ def _run(
     settings: _Settings,
     on_progress: OnProgress | None,
 ) -> Report:
-    """Both directions; the other model is a delta or a target."""
+    """Run either direction; the other model is a delta or a target."""
     started = time.monotonic()
-    output, role = output_dir.expanduser(), _role(settings)
+    output, role = output_dir.expanduser(), _other_role(settings)
     with Offload(settings.offload_parent, output, settings.io) as offload:
         base = ModelFolder(resolve(str(base_model), "base model", offload))
         other = ModelFolder(resolve(str(other_model), role.replace("_", " "), offload))
@@ -105,11 +104,12 @@ def _run(
         found = choose_tokenizer(tokenizer, [other, base], offload)
         names = {"base_model": (str(base_model), base), role: (str(other_model), other)}
         with lock_output(output, (base.path, other.path, found.path), settings) as target:
-            job = _plan_job(names, role, found, tokenizer is not None, settings, offload)
-            return carry_out(job, target, settings, started, on_progress)
+            job = _plan_job(names, found, tokenizer is not None, settings, offload)
+            return write_and_report(job, target, settings, started, on_progress)
 
 
-def _role(settings: _Settings) -> str:
+def _other_role(settings: _Settings) -> str:
+    """Return the manifest's name of the model beside the base."""
     return "delta_model" if isinstance(settings, ApplyDeltaSettings) else "target_model"
 
 
@@ -124,7 +124,6 @@ def _require_two(base: Path, other: Path, role: str) -> None:
 
 def _plan_job(
     names: dict[str, tuple[str, ModelFolder]],
-    role: str,
     tokenizer: SentencePieceTokenizer,
     tokenizer_named: bool,
     settings: _Settings,
@@ -134,6 +133,7 @@ def _plan_job(
     from ..layouts.opening import open_checkpoint
     from ..tensors.digests import add_checkpoint_digests
 
+    role = _other_role(settings)
     (base_name, base_folder), (other_name, other_folder) = names["base_model"], names[role]
     for_base = settings.context_length if base_folder.is_meta else None
     base = add_checkpoint_digests(open_checkpoint(base_folder, offload, for_base))
@@ -178,12 +178,15 @@ def _combine(
     other: Checkpoint,
     settings: _Settings,
 ) -> DenseResult:
-    """The sum or the difference, after asking a few values whether that makes sense."""
+    """Add or subtract, after a check of a few values of both."""
     from ..deltas.dense import DeltaForm, add_delta, subtract_base
     from ..deltas.differences import require_difference, require_known_filling, require_model
     from ..tensors.lazy import parse_dtype
 
-    (_, base_folder), (other_name, other_folder) = names["base_model"], names[_role(settings)]
+    (_, base_folder), (other_name, other_folder) = (
+        names["base_model"],
+        names[_other_role(settings)],
+    )
     require_model(
         base,
         base_folder.path,
@@ -213,13 +216,17 @@ def _record_settings(settings: _Settings, tokenizer_named: bool) -> dict[str, An
     return {"dtype": settings.dtype, "delta": form, "tokenizer_named": tokenizer_named}
 
 
+def _expected_sum(settings: _Settings) -> float | None:
+    return settings.expect_sum if isinstance(settings, ApplyDeltaSettings) else None
+
+
 def _require_sum(settings: _Settings, result: DenseResult, delta: Checkpoint) -> None:
     """Raise ``VerificationError`` unless the elements add up to ``expect_sum``.
 
     The published sums are of state dicts in which old releases of transformers kept the rotary
     frequencies of each layer; a delta whose files have them may count them.
     """
-    expected = settings.expect_sum if isinstance(settings, ApplyDeltaSettings) else None
+    expected = _expected_sum(settings)
     if expected is None:
         return
     total = result.total.value
@@ -264,7 +271,7 @@ def _describe_changes(result: DenseResult, settings: _Settings) -> tuple[str, ..
     filling = "the mean of its rows" if settings.new_token_init == "mean" else "zeros"
     grown = f", base grown by {result.grown} rows of {filling}" if result.grown else ""
     whole = tuple(f"{name} taken whole ({why})" for name, why in result.whole.items())
-    expected = settings.expect_sum if isinstance(settings, ApplyDeltaSettings) else None
+    expected = _expected_sum(settings)
     summed = f"elements add up to {expected}" if expected is not None else ""
     extra = (f"copied as they are: {', '.join(result.extra)}",) if result.extra else ()
     return (made + grown, *whole, *extra, *filter(None, [summed]))
@@ -274,7 +281,7 @@ def _describe_notes(
     settings: OutputSettings, base: Checkpoint, other: Checkpoint
 ) -> tuple[str, ...]:
     dropped = len(base.dropped) + len(other.dropped)
-    left = f"left out {dropped} rotary buffers, which every reader makes"
+    left = f"left out {dropped} rotary buffers, which every reader computes"
     assumed = other.notes if settings.output_type != "pth" else ()
     return (*assumed, *((left,) if dropped else ()))
 

@@ -12,14 +12,16 @@ from ..layouts.params import PARAMS_NAME
 from ..options import takes_options
 from ..plan.documents import find_model_config
 from ..plan.inputs import choose_tokenizer, resolve
-from ..settings import ConvertOptions, ConvertSettings, OnProgress, make_settings
+from ..settings import ConvertSettings, OnProgress, make_settings
 from ..storage.offload import Offload
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
-from .planned import Input, PlannedJob, carry_out, require_enough_rows
+from .planned import Input, PlannedJob, require_enough_rows, write_and_report
 from .writing import Report, lock_output
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from ..keywords import ConvertOptions
 
 # One size under two names: Meta's paper says 33B, its download 30B.
 _ALSO_CALLED = {"30B": "33B", "33B": "30B"}
@@ -50,7 +52,7 @@ def convert_checkpoint(
         with lock_output(output, inputs, chosen) as target:
             named = tokenizer is not None
             job = _plan_job(str(model), folder, found, chosen, offload, named)
-            return carry_out(job, target, chosen, started, on_progress)
+            return write_and_report(job, target, chosen, started, on_progress)
 
 
 def _plan_job(
@@ -85,9 +87,9 @@ def _plan_job(
 
 
 def find_size(input_dir: Path, model_size: str | None) -> Path:
-    """The folder of one size in Meta's download, which keeps ``tokenizer.model`` above the sizes.
+    """Find the folder of one size in Meta's download; ``tokenizer.model`` is one level above.
 
-    ``input_dir`` may be that folder itself. Raises ``UsageError`` when it cannot be told.
+    ``input_dir`` may be that folder itself. Raises ``UsageError`` when it cannot be found.
     """
     names = [name for name in (model_size, _ALSO_CALLED.get(model_size or "")) if name]
     folders = [*(input_dir / name for name in names), input_dir]

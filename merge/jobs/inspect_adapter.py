@@ -1,4 +1,4 @@
-"""What an adapter is, and what a merge would do with it: the lines of a report, from headers."""
+"""Describe an adapter, and what a merge would do with it, from headers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..checksums.file_digests import start_digests
 from ..deltas.adapter_config import WEIGHT_NAMES, AdapterFolder
 from ..errors import MergeError
 from ..plan.inputs import find_sources
-from ..reports import merge_text as summary
+from ..reports.merge_text import describe_changes
 from ..settings import MergeSettings, OutputType
 from ..storage.offload import Offload
 
@@ -32,7 +32,7 @@ _OTHERS = {
 }
 
 
-def report(
+def describe_adapter(
     folder: AdapterFolder,
     offload: Offload,
     base_model: Path | None = None,
@@ -41,7 +41,7 @@ def report(
     every_module: bool = False,
     layouts: Sequence[OutputType] = QUICK_LAYOUTS,
 ) -> Iterator[str]:
-    """The lines of a report. Raises ``MergeError`` where a merge would be refused.
+    """Describe an adapter in lines. Raises ``MergeError`` where a merge would be refused.
 
     With ``base_model`` that is every check of a merge with its default options, as planned for each
     of ``layouts``; it is refused when none of them can hold the result. Without ``digest`` the
@@ -56,7 +56,7 @@ def report(
     yield f"base       {fields.get('base_model_name_or_path') or 'not recorded'}"
 
     from ..deltas.adapter import open_adapter
-    from .merge_lora import require_consistent_copies
+    from ..plan.adapter_checks import require_consistent_copies
 
     opened = open_adapter(folder, offload)
     yield from _describe_modules(opened, every_module)
@@ -93,18 +93,18 @@ def _describe_modules(adapter: Adapter, every_module: bool) -> Iterator[str]:
     for last, by_factors in sorted(groups.items()):
         most = max(by_factors.values(), key=len)
         for (rank, scaling), modules in sorted(by_factors.items()):
-            told = f"rank {rank} x {scaling:g}"
+            factors = f"rank {rank} x {scaling:g}"
             if every_module:
-                yield from (f"adds       {module}: {told}" for module in modules)
+                yield from (f"adds       {module}: {factors}" for module in modules)
             elif modules is most:
-                yield f"adds       {last}: {told}, in {len(modules)} tensors"
+                yield f"adds       {last}: {factors}, in {len(modules)} tensors"
             else:
                 for names in compact(modules):
-                    yield f"adds       {names}: {told}"
+                    yield f"adds       {names}: {factors}"
 
 
 def compact(modules: Iterable[str]) -> list[str]:
-    """Names that differ in the number of their layer alone, written as one.
+    """Write names that differ only in the number of their layer as one.
 
     >>> compact(["layers.0.mlp.up_proj", "layers.1.mlp.up_proj", "layers.4.mlp.up_proj", "lm_head"])
     ['layers.{0-1,4}.mlp.up_proj', 'lm_head']
@@ -146,7 +146,7 @@ def _describe_contents(adapter: Adapter) -> Iterator[str]:
     yield f"dtypes     {', '.join(sorted(map(get_dtype_name, dtypes))) or 'none'}"
     yield f"vocabulary {count_vocabulary_rows(adapter) or 'no'} rows"
     for ignored in adapter.ignored:
-        yield f"left aside {ignored}"
+        yield f"ignored    {ignored}"
     for path in filter(None, (*adapter.files.further, adapter.files.duplicate)):
         yield f"read too   {path.name}"
     for name in adapter.files.unknown:
@@ -189,6 +189,6 @@ def _describe_fit(
     yield f"fits       {base_model}, written as {' or '.join(jobs)}"
     yield from (f"not as     {layout}: {error.sentence}" for layout, error in refused.items())
     yield f"tokenizer  {job.sources.tokenizer.path}"
-    yield from (line.replace("adapter 1:", "would have") for line in summary.changes(job))
+    yield from (line.replace("adapter 1:", "would have") for line in describe_changes(job))
     if not digest:
         yield "order      of published adapters not checked, because no digest was made"

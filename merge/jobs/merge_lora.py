@@ -1,6 +1,6 @@
 """Merge LoRA adapters into a base model: the main job.
 
-What needs no torch is checked before torch is imported, so that most mistakes are told at once.
+What needs no torch is checked before torch is imported, so that most mistakes end a run at once.
 """
 
 from __future__ import annotations
@@ -14,32 +14,25 @@ from typing import TYPE_CHECKING, Any
 
 from ..checksums.check_files import require_published
 from ..checksums.file_digests import get_file_digest, start_digests
-from ..checksums.known_tokenizers import recognize_bytes
 from ..deltas.adapter_config import WEIGHT_NAMES
-from ..errors import FormatError, UsageError
-from ..layouts.model_folder import ModelFolder
 from ..options import takes_options
 from ..output.fingerprint import JobInputs
 from ..output.preflight import require_names_free
 from ..plan.documents import LLAMA_ONLY, ModelConfig, find_config, require_llama
 from ..plan.inputs import Sources, find_sources
-from ..plan.vocabulary import AdapterRows, Vocabulary, require_extension
-from ..reports import merge_text as summary
-from ..settings import MergeOptions, MergeSettings, OnProgress, make_settings
+from ..plan.vocabulary import Vocabulary, require_extension
+from ..reports.merge_text import describe_changes, describe_inputs, describe_notes
+from ..settings import MergeSettings, OnProgress, make_settings
 from ..storage.offload import Offload
-from ..tokenizers.opaque_tokenizer import OpaqueTokenizer, require_sentencepiece
-from ..untrusted.strict_json import read_small
-from ..version import MANIFEST_NAME
+from ..tokenizers.opaque_tokenizer import require_sentencepiece
 from .writing import Report, lock_output, write
-
-# A value head is a row or two.
-_MOST_HEAD_BYTES = 16 << 20
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..deltas.adapter import Adapter
     from ..deltas.apply import MergedModel
+    from ..keywords import MergeOptions
     from ..output.journal import WrittenFile
     from ..plan.placement import Plan
     from ..tensors.lazy import Checkpoint, LazyTensor
@@ -84,11 +77,11 @@ def merge_lora(
         )
         target = held.enter_context(lock_output(output, sources.folders, chosen))
         known = (require_published(sources.base.path, on_verify),) if chosen.verify_base else ()
-        if (
-            not chosen.dry_run
-        ):  # which reads headers, and the rest only of what may be a published file
+        if not chosen.dry_run:  # a dry run reads whole files only where they may be published ones
             start_digests(f.path / name for f in sources.adapters for name in WEIGHT_NAMES)
         job = plan_merge(sources, chosen, offload)
+        from ..plan.adapter_checks import require_consistent_copies
+
         require_consistent_copies(job.adapters)
         require_names_free(target, job.plan.documents, chosen.overwrite or chosen.resume)
         resumed = write(job, target, chosen, on_progress)
@@ -97,9 +90,9 @@ def merge_lora(
             job.plan,
             time.monotonic() - started,
             chosen.dry_run,
-            (*known, *summary.inputs(job)),
-            tuple(summary.changes(job)),
-            (*resumed, *summary.notes(job)),
+            (*known, *describe_inputs(job)),
+            tuple(describe_changes(job)),
+            (*resumed, *describe_notes(job)),
             job,
         )
 
@@ -109,7 +102,7 @@ class MergeJob:
     """A merge that has been checked and planned from headers.
 
     ``base`` is what the adapters are merged into: the ``plain`` base, with the ``delta`` on it
-    where there is one. ``notes`` are what cannot be told of the order of published adapters.
+    where there is one. ``notes`` are on the delta, and on the order of published adapters.
     """
 
     sources: Sources
@@ -180,49 +173,28 @@ class MergeReport(Report):
 
 
 def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> MergeJob:
-    """Open everything, check it against each other, and plan the output."""
+    """Open everything, check it against each other, and plan the output.
+
+    Raises ``MergeError`` for every mistake that headers show.
+    """
     any_decoder = sources.delta is None
     if not sources.model.is_meta:
         described = find_config(sources, any_decoder=any_decoder)
         if layout := LLAMA_ONLY.get(settings.output_type):
             require_llama(described, sources.tokenizer, layout)
 
-    from ..deltas.adapter import open_adapter
-    from ..deltas.appended import with_new_rows
     from ..deltas.apply import apply_adapters
-    from ..deltas.classifiers import SCORE, as_classifier, build_classifier_config, is_classifier
-    from ..deltas.dense import open_model
-    from ..deltas.prefixes import rename_as_base
-    from ..layouts.opening import open_checkpoint
+    from ..plan.adapter_checks import build_vocabulary, read_value_heads, require_compatible
     from ..plan.placement import Model, plan_output
-    from ..tensors.digests import add_checkpoint_digests
     from ..tensors.lazy import parse_dtype
 
-    context_length = settings.context_length
-    plain = add_checkpoint_digests(
-        open_checkpoint(sources.base, offload, context_length, any_decoder=any_decoder)
-    )
-    delta = add_checkpoint_digests(open_model(sources.delta, offload)) if sources.delta else None
-    base, delta_notes = _with_delta(sources, settings, plain, delta)
+    plain, delta, base, delta_notes = _open_base(sources, settings, offload)
     config = find_config(sources, base, any_decoder, settings.copy_code)
-    before_new_rows = base
-    weights = settings.weights(len(sources.adapters))
-    adapters = tuple(
-        rename_as_base(open_adapter(folder, offload, weight, settings.ignore_file), base.tensors)
-        for folder, weight in zip(sources.adapters, weights, strict=True)
-    )
-    for adapter in adapters:
-        base = with_new_rows(base, adapter, settings.new_token_init)
-    if is_classifier(base, adapters):
-        before_new_rows = base = as_classifier(base, adapters)
-        labels = base.tensors[SCORE].rows
-        config = replace(config, config=build_classifier_config(config.config, labels))
-    config = replace(config, code={**config.code, **_read_value_heads(adapters)})
-    _require_different(adapters)
-    _require_ignored_files(adapters, settings.ignore_file)
-    ordered = not settings.allow_unknown_combination
-    notes = _require_known_order(sources, base, adapters) if ordered else ()
-    vocabulary = _build_vocabulary(sources, before_new_rows, adapters, settings.vocab_mismatch)
+    adapters = _open_adapters(sources, settings, offload, base)
+    base, before_new_rows, config = _adapt_base(base, adapters, config, settings)
+    config = replace(config, code={**config.code, **read_value_heads(adapters)})
+    order_notes = require_compatible(sources, base, adapters, settings)
+    vocabulary = build_vocabulary(sources, before_new_rows, adapters, settings.vocab_mismatch)
     rows = vocabulary.require_rows(settings.new_token_init is not None)
     per_adapter = settings.rounding == "per_adapter"
     dtype = parse_dtype(settings.dtype)
@@ -232,15 +204,64 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     model = Model(tensors, merged.tied, rows, config, sources.tokenizer, named)
     plan = plan_output(model, settings)
     parts = (vocabulary, base, adapters, merged, plan, plain, delta)
-    return MergeJob(sources, settings, config, *parts, (*delta_notes, *notes))
+    return MergeJob(sources, settings, config, *parts, (*delta_notes, *order_notes))
+
+
+def _open_base(
+    sources: Sources, settings: MergeSettings, offload: Offload
+) -> tuple[Checkpoint, Checkpoint | None, Checkpoint, tuple[str, ...]]:
+    """Open the plain base and the dense delta; return both, their sum, and notes on the delta."""
+    from ..deltas.dense import open_model
+    from ..layouts.opening import open_checkpoint
+    from ..tensors.digests import add_checkpoint_digests
+
+    any_decoder = sources.delta is None
+    plain = add_checkpoint_digests(
+        open_checkpoint(sources.base, offload, settings.context_length, any_decoder=any_decoder)
+    )
+    delta = add_checkpoint_digests(open_model(sources.delta, offload)) if sources.delta else None
+    return plain, delta, *_with_delta(sources, settings, plain, delta)
+
+
+def _open_adapters(
+    sources: Sources, settings: MergeSettings, offload: Offload, base: Checkpoint
+) -> tuple[Adapter, ...]:
+    """Open the adapters, their tensors under the base's names."""
+    from ..deltas.adapter import open_adapter
+    from ..deltas.prefixes import rename_as_base
+
+    weights = settings.weights(len(sources.adapters))
+    return tuple(
+        rename_as_base(open_adapter(folder, offload, weight, settings.ignore_file), base.tensors)
+        for folder, weight in zip(sources.adapters, weights, strict=True)
+    )
+
+
+def _adapt_base(
+    base: Checkpoint, adapters: Sequence[Adapter], config: ModelConfig, settings: MergeSettings
+) -> tuple[Checkpoint, Checkpoint, ModelConfig]:
+    """Give the base the rows that adapters append, and a classifier's head in place of the LM head.
+
+    Returns the base that adapters are merged into, the one whose rows count as the base's own, and
+    the configuration.
+    """
+    from ..deltas.appended import with_new_rows
+    from ..deltas.classifiers import SCORE, as_classifier, build_classifier_config, is_classifier
+
+    before_new_rows = base
+    for adapter in adapters:
+        base = with_new_rows(base, adapter, settings.new_token_init)
+    if not is_classifier(base, adapters):
+        return base, before_new_rows, config
+    base = as_classifier(base, adapters)
+    labels = base.tensors[SCORE].rows
+    return base, base, replace(config, config=build_classifier_config(config.config, labels))
 
 
 def _with_delta(
     sources: Sources, settings: MergeSettings, plain: Checkpoint, delta: Checkpoint | None
 ) -> tuple[Checkpoint, tuple[str, ...]]:
-    """What the adapters are merged into, after asking a few values whether base and delta are such;
-    and notes on the delta.
-    """
+    """Add the delta to the base, after a check of a few values of both; with notes on the delta."""
     from ..deltas.dense import DeltaForm, with_delta
     from ..deltas.differences import require_difference, require_known_filling, require_model
 
@@ -264,7 +285,7 @@ def _with_delta(
         "apply it first, with apply_delta.py --new_token_init mean, and give its result as "
         "--base_model",
     )
-    whole = (f"{name} is the delta's, whole ({why})" for name, why in result.whole.items())
+    whole = (f"{name} is taken whole from the delta ({why})" for name, why in result.whole.items())
     return base, tuple(whole)
 
 
@@ -275,7 +296,7 @@ def _with_new_rows(
     settings: MergeSettings,
     config: ModelConfig,
 ) -> tuple[Mapping[str, LazyTensor], int]:
-    """Grow the vocabulary to the tokenizer where it has more tokens and that was asked for."""
+    """Grow the vocabulary to a larger tokenizer's if ``new_token_init`` is given."""
     from ..deltas.new_rows import grow_to_tokenizer
 
     tokens, own, init = sources.tokenizer.n_tokens, sources.base_tokenizer, settings.new_token_init
@@ -286,125 +307,3 @@ def _with_new_rows(
     if own is not None and own.n_tokens == rows:
         require_extension(require_sentencepiece(own, "--new_token_init"), tokenizer)
     return grow_to_tokenizer(tensors, tokenizer, total, rows, init, config.config), total
-
-
-def require_consistent_copies(adapters: Sequence[Adapter]) -> None:
-    """Raise ``AdapterError`` for what only the content of adapters tells. Reads what they hold
-    twice.
-    """
-    from ..deltas.saved_modules import require_equal_copies
-
-    for adapter in adapters:
-        require_equal_copies(adapter.weights, adapter.copies)
-
-
-def _require_ignored_files(adapters: Sequence[Adapter], names: Sequence[str]) -> None:
-    """A file that was to be ignored and is nowhere is a slip of the pen."""
-    there = {name for adapter in adapters for name in adapter.files.ignored}
-    if lost := [name for name in names if name not in there]:
-        raise UsageError(
-            "--ignore_file names a file that is in no adapter's folder",
-            expected="the name of a file, without its folder",
-            found=lost[0],
-            remedy="check the spelling, or leave the option out",
-        )
-
-
-def _read_value_heads(adapters: Sequence[Adapter]) -> dict[str, bytes]:
-    """Value heads beside adapters, which go along as they are. Raises ``UsageError`` for two."""
-    found: dict[str, bytes] = {}
-    for path in (path for adapter in adapters for path in adapter.files.heads):
-        content = read_small(path, _MOST_HEAD_BYTES)
-        if found.setdefault(path.name, content) != content:
-            raise UsageError(
-                "two adapters bring value heads of one name that differ, and only one can go along",
-                file=path,
-                expected="one value head, or the same in both",
-                found=f"another {path.name} in an adapter before it",
-                remedy=f"move away the one that is not wanted, or say --ignore_file {path.name}",
-            )
-    return found
-
-
-def _require_different(adapters: Sequence[Adapter]) -> None:
-    """A copy of an adapter under another name would be added twice."""
-    for number, adapter in enumerate(adapters):
-        for other in adapters[:number]:
-            same_size = adapter.weights.stat().st_size == other.weights.stat().st_size
-            if same_size and adapter.digest == other.digest:
-                raise UsageError(
-                    "the same adapter is given twice, in two folders; it would be added twice",
-                    file=adapter.weights,
-                    found=f"the same bytes as {other.weights}",
-                    remedy="name each adapter once",
-                )
-
-
-def _require_known_order(
-    sources: Sources, base: Checkpoint, adapters: Sequence[Adapter]
-) -> tuple[str, ...]:
-    from ..checksums.adapter_order import AdapterInput, require_known_order
-    from ..layouts.decoder import VOCABULARY_TENSORS, count_embedding_rows
-
-    given = [
-        AdapterInput(
-            source,
-            a.published,
-            a.config.base_model_name_or_path,
-            next(
-                (a.replaced[name].rows for name in VOCABULARY_TENSORS if name in a.replaced), None
-            ),
-        )
-        for source, a in zip(sources.lora_models, adapters, strict=True)
-    ]
-    return require_known_order(
-        count_embedding_rows(base.tensors), given, _read_merged_names(sources.base)
-    )
-
-
-def _read_merged_names(base: ModelFolder) -> list[str | None] | None:
-    """Published names of the adapters that a base's own manifest says were merged into it."""
-    from ..checksums.known_files import identify_adapter
-
-    try:
-        manifest = base.read_json(MANIFEST_NAME) if MANIFEST_NAME in base.files else {}
-        entries = manifest["inputs"]["adapters"] if manifest else None
-        digests = [[str(f["sha256"]) for f in entry["files"]] for entry in entries or ()]
-    except (FormatError, KeyError, TypeError):  # not one of ours: it tells nothing
-        return None
-    names = [[identify_adapter(digest) for digest in entry] for entry in digests]
-    return [next(filter(None, of_one), None) for of_one in names] or None
-
-
-def _build_vocabulary(
-    sources: Sources, base: Checkpoint, adapters: Sequence[Adapter], mismatch: str
-) -> Vocabulary:
-    from ..deltas.apply import count_low_rank_rows
-    from ..layouts.decoder import HEAD_OF, count_embedding_rows, embeddings
-
-    def rows(adapter: Adapter, name: str) -> int | None:
-        return adapter.replaced[name].rows if name in adapter.replaced else None
-
-    name = embeddings(base.tensors)
-    assert name is not None, "a base is opened only with embeddings"
-    tokenizer = sources.tokenizer
-    return Vocabulary(
-        count_embedding_rows(base.tensors),
-        tuple(
-            AdapterRows(
-                adapter.name,
-                rows(adapter, name),
-                rows(adapter, HEAD_OF[name]),
-                adapter.config.ensure_weight_tying,
-                count_low_rank_rows(adapter),
-                next((tensor.rows for tensor in adapter.new_rows.values()), 0),
-            )
-            for adapter in adapters
-        ),
-        tokenizer.n_tokens,
-        tokenizer.path,
-        sources.base_tokenizer.n_tokens if sources.base_tokenizer else None,
-        recognize_bytes(tokenizer.vocabulary),
-        mismatch,
-        isinstance(tokenizer, OpaqueTokenizer),
-    )

@@ -1,4 +1,4 @@
-"""What the jobs on whole models share: a plan with its words, and the way it is carried out."""
+"""What the jobs on whole models share: a planned job, and how it is run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Input:
-    """A model that a job reads, in the words by which the user named it."""
+    """A model that a job reads; ``source`` is how the user named it."""
 
     source: str
     folder: Path
@@ -43,9 +43,9 @@ class PlannedJob:
     """A job that has been checked and planned from headers.
 
     ``models`` are its inputs by their names in the manifest, ``how`` its settings there.
-    ``changes`` and ``notes`` are lines for people, ``found_out`` gives those that are known only
-    when everything has been written, and is told whether the run was resumed. ``check`` raises
-    ``MergeError`` where what was written shows that something is wrong.
+    ``changes`` and ``notes`` are lines for people; ``final_notes(resumed)`` returns those that are
+    known only when everything has been written. ``check`` raises ``MergeError`` where the written
+    values show a mistake.
     """
 
     plan: Plan
@@ -54,7 +54,7 @@ class PlannedJob:
     how: Mapping[str, Any]
     changes: tuple[str, ...]
     notes: tuple[str, ...]
-    found_out: Callable[[bool], tuple[str, ...]] = lambda _: ()
+    final_notes: Callable[[bool], tuple[str, ...]] = lambda _: ()
     check: Callable[[], None] = lambda: None
 
     def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
@@ -81,18 +81,18 @@ class PlannedJob:
         return (*models, f"tokenizer  {self.tokenizer.path} ({self.tokenizer.n_tokens} tokens)")
 
 
-def carry_out(
+def write_and_report(
     job: PlannedJob,
     folder: OutputFolder,
     settings: OutputSettings,
     started: float,
     on_progress: OnProgress | None,
 ) -> Report:
-    """Write what was planned, unless ``dry_run``, and report. ``started`` is a monotonic time."""
+    """Write the plan, unless ``dry_run``, and report. ``started`` is a time of ``monotonic``."""
     resumed = write(job, folder, settings, on_progress, job.check)
     seconds = time.monotonic() - started
     dry_run = settings.dry_run
-    notes = job.notes if dry_run else (*resumed, *job.notes, *job.found_out(bool(resumed)))
+    notes = job.notes if dry_run else (*resumed, *job.notes, *job.final_notes(bool(resumed)))
     return Report(folder.path, job.plan, seconds, dry_run, job.inputs(), job.changes, notes)
 
 

@@ -12,15 +12,17 @@ from ..options import takes_options
 from ..plan.documents import find_config
 from ..plan.inputs import Sources, find_tokenizer, resolve, resolve_tokenizer
 from ..plan.vocabulary import require_extension
-from ..settings import OnProgress, ResizeOptions, ResizeSettings, make_settings
+from ..settings import OnProgress, ResizeSettings, make_settings
 from ..storage.offload import Offload
 from ..tokenizers.opaque_tokenizer import require_sentencepiece
 from ..tokenizers.sentencepiece_tokenizer import read_tokenizer
-from .planned import Input, PlannedJob, carry_out
+from .planned import Input, PlannedJob, write_and_report
 from .writing import Report, lock_output
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from ..keywords import ResizeOptions
 
 
 @takes_options(ResizeSettings)
@@ -46,7 +48,7 @@ def resize_vocabulary(
         sources = _find_sources(str(base_model), str(tokenizer), offload)
         target = held.enter_context(lock_output(output, sources.folders, chosen))
         job = _plan_job(sources, chosen, offload)
-        return carry_out(job, target, chosen, started, on_progress)
+        return write_and_report(job, target, chosen, started, on_progress)
 
 
 def _find_sources(base_model: str, tokenizer: str, offload: Offload) -> Sources:

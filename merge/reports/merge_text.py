@@ -1,4 +1,4 @@
-"""The words for what a merge does: inputs, changes, and what the reader should know."""
+"""The lines of a merge's summary: inputs, changes and notes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Protocol
 
 from ..checksums.known_files import load_known_files
-from ..deltas.adapter_files import is_unclaimed
+from ..deltas.adapter_files import is_unknown_file
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class PlannedMerge(Protocol):
-    """What a merge that has been planned says of itself; see ``jobs.merge_lora.MergeJob``."""
+    """What a summary reads of a planned merge; see ``jobs.merge_lora.MergeJob``."""
 
     @property
     def sources(self) -> Sources: ...
@@ -54,8 +54,8 @@ EXACT_IDS = (
 COPIED = "the tokenizer's files are copied as they are"
 
 
-def inputs(job: PlannedMerge) -> Iterator[str]:
-    """Where base, adapters and tokenizer are, with the sizes that matter."""
+def describe_inputs(job: PlannedMerge) -> Iterator[str]:
+    """Describe where base, adapters and tokenizer are, with their sizes."""
     from ..layouts.decoder import count_embedding_rows
 
     yield f"base       {job.sources.base.path} ({count_embedding_rows(job.plain.tensors)} rows)"
@@ -85,8 +85,8 @@ def _scalings(adapter: Adapter) -> str:
     return listed + (", ..." if len(pairs) > 3 else "")
 
 
-def changes(job: PlannedMerge) -> Iterator[str]:
-    """What each adapter added to, replaced and grew."""
+def describe_changes(job: PlannedMerge) -> Iterator[str]:
+    """Describe what each adapter added to, replaced and grew."""
     steps = [step for done in job.model.steps.values() for step in done]
     for number, _ in enumerate(job.adapters, start=1):
         mine = [step for step in steps if step.adapter == number]
@@ -105,8 +105,8 @@ def changes(job: PlannedMerge) -> Iterator[str]:
     yield f"{untouched} tensors as in the base; rounded {job.settings.rounding.replace('_', ' ')}"
 
 
-def notes(job: PlannedMerge) -> Iterator[str]:
-    """What the reader should know before using the result."""
+def describe_notes(job: PlannedMerge) -> Iterator[str]:
+    """Describe what the reader should know before using the result."""
     yield from job.config.notes
     yield from job.notes
     if job.settings.output_type != "pth" and job.config.config is job.base.config:
@@ -137,7 +137,7 @@ def notes(job: PlannedMerge) -> Iterator[str]:
     yield from job.model.notes
     for adapter in job.adapters:
         if adapter.ignored:
-            yield f"{adapter.name}: untrained copies left aside: {', '.join(adapter.ignored)}"
+            yield f"{adapter.name}: untrained copies ignored: {', '.join(adapter.ignored)}"
         if adapter.renamed:
             yield f"{adapter.name}: {adapter.renamed}"
         if adapter.files.trainable_params:
@@ -149,8 +149,8 @@ def notes(job: PlannedMerge) -> Iterator[str]:
         if adapter.files.heads:
             names = ", ".join(path.name for path in adapter.files.heads)
             kept = job.settings.output_type == "huggingface"
-            told = "copied as it is" if kept else "has no place in this type of output"
-            yield f"{adapter.name}: {names} {told}"
+            outcome = "copied as it is" if kept else "has no place in this type of output"
+            yield f"{adapter.name}: {names} {outcome}"
         if adapter.files.duplicate:
             yield f"{adapter.name}: {adapter.files.duplicate.name} holds the same and is not needed"
         if adapter.files.ignored:
@@ -171,23 +171,23 @@ def notes(job: PlannedMerge) -> Iterator[str]:
 
 
 def _unread_weights(job: PlannedMerge) -> Iterator[str]:
-    """Names of weight files beside the base's own; what trainers leave says nothing."""
+    """Return names of weight files beside the base's own, without what trainers leave there."""
     folder = job.sources.base
     read = {path.resolve() for path in job.plain.files}
     for path in folder.files.values():
-        if is_unclaimed(path) and path.resolve() not in read:
+        if is_unknown_file(path) and path.resolve() not in read:
             yield path.name
 
 
 def _template_notes(job: PlannedMerge) -> Iterator[str]:
-    """A chat template that falls away."""
+    """Describe a chat template that is dropped."""
     theirs, own = job.sources.tokenizer, job.sources.base_tokenizer
     had = own is not None and own.has_template
     if job.settings.output_type == "pth":
         if had or theirs.has_template:
-            yield "Meta's layout has no place for a chat template: it falls away"
+            yield "Meta's layout has no place for a chat template: it is dropped"
     elif had and not theirs.has_template and not job.settings.chat_template:
         yield (
-            f"the base's chat template falls away: the tokenizer of {theirs.path} has none; put "
+            f"the base's chat template is dropped: the tokenizer of {theirs.path} has none; put "
             "the base's chat_template.jinja beside it if it is wanted"
         )

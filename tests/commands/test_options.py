@@ -208,7 +208,7 @@ def test_misspelt_keyword_names_the_one_that_is_meant(
     for job in jobs:
         with pytest.raises(UsageError, match=f"no option {misspelt}") as caught:
             job(**{misspelt: 1})
-        assert caught.value.facts["remedy"] == f"{meant} is perhaps meant"
+        assert caught.value.facts["remedy"] == f"did you mean {meant}?"
 
 
 def test_weight_of_zero_is_told(base: Path, lora: Path, tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_a_llamas_classes_are_not(tmp_path: Path, named: object, output_type: st
 @pytest.mark.parametrize("name", ["..", "a/..", "a\0b", "x" * 300, "\udce4"])
 def test_a_name_that_no_folder_can_have_is_refused(tmp_path: Path, name: str) -> None:
     base = save_base(tmp_path / "base")
-    with pytest.raises(UsageError, match="called so"):
+    with pytest.raises(UsageError, match="cannot be the name of a model"):
         convert_checkpoint(base, tmp_path / "out", output_type="gguf", model_name=name)
     convert_checkpoint(base, tmp_path / "out", model_name=name)
 

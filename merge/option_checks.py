@@ -1,0 +1,136 @@
+"""Checks of the values of options. Each raises ``UsageError`` for a value that it does not allow.
+
+The values come from Python as well as from the command line, so their types are checked too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+from .sizes import parse_size
+
+LEAST_MEMORY = 1_000_000
+"""Least budget for buffers, in bytes."""
+# Of a file, in bytes, on every system.
+_LONGEST_NAME = 255
+
+
+def require_one_of(name: str, value: object, choices: Sequence[str]) -> None:
+    """Require one of an option's values."""
+    if value not in choices:
+        raise UsageError(
+            f"--{name} is not one of its values", expected=", ".join(choices), found=repr(value)
+        )
+
+
+def require_bool(name: str, value: object) -> None:
+    """Require ``True`` or ``False`` for a switch; any text would be true."""
+    if not isinstance(value, bool):
+        raise UsageError(f"--{name} is a switch", expected="True or False", found=repr(value))
+
+
+def require_integer(name: str, value: object) -> int:
+    """Require a whole number; return it."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UsageError(
+            f"--{name} must be a whole number", expected="such as 1", found=repr(value)
+        )
+    return value
+
+
+def require_positive(name: str, value: object) -> None:
+    """Require a whole number of at least 1."""
+    if require_integer(name, value) < 1:
+        raise UsageError(f"--{name} is too small", expected="at least 1", found=value)
+
+
+def require_finite(name: str, value: object) -> None:
+    """Require a number that is neither NaN nor infinite."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise UsageError(
+            f"--{name} must be a finite number", expected="such as 1.5", found=repr(value)
+        )
+
+
+def require_path(name: str, value: object) -> None:
+    """Require the path of a folder, as text or ``Path``."""
+    if not isinstance(value, (str, Path)):
+        raise UsageError(f"--{name} must be a path", expected="text or Path", found=repr(value))
+
+
+def require_size(name: str, value: object) -> None:
+    """Require a size of at least 1 byte."""
+    require_positive(name, size_in_bytes(name, value))
+
+
+def require_memory(name: str, value: object) -> None:
+    """Require a size that has room for a buffer."""
+    if size_in_bytes(name, value) < LEAST_MEMORY:
+        raise UsageError(f"--{name} is too small for a buffer", expected="1MB", found=value)
+
+
+def require_texts(name: str, value: object) -> None:
+    """Require one text or a sequence of them."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) for one in value):
+        raise UsageError(
+            f"--{name} must be a list of names", expected='such as ["a.bin"]', found=repr(value)
+        )
+
+
+def size_in_bytes(name: str, value: object) -> int:
+    """Read a size: a number of bytes, or text such as "64MB"."""
+    if not isinstance(value, (int, str)) or isinstance(value, bool):
+        raise UsageError(
+            f"--{name} is not a size", expected="256MB, or a number of bytes", found=repr(value)
+        )
+    try:
+        return parse_size(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise UsageError(f"--{name}: {error}") from None
+
+
+def parse_numbers(name: str, value: object) -> tuple[float, ...]:
+    """Read finite numbers: a sequence of them, or text with commas or spaces."""
+    try:
+        parts: Any = value.replace(",", " ").split() if isinstance(value, str) else value or ()
+        numbers = tuple(float(part) for part in parts)
+    except (TypeError, ValueError):
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise UsageError(
+            f"--{name} must be finite numbers", expected="such as 1.0,0.5", found=value
+        )
+    return numbers
+
+
+def require_model_name(name: str) -> None:
+    """Require a model's name that can be a folder's name and text in a file."""
+    last = Path(name).name
+    is_text = not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in last)
+    if last == ".." or not is_text or len(last.encode()) > _LONGEST_NAME:
+        raise UsageError(
+            "this cannot be the name of a model",
+            expected=f"a name that a folder can have, of at most {_LONGEST_NAME} bytes of UTF-8",
+            found=repr(name),
+            remedy="write into a folder of another name, or give model_name",
+        )
+
+
+def require_gguf() -> None:
+    """Require llama.cpp's package ``gguf`` to be installed."""
+    found = find_spec("gguf")
+    if found is None or found.origin is None:  # a mere folder of that name
+        raise UsageError(
+            "writing GGUF needs llama.cpp's package gguf, which is not installed",
+            remedy="pip install 'chinese-llama-merge[gguf]'",
+        )
+
+
+COUNT: Mapping[str, Any] = {"type": int, "metavar": "N", "check": require_positive}
+SIZE: Mapping[str, Any] = {"metavar": "SIZE", "check": require_size}
+"""Arguments of ``options.option`` for a whole number from 1, and for a size."""
