@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from ..settings import ApplyDeltaSettings
-from .common import add_options, add_output_volume_options, carry_out, command_parser, run
+from .common import add_options, add_output_volume_options, command_parser, run, run_job
 
 _DESCRIPTION = """\
 Add a delta, as Vicuna and LLaVA were published, to the LLaMA that it was made from.
 
-The base may be Meta's own download. Deltas of v0 (32001 rows) and v1.1 (32000) are told apart by
+The base may be Meta's own download. Deltas of v0 (32001 rows) and v1.1 (32000) are distinguished by
 themselves. Weights are streamed: memory is always low, and no temporary copies are made.
 """
 _EXAMPLE = """\
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EXAMPLE)
     group = parser.add_argument_group("what is added")
     add_path(group, "base_model", "--base-model-path --base", "LLaMA, in either layout")
@@ -68,7 +69,7 @@ def add_tokenizer_option(group: argparse._ArgumentGroup) -> None:
 def _apply(args: argparse.Namespace) -> int:
     from ..jobs.apply_delta import apply_delta
 
-    code = carry_out(args, apply_delta)
+    code = run_job(args, apply_delta)
     if args.low_cpu_mem and not args.quiet:
         print("  note: --low-cpu-mem changes nothing: memory is always low here")
     return code

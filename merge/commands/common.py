@@ -1,4 +1,4 @@
-"""What every command shares: exit codes, the way a mistake is told, the common options."""
+"""What every command shares: exit codes, error messages, the common options."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DONE, DIFFERENT, WRONG_INPUT = 0, 1, 2
 
 
-# An orderly end takes milliseconds; only a disk that is slow to take what it was given, or a
+# An orderly end takes milliseconds; only a slow disk that flushes, or a
 # library that is being loaded, take longer. Ending at once then loses no more than a power cut.
 _GRACE_SECONDS = 1.0
 # How soon a thread that reads, hashes or writes gets its turn while Python's code runs, such as the
@@ -38,7 +38,7 @@ def run(
     """Parse ``argv`` and run ``command``; return the exit code of the process.
 
     0 done, 1 a check found a difference, 2 wrong input or usage, 130 interrupted, 143 terminated. A
-    mistake in the input is told in one message on standard error; the traceback is shown only with
+    mistake in the input gives one message on standard error; the traceback is shown only with
     ``--verbose``. Without ``argv`` the process is the command's alone, and ends here.
     """
     code = _run(parser, command, argv)
@@ -50,7 +50,7 @@ def run(
 def exit_immediately(code: int) -> NoReturn:
     """End the process without taking the interpreter apart, which takes half a second with torch.
 
-    As Python does, turn the code into 120 where what was said can't be delivered.
+    As Python does, turn the code into 120 where output cannot be written.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -85,7 +85,7 @@ _ENDINGS = (MergeError, OSError, KeyboardInterrupt)
 
 
 def _report_end(error: BaseException, verbose: bool, is_done: bool) -> int:
-    """Tell what ended a command; return the exit code."""
+    """Print what ended a command; return the exit code."""
     if isinstance(error, MergeError):
         return _print_message(f"error: {error}", verbose, WRONG_INPUT)
     if isinstance(error, OSError):
@@ -125,7 +125,7 @@ _NEGATIVE_NUMBERS = re.compile(r"-[\d.][\d.,e+-]*")
 
 
 def command_parser(description: str, examples: str | None = None) -> argparse.ArgumentParser:
-    """A parser that keeps the lines of its texts and takes no abbreviated options."""
+    """Make a parser that keeps the lines of its texts and takes no abbreviated options."""
     parser = argparse.ArgumentParser(
         description=description,
         epilog=examples,
@@ -137,7 +137,7 @@ def command_parser(description: str, examples: str | None = None) -> argparse.Ar
     return parser
 
 
-def carry_out(args: argparse.Namespace, job: Callable[..., Report], **more: Any) -> int:
+def run_job(args: argparse.Namespace, job: Callable[..., Report], **more: Any) -> int:
     """Run a job with progress on the screen, and print its summary unless ``--quiet``."""
     from .progress import progress_bar
 
@@ -149,7 +149,7 @@ def carry_out(args: argparse.Namespace, job: Callable[..., Report], **more: Any)
 
 
 def keywords_of(job: Callable[..., object], args: argparse.Namespace) -> dict[str, Any]:
-    """Return what the command line has for the parameters of ``job``, by name.
+    """Return the values on the command line that are parameters of ``job``, by name.
 
     >>> keywords_of(lambda output_dir, resume: None, argparse.Namespace(resume=True, quiet=False))
     {'resume': True}

@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EPILOG)
     for name in ("A", "B"):
         parser.add_argument(

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; see :func:`merge.commands.common.run` for the exit code."""
+    """Run the command; see ``merge.commands.common.run`` for the exit code."""
     return run(make_parser(), _command, argv)
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of this command."""
     parser = argparse.ArgumentParser(
         prog="compare_tokenizers.py",
         description="Tell how tokenizers cut a text: characters per token, tokens per 1000 "

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ..settings import ConvertSettings
-from .common import add_options, add_output_volume_options, carry_out, command_parser, run
+from .common import add_options, add_output_volume_options, command_parser, run, run_job
 
 _DESCRIPTION = """\
 Write a LLaMA in another layout: Meta's consolidated.*.pth, Hugging Face .bin or safetensors.
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EXAMPLE)
     group = parser.add_argument_group("what is converted")
     group.add_argument(
@@ -58,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _convert(args: argparse.Namespace) -> int:
     from ..jobs.convert_checkpoint import convert_checkpoint
 
-    return carry_out(args, convert_checkpoint)
+    return run_job(args, convert_checkpoint)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ..settings import HuggingFaceSettings
-from .common import add_options, add_output_volume_options, carry_out, command_parser, run
+from .common import add_options, add_output_volume_options, command_parser, run, run_job
 
 _DESCRIPTION = """\
 Convert Meta's download of a LLaMA to Hugging Face's layout.
@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EXAMPLE)
     group = parser.add_argument_group("what is converted")
     group.add_argument(
@@ -62,7 +63,7 @@ def _convert(args: argparse.Namespace) -> int:
 
     args.context_length = args.context_length or _CONTEXT_LENGTHS.get(args.llama_version)
     args.model = find_size(resolve(args.input_dir, "input folder"), args.model_size)
-    return carry_out(args, convert_checkpoint)
+    return run_job(args, convert_checkpoint)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ..settings import MakeDeltaSettings
 from .apply_delta import add_path, add_tokenizer_option
-from .common import add_options, add_output_volume_options, carry_out, command_parser, run
+from .common import add_options, add_output_volume_options, command_parser, run, run_job
 
 _DESCRIPTION = """\
 Subtract a LLaMA from a model that was trained from it, to publish the difference.
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EXAMPLE)
     group = parser.add_argument_group("what is subtracted")
     add_path(group, "base_model", "--base-model-path --base", "LLaMA, in either layout")
@@ -46,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _make(args: argparse.Namespace) -> int:
     from ..jobs.apply_delta import make_delta
 
-    return carry_out(args, make_delta)
+    return run_job(args, make_delta)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ..settings import MergeSettings, MergeToHuggingFaceSettings
-from .common import add_options, add_output_volume_options, carry_out, command_parser, run
+from .common import add_options, add_output_volume_options, command_parser, run, run_job
 
 _DESCRIPTION = """\
 Merge Chinese LoRA adapters into a LLaMA base model and write the full model.
@@ -26,21 +26,22 @@ exit codes: 0 done, 1 --verify found something wrong, 2 wrong input (one message
 """
 
 
-# Other scripts need to be told what config.json and the adapters say.
+# Options of other scripts, for what config.json and the adapters say.
 _WITHOUT_EFFECT = ("model_size", "model_type")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write Meta's ``.pth`` unless told otherwise."""
+    """Write Meta's ``.pth`` by default."""
     return run(make_parser(), _merge, argv)
 
 
 def main_to_hf(argv: Sequence[str] | None = None) -> int:
-    """Write Hugging Face shards unless told otherwise."""
+    """Write Hugging Face shards by default."""
     return run(make_parser(MergeToHuggingFaceSettings), _merge, argv)
 
 
 def make_parser(kind: type[MergeSettings] = MergeSettings) -> argparse.ArgumentParser:
+    """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EXAMPLE)
     add_options(parser, kind, _add_inputs(parser))
     parser.add_argument_group("checks").add_argument(
@@ -96,7 +97,7 @@ def _merge(args: argparse.Namespace) -> int:
     if args.lora_weights:
         args.lora_weights = " ".join(args.lora_weights)
     with progress_bar(args.quiet, "checking the base") as on_verify:
-        code = carry_out(args, merge_lora, on_verify=on_verify)
+        code = run_job(args, merge_lora, on_verify=on_verify)
     for name in _WITHOUT_EFFECT:
         if getattr(args, name) is not None and not args.quiet:
             print(f"  note: --{name} changes nothing here: the base's own files say it")

@@ -47,13 +47,13 @@ class _Bar:
 
 
 def _tenths(doing: str) -> Callable[[int, int], None]:
-    told = 0
+    printed = 0
 
     def show(written: int, total: int) -> None:
-        nonlocal told
+        nonlocal printed
         tenth = 10 * written // total
-        if tenth > told:
-            told = tenth
+        if tenth > printed:
+            printed = tenth
             line = f"{doing}: {tenth * 10} % ({size_text(written)} of {size_text(total)})"
             print(line, file=sys.stderr, flush=True)
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ..settings import ResizeSettings
-from .common import add_options, add_output_volume_options, carry_out, command_parser, run
+from .common import add_options, add_output_volume_options, command_parser, run, run_job
 
 _DESCRIPTION = """\
 Grow a LLaMA's embeddings and LM head to a larger tokenizer, so that training can start from it.
@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION)
     inputs = parser.add_argument_group("what is resized")
     inputs.add_argument("--base_model", required=True, metavar="DIR_OR_HUB_ID", help="a LLaMA")
@@ -38,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _resize(args: argparse.Namespace) -> int:
     from ..jobs.resize_vocabulary import resize_vocabulary
 
-    return carry_out(args, resize_vocabulary)
+    return run_job(args, resize_vocabulary)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ from .common import DONE, add_output_volume_options, run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; see :func:`merge.commands.common.run` for the exit code."""
+    """Run the command; see ``merge.commands.common.run`` for the exit code."""
     return run(make_parser(), _command, argv)
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of this command."""
     parser = argparse.ArgumentParser(
         prog="train_chinese_tokenizer.py",
         description="Train a SentencePiece model on Chinese text, with the settings that fit a "

@@ -1,4 +1,4 @@
-"""``verify_sha256``: what files are known as by the checksums in ``SHA256.md``."""
+"""``verify_sha256``: identify files by the checksums in ``SHA256.md``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from ..checksums.check_files import CheckedFile
 
 _DESCRIPTION = """\
-Say what files are known as by their published SHA-256 (SHA256.md), which parts of their models are
-missing, and which files are unknown. Files of a model that was merged here are held against its
-merge_manifest.json.
+Identify files by their published SHA-256 (SHA256.md), and list missing parts of their models and
+unknown files. Files of a model that was merged here are compared with its merge_manifest.json.
 """
 _EPILOG = """\
 examples:
@@ -35,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EPILOG)
     parser.add_argument(
         "paths", nargs="+", type=Path, metavar="PATH", help="files, or folders with models in them"
@@ -51,45 +51,45 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from ..checksums import check_files as published
+    from ..checksums.check_files import find_files, find_mismatches, require_known_model
     from ..checksums.known_files import CHECKSUMS, load_known_files
     from ..version import MANIFEST_NAME
 
     if not load_known_files():
         raise UsageError("the published checksums are not installed", file=CHECKSUMS)
     if args.expect is not None:
-        published.require_known_model(args.expect)
-    files = list(dict.fromkeys(file for path in args.paths for file in published.find_files(path)))
+        require_known_model(args.expect)
+    files = list(dict.fromkeys(file for path in args.paths for file in find_files(path)))
     merged = [path for path in args.paths if (path / MANIFEST_NAME).is_file()]
-    found = {file for path in args.paths if path.is_dir() for file in published.find_files(path)}
-    checked, faults = _read(files, set(files) - found, merged, args.quiet)
+    found = {file for path in args.paths if path.is_dir() for file in find_files(path)}
+    checked, faults = _check(files, set(files) - found, merged, args.quiet)
     if args.expect is not None:
-        faults += published.find_mismatches(checked, args.expect)
+        faults += find_mismatches(checked, args.expect)
     if not args.quiet:
-        _tell(checked)
+        _print_files(checked)
     for fault in faults:
         print(f"MISMATCH: {fault}", file=sys.stderr)
     if faults:
         return DIFFERENT
     if args.expect is not None and not args.quiet:
-        print(_confirmed(checked, args.expect))
+        print(_describe_match(checked, args.expect))
     return DONE
 
 
-def _confirmed(checked: Sequence[CheckedFile], model: str) -> str:
+def _describe_match(checked: Sequence[CheckedFile], model: str) -> str:
     if all(file.known for file in checked):
         return f"all of it is {model}, as published"
     return f"all weights are {model}, as published; of its tokenizer no checksum is"
 
 
-def _read(
+def _check(
     files: Sequence[Path], alone: Container[Path], merged: Sequence[Path], quiet: bool
 ) -> tuple[list[CheckedFile], list[MergeError]]:
-    """Read every file once, with progress, and hold those of merged models against manifests.
+    """Read every file once, with progress, and compare those of merged models with manifests.
 
     ``alone`` are the files that were given themselves, not by their folder.
     """
-    from ..checksums import check_files as published
+    from ..checksums.check_files import check_file
     from ..verification import manifest
     from .progress import progress_bar
 
@@ -98,9 +98,9 @@ def _read(
     everything = list(dict.fromkeys([*files, *listed]))
     digests: dict[Path, CheckedFile] = {}
     with progress_bar(quiet, "reading") as show:
-        on_bytes = _counted(show, sum(path.stat().st_size for path in everything))
+        on_bytes = _byte_counter(show, sum(path.stat().st_size for path in everything))
         for path in everything:
-            digests[path] = published.check_file(path, on_bytes, path in alone)
+            digests[path] = check_file(path, on_bytes, path in alone)
     faults: list[MergeError] = []
     for folder, content in manifests.items():
         found = list(manifest.check_files(folder, content, lambda path: digests[path].sha256))
@@ -111,7 +111,7 @@ def _read(
     return [digests[path] for path in files], faults
 
 
-def _counted(show: Callable[[int, int], object], total: int) -> Callable[[int], None]:
+def _byte_counter(show: Callable[[int, int], object], total: int) -> Callable[[int], None]:
     done = 0
 
     def on_bytes(count: int) -> None:
@@ -122,7 +122,7 @@ def _counted(show: Callable[[int, int], object], total: int) -> Callable[[int], 
     return on_bytes
 
 
-def _tell(checked: Sequence[CheckedFile]) -> None:
+def _print_files(checked: Sequence[CheckedFile]) -> None:
     from ..checksums.check_files import find_missing_parts, group_by_folder
 
     for file in checked:

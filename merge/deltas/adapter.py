@@ -1,8 +1,8 @@
-"""A PEFT adapter folder: every key of its weights is claimed, or the merge stops naming it."""
+"""A PEFT adapter folder, opened: its configuration, its files, and what they do to which tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,15 +25,14 @@ from .adapter_files import (
     AdapterFiles,
     find_files,
 )
+from .build_patches import build_patches, collect_ranks
 from .conflicts import require_no_collisions
-from .keys import Claims, claim, normalize_key
-from .patches import AddedVector, DoraRowScale, LowRank, ReplacedRows
-from .saved_modules import Copies, whole_tensors
+from .keys import AdapterKeys, normalize_key, sort_keys
+from .patches import LowRank
+from .saved_modules import Copies, collect_saved_modules
 
 # What a Trainer's checkpoint calls the same; taken when adapter_config.json lies beside it.
 _RAW_NAMES = ("model.safetensors", "pytorch_model.bin")
-# Halves that must come together.
-_PAIRS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Adapter:
     """What an adapter does to a base: whole tensors ``replaced``, then patches ``added``.
 
     Keys are the base's tensor names. ``trained`` are the replaced ones that the training changed;
-    the others are the base's own copy. ``ignored`` are keys that were claimed and left aside.
+    the others are the base's own copy. ``ignored`` are known keys that are not used.
     ``copies`` are what ``require_equal_copies`` has to compare before anything is written;
     ``renamed`` says how its names were made the base's, where they were not. ``new_rows`` follow
     the base's rows of the vocabulary before anything is added.
@@ -114,7 +113,7 @@ def open_adapter(
     """Read an adapter's configuration and headers; its weights stay in the file.
 
     ``weight`` multiplies what is added; ``ignore_file`` names weight files that may be left out.
-    Raises ``AdapterError`` for kinds that are not handled, files and keys that nothing claims,
+    Raises ``AdapterError`` for kinds that are not handled, unknown files and keys,
     parts that contradict each other, halves without the other half, shapes that contradict the
     configuration, and empty adapters.
     """
@@ -131,16 +130,16 @@ def open_adapter(
             tensors = {**tensors, name: tensor}
         else:
             copies[f"{name} of {TRAINABLE_PARAMS} and {key}"] = (tensor, tensors[key])
-    claims = claim(path, tensors)
-    _require_no_delta(path, claims)
-    require_no_collisions(path, config, claims)
-    config = config.with_resolved_rule(_collect_ranks(claims))
-    replaced, by_training, unused, pairs = whole_tensors(path, config, claims)
+    keys = sort_keys(path, tensors)
+    _require_no_delta(path, keys)
+    require_no_collisions(path, config, keys)
+    config = config.with_resolved_rule(collect_ranks(keys))
+    replaced, by_training, unused, pairs = collect_saved_modules(path, config, keys)
     return Adapter(
         folder,
         files,
         config,
-        _build_patches(path, config, claims),
+        build_patches(path, config, keys),
         replaced,
         by_training | (trained.keys() & replaced.keys()),
         unused,
@@ -236,12 +235,6 @@ def _read_trainable_params(files: AdapterFiles, offload: Offload | None) -> dict
     return {normalize_key(key): tensor for key, tensor in found.items()}
 
 
-def _collect_ranks(claims: Claims) -> dict[str, int]:
-    """The rank of each module by its lora_A."""
-    both = claims.parts["lora_A"] | claims.parts["lora_embedding_A"]
-    return {module: a.shape[0] for module, a in both.items() if a.shape}
-
-
 def _require_not_empty(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
     if not tensors:
         raise AdapterError(
@@ -274,150 +267,15 @@ def _require_not_empty(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
             )
 
 
-def _require_no_delta(path: Path, claims: Claims) -> None:
+def _require_no_delta(path: Path, keys: AdapterKeys) -> None:
     """A whole model under an adapter's name has no part of an adapter in it."""
     delta_parts = ("lora_A", "lora_embedding_A", "trainable_tokens_delta", "modules_to_save")
     raw = path.name in _RAW_NAMES
-    if raw and not any(claims.parts[part] for part in delta_parts):
+    if raw and not any(keys.parts[part] for part in delta_parts):
         raise AdapterError(
             "the folder holds a whole model beside adapter_config.json, and no adapter",
             file=path,
             expected="lora_A and lora_B among its tensors, or " + " or ".join(WEIGHT_NAMES),
-            found=f"{len(claims.parts['plain'])} whole tensors",
+            found=f"{len(keys.parts['plain'])} whole tensors",
             remedy="give the folder into which PEFT saved the adapter",
-        )
-
-
-def _build_patches(
-    path: Path, config: AdapterConfig, claims: Claims
-) -> dict[str, tuple[Patch, ...]]:
-    """What is added to each tensor: product and then magnitude, or rows."""
-    _require_pairs(path, claims)
-    _require_declared(path, config, claims)
-    parts = claims.parts
-    stages: dict[str, tuple[Patch, ...]] = {}
-    for module, a in parts["lora_A"].items():
-        low_rank = _build_low_rank(path, config, module, a, parts["lora_B"][module])
-        stages[f"{module}.weight"] = (low_rank, *_build_row_scale(path, claims, module, low_rank))
-    for module, a in parts["lora_embedding_A"].items():
-        low_rank = _build_low_rank(path, config, module, a, parts["lora_embedding_B"][module])
-        stage: Iterable[Patch] = (low_rank, *_build_row_scale(path, claims, module, low_rank))
-        stages[f"{module}.weight"] = tuple(patch.transposed() for patch in stage)
-    for module, bias in parts["lora_bias"].items():
-        stages[f"{module}.bias"] = (AddedVector(bias, config.scaling(module)),)
-    for module, rows in parts["trainable_tokens_delta"].items():
-        stages[f"{module}.weight"] = (_build_token_rows(path, config, module, rows),)
-    return stages
-
-
-def _require_pairs(path: Path, claims: Claims) -> None:
-    for one, other in _PAIRS:
-        lonely = sorted(claims.parts[one].keys() ^ claims.parts[other].keys())
-        if not lonely:
-            continue
-        has, lacks = (one, other) if lonely[0] in claims.parts[one] else (other, one)
-        end = "" if "embedding" in lacks else ".weight"
-        total = len(claims.parts[one].keys() | claims.parts[other].keys())
-        raise AdapterError(
-            f"the adapter has {has} of a module without its {lacks}",
-            file=path,
-            tensor=f"{lonely[0]}.{lacks}{end}",
-            expected=f"both halves of {total} modules",
-            found=f"{len(lonely)} with one half only",
-            remedy="the file is incomplete: save or fetch the adapter again",
-        )
-
-
-def _require_declared(path: Path, config: AdapterConfig, claims: Claims) -> None:
-    """Weights and configuration must agree on which kinds there are."""
-    lora = claims.parts["lora_A"].keys() | claims.parts["lora_embedding_A"].keys()
-    told = {
-        "lora_magnitude_vector": ("use_dora", config.use_dora, lora),
-        "lora_bias": ("lora_bias", config.lora_bias, claims.parts["lora_A"].keys()),
-        "trainable_tokens_delta": (
-            "trainable_token_indices",
-            bool(config.trainable_token_indices),
-            claims.parts["trainable_tokens_delta"].keys() or {""},
-        ),
-    }
-    for part, (detected_by, is_told, modules) in told.items():
-        present = claims.parts[part].keys()
-        wrong = sorted(present ^ modules if is_told else present)
-        if wrong:
-            raise AdapterError(
-                f"the adapter's weights and its configuration do not agree about {part}",
-                file=path,
-                tensor=f"{wrong[0]}.{part}" if wrong[0] else part,
-                expected=f'as "{detected_by}" in {config.path.name} says',
-                found=f"{part} of {len(present)} modules, {detected_by} "
-                + ("set" if is_told else "not set"),
-                remedy="weights and adapter_config.json are from different runs, or the file is "
-                "incomplete: take both from one place",
-            )
-
-
-def _build_low_rank(
-    path: Path, config: AdapterConfig, module: str, a: LazyTensor, b: LazyTensor
-) -> LowRank:
-    rank = config.rank(module)
-    if len(a.shape) == 2 and len(b.shape) == 2:
-        _require_not_sliced(path, module, a, b, rank)
-    if len(a.shape) != 2 or len(b.shape) != 2 or (a.shape[0], b.shape[1]) != (rank, rank):
-        raise AdapterError(
-            "the adapter's matrices and its configuration give different ranks",
-            file=path,
-            tensor=f"{module}.lora_A.weight",
-            expected=f"lora_A ({rank}, in) and lora_B (out, {rank}), by {config.path.name}",
-            found=f"lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)}",
-            remedy="the adapter_config.json is from another run: take the one saved with these "
-            "weights, since the scaling comes from it",
-        )
-    return LowRank(a, b, config.scaling(module))
-
-
-def _require_not_sliced(path: Path, module: str, a: LazyTensor, b: LazyTensor, rank: int) -> None:
-    """FSDP gives each process equal slices of rows; one process's are no adapter."""
-    if 0 < a.shape[0] < rank and rank % a.shape[0] == 0 and b.shape[1] == rank:
-        raise AdapterError(
-            "the file holds one process's part of an adapter, as FSDP slices it",
-            file=path,
-            tensor=f"{module}.lora_A.weight",
-            expected=f"{rank} rows, as lora_B has columns",
-            found=f"{a.shape[0]} rows: 1 of {rank // a.shape[0]} parts",
-            remedy="save the adapter again with the full state dict (accelerate: "
-            "fsdp_state_dict_type: FULL_STATE_DICT)",
-        )
-
-
-def _build_row_scale(
-    path: Path, claims: Claims, module: str, low_rank: LowRank
-) -> tuple[DoraRowScale, ...]:
-    magnitude = claims.parts["lora_magnitude_vector"].get(module)
-    if magnitude is None:
-        return ()
-    _require_shape(path, f"{module}.lora_magnitude_vector", (low_rank.b.rows,), magnitude.shape)
-    return (DoraRowScale(magnitude),)
-
-
-def _build_token_rows(
-    path: Path, config: AdapterConfig, module: str, rows: LazyTensor
-) -> ReplacedRows:
-    indices = config.token_indices(module)
-    expected = (len(indices), *rows.shape[1:])
-    _require_shape(path, f"{module}.trainable_tokens_delta", expected, rows.shape)
-    return ReplacedRows(indices, rows)
-
-
-def _require_shape(
-    path: Path, tensor: str, expected: tuple[int, ...], found: tuple[int, ...]
-) -> None:
-    if expected != found:
-        raise AdapterError(
-            "a tensor of the adapter has another shape than the rest of the adapter says",
-            file=path,
-            tensor=tensor,
-            expected=expected,
-            found=found,
-            remedy="weights and adapter_config.json are from different runs: take both from one "
-            "place",
         )

@@ -18,7 +18,7 @@ from ..untrusted.safe_regex import is_plain
 from .foreign_config import as_peft
 from .kinds import KNOWN_FIELDS
 from .patterns import RULES, Rule, find_possible_rules
-from .refusals import Refusal, refusal
+from .refusals import Refusal, find_refusal
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -204,7 +204,7 @@ def _explain_missing(adapter: AdapterFolder) -> AdapterError:
 
 
 def find_adapters_below(folder: Path) -> list[Path]:
-    """Folders up to three floors below that hold an adapter, the newest checkpoint first."""
+    """Return folders up to three levels below that hold an adapter, the newest checkpoint first."""
     patterns = ("/".join(["*"] * depth + [CONFIG_NAME]) for depth in (1, 2, 3))
     found = {path.parent for pattern in patterns for path in folder.glob(pattern)}
 
@@ -218,7 +218,7 @@ def find_adapters_below(folder: Path) -> list[Path]:
 def _parse_adapter_config(path: Path, fields: dict[str, Any]) -> AdapterConfig:
     fields = as_peft(fields, path)
     unknown = _find_unknown(fields)
-    if refused := refusal(fields):
+    if refused := find_refusal(fields):
         raise AdapterError(
             f"this adapter cannot be merged ({_describe_kind(refused, fields)}): {refused.reason}",
             file=path,
@@ -271,7 +271,7 @@ def _find_unknown(fields: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _read_text(fields: Mapping[str, Any], key: str) -> str | None:
-    """A field that is only told to people."""
+    """Read a field that is only shown to people."""
     value = fields.get(key)
     return value if isinstance(value, str) else None
 

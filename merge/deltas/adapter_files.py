@@ -1,8 +1,7 @@
-"""THE registry of files in an adapter's folder: what is read, what says nothing, what is refused.
+"""The registry of files in an adapter's folder: what is read, what is ignored, what is refused.
 
-As every key of a weight file is claimed or refused, so is every file: what nobody claims here is
-named in the summary, and weights that nobody claims stop the merge. ``docs/adapters.md`` is
-generated from here.
+An unknown weight file is refused, any other unknown file is named in the summary.
+``docs/adapters.md`` is generated from here.
 """
 
 from __future__ import annotations
@@ -145,7 +144,7 @@ def find_files(
     """Account for every file directly in an adapter's folder.
 
     ``names`` are those that the weights may have, groups in the order of preference. Raises
-    ``AdapterError`` when there are none, and for weights that nobody claims unless ``ignored``.
+    ``AdapterError`` when there are none, and for weights that nobody keys unless ``ignored``.
     """
     files = folder.files
     left_out = tuple(name for name in files if name in ignored)
@@ -180,11 +179,11 @@ def find_files(
             remedy="keep the one that belongs to the adapter",
         )
     heads = tuple(there[name] for name in _HEADS if name in there)
-    claimed = {path.name for path in (*found, *parts, *new_rows, *heads)} | {TRAINABLE_PARAMS}
-    others = [path for name, path in there.items() if name not in claimed]
+    known = {path.name for path in (*found, *parts, *new_rows, *heads)} | {TRAINABLE_PARAMS}
+    others = [path for name, path in there.items() if name not in known]
     for path in others:
-        if is_unclaimed(path):
-            raise _explain_unclaimed(path)
+        if is_unknown_file(path):
+            raise _explain_unknown_file(path)
     return AdapterFiles(
         found[0],
         parts,
@@ -221,7 +220,7 @@ def _find_parts(folder: Folder, there: Mapping[str, Path]) -> tuple[Path, ...]:
     return ()
 
 
-def is_unclaimed(path: Path) -> bool:
+def is_unknown_file(path: Path) -> bool:
     """Whether a file, by its name, holds weights that the training of an adapter needs."""
     return path.name.lower().endswith(WEIGHT_SUFFIXES) and not _matches(path.name, SAYS_NOTHING)
 
@@ -234,7 +233,7 @@ def _matches(name: str, patterns: Collection[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def _explain_unclaimed(path: Path) -> AdapterError:
+def _explain_unknown_file(path: Path) -> AdapterError:
     foreign = next((f for f in FOREIGN if fnmatch(path.name, f.pattern)), None)
     ignore = _IGNORE.format(name=path.name)
     if foreign is not None:

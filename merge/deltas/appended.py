@@ -52,13 +52,13 @@ def with_new_rows(base: Checkpoint, adapter: Adapter, init: str | None) -> Check
         if name in tensors:
             rows = adapter.new_rows.get(name)
             if rows is None:
-                tensors[name] = _begun(adapter, tensors[name], count, init)
+                tensors[name] = _append_initialized(adapter, tensors[name], count, init)
             else:
-                tensors[name] = _appended(adapter, name, tensors[name], rows)
+                tensors[name] = _append_rows(adapter, name, tensors[name], rows)
     return replace(base, tensors=tensors)
 
 
-def _appended(adapter: Adapter, name: str, old: LazyTensor, rows: LazyTensor) -> LazyTensor:
+def _append_rows(adapter: Adapter, name: str, old: LazyTensor, rows: LazyTensor) -> LazyTensor:
     if rows.shape[1:] != old.shape[1:]:
         raise AdapterError(
             "the rows of added tokens are for a model of another size",
@@ -75,7 +75,9 @@ def _appended(adapter: Adapter, name: str, old: LazyTensor, rows: LazyTensor) ->
     return Appended(shape, dtype, f"{old.origin}, then {rows.origin}", old, rows)
 
 
-def _begun(adapter: Adapter, old: LazyTensor, count: int, init: str | None) -> LazyTensor:
+def _append_initialized(
+    adapter: Adapter, old: LazyTensor, count: int, init: str | None
+) -> LazyTensor:
     if init not in ("mean", "zeros"):
         raise AdapterError(
             "the adapter brings embeddings of added tokens, and no rows of the LM head for them",

@@ -14,14 +14,14 @@ from ..layouts.decoder import VOCABULARY_TENSORS
 from ..tensors.lazy import Checkpoint, LazyTensor, append_rows, take_rows
 from ..tensors.patched import Patch, PatchedTensor
 from .adapter import Adapter
-from .completeness import find_completeness_warnings, require_announced
+from .completeness import find_completeness_warnings, require_declared
 from .patches import AddedVector, DoraColumnScale, DoraRowScale, LowRank, ReplacedRows
 from .saved_modules import equal_values
 from .tied_embeddings import (
     find_tied_sides,
+    have_same_values,
     mirror_to_lm_head,
     require_equal_sides,
-    require_same_sides,
 )
 
 
@@ -73,7 +73,7 @@ def apply_adapters(
     (``keep_base_rows``), or dropped (``truncate``).
 
     Raises ``AdapterError`` for tensors that the base does not have, for shapes that do not fit, for
-    what an adapter announces and does not hold, and for an adapter that is merged already.
+    what an adapter declares and does not hold, and for an adapter that is merged already.
     """
     starts = dict(base.tensors)
     sides = find_tied_sides(base)
@@ -82,7 +82,7 @@ def apply_adapters(
         starts.setdefault(sides.head, starts[sides.embeddings])
     for adapter in adapters:
         _require_fits(adapter, starts)
-        require_announced(adapter, base, sides)
+        require_declared(adapter, base, sides)
         _require_not_merged_yet(adapter, base)
     makings = {name: _TensorBuilder(name, start, vocab_mismatch) for name, start in starts.items()}
 
@@ -95,9 +95,7 @@ def apply_adapters(
             fitted = mirror_to_lm_head(fitted, sides)
         for making in makings.values():
             making.merge(number, fitted)
-        if sides is not None and not require_same_sides(
-            merged(sides.embeddings), merged(sides.head)
-        ):
+        if sides is not None and not have_same_values(merged(sides.embeddings), merged(sides.head)):
             sides = None  # from here on it is a model with two matrices
     if sides is not None:
         del makings[sides.head]
@@ -137,7 +135,7 @@ class _TensorBuilder:
             self._replace(adapter)
             self.steps.append(Step(number, "replaced", before, self._start.rows))
         if self._mismatch == "truncate" and (rows := count_vocabulary_rows(adapter)):
-            self._cut(number, adapter, rows)
+            self._truncate(number, adapter, rows)
         if self._name in adapter.added:
             stage = adapter.added[self._name]
             self._require_fits(adapter, stage)
@@ -190,12 +188,12 @@ class _TensorBuilder:
             tensor = append_rows(tensor, rest)
         self._start, self._stages = tensor, []
 
-    def _cut(self, number: int, adapter: Adapter, rows: int) -> None:
+    def _truncate(self, number: int, adapter: Adapter, rows: int) -> None:
         before = self._start.rows
         if rows >= before:
             return
         if any(isinstance(patch, DoraColumnScale) for stage in self._stages for patch in stage):
-            raise self._dora_rows(adapter, before, rows)
+            raise self._dora_rows_error(adapter, before, rows)
         self._start = take_rows(self._start, rows)
         self.steps.append(Step(number, "cut", before, rows))
 
@@ -217,12 +215,12 @@ class _TensorBuilder:
             if isinstance(patch, LowRank):
                 same_rows = patch.shape[0] == shape[0]
                 if _is_dora(stage) and not same_rows and self._mismatch != "error":
-                    raise self._dora_rows(adapter, shape[0], patch.shape[0])
+                    raise self._dora_rows_error(adapter, shape[0], patch.shape[0])
                 free = self._mismatch != "error" and patch.shape[1:] == shape[1:]
                 if patch.shape != shape and not free:
-                    raise _other_size(adapter, self._name, shape, patch.shape)
+                    raise _size_error(adapter, self._name, shape, patch.shape)
             if isinstance(patch, AddedVector) and patch.vector.shape != shape:
-                raise _other_size(adapter, self._name, shape, patch.vector.shape)
+                raise _size_error(adapter, self._name, shape, patch.vector.shape)
             if isinstance(patch, ReplacedRows):
                 self._require_rows(adapter, patch)
 
@@ -230,7 +228,7 @@ class _TensorBuilder:
         shape = self._start.shape
         if patch.replacements.shape[1:] != shape[1:]:
             found = (shape[0], *patch.replacements.shape[1:])
-            raise _other_size(adapter, self._name, shape, found)
+            raise _size_error(adapter, self._name, shape, found)
         if patch.indices and max(patch.indices) >= shape[0]:
             raise AdapterError(
                 "the adapter trained tokens that the model has no rows for",
@@ -242,7 +240,7 @@ class _TensorBuilder:
                 "the adapter with PEFT's save_embedding_layers=True",
             )
 
-    def _dora_rows(self, adapter: Adapter, expected: int, found: int) -> AdapterError:
+    def _dora_rows_error(self, adapter: Adapter, expected: int, found: int) -> AdapterError:
         return AdapterError(
             "a DoRA of the vocabulary fits only the rows that it was trained with",
             file=adapter.weights,
@@ -275,15 +273,17 @@ def count_low_rank_rows(adapter: Adapter) -> int | None:
 def _require_fits(adapter: Adapter, tensors: Mapping[str, LazyTensor]) -> None:
     for name in (*adapter.added, *adapter.replaced):
         if name not in tensors:
-            raise _not_in_base(adapter, name, tensors)
+            raise _not_in_base_error(adapter, name, tensors)
     for name, tensor in adapter.replaced.items():
         free_rows = name in VOCABULARY_TENSORS  # checked together with the tokenizer
         base_shape = tensors[name].shape
         if tensor.shape[1:] != base_shape[1:] or not (free_rows or tensor.shape == base_shape):
-            raise _other_size(adapter, name, base_shape, tensor.shape)
+            raise _size_error(adapter, name, base_shape, tensor.shape)
 
 
-def _not_in_base(adapter: Adapter, name: str, tensors: Mapping[str, LazyTensor]) -> AdapterError:
+def _not_in_base_error(
+    adapter: Adapter, name: str, tensors: Mapping[str, LazyTensor]
+) -> AdapterError:
     if name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in tensors:
         return AdapterError(
             "the adapter changes a bias that the base model does not have",
@@ -303,7 +303,7 @@ def _not_in_base(adapter: Adapter, name: str, tensors: Mapping[str, LazyTensor])
     )
 
 
-def _other_size(
+def _size_error(
     adapter: Adapter, name: str, expected: tuple[int, ...], found: tuple[int, ...]
 ) -> AdapterError:
     return AdapterError(

@@ -1,8 +1,8 @@
-"""Whether an adapter holds what its configuration announces, told by the names of the base.
+"""Whether an adapter holds what its configuration declares, by the names of the base.
 
-PEFT saves a tensor for everything that it trained, so what is announced, is in the base and is not
-in the file was lost. PEFT itself loads such a file with a warning at most, and the model is then
-not the one that was trained. Names that the base does not have were never trained.
+PEFT saves a tensor for everything that it trained, so what is declared and in the base, but not in
+the file, was lost. PEFT itself loads such a file with a warning at most, and the model is then not
+the one that was trained. Names that the base does not have were never trained.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _EXPERTS = ".experts."
 
 
 @dataclass(frozen=True)
-class _Announced:
+class _Declared:
     """An adapter with the fields that say where it was trained, and the base's tensors."""
 
     adapter: Adapter
@@ -59,23 +59,23 @@ class _Announced:
         )
 
 
-def require_announced(adapter: Adapter, base: Checkpoint, sides: TiedPair | None) -> None:
-    """Raise ``AdapterError`` for what ``adapter_config.json`` announces and the file lacks.
+def require_declared(adapter: Adapter, base: Checkpoint, sides: TiedPair | None) -> None:
+    """Raise ``AdapterError`` for what ``adapter_config.json`` declares and the file lacks.
 
     That is ``modules_to_save``, ``trainable_token_indices`` by modules, ``"bias": "all"``, and a
     LoRA for every module that a list of ``target_modules`` names, and for no other. ``sides`` are
     the tied ones of the base: PEFT may have saved one for both.
     """
-    announced = _collect_declared(adapter, base, sides)
-    _require_saved(announced)
-    _require_tokens(announced)
-    _require_biases(announced)
-    _require_targets(announced)
+    declared = _collect_declared(adapter, base, sides)
+    _require_saved(declared)
+    _require_tokens(declared)
+    _require_biases(declared)
+    _require_targets(declared)
 
 
 def find_completeness_warnings(adapter: Adapter, base: Checkpoint) -> Iterator[str]:
     """What may be missing, but may as well never have been there."""
-    announced = _collect_declared(adapter, base, None)
+    declared = _collect_declared(adapter, base, None)
     biases = [f"{module}.bias" for module in _low_rank(adapter)]
     mine = [name for name in biases if name in base.tensors]
     lora_only = adapter.config.bias == "lora_only"
@@ -84,14 +84,14 @@ def find_completeness_warnings(adapter: Adapter, base: Checkpoint) -> Iterator[s
             f'{adapter.name}: "bias" is "lora_only", but the file holds none of the {len(mine)} '
             "biases: some releases of PEFT trained them and did not save them"
         )
-    if _list_modules(announced.fields.get("target_modules")) or announced.fields.get(
+    if _list_modules(declared.fields.get("target_modules")) or declared.fields.get(
         "layers_to_transform"
     ):
         return
     kinds = {_kind(module) for module in _low_rank(adapter)}
     modules = [
         m
-        for m in _list_linear_modules(announced)
+        for m in _list_linear_modules(declared)
         if _kind(m) in kinds and m not in _low_rank(adapter)
     ]
     if modules:
@@ -101,16 +101,16 @@ def find_completeness_warnings(adapter: Adapter, base: Checkpoint) -> Iterator[s
         )
 
 
-def _collect_declared(adapter: Adapter, base: Checkpoint, sides: TiedPair | None) -> _Announced:
-    return _Announced(adapter, adapter.folder.fields, base.tensors, base.config, sides)
+def _collect_declared(adapter: Adapter, base: Checkpoint, sides: TiedPair | None) -> _Declared:
+    return _Declared(adapter, adapter.folder.fields, base.tensors, base.config, sides)
 
 
-def _require_saved(announced: _Announced) -> None:
-    replaced = announced.adapter.replaced
-    for module in announced.adapter.config.modules_to_save:
-        names = [name for name in announced.tensors if _is_inside(name, module)]
-        if missing := announced.missing(names, replaced):
-            raise announced.error(
+def _require_saved(declared: _Declared) -> None:
+    replaced = declared.adapter.replaced
+    for module in declared.adapter.config.modules_to_save:
+        names = [name for name in declared.tensors if _is_inside(name, module)]
+        if missing := declared.missing(names, replaced):
+            raise declared.error(
                 "the adapter lacks a module that was trained as a whole",
                 missing[0],
                 f'{len(names)} tensors of "{module}", which "modules_to_save" names',
@@ -118,17 +118,17 @@ def _require_saved(announced: _Announced) -> None:
             )
 
 
-def _require_tokens(announced: _Announced) -> None:
-    told = announced.adapter.config.trainable_token_indices
+def _require_tokens(declared: _Declared) -> None:
+    indices = declared.adapter.config.trainable_token_indices
     rows = [
         name
-        for name, stage in announced.adapter.added.items()
+        for name, stage in declared.adapter.added.items()
         if any(isinstance(patch, ReplacedRows) for patch in stage)
     ]
-    for module in told if isinstance(told, Mapping) else ():
-        names = [name for name in announced.tensors if f".{name}".endswith(f".{module}.weight")]
-        if missing := announced.missing(names, rows):
-            raise announced.error(
+    for module in indices if isinstance(indices, Mapping) else ():
+        names = [name for name in declared.tensors if f".{name}".endswith(f".{module}.weight")]
+        if missing := declared.missing(names, rows):
+            raise declared.error(
                 "the adapter lacks the trained rows of a module",
                 missing[0],
                 f'trainable_tokens_delta of "{module}", which "trainable_token_indices" names',
@@ -136,11 +136,11 @@ def _require_tokens(announced: _Announced) -> None:
             )
 
 
-def _require_biases(announced: _Announced) -> None:
-    biases = [name for name in announced.tensors if name.endswith(".bias")]
-    missing = announced.missing(biases, announced.adapter.replaced)
-    if announced.adapter.config.bias == "all" and missing:
-        raise announced.error(
+def _require_biases(declared: _Declared) -> None:
+    biases = [name for name in declared.tensors if name.endswith(".bias")]
+    missing = declared.missing(biases, declared.adapter.replaced)
+    if declared.adapter.config.bias == "all" and missing:
+        raise declared.error(
             "the adapter lacks biases that were trained",
             missing[0],
             f'every bias of the base ({len(biases)}), since "bias" is "all"',
@@ -148,31 +148,29 @@ def _require_biases(announced: _Announced) -> None:
         )
 
 
-def _require_targets(announced: _Announced) -> None:
-    targets = _list_modules(announced.fields.get("target_modules"))
+def _require_targets(declared: _Declared) -> None:
+    targets = _list_modules(declared.fields.get("target_modules"))
     if not targets:
         return
-    present = _low_rank(announced.adapter)
-    tied = announced.adapter.config.ensure_weight_tying
+    present = _low_rank(declared.adapter)
+    tied = declared.adapter.config.ensure_weight_tying
     for module in sorted(present):
         # PEFT up to 0.4 compared ends of names without the dot before them.
         if not module.endswith(targets) and not (tied and f"{module}.weight" in VOCABULARY_TENSORS):
-            raise announced.error(
+            raise declared.error(
                 "the adapter has a LoRA of a module that it was not trained on",
                 f"{module}.lora_A.weight",
                 f'LoRA for {", ".join(targets)} ("target_modules")',
                 "one for another module",
             )
     expected = [
-        module
-        for module in _list_linear_modules(announced)
-        if _is_target(announced, module, targets)
+        module for module in _list_linear_modules(declared) if _is_target(declared, module, targets)
     ]
-    missing = announced.missing(
+    missing = declared.missing(
         [f"{module}.weight" for module in expected], {f"{module}.weight" for module in present}
     )
     if missing:
-        raise announced.error(
+        raise declared.error(
             "the adapter lacks LoRA matrices that were trained",
             f"{missing[0].removesuffix('.weight')}.lora_A.weight",
             f'a LoRA for {len(expected)} modules of the base ("target_modules")',
@@ -186,13 +184,13 @@ def _low_rank(adapter: Adapter) -> set[str]:
     return {name.removesuffix(".weight") for name in adapter.low_rank}
 
 
-def _list_linear_modules(announced: _Announced) -> list[str]:
+def _list_linear_modules(declared: _Declared) -> list[str]:
     """Modules of the base with a matrix, in layers that the model has (others are for drafts)."""
-    layers = announced.config.get("num_hidden_layers")
+    layers = declared.config.get("num_hidden_layers")
     count = layers if isinstance(layers, int) else None
     return [
         name.removesuffix(".weight")
-        for name, tensor in announced.tensors.items()
+        for name, tensor in declared.tensors.items()
         if name.endswith(".weight")
         and len(tensor.shape) == 2
         and _EXPERTS not in name
@@ -200,9 +198,9 @@ def _list_linear_modules(announced: _Announced) -> list[str]:
     ]
 
 
-def _is_target(announced: _Announced, module: str, targets: tuple[str, ...]) -> bool:
+def _is_target(declared: _Declared, module: str, targets: tuple[str, ...]) -> bool:
     """Whether PEFT puts a LoRA on a module (``tuners_utils.check_target_module_exists``)."""
-    fields, saved = announced.fields, announced.adapter.config.modules_to_save
+    fields, saved = declared.fields, declared.adapter.config.modules_to_save
     if not _ends_with(module, targets) or _is_excluded(module, fields.get("exclude_modules")):
         return False
     if any(_is_inside(f"{module}.weight", name) for name in saved):
@@ -213,7 +211,7 @@ def _is_target(announced: _Announced, module: str, targets: tuple[str, ...]) -> 
 
 
 def _is_excluded(module: str, excluded: object) -> bool:
-    """With an expression, which may not end in our lifetime, anything may be excluded."""
+    """An expression counts as excluding anything: matching it could take unbounded time."""
     return bool(excluded) and (not (names := _list_modules(excluded)) or _ends_with(module, names))
 
 

@@ -10,24 +10,24 @@ from pathlib import Path
 
 from ..errors import AdapterError
 from .adapter_config import AdapterConfig
-from .keys import Claims
+from .keys import AdapterKeys
 from .saved_modules import inside
 
 # Deltas of a module's weight: PEFT gives a module one of these kinds.
 _DELTAS = ("lora_A", "lora_embedding_A", "trainable_tokens_delta")
 
 
-def require_no_collisions(path: Path, config: AdapterConfig, claims: Claims) -> None:
+def require_no_collisions(path: Path, config: AdapterConfig, keys: AdapterKeys) -> None:
     """Raise ``AdapterError`` naming two keys of which one would have to be dropped.
 
     The rules are PEFT's: a module gets one kind of delta; a module of ``modules_to_save`` gets
     none (``tuners_utils.check_target_module_exists`` excludes it, and trainable tokens refuse to
     wrap it). That copies of one tensor are equal is for ``whole.py`` to see.
     """
-    _require_one_delta(path, claims)
-    _require_no_delta_of_saved(path, config, claims)
-    rows = claims.parts["trainable_tokens_delta"]
-    lonely = claims.parts["trainable_tokens_original"].keys() - rows.keys()
+    _require_one_delta(path, keys)
+    _require_no_delta_of_saved(path, config, keys)
+    rows = keys.parts["trainable_tokens_delta"]
+    lonely = keys.parts["trainable_tokens_original"].keys() - rows.keys()
     if lonely:
         raise AdapterError(
             "the adapter holds the untrained rows of tokens without the trained ones",
@@ -39,10 +39,10 @@ def require_no_collisions(path: Path, config: AdapterConfig, claims: Claims) -> 
         )
 
 
-def _require_one_delta(path: Path, claims: Claims) -> None:
+def _require_one_delta(path: Path, keys: AdapterKeys) -> None:
     first_of: dict[str, str] = {}
     for part in _DELTAS:
-        for module in claims.parts[part]:
+        for module in keys.parts[part]:
             if (other := first_of.setdefault(module, part)) != part:
                 raise AdapterError(
                     "the adapter holds two kinds of delta for one module",
@@ -54,17 +54,17 @@ def _require_one_delta(path: Path, claims: Claims) -> None:
                 )
 
 
-def _require_no_delta_of_saved(path: Path, config: AdapterConfig, claims: Claims) -> None:
+def _require_no_delta_of_saved(path: Path, config: AdapterConfig, keys: AdapterKeys) -> None:
     whole = {
-        name: part for part in ("modules_to_save", "original_module") for name in claims.parts[part]
+        name: part for part in ("modules_to_save", "original_module") for name in keys.parts[part]
     }
     for part in ("plain", "base_layer"):
-        for name in claims.parts[part]:
+        for name in keys.parts[part]:
             if config.saves(name.rpartition(".")[0]):
                 whole.setdefault(name, part)
     by_module = {name.rpartition(".")[0]: (name, part) for name, part in whole.items()}
     for delta in _DELTAS:
-        for module in sorted(claims.parts[delta].keys() & by_module.keys()):
+        for module in sorted(keys.parts[delta].keys() & by_module.keys()):
             name, part = by_module[module]
             raise AdapterError(
                 "the adapter holds a module trained as a whole and a delta of the same module",

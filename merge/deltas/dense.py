@@ -190,11 +190,11 @@ def add_delta(
     Raises ``LayoutError`` unless both are of one shape; only the delta may have more tokens.
     """
     form = form or DeltaForm()
-    pairs = _pairs(base, delta, "delta")
+    pairs = _pair_tensors(base, delta, "delta")
     whole = detect_whole_embeddings(
         {name: ours for name, (ours, _) in pairs.items()}, delta.tensors, form.embeddings
     )
-    grown = _growth(base, delta) if EMBED_TOKENS not in whole else 0
+    grown = _count_new_rows(base, delta) if EMBED_TOKENS not in whole else 0
     result = DenseResult({}, _cast(delta.extra, dtype), grown, whole)
     counted = (Summed(result.total),) if sum_up else ()
     steps = (counted,) if counted else ()
@@ -204,7 +204,7 @@ def add_delta(
         if name in whole:
             tensors[name] = PatchedTensor(theirs.shape, wanted, theirs.origin, theirs, steps)
             continue
-        start = _grown(ours, theirs.rows, form.new_token_init)
+        start = _grow_rows(ours, theirs.rows, form.new_token_init)
         origin = f"{ours.origin} plus {theirs.origin}"
         tensors[name] = PatchedTensor(
             start.shape, wanted, origin, start, ((Added(theirs), *counted),)
@@ -234,17 +234,17 @@ def subtract_base(
     Raises ``LayoutError`` unless both are of one shape; only the target may have more tokens.
     """
     form = form or DeltaForm()
-    pairs = _pairs(base, target, "target")
+    pairs = _pair_tensors(base, target, "target")
     is_whole = form.embeddings == "whole"
     whole = {name: "as asked" for name in (EMBED_TOKENS, LM_HEAD) if is_whole and name in pairs}
-    result = DenseResult({}, _cast(target.extra, dtype), _growth(base, target), whole)
+    result = DenseResult({}, _cast(target.extra, dtype), _count_new_rows(base, target), whole)
     tensors: dict[str, PatchedTensor] = {}
     for name, (ours, theirs) in pairs.items():
         wanted = dtype or torch.promote_types(ours.dtype, theirs.dtype)
         if name in whole:
             tensors[name] = PatchedTensor(theirs.shape, wanted, theirs.origin, theirs)
             continue
-        start = _grown(ours, theirs.rows, form.new_token_init)
+        start = _grow_rows(ours, theirs.rows, form.new_token_init)
         origin = f"{theirs.origin} minus {ours.origin}"
         patch = Subtracted(start, wanted, theirs.dtype, result.losses)
         tensors[name] = PatchedTensor(theirs.shape, wanted, origin, theirs, ((patch,),))
@@ -261,11 +261,11 @@ def _cast(tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None) -> dict[
     }
 
 
-def _growth(base: Checkpoint, other: Checkpoint) -> int:
+def _count_new_rows(base: Checkpoint, other: Checkpoint) -> int:
     return other.tensors[EMBED_TOKENS].rows - base.tensors[EMBED_TOKENS].rows
 
 
-def _pairs(
+def _pair_tensors(
     base: Checkpoint, other: Checkpoint, role: str
 ) -> dict[str, tuple[LazyTensor, LazyTensor]]:
     """Each tensor of the base beside the other's of that name."""
@@ -273,7 +273,9 @@ def _pairs(
     if LM_HEAD in other.tensors:
         ours.setdefault(LM_HEAD, ours[EMBED_TOKENS])  # tied: the embeddings serve as LM head
     if lonely := [*(ours.keys() - other.tensors.keys()), *(other.tensors.keys() - ours.keys())]:
-        raise _other_model(role, min(lonely), f"a tensor in both base and {role}", "in one of them")
+        raise _other_model_error(
+            role, min(lonely), f"a tensor in both base and {role}", "in one of them"
+        )
     pairs = {}
     for name, theirs in other.tensors.items():
         _require_same_model(role, name, ours[name], theirs)
@@ -296,10 +298,10 @@ def _require_same_model(role: str, name: str, ours: LazyTensor, theirs: LazyTens
             remedy=f"give the plain base, without tokens of its own, and check that base and "
             f"{role} are not exchanged",
         )
-    raise _other_model(role, name, f"{ours.shape}, as in the base", str(theirs.shape))
+    raise _other_model_error(role, name, f"{ours.shape}, as in the base", str(theirs.shape))
 
 
-def _other_model(role: str, name: str, expected: str, found: str) -> LayoutError:
+def _other_model_error(role: str, name: str, expected: str, found: str) -> LayoutError:
     return LayoutError(
         f"base and {role} are of different models",
         tensor=name,
@@ -309,7 +311,7 @@ def _other_model(role: str, name: str, expected: str, found: str) -> LayoutError
     )
 
 
-def _grown(tensor: LazyTensor, rows: int, init: str) -> LazyTensor:
+def _grow_rows(tensor: LazyTensor, rows: int, init: str) -> LazyTensor:
     """The tensor with rows of zeros, or of its rows' mean, after its own, up to ``rows``.
 
     A mean is kept in float32, as the tool that subtracts it does.

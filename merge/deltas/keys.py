@@ -1,4 +1,4 @@
-"""The tensor names of an adapter file: each is claimed by a part of some kind, or refused.
+"""The tensor names of an adapter file: each is a part of some kind, or refused.
 
 ``X`` below is a module's name in the base model. Names of saved adapters and of raw training dicts
 are read alike, since PEFT 0.2:
@@ -23,7 +23,7 @@ from ..layouts.llama import is_rotary_buffer
 from ..layouts.names import without_wrappers
 from ..tensors.lazy import LazyTensor
 from .kinds import HANDLED, PLAIN_KEY
-from .refusals import foreign
+from .refusals import find_key_refusal
 
 _PREFIX = "base_model.model."
 _TOKEN_ADAPTER = ".token_adapter"
@@ -39,7 +39,7 @@ _WHOLE = ("modules_to_save", "original_module", "base_layer", "plain")
 
 
 @dataclass
-class Claims:
+class AdapterKeys:
     """Tensors of an adapter by what they are.
 
     Parts of a delta stand under their module's name, whole tensors under the tensor's own.
@@ -52,40 +52,40 @@ class Claims:
     leftovers: list[str] = field(default_factory=list)
 
 
-def claim(path: Path, tensors: Mapping[str, LazyTensor]) -> Claims:
-    """Claim every tensor. Raises ``AdapterError`` naming the first that nothing claims."""
-    claims = Claims()
-    names = _adapter_names(tensors)
+def sort_keys(path: Path, tensors: Mapping[str, LazyTensor]) -> AdapterKeys:
+    """Sort every tensor by its part. Raises ``AdapterError`` for the first key of no kind."""
+    keys = AdapterKeys()
+    names = _find_adapter_names(tensors)
     for key, tensor in tensors.items():
         name = normalize_key(key)
         if is_rotary_buffer(name):
-            claims.leftovers.append(name)
+            keys.leftovers.append(name)
             continue
-        part, match = _part(name) or (None, None)
+        part, match = _match_part(name) or (None, None)
         if part is None or match is None:
-            raise _unclaimed(path, key)
+            raise _unknown_key_error(path, key)
         groups = match.groupdict()
         if groups.get("adapter"):
-            claims.adapters.add(groups["adapter"])
+            keys.adapters.add(groups["adapter"])
         target = groups["module"].removesuffix(_TOKEN_ADAPTER)
         if part in _WHOLE:
-            target = f"{target}.{_without_name(groups['rest'], names)}"
-        if target in claims.parts[part]:
+            target = f"{target}.{_strip_adapter_name(groups['rest'], names)}"
+        if target in keys.parts[part]:
             raise AdapterError(
                 "the adapter holds the same tensor twice",
                 file=path,
                 tensor=key,
                 remedy="keep one of the two adapters in the file",
             )
-        claims.parts[part][target] = tensor
-    if len(claims.adapters) > 1:
+        keys.parts[part][target] = tensor
+    if len(keys.adapters) > 1:
         raise AdapterError(
             "the file holds several adapters",
             file=path,
-            found=", ".join(sorted(claims.adapters)),
+            found=", ".join(sorted(keys.adapters)),
             remedy="save the one that is meant alone, with PEFT's save_pretrained",
         )
-    return claims
+    return keys
 
 
 def normalize_key(key: str) -> str:
@@ -97,7 +97,7 @@ def normalize_key(key: str) -> str:
     return without_wrappers(without_wrappers(key).removeprefix(_PREFIX))
 
 
-def _part(name: str) -> tuple[str, re.Match[str]] | None:
+def _match_part(name: str) -> tuple[str, re.Match[str]] | None:
     for part, pattern in PARTS.items():
         if match := pattern.fullmatch(name):
             module = match["module"].removesuffix(_TOKEN_ADAPTER)
@@ -107,20 +107,20 @@ def _part(name: str) -> tuple[str, re.Match[str]] | None:
     return None
 
 
-def _adapter_names(tensors: Mapping[str, LazyTensor]) -> set[str]:
+def _find_adapter_names(tensors: Mapping[str, LazyTensor]) -> set[str]:
     """Names of adapters, as raw dicts put them behind lora_A."""
     found = (PARTS["lora_A"].fullmatch(normalize_key(key)) for key in tensors)
     return {"default", *(match["adapter"] for match in found if match and match["adapter"])}
 
 
-def _without_name(rest: str, names: set[str]) -> str:
+def _strip_adapter_name(rest: str, names: set[str]) -> str:
     """``weight`` for ``default.weight``; a module's own parameters have other names."""
     head, _, tail = rest.partition(".")
     return tail if tail and head in names else rest
 
 
-def _unclaimed(path: Path, key: str) -> AdapterError:
-    if kind := foreign(key):
+def _unknown_key_error(path: Path, key: str) -> AdapterError:
+    if kind := find_key_refusal(key):
         return AdapterError(
             f"the adapter holds {kind.name}, which cannot be merged here: {kind.reason}",
             file=path,

@@ -143,9 +143,9 @@ def split_into_old_pieces(
     model.normalizer_spec.remove_extra_whitespaces = False
     model.trainer_spec.vocab_size = known
     processor = load_processor(serialize_model(model))
-    return tuple(_spelled(processor, text) for text in texts)
+    return tuple(_tokenize(processor, text) for text in texts)
 
 
-def _spelled(processor: SentencePieceProcessor, text: str) -> tuple[int, ...]:
+def _tokenize(processor: SentencePieceProcessor, text: str) -> tuple[int, ...]:
     ids: Sequence[int] = processor.encode(text.replace("\u2581", " "))
     return tuple(ids)

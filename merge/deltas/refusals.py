@@ -1,4 +1,4 @@
-"""Kinds of adapters that are not merged, how they are told, why, and what their owners can do."""
+"""Kinds of adapters that are not merged: how they are detected, why, and the remedy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Refusal:
-    """A kind of adapter that is not merged, how it is told, why, and what its owner can do.
+    """A kind of adapter that is not merged: how it is detected, why, and the remedy.
 
     ``marks`` are parts of tensor names that give the kind away where its field does not.
     """
@@ -174,7 +174,7 @@ REFUSED = (
 )
 
 
-def refusal(fields: Mapping[str, Any]) -> Refusal | None:
+def find_refusal(fields: Mapping[str, Any]) -> Refusal | None:
     """The first refusal that a configuration meets."""
     defaults = {"peft_type": "LORA"}
     return next(
@@ -187,6 +187,6 @@ def refusal(fields: Mapping[str, Any]) -> Refusal | None:
     )
 
 
-def foreign(key: str) -> Refusal | None:
+def find_key_refusal(key: str) -> Refusal | None:
     """The refused kind to which a tensor belongs, by its name."""
     return next((r for r in REFUSED if any(mark in key for mark in r.marks)), None)

@@ -13,27 +13,27 @@ from ..formats.file_tensor import FileTensor
 from ..layouts.decoder import VOCABULARY_TENSORS
 from ..tensors.lazy import LazyTensor, block_rows
 from .adapter_config import AdapterConfig
-from .keys import Claims
+from .keys import AdapterKeys
 
 # Two tensors that must be equal, under the names of both.
 Copies = Mapping[str, tuple[LazyTensor, LazyTensor]]
 
 
-def whole_tensors(
-    path: Path, config: AdapterConfig, claims: Claims
+def collect_saved_modules(
+    path: Path, config: AdapterConfig, keys: AdapterKeys
 ) -> tuple[dict[str, LazyTensor], frozenset[str], tuple[str, ...], Copies]:
-    """Whole tensors by name, those that were trained, the keys left aside, and what must be equal.
+    """Collect whole tensors by name, the trained ones among them, ignored keys, and copies.
 
     The trained copy is ``modules_to_save``; PEFT 0.21 also saves it under the plain name, and the
     untrained one as ``original_module``.
     """
-    plain, trained = claims.parts["plain"], claims.parts["modules_to_save"]
-    originals = claims.parts["original_module"]
-    replaced = {**claims.parts["base_layer"], **plain, **trained}
-    copies = _copies(claims)
+    plain, trained = keys.parts["plain"], keys.parts["modules_to_save"]
+    originals = keys.parts["original_module"]
+    replaced = {**keys.parts["base_layer"], **plain, **trained}
+    copies = _pair_copies(keys)
     for names, (one, other) in sorted(copies.items()):
         if one.shape != other.shape:
-            raise _two_versions(path, names)
+            raise _copies_error(path, names)
     for name, original in originals.items():
         if name not in plain and name not in trained:
             raise AdapterError(
@@ -54,23 +54,22 @@ def whole_tensors(
             )
     ignored = [inside(name, "original_module") for name in originals]
     ignored += [
-        f"{module}.trainable_tokens_original"
-        for module in claims.parts["trainable_tokens_original"]
+        f"{module}.trainable_tokens_original" for module in keys.parts["trainable_tokens_original"]
     ]
-    by_training = _by_training(config, claims)
-    return replaced, frozenset(by_training), (*ignored, *claims.leftovers), copies
+    by_training = _find_trained(config, keys)
+    return replaced, frozenset(by_training), (*ignored, *keys.leftovers), copies
 
 
-def _by_training(config: AdapterConfig, claims: Claims) -> set[str]:
+def _find_trained(config: AdapterConfig, keys: AdapterKeys) -> set[str]:
     """Names of whole tensors that the training changed; the others are the base's own.
 
     PEFT compares the ends of modules' names without the dot before them, so that ``norm`` is for
     every kind of norm too (``_set_trainable``), and with ``ensure_weight_tying`` it saves the other
     side of tied embeddings as well.
     """
-    names = {*claims.parts["plain"], *claims.parts["base_layer"]}
-    trained = {*claims.parts["modules_to_save"]}
-    trained |= {name for name in claims.parts["plain"] if _is_saved(name, config.modules_to_save)}
+    names = {*keys.parts["plain"], *keys.parts["base_layer"]}
+    trained = {*keys.parts["modules_to_save"]}
+    trained |= {name for name in keys.parts["plain"] if _is_saved(name, config.modules_to_save)}
     if config.ensure_weight_tying and trained & {*VOCABULARY_TENSORS}:
         trained |= names & {*VOCABULARY_TENSORS}
     if config.bias in ("all", "lora_only"):
@@ -83,12 +82,12 @@ def _is_saved(name: str, modules: tuple[str, ...]) -> bool:
     return any(parent.endswith(modules) for parent in parents)
 
 
-def _copies(claims: Claims) -> Copies:
+def _pair_copies(keys: AdapterKeys) -> Copies:
     """Pairs of copies of one tensor: each that is there, and the one that counts more than it."""
     held: dict[str, tuple[str, LazyTensor]] = {}
     pairs: dict[str, tuple[LazyTensor, LazyTensor]] = {}
     for part in ("base_layer", "plain", "modules_to_save"):
-        for name, tensor in claims.parts[part].items():
+        for name, tensor in keys.parts[part].items():
             key = name if part == "plain" else inside(name, part)
             if name in held:
                 other, copy = held[name]
@@ -101,10 +100,10 @@ def require_equal_copies(path: Path, copies: Copies) -> None:
     """Raise ``AdapterError`` where two copies of a tensor differ. Reads them."""
     for names, (one, other) in sorted(copies.items()):
         if not equal_values(one, other):
-            raise _two_versions(path, names)
+            raise _copies_error(path, names)
 
 
-def _two_versions(path: Path, names: str) -> AdapterError:
+def _copies_error(path: Path, names: str) -> AdapterError:
     return AdapterError(
         "the adapter holds two different versions of one tensor",
         file=path,

@@ -66,7 +66,7 @@ def mirror_to_lm_head(adapter: Adapter, sides: TiedPair) -> Adapter:
     return replace(adapter, added=added, replaced=replaced)
 
 
-def require_same_sides(one: PatchedTensor, other: PatchedTensor) -> bool:
+def have_same_values(one: PatchedTensor, other: PatchedTensor) -> bool:
     """Whether both sides are the same so far, so that one tensor still serves as both."""
     return (
         len(one.patches_by_adapter) == len(other.patches_by_adapter)

@@ -1,4 +1,4 @@
-"""The last part of every job: a plan becomes a folder, and a report says what happened."""
+"""The last part of every job: write the planned folder, and report."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class Job(Protocol):
         """What it reads."""
 
     def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
-        """What the manifest says, when the weight files have become what ``written`` tells."""
+        """The content of the manifest; ``written`` are the weight files by name."""
 
 
 @contextmanager
 def lock_output(
     output: Path, inputs: Iterable[Path], settings: OutputSettings
 ) -> Iterator[OutputFolder]:
-    """Hold the output folder while a job is planned and written; give what is in it.
+    """Lock the output folder while a job is planned and written; yield its listing.
 
-    What was free before a plan of minutes need not be free after it, so nobody else comes in
-    between. With ``dry_run`` nothing is made and nobody is kept out. Raises ``OutputError`` for
-    a folder that cannot be written to, that another run holds, or that holds what may not go.
+    Planning may take minutes, in which another run could write into the folder. With ``dry_run``
+    nothing is made or locked. Raises ``OutputError`` for a folder that cannot be written to, that
+    another run has locked, or that holds files which may not be replaced.
     """
     require_possible(output, inputs)
     if settings.dry_run:
@@ -73,15 +73,15 @@ def write(
     on_progress: OnProgress | None,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[str, ...]:
-    """Write weights first and the manifest last: the folder is complete when that is there.
+    """Write weights first and the manifest last: with the manifest the folder is complete.
 
-    The folder is locked by ``lock_output``; the files of an earlier result in it go when the new
-    ones are ready to take their place. Where ``settings`` say to resume, what an interrupted run
-    has written is checked first, which counts as progress too. ``check`` may refuse the result
-    before anything of it gets its name. Returns notes on that run. With ``dry_run`` nothing is
-    written. A result that is complete already stays as it is
-    where ``settings`` say to resume; raises ``OutputError`` for another run's, without
-    ``overwrite``.
+    ``folder`` is locked by ``lock_output``. The files of an earlier result in it are removed when
+    the new ones are ready to be renamed into place. ``check`` may raise ``MergeError`` before any
+    file gets its final name. With ``dry_run`` nothing is written.
+
+    With ``resume``, what an interrupted run has written is checked first, which counts as progress,
+    and a complete result of the same run stays as it is. Returns notes on that run. Raises
+    ``OutputError`` for the result of another run, unless ``overwrite`` is given.
     """
     plan, output = job.plan, folder.path
     replaced = require_free(folder, settings.overwrite, settings.resume)
@@ -132,7 +132,7 @@ def write(
 
 
 def _byte_counter(on_progress: OnProgress | None, total: int) -> Callable[[int], None]:
-    """A function that any thread may tell of further bytes; headers do not count beyond all."""
+    """Return a function that adds up bytes of any thread, to at most ``total``."""
     done, lock = 0, Lock()
 
     def progress(count: int) -> None:
@@ -148,9 +148,9 @@ def _byte_counter(on_progress: OnProgress | None, total: int) -> Callable[[int],
 def _find_resume_point(
     folder: OutputFolder, plan: Plan, this: Mapping[str, Any], progress: Callable[[int], None]
 ) -> ResumePoint:
-    """What an interrupted run has left that is right.
+    """Find what an interrupted run has left that is intact.
 
-    Raises ``OutputError`` when that run was another one than ``this``.
+    Raises ``OutputError`` when that run was not ``this`` one.
     """
     record = folder.journal
     if record is None or not record.is_useful:
@@ -169,7 +169,7 @@ def _start_journal(
     past: ResumePoint,
     plan: Plan,
 ) -> None:
-    """Open the journal; what an interrupted run has left is removed when nothing of it is right."""
+    """Open the journal; remove what an interrupted run has left unless some of it is intact."""
     files = (*plan.files, *plan.documents, MANIFEST_NAME)
     journal = Journal(staged.folder, this, files, [path.name for path in replaced])
     if past:
@@ -178,7 +178,7 @@ def _start_journal(
         journal.start()
         for path in folder.leftovers:
             if path.name != JOURNAL_NAME:
-                path.unlink()
+                path.unlink(missing_ok=True)
     staged.journal = journal
 
 
@@ -189,15 +189,15 @@ def _describe_resume(past: ResumePoint, plan: Plan) -> tuple[str, ...]:
 
 def _describe_resume_point(past: ResumePoint, plan: Plan) -> tuple[str, ...]:
     if not past:
-        return ("an interrupted run had left nothing to go on from: everything was made anew",)
-    return (f"went on after {past.done} of {len(plan.placed)} tensors of the interrupted run",)
+        return ("nothing of the interrupted run could be resumed: started over",)
+    return (f"resumed after {past.done} of {len(plan.placed)} tensors of the interrupted run",)
 
 
 @dataclass(frozen=True)
 class Report:
     """What a job did (or, with ``dry_run``, would do), where, and how long it took.
 
-    ``inputs``, ``changes`` and ``describe_nonfinite`` are lines for people.
+    ``inputs``, ``changes`` and ``notes`` are lines for people.
     """
 
     output_dir: Path
@@ -209,12 +209,11 @@ class Report:
     notes: tuple[str, ...]
 
     def summary(self) -> str:
-        """Tell it in a few lines."""
-        lines = [*self.inputs, *self.changes, *self._output()]
+        """Describe it in a few lines."""
         from ..tensors.finite import describe_nonfinite
 
-        told = (*self.notes, *self.plan.notes, *describe_nonfinite(self.plan.checked))
-        lines += [f"note: {note}" for note in told]
+        notes = (*self.notes, *self.plan.notes, *describe_nonfinite(self.plan.checked))
+        lines = [*self.inputs, *self.changes, *self._output(), *(f"note: {note}" for note in notes)]
         return "\n".join(
             ["Planned:" if self.dry_run else "Done:", *(f"  {line}" for line in lines)]
         )

@@ -42,7 +42,7 @@ from .inputs import Sources
 if TYPE_CHECKING:
     from ..tensors.lazy import Checkpoint
 
-_MOST_CODE_BYTES = 16 << 20
+_MAX_CODE_BYTES = 16 << 20
 # What the layouts are called that hold no other model than a LLaMA.
 LLAMA_ONLY = {"pth": "Meta's layout", "gguf": "GGUF"}
 
@@ -130,7 +130,7 @@ def _require_same(
 def _read_python_files(*folders: Folder) -> dict[str, bytes]:
     """The Python files directly in folders; a later folder's take the place of an earlier one's."""
     paths = [path for folder in folders for path in folder.matching("*.py") if path.is_file()]
-    return {path.name: read_small(path, _MOST_CODE_BYTES) for path in paths}
+    return {path.name: read_small(path, _MAX_CODE_BYTES) for path in paths}
 
 
 def _read_code(

@@ -222,14 +222,14 @@ class Vocabulary:
 
 def require_extension(old: SentencePieceTokenizer, new: SentencePieceTokenizer) -> None:
     """Raise ``VocabularyError`` unless ``new`` gives every old token its old id."""
-    olds, news = _tokens(old), _tokens(new)
+    olds, news = list(old.tokens), list(new.tokens)
     if len(news) < len(olds):
         raise VocabularyError(
             "the vocabulary would shrink",
             file=new.path,
             expected=f"at least the base's {len(olds)} tokens",
             found=f"{len(news)} tokens",
-            remedy="give the larger tokenizer; rows are never taken away here",
+            remedy="give the larger tokenizer; this command never removes rows",
         )
     for id_, (ours, theirs) in enumerate(zip(olds, news, strict=False)):
         if ours != theirs:
@@ -240,7 +240,3 @@ def require_extension(old: SentencePieceTokenizer, new: SentencePieceTokenizer) 
                 found=repr(theirs),
                 remedy="append pieces to the base's own tokenizer with merge_tokenizers.py",
             )
-
-
-def _tokens(tokenizer: SentencePieceTokenizer) -> list[str]:
-    return list(tokenizer.tokens)

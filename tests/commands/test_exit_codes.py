@@ -178,7 +178,7 @@ def resume(inputs: Inputs, large: list[object], output_type: str) -> None:
     """Go on with an interrupted run, and compare with one that was not."""
     told = run_merge(*large, "--output_type", output_type, "--resume")
     assert told.returncode == 0, told.stderr
-    assert "  note: went on after " in told.stdout
+    assert "  note: resumed after " in told.stdout
     whole = inputs.folder / "whole"
     inputs.merge(inputs.folder / "only-q", output_dir=whole, output_type=output_type)
     names = {path.name for path in whole.iterdir()}

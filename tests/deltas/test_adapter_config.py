@@ -38,10 +38,9 @@ def test_every_published_configuration_is_read(real_data: Path, tmp_path: Path) 
 def test_inspection_explains_every_published_configuration(
     real_data: Path, tmp_path: Path, kind: str
 ) -> None:
-    from merge.jobs.inspect_adapter import report
+    from merge.jobs.inspect_adapter import describe_adapter
 
     offload = Offload(None, tmp_path)
-
     for path in sorted((real_data / "adapter_configs").glob("*.json")):
         fields = json.loads(path.read_text(encoding="utf-8"))
         folder = save_adapter(tmp_path / kind / path.stem, **{"use_dora": kind == "dora"})
@@ -49,9 +48,9 @@ def test_inspection_explains_every_published_configuration(
         (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
         if kind == "dora":  # told by the configuration, but the tensors are not there
             with pytest.raises(Exception, match="do not agree about lora_magnitude_vector"):
-                list(report(AdapterFolder(folder), offload))
+                list(describe_adapter(AdapterFolder(folder), offload))
             continue
-        lines = "\n".join(report(AdapterFolder(folder), offload))
+        lines = "\n".join(describe_adapter(AdapterFolder(folder), offload))
         assert "q_proj: rank 2 x " in lines
         assert str(fields.get("base_model_name_or_path") or "not recorded") in lines
         assert str(fields.get("peft_version", "PEFT 0.")) in lines

@@ -1,4 +1,4 @@
-"""What an adapter's configuration announces must be in its file, as PEFT would have saved it."""
+"""What an adapter's configuration declares must be in its file, as PEFT would have saved it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ LOST: dict[str, tuple[dict[str, Any], str, str]] = {
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("announced") / "base")
+    return make_base(tmp_path_factory.mktemp("declared") / "base")
 
 
 def without(adapter: Path, lost: Callable[[str], bool]) -> None:
@@ -83,7 +83,7 @@ def refused(base: Path, adapter: Path, out: Path) -> AdapterError:
 
 
 @pytest.mark.parametrize(("settings", "lost", "named"), LOST.values(), ids=LOST)
-def test_what_is_announced_and_lost_is_named(
+def test_what_is_declared_and_lost_is_named(
     tmp_path: Path, base: Path, settings: dict[str, Any], lost: str, named: str
 ) -> None:
     adapter = make_lora(tmp_path / "lora", base, **settings)
@@ -185,7 +185,7 @@ def test_of_tied_sides_one_is_enough(tmp_path: Path, side: str) -> None:
     refused(base, adapter, tmp_path / "none")
 
 
-def test_adapters_of_published_configurations_hold_what_they_announce(
+def test_adapters_of_published_configurations_hold_what_they_declare(
     tmp_path: Path, base: Path, real_data: Path
 ) -> None:
     kept = ("target_modules", "modules_to_save", "bias", "layers_to_transform", "exclude_modules")

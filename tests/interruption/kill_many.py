@@ -214,7 +214,7 @@ class Tally:
     runs: int = 0
     right: int = 0
     kills: int = 0
-    went_on: int = 0
+    resumed: int = 0
     tensors_kept: int = 0
     only_names: int = 0
 
@@ -223,14 +223,14 @@ class Tally:
         self.kills += 1
         record = read_journal(out)
         past = find_resume_point(out, record) if record else None
-        self.went_on += bool(past)
+        self.resumed += bool(past)
         self.tensors_kept += past.done if past else 0
         self.only_names += bool(past and past.committed)
 
     def __str__(self) -> str:
         return (
             f"{self.right} of {self.runs} runs ended in the right bytes; {self.kills} kills, "
-            f"{self.went_on} of them left something to go on from "
+            f"{self.resumed} of them left something to resume "
             f"({self.tensors_kept} tensors; {self.only_names} times all files but their names)"
         )
 

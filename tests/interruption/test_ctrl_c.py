@@ -118,5 +118,5 @@ def test_merge_that_writes_ends_at_once_and_can_be_gone_on_with(
     words = ("--base_model", inputs / "base", "--lora_model", inputs / "lora")
     resumed = run_merge(*words, "--output_dir", out, "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert "went on after" in resumed.stdout
+    assert "resumed after" in resumed.stdout
     assert contents(out) == whole

@@ -57,7 +57,7 @@ def test_full_disk(merging: Merging) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert error.sentence == "the disk is full: the result could not be written"
     assert error.facts["file"] == str(merging.out)
-    assert "went on after" in resume(merging)
+    assert "resumed after" in resume(merging)
 
 
 @pytest.mark.skipif(not hasattr(os, "preadv"), reason="reads by position are not to be had here")
@@ -77,7 +77,7 @@ def test_read_error_under_the_reader(merging: Merging, monkeypatch: pytest.Monke
     assert error.sentence == "reading or writing failed"
     assert error.facts["file"] == str(merging.base / "pytorch_model.bin")
     assert error.facts["found"] == os.strerror(errno.EIO)
-    assert "went on after" in resume(merging)
+    assert "resumed after" in resume(merging)
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def test_lost_permission(merging: Merging, share: float) -> None:
     assert all(path.name.startswith(".") for path in merging.out.iterdir())
     assert error.sentence == "reading or writing failed"
     assert error.facts["found"] == os.strerror(errno.EACCES)
-    assert "went on after" in resume(merging)
+    assert "resumed after" in resume(merging)
 
 
 def test_name_that_is_taken_meanwhile(one: Merging) -> None:
@@ -276,7 +276,7 @@ def test_every_job_can_be_resumed(tmp_path: Path, name: str) -> None:
     with pytest.raises(OutputError, match="another --dtype"):
         job(out, resume=True, dtype="float32")
     assert tree(tmp_path) == before
-    assert any("went on after" in note for note in job(out, resume=True).notes)
+    assert any("resumed after" in note for note in job(out, resume=True).notes)
     job(tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")
 
@@ -307,4 +307,4 @@ def test_adapter_in_a_zip_can_be_resumed(one: Merging) -> None:
     with pytest.raises(KeyboardInterrupt):
         merge_lora(one.base, archive, one.out, on_progress=progress, **one.options)
     report = merge_lora(one.base, archive, one.out, resume=True, **one.options)
-    assert "went on after" in report.notes[0]
+    assert "resumed after" in report.notes[0]

@@ -66,7 +66,7 @@ def test_run_goes_on_when_there_is_room_again(merging: Merging, disk: Path, shar
     filler.unlink()
     report = merging.merge(output_dir=out, resume=True)
     assert contents(out) == whole
-    assert "went on after" in report.notes[0]
+    assert "resumed after" in report.notes[0]
 
 
 def test_earlier_result_stays_when_there_is_no_room_for_the_next(one: Merging, disk: Path) -> None:

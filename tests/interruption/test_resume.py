@@ -50,14 +50,14 @@ def test_leftovers_are_named_and_not_touched(merging: Merging) -> None:
     assert "--overwrite" in caught.value.facts["remedy"]
     merging.merge(resume=True, dry_run=True)
     assert tree(merging.folder) == before
-    assert not any("went on" in note for note in merging.merge(overwrite=True).notes)
+    assert not any("resumed" in note for note in merging.merge(overwrite=True).notes)
     assert contents(merging.out) == merging.whole()
 
 
 def test_interruption_before_the_first_tensor_leaves_nothing(merging: Merging) -> None:
     assert merging.stop(1) == ""
     assert not merging.out.exists()
-    assert "nothing to go on from" in note(merging)
+    assert "could be resumed" in note(merging)
 
 
 def lost(lines: list[bytes]) -> None:
@@ -93,7 +93,7 @@ def test_entries_that_no_plan_explains_are_not_gone_on_from(
     journal.write_bytes(b"".join(lines))
     kept = len(before) // 2 - 1  # the first line says what the run is
     told = one.merge(resume=True).summary()
-    assert f"went on after {kept} of" in told or f"went on after {kept + 1} of" in told
+    assert f"resumed after {kept} of" in told or f"resumed after {kept + 1} of" in told
     assert "do not match the plan" in told
     assert contents(one.out) == one.whole()
 
@@ -245,7 +245,7 @@ def test_what_is_not_right_is_made_again(merging: Merging, damage: object) -> No
 def test_journal_of_no_use_means_to_begin_anew(one: Merging, text: bytes) -> None:
     one.stop(one.nbytes // 2)
     (one.out / JOURNAL_NAME).write_bytes(text)
-    assert "nothing to go on from" in note(one)
+    assert "could be resumed" in note(one)
 
 
 @pytest.mark.parametrize("where", ["files", "replaces", "committed"])
@@ -262,7 +262,7 @@ def test_journal_that_names_files_elsewhere_is_not_believed(one: Merging, where:
         head[where].append(name)
     text = "".join(json.dumps(line) + "\n" for line in (head, *lines))
     path.write_text(text, encoding="utf-8")
-    assert "nothing to go on from" in note(one)
+    assert "could be resumed" in note(one)
     assert outside.read_text(encoding="utf-8") == "{}"
 
 
@@ -270,7 +270,7 @@ def test_journal_that_disagrees_with_the_files_means_to_begin_anew(one: Merging)
     one.stop(one.nbytes // 2)
     for path in partials(one):
         flip(path, 0)
-    assert "nothing to go on from" in note(one)
+    assert "could be resumed" in note(one)
 
 
 def test_every_budget_goes_on_to_the_same_bytes(one: Merging) -> None:
@@ -279,4 +279,4 @@ def test_every_budget_goes_on_to_the_same_bytes(one: Merging) -> None:
         one.options["io"] = ("direct", "buffered")[number]
         one.stop(int(share * one.nbytes))
     one.options = {"output_type": "pth", "num_shards": 2}
-    assert "went on after" in note(one, io="auto", max_memory="200MB")
+    assert "resumed after" in note(one, io="auto", max_memory="200MB")

@@ -482,4 +482,4 @@ def test_templates_of_further_files_are_where_transformers_reads_them(
     for path in adapter.glob("*chat_template*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     report = merge_lora(base, adapter, tmp_path / "none", output_type="huggingface")
-    assert "chat template falls away" in report.summary()
+    assert "chat template is dropped" in report.summary()
