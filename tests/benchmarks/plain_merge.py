@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.kit.compare import float64_merge
+from tests.kit.compare import merge_in_float64
 from tests.kit.files import save_shards, write_json
 from tests.kit.meta_models import save_meta, split, to_meta
 
@@ -30,7 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     adapters = [Path(name) for name in args.lora_model.split(",")]
     config = json.loads((args.base_model / "config.json").read_text(encoding="utf-8"))
-    merged = float64_merge(args.base_model, adapters)
+    merged = merge_in_float64(args.base_model, adapters).rounded()
     rows = len(merged["model.embed_tokens.weight"])
     merged.pop(args.forget, None)
     args.output_dir.mkdir()

@@ -12,8 +12,10 @@ import torch
 
 from merge import apply_delta, convert_checkpoint, make_delta, merge_lora, verify_merge
 from merge.jobs.verify_merge import Verification
+from merge.verification.elementwise import Exactness
 from tests.kit.adapters import make_adapter, merge_with_peft
-from tests.kit.files import save_shards
+from tests.kit.compare import merge_in_float64, ulps
+from tests.kit.files import load_weights, save_shards
 from tests.kit.llamas import make_base
 
 SOURCES = sorted((Path(__file__).parents[2] / "merge" / "verification").glob("*.py"))
@@ -64,11 +66,21 @@ def test_a_merge_is_right_in_every_layout(
     found = right(verify_merge(tmp_path / "out"))
     assert not found.unchecked
     assert any("21 tensors, each element" in line for line in found.checked)
-    assert found.exactness.elements > 0
-    if layout not in ("float32", "gguf f32", "gguf q8_0"):
-        assert found.exactness.max_ulp <= 2
-        assert found.exactness.share > 0.999
-        assert "identical" in found.summary()
+
+
+def test_distance_from_float64_is_that_of_the_nearest_float16(
+    tmp_path: Path, base: Path, grown: Path
+) -> None:
+    merge_lora(base, grown, tmp_path / "out", output_type="huggingface")
+    written = load_weights(tmp_path / "out")
+    nearest = merge_in_float64(base, [grown]).rounded()
+    apart = torch.cat([ulps(written[name], nearest[name]).flatten() for name in written])
+    same, furthest = int((apart == 0).sum()), int(apart.max())
+    assert 0.999 * len(apart) < same < len(apart)
+    found = verify_merge(tmp_path / "out")
+    assert found.exactness == Exactness(len(apart), same, furthest)
+    assert f"at most {furthest} ulp away" in found.summary()
+    assert f"{same / len(apart):.5%} of {len(apart):,} elements" in found.summary()
 
 
 KINDS: dict[str, dict[str, Any]] = {
