@@ -78,10 +78,18 @@ def is_rounded_once(found: torch.Tensor, exact: torch.Tensor, float32_errors: to
 
     The sum is within its error of ``exact`` (float64); a unit is that of the sum's own magnitude.
     """
-    largest = (exact.abs() + float32_errors).clamp(min=2.0**-14)  # smaller ones have its unit
-    _, exponents = torch.frexp(largest)  # from 2 ** (exponent - 1) to below 2 ** exponent
-    half_units = torch.ldexp(torch.ones_like(largest), exponents - 12)
-    return bool(((found.double() - exact).abs() <= float32_errors + half_units).all())
+    off = (found.double() - exact).abs()
+    return bool((off <= float32_errors + half_unit(exact.abs() + float32_errors)).all())
+
+
+def half_unit(magnitudes: torch.Tensor) -> torch.Tensor:
+    """Half a unit in the last place of float16: what rounding to nearest moves at most.
+
+    >>> (half_unit(torch.tensor([1.0, 1.9, 2.0])) * 2**11).tolist()
+    [1.0, 1.0, 2.0]
+    """
+    _, exponents = torch.frexp(magnitudes.clamp(min=2.0**-14))  # smaller ones have its unit
+    return torch.ldexp(torch.ones_like(magnitudes), exponents - 12)
 
 
 def ulps(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ faults are in the digests too, and only base and adapters contradict them.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from merge import merge_lora, verify_merge
 from merge.commands.verify_merge import main
 from merge.errors import MergeError, UsageError
 from tests.kit.adapters import make_adapter
-from tests.kit.files import Tensors
+from tests.kit.compare import half_unit, merge_in_float64
+from tests.kit.files import Tensors, load_weights
 from tests.kit.llamas import make_base
 from tests.kit.spoiled_results import flip_in_place, manifest, spoil, vouch, weight_files
 from tests.kit.tokenizer_models import write_tokenizer
@@ -94,11 +96,24 @@ def tensors_in(found: list[MergeError], sentence: str) -> list[str]:
 CONTENT, NUMBERS = "other content than the merge wrote", "not what its inputs make of it"
 
 
-def flip(name: str, bit: int) -> Callable[[Tensors], None]:
+@pytest.fixture(scope="module")
+def sums(base: Path, adapter: Path) -> Tensors:
+    """What ``merged`` must be, in float64."""
+    return merge_in_float64(base, [adapter]).sums
+
+
+def flip(name: str, bit: int, sums: Tensors) -> Callable[[Tensors], None]:
+    """Flip a bit of the element that the last bit would take furthest from its sum.
+
+    That is beyond half a unit in the last place; of an element in the middle between two float16
+    either may be right.
+    """
+
     def change(tensors: Tensors) -> None:
-        flat = tensors[name].view(torch.int16).view(-1)
-        at = len(flat) // 2
-        flat[at] = int(flat[at]) ^ (1 << bit if bit < 15 else -0x8000)
+        bits = tensors[name].view(torch.int16).view(-1)
+        off = (bits ^ 1).view(torch.float16).double() - sums[name].view(-1)
+        at = int((off.abs() / half_unit(sums[name].view(-1).abs())).argmax())
+        bits[at] = int(bits[at]) ^ (1 << bit if bit < 15 else -0x8000)
 
     return change
 
@@ -121,10 +136,10 @@ def test_one_flipped_bit_after_the_merge_is_found_by_its_digests(
 @pytest.mark.parametrize("bit", [0, 5, 10, 14, 15])
 @pytest.mark.parametrize("name", KINDS)
 def test_one_flipped_bit_during_the_merge_is_found_by_the_arithmetic(
-    tmp_path: Path, merged: Path, name: str, bit: int
+    tmp_path: Path, merged: Path, sums: Tensors, name: str, bit: int
 ) -> None:
     out = copied(merged, tmp_path / "out")
-    spoil(out, flip(name, bit))
+    spoil(out, flip(name, bit, sums))
     vouch(out)
     found = faults(out)
     assert len(found) == 1, "the manifest agrees, and only this tensor is wrong"
@@ -288,10 +303,10 @@ def test_a_replaced_row_that_is_the_base_s_is_found(
 ) -> None:
     out = copied(merged, tmp_path / "out")
     name = "lm_head.weight"
-    row = {k: v for p in weight_files(base) for k, v in torch.load(p, weights_only=True).items()}
+    before = load_weights(base)[name]
 
     def change(tensors: Tensors) -> None:
-        tensors[name][100] = row[name][100]
+        tensors[name][100] = before[100]
 
     spoil(out, change)
     vouch(out)
@@ -299,18 +314,20 @@ def test_a_replaced_row_that_is_the_base_s_is_found(
     assert "at [100, 0]" in found.facts["expected"]
 
 
-def test_rounding_toward_zero_is_not_rounding(tmp_path: Path, merged: Path) -> None:
-    """Half of all elements one unit off, which no norm or sum would notice."""
+def test_rounding_toward_zero_is_found(tmp_path: Path, merged: Path, sums: Tensors) -> None:
+    """Half of all elements are one unit off, which no norm or sum would notice."""
     out = copied(merged, tmp_path / "out")
 
     def change(tensors: Tensors) -> None:
-        bits = tensors[Q].view(torch.int16)
-        bits[:, ::2] -= 1
+        was_rounded_up = tensors[Q].double().abs() > sums[Q].abs()
+        tensors[Q].view(torch.int16).sub_(was_rounded_up.short())
 
     spoil(out, change)
     vouch(out)
     (found,) = faults(out)
     assert Q in found.facts["tensor"]
+    off = int(re.findall(r"([\d,]+) of", found.facts["found"])[0].replace(",", ""))
+    assert off > 0.4 * sums[Q].numel()
 
 
 def test_a_nan_is_found(tmp_path: Path, merged: Path) -> None:
