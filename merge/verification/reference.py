@@ -31,8 +31,8 @@ class ExpectedRows:
     """A piece of rows: ``values`` (float64), how far each may be off, and the probe of both sides.
 
     ``tolerance`` is in float32, which is exact enough for a bound; ``relative`` comes on top of it,
-    as a share of the values as they are. ``probe`` is what ``values @ signs`` must be, made without
-    ``values``; ``added`` is the part of it that low-rank products gave.
+    as a share of the values as they are. ``probe`` is what ``values @ probe_vectors.T`` must be,
+    made without ``values``; ``added`` is the part of it that low-rank products gave.
     """
 
     values: torch.Tensor

@@ -202,7 +202,7 @@ class Case:
             options["overwrite"] = True  # killed before it had begun
         self.merge(out, act, **options)
 
-    def require_unquantized(self, out: Path) -> None:
+    def require_whole(self, out: Path) -> None:
         """Under final names are whole files of one result, which cannot be loaded in parts."""
         require_nothing_half(contents(out), self.before, self.wanted)
 
@@ -241,12 +241,12 @@ def run_once(case: Case, chance: random.Random, tally: Tally) -> None:
     with case.output() as out:
         point = chance.randint(1, case.points)
         if in_a_process(lambda: case.merge(out, die_at(point))):
-            case.require_unquantized(out)
+            case.require_whole(out)
             tally.look(out)
             if chance.random() < 0.5 and contents(out) != case.wanted:
                 again = chance.randint(1, case.points)
                 if in_a_process(lambda: case.resume(out, die_at(again), chance)):
-                    case.require_unquantized(out)
+                    case.require_whole(out)
                     tally.look(out)
             if contents(out) != case.wanted:
                 in_a_process(lambda: case.resume(out, lambda _: None, chance))

@@ -1,4 +1,4 @@
-"""Reading text: every line of every kind of file, and an stats of what is left out."""
+"""Reading text: every line of every kind of file, and counts of what is left out."""
 
 from __future__ import annotations
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import doctest
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from merge.checksums import known_tokenizers as known
 from tests.kit.run import ROOT
-from tokenizer_tools import backends as libraries
-from tokenizer_tools import line_kinds as parts
 
 NAMES = ["merge_tokenizers", "train_chinese_tokenizer", "compare_tokenizers"]
 
@@ -34,10 +29,3 @@ def test_an_unknown_option_ends_with_exit_code_2(tmp_path: Path) -> None:
     for name in NAMES:
         command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), "--nonsense"]
         assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 2
-
-
-@pytest.mark.parametrize("module", [known, libraries, parts], ids=lambda module: module.__name__)
-def test_examples_in_docstrings_hold(module: ModuleType) -> None:
-    result = doctest.testmod(module)
-    assert result.attempted
-    assert not result.failed
