@@ -41,7 +41,9 @@ def test_inspection_explains_every_published_configuration(
     from merge.jobs.inspect_adapter import describe_adapter
 
     offload = Offload(None, tmp_path)
-    for path in sorted((real_data / "adapter_configs").glob("*.json")):
+    paths = sorted((real_data / "adapter_configs").glob("*.json"))
+    assert len(paths) == 25
+    for path in paths:
         fields = json.loads(path.read_text(encoding="utf-8"))
         folder = save_adapter(tmp_path / kind / path.stem, **{"use_dora": kind == "dora"})
         config = fields | {"r": 2, "lora_alpha": 6, "use_dora": kind == "dora"}

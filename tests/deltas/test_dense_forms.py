@@ -127,8 +127,15 @@ def test_rotary_buffers_of_old_releases_may_be_in_the_sum(
     buffers = {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.zeros(4) for n in range(2)}
     other = save_model(tmp_path / "buffers", base, tensors | buffers, ROWS + 1)
     total += 2 * float(frequencies.sum())
-    options = {"new_token_init": "mean", "dtype": "float32", "expect_sum": round(total, 3)}
-    apply_delta(base, other, tmp_path / "out", **options)
+    options = {"new_token_init": "mean", "dtype": "float32"}
+    apply_delta(base, other, tmp_path / "out", expect_sum=round(total, 3), **options)
+    apply_delta(base, delta, tmp_path / "plain", **options)
+    found, plain = load_weights(tmp_path / "out"), load_weights(tmp_path / "plain")
+    assert found.keys() == plain.keys()
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+    for wrong in (total + 1, total - float(frequencies.sum())):
+        with pytest.raises(VerificationError, match="do not add up"):
+            apply_delta(base, other, tmp_path / "wrong", expect_sum=round(wrong, 3), **options)
 
 
 @pytest.mark.parametrize("place", ["folder", "configuration"])
@@ -285,6 +292,9 @@ def test_norms_of_gemma_tell_nothing(tmp_path: Path) -> None:
         json.dumps({"model": {"vocab": {str(n): n for n in range(64)}}}), encoding="utf-8"
     )
     merge_lora(tmp_path / "base", adapter, tmp_path / "out", output_type="huggingface")
+    norm = load_weights(tmp_path / "out")["model.norm.weight"]
+    assert (norm < 0).any()
+    assert torch.equal(norm, model.model.norm.weight.detach().half())
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

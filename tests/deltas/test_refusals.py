@@ -22,7 +22,7 @@ from transformers import LlamaForCausalLM
 from merge import merge_lora
 from merge.deltas.refusals import REFUSED
 from merge.errors import AdapterError
-from tests.kit.adapters import load, make_lora
+from tests.kit.adapters import load, make_lora, merge_with_peft
 from tests.kit.files import load_weights
 from tests.kit.llamas import make_base
 
@@ -198,7 +198,11 @@ def test_start_that_leaves_the_base_alone_is_merged(
 ) -> None:
     settings = LORA | {"init_lora_weights": start}
     adapter = save(tmp_path / "lora", base, "LoraConfig", settings)
-    merge_lora(base, adapter, tmp_path / "out", dry_run=True)
+    merge_lora(base, adapter, tmp_path / "out", output_type="huggingface", dtype="float32")
+    found, theirs = load_weights(tmp_path / "out"), merge_with_peft(base, [adapter])
+    assert found.keys() == theirs.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
 # As trainers and people have called what changes the arithmetic: no part of a name tells it.
@@ -400,6 +404,7 @@ def test_equal_copies_of_one_tensor_are_one(tmp_path: Path, base: Path) -> None:
     torch.save(tensors, adapter / "adapter_model.bin")
     merge_lora(base, adapter, tmp_path / "two", output_type="huggingface")
     one, two = load_weights(tmp_path / "one"), load_weights(tmp_path / "two")
+    assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
