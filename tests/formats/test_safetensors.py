@@ -23,6 +23,8 @@ from tests.kit.containers import (
     INFOS,
     INTEGERS,
     ONE_BYTE_FLOATS,
+    any_span,
+    any_tensor,
     place_tensors,
     require_equal,
     values,
@@ -59,14 +61,11 @@ def test_first_bytes_tell_the_container_whatever_the_name(tmp_path: Path) -> Non
 def test_any_rows_equal_the_slice(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    dtype = data.draw(st.sampled_from((torch.float16, torch.bfloat16, torch.float32, torch.int8)))
-    sizes = data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=3))
-    tensor = values(*sizes, dtype=dtype)
+    tensor = data.draw(any_tensor())
     path = saved(
         tmp_path_factory.mktemp("any") / "w.safetensors", {"before": values(3), "w": tensor}
     )
-    start = data.draw(st.integers(0, sizes[0]))
-    stop = data.draw(st.integers(start, sizes[0]))
+    start, stop = data.draw(any_span(len(tensor)))
     assert torch.equal(open_container(path)["w"].read(start, stop), tensor[start:stop])
 
 

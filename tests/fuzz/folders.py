@@ -15,7 +15,7 @@ from merge.commands import compare_checkpoints
 from merge.errors import MergeError
 from merge.jobs.verify_merge import verify_merge
 from tests.fuzz.edits import apply_in_folder, apply_to_json, apply_to_values
-from tests.fuzz.subjects import Change, Subject, require_one_message
+from tests.fuzz.subjects import Change, Subject, require_short_message
 from tests.kit.models import BASE_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
 
 Use = Callable[[], object]
@@ -34,7 +34,7 @@ def manifests(folder: Path) -> dict[str, Subject]:
         for files_only in (True, False):
             found = verify_merge(out, files_only=files_only, num_workers=1)
             for fault in found.faults:
-                require_one_message(fault)
+                require_short_message(fault)
             _require_printable(found.summary())
 
     return {RESULT: _changed(folder / RESULT, apply_to_json, [verify])}
@@ -113,7 +113,7 @@ def _changed(path: Path, change: Change, uses: Sequence[Use]) -> Subject:
         try:
             uses[zlib.crc32(changed) % len(uses)]()
         except MergeError as error:
-            require_one_message(error)
+            require_short_message(error)
             return False
         finally:
             path.write_bytes(content)

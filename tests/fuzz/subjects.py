@@ -133,7 +133,7 @@ def _container(name: str, kind: str) -> Callable[[bytes, Path], bool]:
             with Offload(None, folder) as offload:
                 ours = {key: _read(lazy) for key, lazy in open_container(path, offload).items()}
         except MergeError as error:
-            require_one_message(error)
+            require_short_message(error)
             return False
         theirs = _theirs(content, kind)
         if theirs is None:  # a part that we do not look at: then nothing may have changed
@@ -167,7 +167,18 @@ def require_same(ours: Mapping[str, torch.Tensor | None], theirs: Tensors) -> No
         assert bool(same.all()), name
 
 
-def require_one_message(error: MergeError) -> None:
+def is_planned(base: Path, adapter: Path, out: Path) -> bool:
+    """Whether a merge of these would be made; if not, it is refused in one message."""
+    try:
+        merge_lora(base, adapter, out, output_type="huggingface", dry_run=True)
+    except MergeError as error:
+        require_short_message(error)
+        return False
+    return True
+
+
+def require_short_message(error: MergeError) -> None:
+    """Printable lines: a sentence, its facts, of which sizes and the remedy may be lists."""
     lines = str(error).splitlines()
     spread = sum(error.facts.get(fact, "").count("\n") for fact in ("sizes", "remedy"))
     assert len(lines) == 1 + len(error.facts) + spread, lines
@@ -270,13 +281,9 @@ def documents(folder: Path) -> dict[str, Subject]:
             before = path.read_bytes() if path.is_file() else None
             path.write_bytes(changed)
             try:
-                merge_lora(base, adapter, folder / "out", output_type="huggingface", dry_run=True)
-            except MergeError as error:
-                require_one_message(error)
-                return False
+                return is_planned(base, adapter, folder / "out")
             finally:
                 path.unlink() if before is None else path.write_bytes(before)
-            return True
 
         return Subject(content, apply_to_json, check)
 
@@ -297,12 +304,7 @@ def zipped_adapter(folder: Path) -> Subject:
     def check(changed: bytes, at: Path) -> bool:
         path = at / "adapter.zip"
         path.write_bytes(changed)
-        try:
-            merge_lora(base, path, folder / "out", output_type="huggingface", dry_run=True)
-        except MergeError as error:
-            require_one_message(error)
-            return False
-        return True
+        return is_planned(base, path, folder / "out")
 
     return Subject(buffer.getvalue(), apply, check)
 

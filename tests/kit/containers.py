@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from hypothesis import strategies as st
 
 from merge.formats import ContainerWriter, TensorInfo
 from merge.tensors.lazy import LazyTensor
@@ -18,6 +19,21 @@ def values(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Distinct values wherever the dtype has enough of them."""
     count = int(torch.Size(shape).numel())
     return (torch.arange(count) % 251).view(shape).to(dtype)
+
+
+@st.composite
+def any_tensor(draw: st.DrawFn, most_elements: int = 7) -> torch.Tensor:
+    """One to three dimensions of so many elements at most, of a dtype of one to eight bytes."""
+    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.int8, torch.int64)
+    sizes = draw(st.lists(st.integers(1, most_elements), min_size=1, max_size=3))
+    return values(*sizes, dtype=draw(st.sampled_from(dtypes)))
+
+
+@st.composite
+def any_span(draw: st.DrawFn, rows: int) -> tuple[int, int]:
+    """The first of some rows, and the one after them; none perhaps."""
+    start = draw(st.integers(0, rows))
+    return start, draw(st.integers(start, rows))
 
 
 def saved(path: Path, value: object, zipped: bool = True) -> Path:

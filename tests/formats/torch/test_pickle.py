@@ -18,6 +18,8 @@ from tests.kit.containers import (
     INTEGERS,
     ONE_BYTE_FLOATS,
     Opens,
+    any_span,
+    any_tensor,
     require_same,
     saved,
     values,
@@ -116,10 +118,8 @@ def test_tensors_saved_on_a_gpu_are_read_without_one(tmp_path: Path, zipped: boo
 def test_any_rows_of_any_view_equal_the_slice(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    dtype = data.draw(st.sampled_from((torch.float16, torch.bfloat16, torch.float32, torch.int64)))
-    sizes = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
-    tensor = values(*sizes, dtype=dtype)
-    tensor = tensor.permute(data.draw(st.permutations(range(len(sizes)))))
+    tensor = data.draw(any_tensor(6))
+    tensor = tensor.permute(data.draw(st.permutations(range(tensor.dim()))))
     for axis, size in enumerate(tensor.shape):
         first = data.draw(st.integers(0, size - 1))
         last = data.draw(st.integers(first + 1, size))
@@ -129,8 +129,7 @@ def test_any_rows_of_any_view_equal_the_slice(
     for zipped in (True, False):
         path = saved(folder / f"{zipped}.bin", {"w": tensor}, zipped)
         lazy = open_container(path)["w"]
-        start = data.draw(st.integers(0, tensor.shape[0]))
-        stop = data.draw(st.integers(start, tensor.shape[0]))
+        start, stop = data.draw(any_span(len(tensor)))
         assert torch.equal(lazy.read(start, stop), tensor[start:stop])
 
 
