@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +16,7 @@ from merge.errors import UsageError
 from merge.settings import MergeSettings
 from tests.kit.files import Tensors, load_weights, tree
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
-from tests.kit.run import ROOT, quick_environment, run_merge
+from tests.kit.run import run_merge, run_python
 
 # A width and heads that every number of files from 1 to 16 divides into, in turn.
 HEADS = {shards: shards * 2 for shards in range(1, 17)}
@@ -266,15 +264,8 @@ def test_hundred_merges_leave_no_descriptor_thread_or_folder(tmp_path: Path) -> 
     }
     lora = save_adapter(tmp_path / "lora", matrices)
     (tmp_path / "work").mkdir()
-    ended = subprocess.run(
-        [sys.executable, "-c", MANY, str(base), str(lora), str(tmp_path / "work")],
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-        cwd=ROOT,
-        env=quick_environment(TMPDIR=str(tmp_path / "work")),
-        timeout=300,
-    )
+    work = tmp_path / "work"
+    ended = run_python("-c", MANY, base, lora, work, timeout=300, TMPDIR=str(work))
     assert ended.returncode == 0, ended.stderr
 
 

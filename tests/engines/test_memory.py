@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from merge.tensors.lazy import LazyTensor, RowReader
 from merge.tensors.patched import PatchedTensor
 from tests.kit.adapters import make_lora
 from tests.kit.llamas import make_base
-from tests.kit.run import command, quick_environment
+from tests.kit.run import command, run_python
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,7 @@ MIB = 1024 if sys.platform == "linux" else 1 << 20  # of ru_maxrss
 def peak(base: Path, adapter: Path, output: Path) -> float:
     """MiB that a merge takes at its peak."""
     merge = command("--base_model", base, "--lora_model", adapter, "--output_dir", output)
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURED, *merge, "--output_type", "huggingface"],
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-        env=quick_environment(),
-    )
+    done = run_python("-c", MEASURED, *merge, "--output_type", "huggingface")
     assert done.returncode == 0, done.stderr
     return int(done.stdout) / MIB
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 
-from tests.kit.run import ROOT, quick_environment
+from tests.kit.run import run_python
 from tests.kit.stopped import Merging, contents, interrupted_at
 
 pytestmark = [
@@ -22,15 +20,8 @@ POINTS = 25
 
 
 def test_killed_and_resumed_runs_give_the_same_bytes() -> None:
-    told = subprocess.run(
-        [sys.executable, "-m", "tests.interruption.kill_many", "--runs", "50", "--seed", "7"],
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-        cwd=ROOT,
-        env=quick_environment(),
-        timeout=300,
-    )
+    module = "tests.interruption.kill_many"
+    told = run_python("-m", module, "--runs", 50, "--seed", 7, timeout=300)
     assert told.returncode == 0, told.stdout + told.stderr
     last = told.stdout.splitlines()[-1]
     right, runs, kills, resumed, tensors, only_names = map(int, re.findall(r"\d+", last))

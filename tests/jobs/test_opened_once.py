@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 
 from tests.kit.adapters import make_adapter
 from tests.kit.llamas import make_base
-from tests.kit.run import quick_environment
+from tests.kit.run import run_python
 from tests.kit.tokenizer_models import write_tokenizer
 
 COUNT = Path(__file__).with_name("count_opens.py")
@@ -22,14 +20,8 @@ DESCRIBING = ("config.json", "adapter_config.json", "params.json", "generation_c
 
 def counted(folder: Path, **keywords: Any) -> dict[str, int]:
     """How often each path below ``folder`` was opened or listed, by its path relative to it."""
-    done = subprocess.run(
-        [sys.executable, str(COUNT), json.dumps(keywords, default=str)],
-        check=True,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=quick_environment(),
-    )
+    done = run_python(COUNT, json.dumps(keywords, default=str))
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     top = folder.resolve()
     return {

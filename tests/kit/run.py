@@ -27,12 +27,19 @@ def run_merge(
     *args: object, script: Path = MERGE, cwd: Path | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the real command as a user does; ``variables`` are added to its environment."""
+    return run_python(script, *args, cwd=cwd, **variables)
+
+
+def run_python(
+    *args: object, cwd: Path | None = ROOT, timeout: float = 120, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments; ``variables`` are added to its environment."""
     return subprocess.run(
-        command(*args, script=script),
+        [sys.executable, *map(str, args)],
         capture_output=True,
         encoding="utf-8",
         check=False,
         cwd=cwd,
         env=quick_environment(**variables),
-        timeout=120,
+        timeout=timeout,
     )

@@ -6,7 +6,6 @@ Measured by the system in a process of its own, so that torch's allocations coun
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 from merge import merge_lora
 from tests.kit.files import write_json
 from tests.kit.models import adapter_tensors, base_config, save_adapter, save_base
-from tests.kit.run import ROOT, quick_environment
+from tests.kit.run import run_python
 from tests.kit.tokenizer_models import tokenizer_model
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
@@ -52,15 +51,8 @@ def cost(command: str, small: Sequence[object], large: Sequence[object]) -> tupl
     bytes that it read.
     """
     words = json.dumps([list(map(str, small)), list(map(str, large))])
-    done = subprocess.run(
-        [sys.executable, "-c", _MEASURED, command, words],
-        capture_output=True,
-        encoding="utf-8",
-        check=True,
-        cwd=ROOT,
-        env=quick_environment(),
-        timeout=120,
-    )
+    done = run_python("-c", _MEASURED, command, words)
+    assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout.splitlines()[-1])
     assert measured["codes"][0] == 0, done.stderr
     return measured["codes"][1], measured["memory"], measured["read"]

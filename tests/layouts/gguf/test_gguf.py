@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from merge.layouts.opening import open_checkpoint
 from merge.tokenizers import sentencepiece_model as spm
 from tests.kit.files import load_weights
 from tests.kit.llamas import make_base
-from tests.kit.run import ROOT
+from tests.kit.run import run_python
 from tests.kit.tokenizer_models import write_tokenizer
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
@@ -327,9 +325,7 @@ def test_a_missing_package_is_said_in_one_message(base: Path, tmp_path: Path) ->
         f"sys.exit(main(['--input', {str(base)!r}, '--output', {str(tmp_path / 'out')!r}, "
         "'--output_type', 'gguf']))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8"
-    )
+    done = run_python("-c", code)
     assert done.returncode == 2
     assert "pip install 'chinese-llama-merge[gguf]'" in done.stderr
     assert "Traceback" not in done.stderr
