@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -13,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 from xxhash import xxh3_128
 
+from merge import verify_merge
+from merge.errors import MergeError
 from tests.kit.files import Tensors, save_tensors
 
 
@@ -72,3 +75,13 @@ def gguf_tensor(path: Path, name: str) -> Iterator[Any]:
     reader = gguf.GGUFReader(path, "r+")
     yield next(item.data for item in reader.tensors if item.name == name)
     reader.data.flush()
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """A copy, to be spoiled."""
+    return Path(shutil.copytree(folder, to))
+
+
+def faults(folder: Path, **named: Any) -> list[MergeError]:
+    """What ``verify_merge`` finds wrong in a folder."""
+    return list(verify_merge(folder, **named).faults)

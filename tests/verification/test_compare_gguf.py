@@ -10,7 +10,6 @@ import torch
 
 from merge import convert_checkpoint, merge_lora
 from merge.commands.compare_checkpoints import main
-from tests.kit.adapters import make_adapter
 from tests.kit.files import load_weights, save_shards
 from tests.kit.llamas import make_base
 from tests.kit.spoiled_results import gguf_tensor
@@ -21,25 +20,15 @@ Q, UP = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.we
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("base"), num_key_value_heads=4)
-
-
-@pytest.fixture(scope="module")
-def lora(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("lora"), base, rows=151)
-
-
-@pytest.fixture(scope="module")
-def folder(base: Path, lora: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("hf") / "out"
-    merge_lora(base, lora, output, output_type="huggingface")
+    merge_lora(base, adapter, output, output_type="huggingface")
     return output
 
 
 @pytest.fixture
-def quantised(tmp_path: Path, base: Path, lora: Path) -> Path:
-    merge_lora(base, lora, tmp_path / "q8_0", output_type="gguf", outtype="q8_0")
+def quantised(tmp_path: Path, base: Path, adapter: Path) -> Path:
+    merge_lora(base, adapter, tmp_path / "q8_0", output_type="gguf", outtype="q8_0")
     return tmp_path / "q8_0" / "ggml-model-q8_0.gguf"
 
 
@@ -47,13 +36,13 @@ def quantised(tmp_path: Path, base: Path, lora: Path) -> Path:
 def test_f16_equals_the_hugging_face_folder_of_the_same_merge(
     tmp_path: Path,
     base: Path,
-    lora: Path,
+    adapter: Path,
     folder: Path,
     split: str | None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = {"outtype": "f16", "split_max_size": split}
-    merge_lora(base, lora, tmp_path / "f16", output_type="gguf", **options)
+    merge_lora(base, adapter, tmp_path / "f16", output_type="gguf", **options)
     assert main([str(tmp_path / "f16"), str(folder)]) == 0
     said = capsys.readouterr().out
     assert "identical: 16 tensors" in said  # the norms are float32 in GGUF
@@ -65,7 +54,7 @@ def test_f16_equals_the_hugging_face_folder_of_the_same_merge(
 def test_q8_0_is_the_same_within_the_error_of_its_blocks(
     tmp_path: Path,
     base: Path,
-    lora: Path,
+    adapter: Path,
     folder: Path,
     quantised: Path,
     other: str,
@@ -74,7 +63,7 @@ def test_q8_0_is_the_same_within_the_error_of_its_blocks(
     plain = folder
     if other != "huggingface":
         plain = tmp_path / other
-        merge_lora(base, lora, plain, output_type="gguf", outtype=other)
+        merge_lora(base, adapter, plain, output_type="gguf", outtype=other)
     for pair in ((quantised, plain), (plain, quantised)):
         assert main([*map(str, pair), "--verbose"]) == 0
         said = capsys.readouterr().out

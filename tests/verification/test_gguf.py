@@ -12,21 +12,10 @@ import torch
 
 from merge import convert_checkpoint, merge_lora, verify_merge
 from merge.output.preflight import MANIFEST_NAME
-from tests.kit.adapters import make_adapter
 from tests.kit.llamas import make_base
 from tests.kit.spoiled_results import gguf_tensor
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("base"), num_key_value_heads=4)
-
-
-@pytest.fixture(scope="module")
-def lora(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("lora"), base, rows=151)
 
 
 OUTPUTS: dict[str, dict[str, Any]] = {
@@ -41,8 +30,8 @@ OUTPUTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
-def test_a_merge_into_gguf_is_right(tmp_path: Path, base: Path, lora: Path, output: str) -> None:
-    merge_lora(base, lora, tmp_path / "out", output_type="gguf", **OUTPUTS[output])
+def test_a_merge_into_gguf_is_right(tmp_path: Path, base: Path, adapter: Path, output: str) -> None:
+    merge_lora(base, adapter, tmp_path / "out", output_type="gguf", **OUTPUTS[output])
     found = verify_merge(tmp_path / "out")
     assert [str(fault) for fault in found.faults] == []
     assert not found.unchecked
@@ -84,15 +73,15 @@ def _scale(data: np.ndarray) -> None:
 def test_a_fault_in_quantised_weights_is_found(
     tmp_path: Path,
     base: Path,
-    lora: Path,
+    adapter: Path,
     fault: Callable[[np.ndarray], None],
     tensor: str,
     with_manifest: bool,
 ) -> None:
-    merge_lora(base, lora, tmp_path / "out", output_type="gguf", outtype="q8_0")
+    merge_lora(base, adapter, tmp_path / "out", output_type="gguf", outtype="q8_0")
     if not with_manifest:
         (tmp_path / "out" / MANIFEST_NAME).unlink()
-    inputs = {} if with_manifest else {"base_model": base, "lora_model": lora}
+    inputs = {} if with_manifest else {"base_model": base, "lora_model": adapter}
     assert not verify_merge(tmp_path / "out", **inputs).faults
     with gguf_tensor(tmp_path / "out" / "ggml-model-q8_0.gguf", tensor) as data:
         fault(data)
@@ -101,8 +90,8 @@ def test_a_fault_in_quantised_weights_is_found(
     assert any("other content than the merge wrote" in said for said in faults) == with_manifest
 
 
-def test_another_token_is_found(tmp_path: Path, base: Path, lora: Path) -> None:
-    merge_lora(base, lora, tmp_path / "out", output_type="gguf")
+def test_another_token_is_found(tmp_path: Path, base: Path, adapter: Path) -> None:
+    merge_lora(base, adapter, tmp_path / "out", output_type="gguf")
     path = tmp_path / "out" / "ggml-model-f16.gguf"
     data = path.read_bytes()
     assert data.count(b"piece77") == 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +23,15 @@ from tests.kit.adapters import make_adapter
 from tests.kit.compare import half_unit, merge_in_float64
 from tests.kit.files import Tensors, load_weights
 from tests.kit.llamas import make_base
-from tests.kit.spoiled_results import flip_in_place, manifest, spoil, vouch, weight_files
-from tests.kit.tokenizer_models import write_tokenizer
+from tests.kit.spoiled_results import (
+    copied,
+    faults,
+    flip_in_place,
+    manifest,
+    spoil,
+    vouch,
+    weight_files,
+)
 
 LAYER = "model.layers.1."
 KINDS = (
@@ -46,47 +52,8 @@ Q, OTHER_Q = KINDS[1], KINDS[1].replace("layers.1", "layers.0")
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("base"), num_key_value_heads=4)
-
-
-@pytest.fixture(scope="module")
-def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("adapter"), base, rows=151)
-
-
-@pytest.fixture(scope="module")
 def second(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_adapter(tmp_path_factory.mktemp("second"), base, modules_to_save=None, seed=9)
-
-
-@pytest.fixture(scope="module")
-def merged(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("merged") / "out"
-    merge_lora(base, adapter, folder, output_type="huggingface")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def merged_pth(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("merged") / "out"
-    merge_lora(base, adapter, folder, output_type="pth")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def merged_safetensors(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("merged") / "out"
-    merge_lora(base, adapter, folder, output_type="huggingface", safe_serialization=True)
-    return folder
-
-
-def copied(folder: Path, to: Path) -> Path:
-    return Path(shutil.copytree(folder, to))
-
-
-def faults(folder: Path, **named: Any) -> list[MergeError]:
-    return list(verify_merge(folder, **named).faults)
 
 
 def tensors_in(found: list[MergeError], sentence: str) -> list[str]:
@@ -222,82 +189,6 @@ def test_q_and_k_without_their_order_are_found(
     assert "rotary order" in found[-1].facts["remedy"]
 
 
-def test_a_truncated_shard_is_found(tmp_path: Path, base: Path, adapter: Path) -> None:
-    out = tmp_path / "out"
-    merge_lora(base, adapter, out, output_type="huggingface", max_shard_size="50KB")
-    cut = weight_files(out)[2]
-    whole = cut.stat().st_size
-    with cut.open("r+b") as stream:
-        stream.truncate(whole - 1000)
-    found = faults(out)
-    assert found[0].sentence == "a file is cut off"
-    assert found[0].facts == {
-        "file": str(cut),
-        "expected": f"{whole:,} bytes",
-        "found": f"{whole - 1000:,} bytes",
-        "remedy": found[0].facts["remedy"],
-    }
-
-
-@pytest.mark.parametrize("vouched", [False, True])
-def test_an_index_that_names_the_wrong_file_is_found(
-    tmp_path: Path, base: Path, adapter: Path, vouched: bool
-) -> None:
-    out = tmp_path / "out"
-    merge_lora(base, adapter, out, output_type="huggingface", max_shard_size="50KB")
-    index = out / "pytorch_model.bin.index.json"
-    said = json.loads(index.read_text(encoding="utf-8"))
-    files = sorted(set(said["weight_map"].values()))
-    right = said["weight_map"][Q]
-    said["weight_map"][Q] = next(file for file in files if file != right)
-    index.write_text(json.dumps(said), encoding="utf-8")
-    if vouched:
-        vouch(out, contents=False)
-    found = faults(out)
-    assert any("the index names a tensor that its file does not hold" in str(f) for f in found)
-    assert any(f.facts.get("tensor") == Q for f in found)
-
-
-@pytest.mark.parametrize("pieces", [150, 152])
-@pytest.mark.parametrize("layout", ["merged", "merged_pth"])
-def test_a_tokenizer_that_is_off_by_one_piece_is_found(
-    tmp_path: Path, layout: str, pieces: int, request: pytest.FixtureRequest
-) -> None:
-    out = copied(request.getfixturevalue(layout), tmp_path / "out")
-    write_tokenizer(out, pieces)
-    vouch(out, contents=False)
-    (found,) = faults(out)
-    assert found.sentence == "tokenizer and rows do not belong together"
-    assert found.facts["expected"].startswith("151 tokens")
-    assert found.facts["found"].startswith(f"{pieces} tokens")
-
-
-def test_a_tokenizer_in_another_order_is_found(tmp_path: Path, merged: Path) -> None:
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
-
-    out = copied(merged, tmp_path / "out")
-    model = ModelProto.FromString((out / "tokenizer.model").read_bytes())
-    model.pieces[120].piece, model.pieces[121].piece = (
-        model.pieces[121].piece,
-        model.pieces[120].piece,
-    )
-    (out / "tokenizer.model").write_bytes(model.SerializeToString())
-    vouch(out, contents=False)
-    (found,) = faults(out)
-    assert "another token" in found.sentence
-    assert "as token 120" in found.facts["expected"]
-
-
-def test_special_ids_of_another_tokenizer_are_found(tmp_path: Path, merged: Path) -> None:
-    out = copied(merged, tmp_path / "out")
-    path = out / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(config | {"eos_token_id": 0}), encoding="utf-8")
-    vouch(out)
-    (found,) = faults(out)
-    assert found.facts["found"] == "eos_token_id 0"
-
-
 def test_a_replaced_row_that_is_the_base_s_is_found(
     tmp_path: Path, merged: Path, base: Path
 ) -> None:
@@ -341,17 +232,6 @@ def test_a_nan_is_found(tmp_path: Path, merged: Path) -> None:
     (found,) = faults(out)
     assert "at [3, 4]" in found.facts["expected"]
     assert found.facts["found"].startswith("nan")
-
-
-def test_files_that_are_missing_or_too_many_are_found(tmp_path: Path, merged: Path) -> None:
-    out = copied(merged, tmp_path / "out")
-    (out / "generation_config.json").unlink()
-    shutil.copy(weight_files(out)[0], out / "consolidated.00.pth")
-    found = faults(out, files_only=True)
-    assert [Path(fault.facts["file"]).name for fault in found] == [
-        "generation_config.json",
-        "consolidated.00.pth",
-    ]
 
 
 def test_another_base_is_told_from_a_wrong_merge(tmp_path: Path, merged: Path) -> None:

@@ -29,16 +29,6 @@ def test_the_check_shares_no_code_with_what_it_checks(source: Path) -> None:
     assert not [name for name in modules if "deltas" in name.split(".")]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("base"), num_key_value_heads=4)
-
-
-@pytest.fixture(scope="module")
-def grown(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("grown"), base, rows=151)
-
-
 def right(found: Verification) -> Verification:
     assert [str(fault) for fault in found.faults] == []
     return found
@@ -60,20 +50,20 @@ for _outtype in ("f32", "f16", "bf16", "q8_0"):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_merge_is_right_in_every_layout(
-    tmp_path: Path, base: Path, grown: Path, layout: str
+    tmp_path: Path, base: Path, adapter: Path, layout: str
 ) -> None:
-    merge_lora(base, grown, tmp_path / "out", **LAYOUTS[layout])
+    merge_lora(base, adapter, tmp_path / "out", **LAYOUTS[layout])
     found = right(verify_merge(tmp_path / "out"))
     assert not found.unchecked
     assert any("21 tensors, each element" in line for line in found.checked)
 
 
 def test_distance_from_float64_is_that_of_the_nearest_float16(
-    tmp_path: Path, base: Path, grown: Path
+    tmp_path: Path, base: Path, adapter: Path
 ) -> None:
-    merge_lora(base, grown, tmp_path / "out", output_type="huggingface")
+    merge_lora(base, adapter, tmp_path / "out", output_type="huggingface")
     written = load_weights(tmp_path / "out")
-    nearest = merge_in_float64(base, [grown]).rounded()
+    nearest = merge_in_float64(base, [adapter]).rounded()
     apart = torch.cat([ulps(written[name], nearest[name]).flatten() for name in written])
     same, furthest = int((apart == 0).sum()), int(apart.max())
     assert 0.999 * len(apart) < same < len(apart)
@@ -119,11 +109,11 @@ def test_tied_embeddings_are_right(tmp_path: Path, kind: str, output_type: Any) 
 
 @pytest.mark.parametrize("rounding", ["once", "per_adapter"])
 def test_two_weighed_adapters_are_right_in_both_roundings(
-    tmp_path: Path, base: Path, grown: Path, rounding: Any
+    tmp_path: Path, base: Path, adapter: Path, rounding: Any
 ) -> None:
     second = make_adapter(tmp_path / "second", base, modules_to_save=None, seed=7)
     options = {"lora_weights": "0.75,-1.5", "rounding": rounding}
-    merge_lora(base, [grown, second], tmp_path / "out", output_type="huggingface", **options)
+    merge_lora(base, [adapter, second], tmp_path / "out", output_type="huggingface", **options)
     right(verify_merge(tmp_path / "out"))
 
 
@@ -153,11 +143,11 @@ def test_new_rows_are_said_not_to_be_checked(tmp_path: Path, base: Path) -> None
     assert [line for line in found.unchecked if "rows 101 to 110" in line]
 
 
-def test_other_jobs_are_right_too(tmp_path: Path, base: Path, grown: Path) -> None:
+def test_other_jobs_are_right_too(tmp_path: Path, base: Path, adapter: Path) -> None:
     converted, target, delta, back = (tmp_path / name for name in ("meta", "target", "d", "back"))
     convert_checkpoint(base, converted, output_type="pth")
     right(verify_merge(converted))
-    merge_lora(base, grown, target, output_type="huggingface")
+    merge_lora(base, adapter, target, output_type="huggingface")
     make_delta(base, target, delta)
     right(verify_merge(delta))
     apply_delta(base, delta, back)
@@ -168,23 +158,23 @@ def test_other_jobs_are_right_too(tmp_path: Path, base: Path, grown: Path) -> No
 
 
 def test_a_merge_by_peft_is_right_without_a_manifest(
-    tmp_path: Path, base: Path, grown: Path
+    tmp_path: Path, base: Path, adapter: Path
 ) -> None:
     """PEFT multiplies and adds in float32 here; rounding that once is what is asked of a merge."""
-    merged = {name: tensor.half() for name, tensor in merge_with_peft(base, [grown]).items()}
+    merged = {name: tensor.half() for name, tensor in merge_with_peft(base, [adapter]).items()}
     out = tmp_path / "out"
     out.mkdir()
     save_shards(merged, out, ".safetensors")
     for path in base.glob("*.json"):
         if "index" not in path.name:
             shutil.copy(path, out)
-    shutil.copy(grown / "tokenizer.model", out)
-    found = verify_merge(out, base_model=base, lora_model=grown)
+    shutil.copy(adapter / "tokenizer.model", out)
+    found = verify_merge(out, base_model=base, lora_model=adapter)
     # config.json is the base's; its special tokens may differ, but no number does.
     assert not [fault for fault in found.faults if fault.facts.get("tensor")]
 
 
-def test_float32_numbers_are_right_to_the_last_digits(tmp_path: Path, grown: Path) -> None:
+def test_float32_numbers_are_right_to_the_last_digits(tmp_path: Path, adapter: Path) -> None:
     base = make_base(tmp_path / "base", dtype=torch.float32, num_key_value_heads=4)
-    merge_lora(base, grown, tmp_path / "out", output_type="huggingface", dtype="float32")
+    merge_lora(base, adapter, tmp_path / "out", output_type="huggingface", dtype="float32")
     right(verify_merge(tmp_path / "out"))
