@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,11 @@ def load_weights(folder: Path) -> Tensors:
     for path in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(path)
     return tensors
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """A copy of a folder, to be spoiled."""
+    return Path(shutil.copytree(folder, to))
 
 
 def tree(folder: Path) -> dict[str, tuple[int, str]]:

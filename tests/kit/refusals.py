@@ -17,7 +17,8 @@ from typing import Any, cast
 
 import pytest
 
-from merge.errors import MergeError
+from merge import merge_lora
+from merge.errors import AdapterError, MergeError
 from tests.kit.run import ROOT
 
 COMMANDS = ROOT / "merge" / "commands"
@@ -132,6 +133,15 @@ def refused(
     assert peak < mib * MIB
     require_one_message(caught.value)
     assert file is None or caught.value.facts["file"] == str(file)
+    return caught.value
+
+
+def refused_merge(base: Path, adapter: Path, out: Path) -> AdapterError:
+    """Require that an adapter is refused with a remedy, and that nothing is written."""
+    with pytest.raises(AdapterError) as caught:
+        merge_lora(base, adapter, out)
+    assert caught.value.facts["remedy"]
+    assert not out.exists()
     return caught.value
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -75,11 +74,6 @@ def gguf_tensor(path: Path, name: str) -> Iterator[Any]:
     reader = gguf.GGUFReader(path, "r+")
     yield next(item.data for item in reader.tensors if item.name == name)
     reader.data.flush()
-
-
-def copied(folder: Path, to: Path) -> Path:
-    """A copy, to be spoiled."""
-    return Path(shutil.copytree(folder, to))
 
 
 def faults(folder: Path, **named: Any) -> list[MergeError]:

@@ -21,10 +21,9 @@ from merge.commands.verify_merge import main
 from merge.errors import MergeError, UsageError
 from tests.kit.adapters import make_adapter
 from tests.kit.compare import half_unit, merge_in_float64
-from tests.kit.files import Tensors, load_weights
+from tests.kit.files import Tensors, copied, load_weights
 from tests.kit.llamas import make_base
 from tests.kit.spoiled_results import (
-    copied,
     faults,
     flip_in_place,
     manifest,

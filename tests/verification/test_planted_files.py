@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from merge import merge_lora
+from tests.kit.files import copied
 from tests.kit.spoiled_results import (
-    copied,
     faults,
     vouch,
     weight_files,
