@@ -3,48 +3,24 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.trainers import BpeTrainer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from merge import merge_lora, verify_merge
 from merge.commands.merge_lora import main, main_to_hf
-from merge.errors import LayoutError, MergeError, OutputError, UsageError, VocabularyError
+from merge.errors import LayoutError, MergeError, OutputError, UsageError
 from tests.kit.adapters import LINEAR, load, logits_of, logits_with_peft, make_lora, merge_with_peft
+from tests.kit.decoders import SIZES, make_decoder, make_tokenizer
 from tests.kit.files import load_weights
 from tests.kit.llamas import llama_config
 from tests.kit.tokenizer_models import write_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 
-TEXTS = [
-    "<|im_start|>user\nhello, world<|im_end|>",
-    "the quick brown fox 中文 123",
-    "  two  spaces",
-]
-SIZES = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": None,
-}
 GPT2 = {"vocab_size": 320, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 TIED = {"tie_word_embeddings": True}
 FUSED = ["qkv_proj", "gate_up_proj"]
@@ -96,34 +72,7 @@ DECODERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level BPE as Qwen2 has it: 300 tokens, the last of them added."""
-    made = Tokenizer(BPE())
-    made.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    trainer = BpeTrainer(vocab_size=298, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
-    made.train_from_iterator(TEXTS * 3, trainer)
-    assert made.get_vocab_size() <= 298
-    fill = [f"<|fill_{n}|>" for n in range(298 - made.get_vocab_size())]
-    made.add_special_tokens([*fill, "<|im_start|>", "<|im_end|>"])
-    folder = tmp_path_factory.mktemp("tokenizer")
-    fast = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>")
-    fast.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    fast.save_pretrained(folder)
-    return folder
-
-
-def make_decoder(folder: Path, kind: str, settings: dict[str, Any], tokenizer: Path | None) -> Path:
-    """A random model of any class, as transformers saves it, beside a tokenizer."""
-    torch.manual_seed(0)
-    config = getattr(transformers, kind)(**settings)
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-        if "norm" in name:
-            parameter.data.abs_()
-    model.save_pretrained(folder)
-    if tokenizer is not None:
-        shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
-    return folder
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.mark.parametrize(("kind", "settings", "lora"), DECODERS.values(), ids=DECODERS)
@@ -147,63 +96,6 @@ def test_any_decoder_merges_as_peft_does(
         assert merged.keys() == expected.keys()
         for name, tensor in merged.items():
             torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5, msg=name)
-
-
-def test_tokenizer_is_copied_byte_for_byte(tmp_path: Path, tokenizer: Path) -> None:
-    base = make_decoder(tmp_path / "base", "Qwen2Config", SIZES, tokenizer)
-    adapter = make_lora(tmp_path / "lora", base)
-    merge_lora(base, adapter, tmp_path / "out", output_type="huggingface")
-    for path in tokenizer.iterdir():
-        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
-    ours, theirs = (AutoTokenizer.from_pretrained(f) for f in (tmp_path / "out", base))
-    for text in TEXTS:
-        assert ours(text).input_ids == theirs(text).input_ids
-    assert ours.chat_template == theirs.chat_template
-
-
-def test_adapters_tokenizer_is_taken_before_the_bases(tmp_path: Path, tokenizer: Path) -> None:
-    base = make_decoder(tmp_path / "base", "Qwen2Config", SIZES, tokenizer)
-    adapter = make_lora(tmp_path / "lora", base)
-    shutil.copytree(tokenizer, adapter, dirs_exist_ok=True)
-    (adapter / "chat_template.jinja").write_text("mine", encoding="utf-8")
-    merge_lora(base, adapter, tmp_path / "out", output_type="huggingface")
-    assert (tmp_path / "out" / "chat_template.jinja").read_text(encoding="utf-8") == "mine"
-
-
-def grown_tokenizer(folder: Path, tokenizer: Path, count: int) -> None:
-    made = AutoTokenizer.from_pretrained(tokenizer)
-    made.add_tokens([f"new{n}" for n in range(count)])
-    made.save_pretrained(folder)
-
-
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_vocabulary_grows_with_the_adapter(tmp_path: Path, tokenizer: Path, tied: bool) -> None:
-    settings = SIZES | {"tie_word_embeddings": tied}
-    base = make_decoder(tmp_path / "base", "Qwen2Config", settings, tokenizer)
-    saved = {"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": tied}
-    adapter = make_lora(tmp_path / "lora", base, rows=330, **saved)
-    (adapter / "tokenizer.model").unlink()
-    with pytest.raises(VocabularyError, match="do not belong together"):
-        merge_lora(base, adapter, tmp_path / "out", output_type="huggingface")
-    grown_tokenizer(adapter, tokenizer, 5)
-    merge_lora(base, adapter, tmp_path / "out", output_type="huggingface", dtype="float32")
-    assert load(tmp_path / "out").config.vocab_size == 330
-    assert AutoTokenizer.from_pretrained(tmp_path / "out")("new4").input_ids == [304]
-
-
-@pytest.mark.parametrize("tokens", [290, 325])
-def test_tokenizer_of_another_size_is_refused(tmp_path: Path, tokenizer: Path, tokens: int) -> None:
-    base = make_decoder(tmp_path / "base", "Qwen2Config", SIZES, tokenizer)
-    adapter = make_lora(tmp_path / "lora", base)
-    path = adapter / "tokenizer.json"
-    made = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
-    made["model"]["vocab"] = {f"t{n}": n for n in range(tokens)}
-    made["added_tokens"] = []
-    path.write_text(json.dumps(made), encoding="utf-8")
-    with pytest.raises(VocabularyError) as caught:
-        merge_lora(base, adapter, tmp_path / "out", output_type="huggingface")
-    assert caught.value.facts["found"] == f"{tokens} tokens"
-    assert not (tmp_path / "out").exists()
 
 
 def test_llama_with_tokenizer_json_alone(tmp_path: Path, tokenizer: Path) -> None:
@@ -417,15 +309,6 @@ def test_what_does_not_fit_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_new_rows_are_for_tokenizers_that_are_understood(tmp_path: Path, tokenizer: Path) -> None:
-    base = make_decoder(tmp_path / "base", "Qwen2Config", SIZES, tokenizer)
-    adapter = make_lora(tmp_path / "lora", base)
-    grown_tokenizer(adapter, tokenizer, 40)
-    settings = {"output_type": "huggingface", "new_token_init": "mean"}
-    with pytest.raises(UsageError, match="--new_token_init needs"):
-        merge_lora(base, adapter, tmp_path / "out", **settings)
-
-
 def test_other_jobs_still_want_a_llama(tmp_path: Path, tokenizer: Path) -> None:
     from merge.layouts.opening import open_checkpoint
 
@@ -433,53 +316,3 @@ def test_other_jobs_still_want_a_llama(tmp_path: Path, tokenizer: Path) -> None:
     with pytest.raises(LayoutError, match="no LLaMA"):
         open_checkpoint(base)
     assert llama_config().model_type == "llama"
-
-
-def test_text_ends_where_the_adapters_tokenizer_ends_it(tmp_path: Path, tokenizer: Path) -> None:
-    """As Qwen's chat models do: the base ends with another token than the adapter's training."""
-    settings = SIZES | {"eos_token_id": 0}
-    base = make_decoder(tmp_path / "base", "Qwen2Config", settings, tokenizer)
-    generation = {"eos_token_id": [0, 1], "top_p": 0.5}
-    (base / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
-    adapter = make_lora(tmp_path / "lora", base)
-    shutil.copytree(tokenizer, adapter, dirs_exist_ok=True)
-    out = tmp_path / "out"
-    merge_lora(base, adapter, out, output_type="huggingface")
-    found = AutoTokenizer.from_pretrained(out)
-    assert found.eos_token == "<|im_end|>"
-    assert load(out).config.eos_token_id == found.eos_token_id
-    said = json.loads((out / "generation_config.json").read_bytes())
-    assert said == {"eos_token_id": [0, 1, found.eos_token_id], "top_p": 0.5}
-    assert not verify_merge(out).faults
-    config = json.loads((out / "config.json").read_bytes()) | {"eos_token_id": 0}
-    (out / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    (out / "merge_manifest.json").unlink()
-    faults = verify_merge(out, base_model=base, lora_model=adapter).faults
-    assert any("generation would not end" in str(fault) for fault in faults)
-    # The base's own tokenizer changes nothing that the base's own configuration says.
-    plain = make_lora(tmp_path / "plain", base)
-    merge_lora(base, plain, tmp_path / "as it is", output_type="huggingface")
-    assert load(tmp_path / "as it is").config.eos_token_id == 0
-
-
-def test_templates_of_further_files_are_where_transformers_reads_them(
-    tmp_path: Path, tokenizer: Path
-) -> None:
-    base = make_decoder(tmp_path / "base", "Qwen2Config", SIZES, tokenizer)
-    adapter = make_lora(tmp_path / "lora", base)
-    shutil.copytree(tokenizer, adapter, dirs_exist_ok=True)
-    (adapter / "chat_template.jinja").unlink()
-    said = json.dumps({"chat_template": "{{ messages }}"})
-    (adapter / "chat_template.json").write_text(said, encoding="utf-8")
-    merge_lora(base, adapter, tmp_path / "json", output_type="huggingface")
-    found = AutoTokenizer.from_pretrained(tmp_path / "json")
-    assert found.chat_template == "{{ messages }}"
-    (adapter / "additional_chat_templates").mkdir()
-    (adapter / "additional_chat_templates/rag.jinja").write_text("rag", encoding="utf-8")
-    merge_lora(base, adapter, tmp_path / "several", output_type="huggingface")
-    found = AutoTokenizer.from_pretrained(tmp_path / "several")
-    assert found.chat_template == {"default": "{{ messages }}", "rag": "rag"}
-    for path in adapter.glob("*chat_template*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    report = merge_lora(base, adapter, tmp_path / "none", output_type="huggingface")
-    assert "chat template is dropped" in report.summary()
