@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tests.kit.files import write_json
+from tests.kit.models import adapter_tensors, base_tensors, save_adapter, save_base
+from tests.kit.tokenizer_models import train_llama
 from tests.kit.transformers_446 import run_in_transformers_446
+
+# Of the base's tokenizer.
+PIECES = 400
 
 
 @dataclass(frozen=True)
@@ -95,3 +102,57 @@ def write_with_5(source: Path, out: Path) -> None:
         made.save_pretrained(out / name)
         assert not (out / name / "tokenizer.model").exists()
         assert not (out / name / "added_tokens.json").exists()
+
+
+@dataclass(frozen=True)
+class SavedTokenizers:
+    """Folders of tokenizers: the base's, and each kind as each release saves it."""
+
+    base: Path
+    by_446: Path
+    by_5: Path
+
+    def written(self, release: str, kind: str) -> Path:
+        return (self.by_446 if release == "4.46" else self.by_5) / kind
+
+
+def make_saved_tokenizers(folder: Path) -> SavedTokenizers:
+    """Train the base's tokenizer, and have each release save every kind."""
+    base = folder / "base"
+    base.mkdir()
+    (base / "tokenizer.model").write_bytes(train_llama(PIECES).SerializeToString())
+    said = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "legacy": True}
+    said |= {"add_bos_token": True, "add_eos_token": False, "tokenizer_class": "LlamaTokenizer"}
+    write_json(base / "tokenizer_config.json", said)
+    write_json(base / "config.json", {"model_type": "llama"})
+    write_with_446(base, folder / "4.46")
+    write_with_5(base, folder / "5")
+    (base / "config.json").unlink()
+    return SavedTokenizers(base, folder / "4.46", folder / "5")
+
+
+def save_base_with(
+    folder: Path, made: SavedTokenizers, *, fast: bool = False, template: str = ""
+) -> Path:
+    """A base of random values with the base's tokenizer, also as ``tokenizer.json`` if ``fast``."""
+    tensors = base_tensors(PIECES)
+    save_base(folder, tensors, pieces=None, vocab_size=PIECES, pad_token_id=None)
+    for path in made.base.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    if fast:  # as many a base on the Hub has both
+        shutil.copy(made.by_5 / "nothing/tokenizer.json", folder)
+    if template:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return folder
+
+
+def save_adapter_with(folder: Path, tokenizer: Path, rows: int | None) -> Path:
+    """An adapter with a saved tokenizer beside it."""
+    save_adapter(folder, adapter_tensors(rows))
+    shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
+    return folder
+
+
+def rows_of(tokens: Tokens) -> int | None:
+    """Rows of a vocabulary grown by these tokens; None if none was added."""
+    return PIECES + len(tokens.added) if tokens.added else None

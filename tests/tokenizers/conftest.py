@@ -14,6 +14,7 @@ import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from merge.tokenizers.sentencepiece_model import read_model, serialize_model
+from tests.kit.saved_tokenizers import SavedTokenizers, make_saved_tokenizers
 from tests.kit.tokenizer_models import read_lines, train_llama
 from tokenizer_tools.extend import extend, select_text_pieces
 
@@ -48,6 +49,12 @@ AWKWARD = [
     "的" * 300,
     "3.14159 0xFF 1e-05 1,000,000",
 ]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> SavedTokenizers:
+    """Tokenizers as two releases of transformers save them."""
+    return make_saved_tokenizers(tmp_path_factory.mktemp("saved"))
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,26 @@ import pytest
 from gguf import GGUFReader
 
 from merge import apply_delta, convert_checkpoint, merge_lora, verify_merge
-from merge.errors import MergeError, VocabularyError
+from merge.errors import VocabularyError
 from tests.kit.files import tree, write_json
 from tests.kit.models import (
     HIDDEN,
-    adapter_tensors,
     base_tensors,
     random_tensor,
     save_adapter,
     save_base,
 )
-from tests.kit.saved_tokenizers import CHATML, KINDS, Tokens, write_with_5, write_with_446
-from tests.kit.tokenizer_models import train_llama
+from tests.kit.saved_tokenizers import (
+    CHATML,
+    KINDS,
+    PIECES,
+    SavedTokenizers,
+    Tokens,
+    rows_of,
+    save_adapter_with,
+    save_base_with,
+)
 
-PIECES = 400
 SAMPLES = [
     "Hello world, this is a test.",
     "<|im_start|>user\nWhat is 1 + 1?<|im_end|>\n",
@@ -35,56 +40,6 @@ SAMPLES = [
     "a<pad>b hello_world</s>x_tool",
 ]
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-
-
-@dataclass(frozen=True)
-class Made:
-    """Folders of tokenizers: the base's, and each kind as each release saves it."""
-
-    base: Path
-    by_446: Path
-    by_5: Path
-
-    def written(self, release: str, kind: str) -> Path:
-        return (self.by_446 if release == "4.46" else self.by_5) / kind
-
-
-@pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    folder = tmp_path_factory.mktemp("tokenizers")
-    base = folder / "base"
-    base.mkdir()
-    (base / "tokenizer.model").write_bytes(train_llama(PIECES).SerializeToString())
-    said = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "legacy": True}
-    said |= {"add_bos_token": True, "add_eos_token": False, "tokenizer_class": "LlamaTokenizer"}
-    write_json(base / "tokenizer_config.json", said)
-    write_json(base / "config.json", {"model_type": "llama"})
-    write_with_446(base, folder / "4.46")
-    write_with_5(base, folder / "5")
-    (base / "config.json").unlink()
-    return Made(base, folder / "4.46", folder / "5")
-
-
-def make_base(folder: Path, made: Made, *, fast: bool = False, template: str = "") -> Path:
-    tensors = base_tensors(PIECES)
-    save_base(folder, tensors, pieces=None, vocab_size=PIECES, pad_token_id=None)
-    for path in made.base.glob("tokenizer*"):
-        shutil.copy(path, folder)
-    if fast:  # as many a base on the Hub has both
-        shutil.copy(made.by_5 / "nothing/tokenizer.json", folder)
-    if template:
-        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    return folder
-
-
-def make_adapter(folder: Path, tokenizer: Path, rows: int | None) -> Path:
-    save_adapter(folder, adapter_tensors(rows))
-    shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
-    return folder
-
-
-def rows_of(tokens: Tokens) -> int | None:
-    return PIECES + len(tokens.added) if tokens.added else None
 
 
 @cache
@@ -155,11 +110,11 @@ def require_added_tokens(out: Path, tokens: Tokens) -> None:
 @pytest.mark.parametrize("release", ["5", "4.46"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapters_tokenizer_goes_into_every_output(
-    tmp_path: Path, made: Made, kind: str, release: str
+    tmp_path: Path, made: SavedTokenizers, kind: str, release: str
 ) -> None:
     tokens = KINDS[kind]
-    base = make_base(tmp_path / "base", made)
-    adapter = make_adapter(tmp_path / "lora", made.written(release, kind), rows_of(tokens))
+    base = save_base_with(tmp_path / "base", made)
+    adapter = save_adapter_with(tmp_path / "lora", made.written(release, kind), rows_of(tokens))
     reference = unmerged(made.by_5 / kind)
     hf = {"output_type": "huggingface"}
     merge_lora(base, adapter, tmp_path / "hf", **hf)
@@ -214,14 +169,14 @@ def place_template(folder: Path, template: str, place: str) -> None:
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_random_combinations_give_what_transformers_gives_unmerged(
-    tmp_path: Path, made: Made, part: int
+    tmp_path: Path, made: SavedTokenizers, part: int
 ) -> None:
     for seed in range(part, COMBINATIONS, PARTS):
         said = combination(seed)
         tokens = KINDS[said["kind"]]
         folder = tmp_path / str(seed)
         folder.mkdir()
-        base = make_base(
+        base = save_base_with(
             folder / "base", made, fast=said["fast base"], template=said["base's template"]
         )
         tokenizer = folder / "tokenizer"
@@ -232,7 +187,7 @@ def test_random_combinations_give_what_transformers_gives_unmerged(
             shutil.copytree(made.written("5", said["kind"]), tokenizer, dirs_exist_ok=True)
         if tokens.template:
             place_template(tokenizer, tokens.template, said["template in"])
-        adapter = make_adapter(folder / "lora", made.base, rows_of(tokens))
+        adapter = save_adapter_with(folder / "lora", made.base, rows_of(tokens))
         options: dict[str, Any] = {"output_type": said["output"]}
         if said["named"]:
             options["tokenizer"] = tokenizer
@@ -258,83 +213,9 @@ def test_random_combinations_give_what_transformers_gives_unmerged(
     unmerged.cache_clear()
 
 
-def test_tokens_without_rows_are_refused_and_grown_on_request(tmp_path: Path, made: Made) -> None:
-    base = make_base(tmp_path / "base", made)
-    adapter = make_adapter(tmp_path / "lora", made.by_5 / "chatml", None)
-    before = tree(tmp_path)
-    with pytest.raises(VocabularyError) as caught:
-        merge_lora(base, adapter, tmp_path / "out")
-    assert "--new_token_init" in caught.value.facts["remedy"]
-    assert tree(tmp_path) == before
-    options = {"new_token_init": "mean", "output_type": "huggingface"}
-    merge_lora(base, adapter, tmp_path / "out", **options)
-    require_same_tokenizer(tmp_path / "out", unmerged(made.by_5 / "chatml"), KINDS["chatml"])
-
-
-def test_no_message_invents_an_id(tmp_path: Path, made: Made) -> None:
-    """A special token of which no file says the id: the row after the last need not be its own."""
-    base = make_base(tmp_path / "base", made)
-    adapter = make_adapter(tmp_path / "lora", made.base, PIECES + 2)
-    said = json.loads((adapter / "tokenizer_config.json").read_bytes())
-    write_json(adapter / "tokenizer_config.json", said | {"eos_token": "<|im_end|>"})
-    with pytest.raises(VocabularyError, match=r"'<\|im_end\|>' is not a token") as caught:
-        merge_lora(base, adapter, tmp_path / "out")
-    assert str(PIECES) not in caught.value.facts["remedy"]
-    # The same folder with the list that has the ids is merged.
-    shutil.copy(made.by_5 / "chatml/tokenizer.json", adapter)
-    merge_lora(base, adapter, tmp_path / "out", output_type="huggingface")
-    ids = loaded(tmp_path / "out", True).convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
-    assert ids == [PIECES, PIECES + 1]
-
-
-def changed_list(adapter: Path) -> None:
-    path = adapter / "tokenizer.json"
-    said = json.loads(path.read_bytes())
-    vocab = said["model"]["vocab"]
-    first, second = (piece for piece, id_ in vocab.items() if id_ in (300, 301))
-    vocab[first], vocab[second] = vocab[second], vocab[first]
-    write_json(path, said)
-
-
-def other_ids(adapter: Path) -> None:
-    write_json(adapter / "added_tokens.json", {"<|im_start|>": PIECES + 1, "<|im_end|>": PIECES})
-
-
-def no_vocabulary(adapter: Path) -> None:
-    path = adapter / "tokenizer.json"
-    write_json(path, json.loads(path.read_bytes()) | {"model": {"type": "BPE"}})
-
-
-def odd_tokens(adapter: Path) -> None:
-    path = adapter / "tokenizer.json"
-    write_json(path, json.loads(path.read_bytes()) | {"added_tokens": [{"content": "<a>"}]})
-
-
-CONTRADICTIONS = {
-    "pieces": (changed_list, "different vocabularies"),
-    "added tokens": (other_ids, "contradicts"),
-    "no vocabulary": (no_vocabulary, "holds no vocabulary"),
-    "list": (odd_tokens, "list of added tokens"),
-}
-
-
-@pytest.mark.parametrize(("change", "told"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
-def test_contradictions_are_refused_with_both_sides(
-    tmp_path: Path, made: Made, change: Any, told: str
-) -> None:
-    base = make_base(tmp_path / "base", made)
-    adapter = make_adapter(tmp_path / "lora", made.by_5 / "chatml", PIECES + 2)
-    change(adapter)
-    before = tree(tmp_path)
-    with pytest.raises(MergeError, match=told) as caught:
-        merge_lora(base, adapter, tmp_path / "out")
-    assert {"file", "found"} <= caught.value.facts.keys()
-    assert tree(tmp_path) == before
-
-
-def test_several_templates_are_kept_by_name(tmp_path: Path, made: Made) -> None:
-    base = make_base(tmp_path / "base", made)
-    adapter = make_adapter(tmp_path / "lora", made.by_5 / "chatml", PIECES + 2)
+def test_several_templates_are_kept_by_name(tmp_path: Path, made: SavedTokenizers) -> None:
+    base = save_base_with(tmp_path / "base", made)
+    adapter = save_adapter_with(tmp_path / "lora", made.by_5 / "chatml", PIECES + 2)
     (adapter / "additional_chat_templates").mkdir()
     further = adapter / "additional_chat_templates/tool_use.jinja"
     further.write_text("{{ messages }} {{ tools }}", encoding="utf-8")
@@ -348,15 +229,17 @@ def test_several_templates_are_kept_by_name(tmp_path: Path, made: Made) -> None:
     assert fields["tokenizer.chat_template.tool_use"] == "{{ messages }} {{ tools }}"
 
 
-def test_template_alone_joins_the_bases_tokenizer(tmp_path: Path, made: Made) -> None:
-    base = make_base(tmp_path / "base", made)
+def test_template_alone_joins_the_bases_tokenizer(tmp_path: Path, made: SavedTokenizers) -> None:
+    base = save_base_with(tmp_path / "base", made)
     adapter = save_adapter(tmp_path / "lora")
     (adapter / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
     merge_lora(base, adapter, tmp_path / "out", output_type="huggingface")
     assert loaded(tmp_path / "out", True).chat_template == "{{ messages }}"
 
 
-def test_base_and_delta_may_have_added_tokens_in_tokenizer_json(tmp_path: Path, made: Made) -> None:
+def test_base_and_delta_may_have_added_tokens_in_tokenizer_json(
+    tmp_path: Path, made: SavedTokenizers
+) -> None:
     """A model that was saved with transformers 5, into which somebody copied tokenizer.model."""
     tensors = base_tensors(PIECES)
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -371,10 +254,10 @@ def test_base_and_delta_may_have_added_tokens_in_tokenizer_json(tmp_path: Path, 
     require_added_tokens(tmp_path / "pth", KINDS["chatml"])
 
 
-def test_list_of_ends_is_kept_and_extended(tmp_path: Path, made: Made) -> None:
-    base = make_base(tmp_path / "base", made)
+def test_list_of_ends_is_kept_and_extended(tmp_path: Path, made: SavedTokenizers) -> None:
+    base = save_base_with(tmp_path / "base", made)
     write_json(base / "generation_config.json", {"eos_token_id": [2, 7], "temperature": 0.5})
-    adapter = make_adapter(tmp_path / "lora", made.by_5 / "chatml", PIECES + 2)
+    adapter = save_adapter_with(tmp_path / "lora", made.by_5 / "chatml", PIECES + 2)
     merge_lora(base, adapter, tmp_path / "out", output_type="huggingface")
     said = json.loads((tmp_path / "out/generation_config.json").read_bytes())
     assert said["eos_token_id"] == [2, 7, PIECES + 1]
@@ -382,57 +265,10 @@ def test_list_of_ends_is_kept_and_extended(tmp_path: Path, made: Made) -> None:
     assert json.loads((tmp_path / "out/config.json").read_bytes())["eos_token_id"] == PIECES + 1
 
 
-def lost_template(out: Path) -> None:
-    (out / "chat_template.jinja").unlink(missing_ok=True)
-    path = out / "tokenizer_config.json"
-    said = json.loads(path.read_bytes())
-    said.pop("chat_template")
-    write_json(path, said)
-
-
-def other_end(out: Path) -> None:
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        path = out / name
-        write_json(path, json.loads(path.read_bytes()) | {"eos_token": "</s>"})
-    for name in ("config.json", "generation_config.json"):
-        path = out / name
-        write_json(path, json.loads(path.read_bytes()) | {"eos_token_id": 2})
-
-
-def other_generation(out: Path) -> None:
-    path = out / "generation_config.json"
-    write_json(path, json.loads(path.read_bytes()) | {"eos_token_id": 2})
-
-
-LOSSES = {"template": lost_template, "end": other_end, "end of generation": other_generation}
-
-
-@pytest.mark.parametrize("lose", LOSSES.values(), ids=LOSSES)
-def test_verification_calls_what_was_lost_wrong(tmp_path: Path, made: Made, lose: Any) -> None:
-    """As merges did that read no tokenizer.json; without a manifest, which has digests."""
-    base = make_base(tmp_path / "base", made)
-    adapter = make_adapter(tmp_path / "lora", made.by_5 / "chatml", PIECES + 2)
-    out = tmp_path / "out"
-    merge_lora(base, adapter, out, output_type="huggingface")
-    (out / "merge_manifest.json").unlink()
-    inputs = {"base_model": base, "lora_model": adapter}
-    assert not verify_merge(out, **inputs).faults
-    lose(out)
-    assert verify_merge(out, **inputs).faults
-
-
-def test_verification_calls_lost_added_tokens_of_pth_wrong(tmp_path: Path, made: Made) -> None:
-    base = make_base(tmp_path / "base", made)
-    adapter = make_adapter(tmp_path / "lora", made.by_5 / "chatml", PIECES + 2)
-    out = tmp_path / "out"
-    merge_lora(base, adapter, out)
-    (out / "merge_manifest.json").unlink()
-    (out / "added_tokens.json").unlink()
-    assert verify_merge(out, base_model=base, lora_model=adapter).faults
-
-
-def test_delta_may_have_its_tokens_in_tokenizer_json_alone(tmp_path: Path, made: Made) -> None:
-    base = make_base(tmp_path / "base", made)
+def test_delta_may_have_its_tokens_in_tokenizer_json_alone(
+    tmp_path: Path, made: SavedTokenizers
+) -> None:
+    base = save_base_with(tmp_path / "base", made)
     rows = {"model.embed_tokens.weight", "lm_head.weight"}
     tensors = {
         name: random_tensor(PIECES + 2 if name in rows else len(tensor), *tensor.shape[1:], seed=5)
@@ -445,3 +281,34 @@ def test_delta_may_have_its_tokens_in_tokenizer_json_alone(tmp_path: Path, made:
     assert not verify_merge(tmp_path / "out").faults
     apply_delta(base, delta, tmp_path / "pth", output_type="pth")
     require_added_tokens(tmp_path / "pth", KINDS["chatml"])
+
+
+def test_tokens_without_rows_are_refused_and_grown_on_request(
+    tmp_path: Path, made: SavedTokenizers
+) -> None:
+    base = save_base_with(tmp_path / "base", made)
+    adapter = save_adapter_with(tmp_path / "lora", made.by_5 / "chatml", None)
+    before = tree(tmp_path)
+    with pytest.raises(VocabularyError) as caught:
+        merge_lora(base, adapter, tmp_path / "out")
+    assert "--new_token_init" in caught.value.facts["remedy"]
+    assert tree(tmp_path) == before
+    options = {"new_token_init": "mean", "output_type": "huggingface"}
+    merge_lora(base, adapter, tmp_path / "out", **options)
+    require_same_tokenizer(tmp_path / "out", unmerged(made.by_5 / "chatml"), KINDS["chatml"])
+
+
+def test_no_message_invents_an_id(tmp_path: Path, made: SavedTokenizers) -> None:
+    """A special token of which no file says the id: the row after the last need not be its own."""
+    base = save_base_with(tmp_path / "base", made)
+    adapter = save_adapter_with(tmp_path / "lora", made.base, PIECES + 2)
+    said = json.loads((adapter / "tokenizer_config.json").read_bytes())
+    write_json(adapter / "tokenizer_config.json", said | {"eos_token": "<|im_end|>"})
+    with pytest.raises(VocabularyError, match=r"'<\|im_end\|>' is not a token") as caught:
+        merge_lora(base, adapter, tmp_path / "out")
+    assert str(PIECES) not in caught.value.facts["remedy"]
+    # The same folder with the list that has the ids is merged.
+    shutil.copy(made.by_5 / "chatml/tokenizer.json", adapter)
+    merge_lora(base, adapter, tmp_path / "out", output_type="huggingface")
+    ids = loaded(tmp_path / "out", True).convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    assert ids == [PIECES, PIECES + 1]
