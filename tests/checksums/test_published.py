@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from merge.checksums import known_files as known
+from merge.checksums import known_files
 from merge.commands.verify_sha256 import main
 
 FILES = {
@@ -51,10 +51,10 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         ]
     )
     (tmp_path / "SHA256.md").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(known, "CHECKSUMS", tmp_path / "SHA256.md")
-    known.load_known_files.cache_clear()
+    monkeypatch.setattr(known_files, "CHECKSUMS", tmp_path / "SHA256.md")
+    known_files.load_known_files.cache_clear()
     yield folder_of(tmp_path / "files", *FILES)
-    known.load_known_files.cache_clear()
+    known_files.load_known_files.cache_clear()
 
 
 def folder_of(folder: Path, *names: str) -> Path:

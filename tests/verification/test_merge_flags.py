@@ -3,47 +3,55 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from merge.checksums import known_files as known
+from merge.checksums import known_files
 from merge.commands.merge_lora import main_to_hf
 from merge.deltas.adapter_config import AdapterConfig
 from tests.kit.adapters import make_adapter
 from tests.kit.llamas import make_base
 
+Inputs = tuple[Path, Path]
+Publish = Callable[[list[Path]], None]
+
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     folder = tmp_path_factory.mktemp("inputs")
     base = make_base(folder / "base")
     return base, make_adapter(folder / "lora", base, rows=151)
 
 
-def run(inputs: tuple[Path, Path], out: Path, *more: str) -> int:
+def run(inputs: Inputs, out: Path, *more: str) -> int:
     base, adapter = map(str, inputs)
     words = ["--base_model", base, "--lora_model", adapter, "--output_dir", str(out)]
     return main_to_hf([*words, *more])
 
 
-def publish(monkeypatch: pytest.MonkeyPatch, folder: Path, files: list[Path]) -> None:
-    """Let a table of checksums name these files as parts of one model."""
-    rows = [
-        f"| 7B | {number:02} | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |"
-        for number, path in enumerate(files)
-    ]
-    table = folder / "SHA256.md"
-    heading = "## Original weights, Hugging Face layout (pytorch_model-*.bin) · 原版"
-    table.write_text("\n".join([heading, *rows]), encoding="utf-8")
-    monkeypatch.setattr(known, "CHECKSUMS", table)
-    monkeypatch.setattr(known, "load_known_files", known.load_known_files.__wrapped__)
-    for module in ("merge.checksums.check_files", "merge.reports.merge_text"):
-        monkeypatch.setattr(f"{module}.load_known_files", known.load_known_files)
+@pytest.fixture
+def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Publish]:
+    """Let a table of checksums name files as the parts of one model."""
+    table = tmp_path / "SHA256.md"
+    monkeypatch.setattr(known_files, "CHECKSUMS", table)
+
+    def write(files: list[Path]) -> None:
+        rows = [
+            f"| 7B | {number:02} | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |"
+            for number, path in enumerate(files)
+        ]
+        heading = "## Original weights, Hugging Face layout (pytorch_model-*.bin) · 原版"
+        table.write_text("\n".join([heading, *rows]), encoding="utf-8")
+        known_files.load_known_files.cache_clear()
+
+    yield write
+    known_files.load_known_files.cache_clear()
 
 
 def test_a_result_is_verified_at_the_end(
-    tmp_path: Path, inputs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, inputs: Inputs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(inputs, tmp_path / "out", "--verify") == 0
     said = capsys.readouterr()
@@ -53,7 +61,7 @@ def test_a_result_is_verified_at_the_end(
 
 def test_a_merge_that_goes_wrong_ends_with_1(
     tmp_path: Path,
-    inputs: tuple[Path, Path],
+    inputs: Inputs,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -66,19 +74,16 @@ def test_a_merge_that_goes_wrong_ends_with_1(
     assert "what was added is 2 times what the adapters add" in said.err
 
 
-def test_a_rehearsal_verifies_nothing(tmp_path: Path, inputs: tuple[Path, Path]) -> None:
+def test_a_rehearsal_verifies_nothing(tmp_path: Path, inputs: Inputs) -> None:
     assert run(inputs, tmp_path / "out", "--verify", "--dry_run") == 0
     assert not (tmp_path / "out").exists()
 
 
 def test_a_published_base_is_confirmed(
-    tmp_path: Path,
-    inputs: tuple[Path, Path],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, inputs: Inputs, publish: Publish, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = sorted(inputs[0].glob("*.bin"))
-    publish(monkeypatch, tmp_path, files)
+    publish(files)
     assert run(inputs, tmp_path / "out", "--verify_base") == 0
     said = capsys.readouterr()
     assert f"all {len(files)} files as published" in said.out
@@ -86,13 +91,10 @@ def test_a_published_base_is_confirmed(
 
 
 def test_a_base_with_one_damaged_file_is_refused(
-    tmp_path: Path,
-    inputs: tuple[Path, Path],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, inputs: Inputs, publish: Publish, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = sorted(inputs[0].glob("*.bin"))
-    publish(monkeypatch, tmp_path, [files[0], inputs[0] / "config.json", *files[2:]])
+    publish([files[0], inputs[0] / "config.json", *files[2:]])
     assert run(inputs, tmp_path / "out", "--verify_base") == 2
     said = capsys.readouterr().err
     assert str(files[1]) in said
@@ -101,13 +103,10 @@ def test_a_base_with_one_damaged_file_is_refused(
 
 
 def test_a_base_with_two_files_in_each_other_s_place_is_refused(
-    tmp_path: Path,
-    inputs: tuple[Path, Path],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, inputs: Inputs, publish: Publish, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = sorted(inputs[0].glob("*.bin"))
-    publish(monkeypatch, tmp_path, [files[1], files[0], *files[2:]])
+    publish([files[1], files[0], *files[2:]])
     assert run(inputs, tmp_path / "out", "--verify_base") == 2
     said = capsys.readouterr().err
     assert "contents of another part than its name says" in said
@@ -115,7 +114,7 @@ def test_a_base_with_two_files_in_each_other_s_place_is_refused(
 
 
 def test_a_base_that_nobody_published_is_said_to_be_unknown(
-    tmp_path: Path, inputs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, inputs: Inputs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(inputs, tmp_path / "out", "--verify_base") == 0
     said = capsys.readouterr().out
