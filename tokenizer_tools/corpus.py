@@ -1,4 +1,4 @@
-"""Lines of text from .txt and .jsonl files, plain or .gz, with an stats of what was left out."""
+"""Lines of text from .txt and .jsonl files, plain or .gz, with a count of what was left out."""
 
 from __future__ import annotations
 

@@ -68,8 +68,7 @@ def validate_decoder_config(
     """The configuration of a decoder, with ``tie_word_embeddings`` said in any case.
 
     Where ``config.json`` does not say it, a model without an LM head of its own is tied. Raises
-    ``LayoutError`` for quantised weights, unknown embeddings, and layers
-    that are missing.
+    ``LayoutError`` for quantised weights, unknown embeddings, and missing layers.
     """
     for weight, tensor in tensors.items():
         require_unquantized(folder, weight, tensor)

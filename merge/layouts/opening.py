@@ -29,9 +29,8 @@ def open_checkpoint(
     ``model`` may be a ``.gguf`` file too. ``context_length`` is for Meta's layout, which does not
     say it. With ``with_extra`` a Hugging Face folder may hold more than a LLaMA does; that is kept
     apart. With ``any_decoder`` it may hold a model that is no LLaMA, which keeps its own names and
-    order. Raises ``LayoutError`` and
-    ``FormatError`` for what is no whole model, ``UsageError`` for a ``context_length`` that the
-    folder's own ``config.json`` would contradict.
+    order. Raises ``LayoutError`` and ``FormatError`` for what is no whole model, ``UsageError`` for
+    a ``context_length`` that the folder's own ``config.json`` would contradict.
     """
     folder = model if isinstance(model, ModelFolder) else ModelFolder(model)
     if folder.is_meta:

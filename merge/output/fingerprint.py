@@ -31,7 +31,7 @@ _REMEDY = (
 
 @dataclass(frozen=True)
 class JobInputs:
-    """What a job inputs: ``models`` by role, small files of adapters with their SHA-256.
+    """What a job reads: ``models`` by role, small files of adapters with their SHA-256.
 
     ``how`` is what shapes the result beside its settings.
     """

@@ -36,8 +36,8 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class FileProgress:
-    """How far a file had come: its length, SHA-256 up to there, and the CRC-32 of
-    each tensor that was finished since the entry before (0 where the container has none).
+    """How far a file had come: its length, SHA-256 up to there, and the CRC-32 of each tensor that
+    was finished since the entry before (0 where the container has none).
     """
 
     nbytes: int

@@ -42,7 +42,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 class StagedFolder:
-    """An output folder that is ``lock_folder``, whose files appear whole, together, or not at all.
+    """An output folder, locked by ``lock_folder``; its files appear whole, together, or not at all.
 
     Files are written as ``.NAME.partial`` beside their final name. Leaving the ``with`` block
     without an error makes them durable and moves them into place, those last by which readers

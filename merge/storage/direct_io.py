@@ -15,12 +15,8 @@ import mmap
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    pass
 
 PAGE = 4096
 # What one read carries: large enough for the disk.

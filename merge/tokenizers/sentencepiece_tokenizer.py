@@ -112,11 +112,10 @@ def read_tokenizer(path: Path, details: Path | None = None) -> SentencePieceToke
     ``path``. The files beside ``tokenizer.model`` may be missing. Where ``tokenizer_config.json``
     and ``special_tokens_map.json`` disagree about a special token, the latter wins unless it is
     empty there, as in transformers 4. Missing or empty bos, eos and unk are the model's own; a
-    missing pad is its last piece if that is one of
-    ``PAD_PIECES``.
+    missing pad is its last piece if that is one of ``PAD_PIECES``.
 
-    Raises ``FormatError`` for a missing or unreadable file, ``VocabularyError`` for
-    added tokens without consecutive ids and for special tokens that are no tokens.
+    Raises ``FormatError`` for a missing or unreadable file, ``VocabularyError`` for added tokens
+    without consecutive ids and for special tokens that are no tokens.
     """
     contents = _contents(path)
     model_file = path if path.is_file() else path / MODEL_NAME
@@ -267,12 +266,8 @@ def _normalized_config(folder: SentencePieceTokenizer) -> dict[str, Any]:
     for name, default in {"add_bos_token": True, "add_eos_token": False, "legacy": True}.items():
         if config.get(name) is None:
             config[name] = default
-    for name in (
-        *SPECIAL_NAMES,
-        ADDITIONAL_SPECIAL_TOKENS,
-        "auto_map",
-        "backend",
-    ):  # backend: what wrote the file
+    # "backend" tells what wrote the file.
+    for name in (*SPECIAL_NAMES, ADDITIONAL_SPECIAL_TOKENS, "auto_map", "backend"):
         config.pop(name, None)
     if isinstance(config.get("extra_special_tokens"), list):  # transformers 5's name for the same
         del config["extra_special_tokens"]

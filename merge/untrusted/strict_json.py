@@ -66,7 +66,7 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
 
 
 def _require_ordinary(value: object) -> None:
-    """Refuse what no document has and what ends a later step: half characters other than those of
+    """Refuse what no document has and what ends a later step: lone surrogates other than those of
     file names that are not UTF-8, and endless nesting.
     """
     level = [value]
@@ -106,7 +106,7 @@ def _refuse_number(text: str) -> float:
 def dump_json(value: Mapping[str, Any]) -> bytes:
     """Write a JSON object as the ecosystem does: two spaces, UTF-8, a newline at the end.
 
-    Bytes of file names that are not UTF-8 (``os.fsdecode`` makes half characters of them) become
+    Bytes of file names that are not UTF-8 (``os.fsdecode`` makes lone surrogates of them) become
     JSON's escapes of those, which read back as the same names.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"

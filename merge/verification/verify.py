@@ -331,8 +331,8 @@ def _check_numbers(checked: TensorResult, tensor: LazyTensor) -> Iterator[Verifi
         return
     where, found = "", f"{checked.failed_rows} rows whose random sums are off"
     if checked.first is not None:
-        index, build_expected_model, tolerance, actual = checked.first
-        where = f"{build_expected_model:.9g} at {list(index)}, give or take {tolerance:.2g}"
+        index, expected, tolerance, actual = checked.first
+        where = f"{expected:.9g} at {list(index)}, give or take {tolerance:.2g}"
         found = (
             f"{actual:.9g}; {checked.failed:,} of {checked.elements:,} elements are off, and the "
             f"random sums of {checked.failed_rows:,} rows"

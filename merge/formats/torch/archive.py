@@ -1,8 +1,8 @@
 """``.bin`` and ``.pth``: the zip archives that ``torch.save`` has written since torch 1.6.
 
 An archive holds ``NAME/data.pkl``, a pickle in which storages are persistent ids, and each storage
-uncompressed as ``NAME/data/KEY``. The pickle is read by ``pickle_machine.py``, so nothing
-in a file can run code; the storages stay where they are and are read by position.
+uncompressed as ``NAME/data/KEY``. The pickle is read by ``pickle_machine.py``, so nothing in a
+file can run code; the storages stay where they are and are read by position.
 
 The writer produces the same structure as one sequential stream. CRC-32 and sizes follow the data
 (zip's data descriptors, as torch itself writes them), so no byte is written twice.

@@ -139,9 +139,8 @@ def place_tensors(
     """Rename and reorder ``stored`` tensors, distribute them over files and make the headers.
 
     Files are split as by ``gguf-split``: the next one begins with the tensor that would make one
-    larger than ``split_max_size`` bytes (0: never).
-    Raises ``LayoutError`` for rotary positions that llama.cpp does not know, ``VocabularyError``
-    for a tokenizer that it cannot follow.
+    larger than ``split_max_size`` bytes (0: never). Raises ``LayoutError`` for rotary positions
+    that llama.cpp does not know, ``VocabularyError`` for a tokenizer that it cannot follow.
     """
     import numpy as np
     from gguf import GGMLQuantizationType, GGUFWriter
