@@ -84,7 +84,7 @@ def write(
     ``OutputError`` for the result of another run, unless ``overwrite`` is given.
     """
     plan, output = job.plan, folder.path
-    replaced = require_free(folder, settings.overwrite, settings.resume)
+    replaced = folder.replaceable
     if settings.resume and not folder.leftovers and replaced:
         planned = job.manifest(dict.fromkeys(plan.files, WrittenFile(0, "")))
         reads = job.reads()

@@ -97,13 +97,13 @@ class OutputFolder(Folder):
         return [path for path in found if path.is_symlink() or path.is_file()]
 
     @cached_property
-    def of_interrupted_run(self) -> frozenset[str]:
+    def names_of_interrupted_run(self) -> frozenset[str]:
         """Names that it was about to replace, and those that it has put in place."""
         known = self.journal
         return frozenset((*known.replaces, *known.committed) if known else ())
 
     @cached_property
-    def of_earlier_run(self) -> frozenset[str]:
+    def names_of_earlier_run(self) -> frozenset[str]:
         """Names that the manifest of an earlier result lists."""
         if MANIFEST_NAME not in self.files:
             return frozenset()
@@ -111,16 +111,23 @@ class OutputFolder(Folder):
         named = files if isinstance(files, dict) else {}
         return frozenset({MANIFEST_NAME, *(name for name in named if Path(name).name == name)})
 
+    @cached_property
+    def replaceable(self) -> list[Path]:
+        """Files that a run may replace: of an earlier result, as its manifest lists them, and of an
+        interrupted run.
+        """
+        names = self.names_of_earlier_run | self.names_of_interrupted_run
+        return [path for name, path in self.files.items() if name in names]
 
-def require_free(folder: OutputFolder, overwrite: bool, resume: bool = False) -> list[Path]:
-    """Check that a model may be written to ``folder``; return the files it will replace.
 
-    Those are the files of an earlier result, as its manifest lists them, or of an interrupted run.
-    The caller has locked the folder, or writes nothing: otherwise another run may change it.
-    With ``resume`` a result with a manifest passes too: whether it is this run's can only be told
-    from the plan (``complete.py``).
-    Raises ``OutputError`` for what an interrupted run left unless with ``resume`` or ``overwrite``,
-    for model files without ``overwrite``, and with it for model files that no manifest lists.
+def require_free(folder: OutputFolder, overwrite: bool, resume: bool = False) -> None:
+    """Check that a model may be written to ``folder``.
+
+    The caller has locked the folder, or writes nothing: otherwise another run may change it. With
+    ``resume`` a result with a manifest passes too: whether it is this run's can only be told from
+    the plan (``complete.py``). Raises ``OutputError`` for what an interrupted run left unless with
+    ``resume`` or ``overwrite``, for model files without ``overwrite``, and with it for model files
+    that are not ``replaceable``.
     """
     left = folder.leftovers
     if left and not (overwrite or resume):
@@ -132,20 +139,18 @@ def require_free(folder: OutputFolder, overwrite: bool, resume: bool = False) ->
             "which removes these files",
         )
     present = sorted(path for path in folder.matching(*_MODEL_FILES) if path.is_file())
-    interrupted = folder.of_interrupted_run
+    interrupted = folder.names_of_interrupted_run
     may_replace = overwrite or (resume and interrupted.issuperset(path.name for path in present))
     may_be_complete = resume and not left and MANIFEST_NAME in folder.files
     if present and not (may_replace or may_be_complete):
         raise existing_model_error(folder.path, present)
-    earlier = folder.of_earlier_run | interrupted
-    if foreign := [path for path in present if path.name not in earlier]:
+    if foreign := [path for path in present if path not in folder.replaceable]:
         raise OutputError(
             "the output folder holds model files that no earlier merge wrote",
             file=folder.path,
             found=_listed(foreign),
             remedy="choose another --output_dir, or move these files away",
         )
-    return [path for name, path in folder.files.items() if name in earlier]
 
 
 def existing_model_error(folder: Path, present: Sequence[Path]) -> OutputError:
@@ -185,7 +190,8 @@ def require_names_free(folder: OutputFolder, names: Iterable[str], overwrite: bo
 
     A model may bring files of any name, such as its own modelling code.
     """
-    ours = folder.of_interrupted_run | (folder.of_earlier_run if overwrite else frozenset())
+    earlier = folder.names_of_earlier_run if overwrite else frozenset()
+    ours = folder.names_of_interrupted_run | earlier
     taken = [path for name in names if name not in ours and (path := folder.path / name).exists()]
     if taken:
         raise OutputError(
