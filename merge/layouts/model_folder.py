@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import LayoutError
 from ..storage.folder import Folder
+from ..storage.zipped_adapter import ADAPTER_CONFIG_NAME
 from .config import CONFIG_NAME
 from .llama import META_SHARD
 from .params import PARAMS_NAME
@@ -62,8 +63,9 @@ class ModelFolder(Folder):
         if self.matching("*.gguf"):
             found = "GGUF, for llama.cpp"
             remedy = "give the folder of the model that it was made from"
-        if "adapter_config.json" in self.files:
-            found, remedy = "an adapter (adapter_config.json)", "give adapters with --lora_model"
+        if ADAPTER_CONFIG_NAME in self.files:
+            found = f"an adapter ({ADAPTER_CONFIG_NAME})"
+            remedy = "give adapters with --lora_model"
         raise LayoutError(
             "the base model's folder has no configuration",
             file=self.path / CONFIG_NAME,

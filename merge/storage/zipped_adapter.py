@@ -12,7 +12,7 @@ from ..errors import FormatError
 from ..untrusted.safe_zip import Records, is_zip, iter_chunks, open_zip
 from .offload import Offload, require_space
 
-_CONFIG_NAME = "adapter_config.json"
+ADAPTER_CONFIG_NAME = "adapter_config.json"
 _ABSOLUTE = re.compile(r"[/\\]|[A-Za-z]:")
 
 
@@ -26,14 +26,14 @@ def find_adapter_folder(path: Path) -> str | None:
         return None
     with open_zip(path) as (_, records):
         names = [PurePosixPath(name) for name in records]
-        folders = sorted({str(name.parent) for name in names if name.name == _CONFIG_NAME})
+        folders = sorted({str(name.parent) for name in names if name.name == ADAPTER_CONFIG_NAME})
         if folders:
             _require_inside(path, records)
     if len(folders) > 1:
         raise FormatError(
             "the archive holds several adapters",
             file=path,
-            expected=f"one {_CONFIG_NAME}",
+            expected=f"one {ADAPTER_CONFIG_NAME}",
             found=", ".join(folders[:5]),
             remedy="unpack it and give the folders in the order of merging",
         )

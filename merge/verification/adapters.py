@@ -15,11 +15,11 @@ from typing import Any
 from ..errors import AdapterError
 from ..formats import open_container
 from ..storage.offload import Offload
+from ..storage.zipped_adapter import ADAPTER_CONFIG_NAME
 from ..tensors.lazy import LazyTensor
 from ..untrusted.safe_regex import compile_matcher
 from ..untrusted.strict_json import read_json
 
-CONFIG_NAME = "adapter_config.json"
 _WEIGHTS = (
     "adapter_model.safetensors",
     "adapter_model.bin",
@@ -153,16 +153,18 @@ def read_adapter(folder: Path, weight: float, offload: Offload | None = None) ->
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if numbered and (path is None or path.name not in _WEIGHTS[:2]):
         path = numbered[0]
-    if path is None or not (folder / CONFIG_NAME).is_file():
+    if path is None or not (folder / ADAPTER_CONFIG_NAME).is_file():
         raise AdapterError(
             "the folder holds no adapter to check against",
             file=folder,
-            expected=f"{CONFIG_NAME} and {_WEIGHTS[0]} or {_WEIGHTS[1]}",
+            expected=f"{ADAPTER_CONFIG_NAME} and {_WEIGHTS[0]} or {_WEIGHTS[1]}",
             remedy="give the adapter that was merged",
         )
     files = numbered if path in numbered else [path]
     tensors = {k: t for file in files for k, t in open_container(file, offload).items()}
-    contents = AdapterContents(folder, path, _to_lora_fields(read_json(folder / CONFIG_NAME)))
+    contents = AdapterContents(
+        folder, path, _to_lora_fields(read_json(folder / ADAPTER_CONFIG_NAME))
+    )
     parts = _sort_by_part(_transpose_patches(tensors) if path.name == _MLX else tensors)
     for kind in ("base_layer", "whole", "modules_to_save"):  # the trained copy wins
         contents.whole |= parts.get(kind, {})
@@ -276,7 +278,7 @@ def _require_trained(contents: AdapterContents, module: str, scaling: float) -> 
     if not 0 < abs(scaling) <= 1_000_000:
         raise AdapterError(
             "the adapter's configuration gives a scaling with which nobody trains",
-            file=contents.folder / CONFIG_NAME,
+            file=contents.folder / ADAPTER_CONFIG_NAME,
             tensor=module,
             found=f"{scaling:g}",
             remedy="write the lora_alpha of the training into that file, and merge again",
