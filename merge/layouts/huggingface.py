@@ -80,7 +80,7 @@ def open_base(
 
 def _open_decoder(
     folder: Path,
-    config: dict[str, Any],
+    config: Mapping[str, Any],
     files: Mapping[Path, object],
     tensors: Mapping[str, LazyTensor],
 ) -> Checkpoint:

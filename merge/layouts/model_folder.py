@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class ModelFolder(Folder):
             _ = self.config
 
     @cached_property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Mapping[str, Any]:
         """``config.json`` of a model in Hugging Face's layout.
 
         Raises ``LayoutError`` when there is none, ``FormatError`` when it is not a JSON object.

@@ -49,7 +49,10 @@ class Folder:
         return self._documents[name]
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """The JSON object in a file. Raises ``FormatError`` when it is anything else."""
+        """The JSON object in a file, made anew so that the caller may change it.
+
+        Raises ``FormatError`` when it is anything else.
+        """
         return parse_json(self.read(name), self.path / name)
 
     def digest(self, name: str) -> str:
