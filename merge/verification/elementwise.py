@@ -22,7 +22,7 @@ from ..formats.gguf import Q8Tensor
 from ..storage.input_file import view_as_bytes
 from ..tensors.digests import compute_digest
 from ..tensors.lazy import LazyTensor
-from .expected import ExpectedTensor, RowSegment
+from .expected_tensor import ExpectedTensor, RowSegment
 from .reading import Rows, iter_rows_together, slice_rows
 from .reference import SIGMAS, Change, ExpectedRows, Operation, Quantize, Round, to_float64
 from .ulps import INCOMPARABLE, choose_coarser, count_ulps, round_to_nearest, view_as_integers

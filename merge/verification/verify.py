@@ -18,7 +18,8 @@ from ..settings import OnProgress
 from ..tensors.lazy import Checkpoint, LazyTensor, get_dtype_name
 from .configuration import check_configuration
 from .elementwise import Exactness, TensorResult, check_tensor, get_blocks
-from .expected import ExpectedModel, ExpectedTensor, MergeInputs, build_expected_model
+from .expected import ExpectedModel, MergeInputs, build_expected_model
+from .expected_tensor import ExpectedTensor
 from .findings import Findings
 from .manifest import Manifest, TensorEntry, check_files, list_files
 from .ulps import format_ulps

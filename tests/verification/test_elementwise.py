@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from merge.tensors.lazy import LazyTensor, RowReader
 from merge.verification.adapters import Product
 from merge.verification.elementwise import Exactness, TensorResult, check_tensor
-from merge.verification.expected import ExpectedTensor, RowSegment
+from merge.verification.expected_tensor import ExpectedTensor, RowSegment
 from merge.verification.reference import AddProduct, half_ulp
 from merge.verification.ulps import INCOMPARABLE, round_to_nearest
 
