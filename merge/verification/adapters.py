@@ -53,14 +53,14 @@ _UNUSED = ("original_module", "trainable_tokens_original")
 
 @dataclass(frozen=True)
 class Product:
-    """``scaling * B A``; ``is_turned``: its transpose, for embeddings, whose A is (r, rows) and B
-    (dim, r), and for layers that keep their matrices transposed.
+    """``scaling * B A``, or with ``is_transposed`` its transpose: for embeddings, whose A is
+    (r, rows) and B (dim, r), and for layers that keep their matrices transposed.
     """
 
     a: LazyTensor
     b: LazyTensor
     scaling: float
-    is_turned: bool = False
+    is_transposed: bool = False
 
     @property
     def rows(self) -> int:
@@ -71,7 +71,7 @@ class Product:
     def shape(self) -> tuple[int, ...]:
         """Shape of the tensor that this is added to."""
         shape = (self.b.shape[0], *self.a.shape[1:])
-        return shape[::-1] if self.is_turned else shape
+        return shape[::-1] if self.is_transposed else shape
 
 
 @dataclass

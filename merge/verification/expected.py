@@ -42,7 +42,7 @@ class VocabularyGrowth:
     multiple: int = 1
     known: int | None = None
 
-    def rows(self, rows: int) -> int:
+    def count_rows(self, rows: int) -> int:
         """Rows of the result, where the inputs have ``rows``."""
         return -(-max(rows, self.tokens) // self.multiple) * self.multiple
 
@@ -124,7 +124,7 @@ def build_expected_model(
         shapes[name] = _expect_shape(expected, inputs, name, tensor)
         if shapes[name][1:] != tensor.shape[1:]:
             expected = replace(expected, uncovered="it has another shape than its inputs give")
-        tensors[name] = expected.first_rows(tensor.rows)
+        tensors[name] = expected.take_rows(tensor.rows)
     optional = head if tied else None
     return ExpectedModel(
         tensors,
@@ -156,7 +156,7 @@ def _expect_shape(
 ) -> tuple[int, ...]:
     """The shape that a tensor must have, which for the vocabulary depends on the tokenizer too."""
     growth = inputs.growth if inputs.is_vocabulary(name) else None
-    rows = growth.rows(expected.rows) if growth is not None else expected.rows
+    rows = growth.count_rows(expected.rows) if growth is not None else expected.rows
     return (rows, *expected.columns) if found.shape else ()
 
 
@@ -185,7 +185,7 @@ def _build_starts(inputs: MergeInputs) -> dict[str, ExpectedTensor]:
     base = {name: _carry_over(tensor) for name, tensor in inputs.base.tensors.items()}
     if inputs.growth is not None and inputs.growth.known is not None:
         for name in base.keys() & {inputs.embeddings, inputs.head}:
-            base[name] = base[name].first_rows(inputs.growth.known)
+            base[name] = base[name].take_rows(inputs.growth.known)
     if inputs.dense is None:
         return base | {name: _carry_over(tensor) for name, tensor in inputs.base.extra.items()}
     if inputs.base.config.get("tie_word_embeddings"):
@@ -244,8 +244,8 @@ def _stores_whole(dense: LazyTensor, base: LazyTensor, inputs: MergeInputs) -> b
     rows = min(dense.rows, base.rows, _DETECTION_ROWS)
     ours, theirs = (to_float64(t.without_digest().read(0, rows)).flatten() for t in (base, dense))
     sizes = float(ours.norm()), float(theirs.norm())
-    turned = float(ours @ theirs) > _DETECTION_COSINE * sizes[0] * sizes[1]
-    return turned and sizes[1] > sizes[0] / 3
+    aligned = float(ours @ theirs) > _DETECTION_COSINE * sizes[0] * sizes[1]
+    return aligned and sizes[1] > sizes[0] / 3
 
 
 def _subtract_base(target: LazyTensor, base: LazyTensor | None, mean: bool) -> ExpectedTensor:
@@ -286,7 +286,7 @@ def _apply_adapters(
             expected = expected if kept else expected.with_replacement(copy)
         trained_with = adapter.count_vocabulary_rows(sides)
         if inputs.truncate and name in sides and trained_with is not None:
-            expected = expected.first_rows(trained_with)
+            expected = expected.take_rows(trained_with)
         before = expected
         rows = adapter.rows.get(source)
         if is_head and rows is None and name not in adapter.whole:
@@ -346,11 +346,11 @@ def _apply_adapter(
     """What one adapter adds to a tensor, whose trained rows are in place: product and magnitude."""
     product = adapter.products.get(name)
     if product is not None:
-        turned = product.is_turned or stores_transposed(inputs.config, name)
-        product = replace(product, is_turned=turned)
+        transposed = product.is_transposed or stores_transposed(inputs.config, name)
+        product = replace(product, is_transposed=transposed)
         expected = expected.with_step(AddProduct(product))
     if name in adapter.magnitudes and product is not None:
-        if product.is_turned:
+        if product.is_transposed:
             expected = replace(expected, uncovered="DoRA over columns: its norms go over all rows")
         else:
             expected = expected.with_step(ScaleRows(adapter.magnitudes[name]))

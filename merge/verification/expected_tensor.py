@@ -78,7 +78,7 @@ class ExpectedTensor:
         later = _ShiftedRows((total, *rows.shape[1:]), rows.dtype, rows.origin, rows)
         return replace(self, segments=(*self.segments, RowSegment(self.rows, total, later)))
 
-    def first_rows(self, rows: int) -> ExpectedTensor:
+    def take_rows(self, rows: int) -> ExpectedTensor:
         """The same for the first ``rows`` rows."""
         kept = tuple(
             replace(segment, last=min(segment.last, rows))

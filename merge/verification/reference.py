@@ -87,7 +87,7 @@ class AddProduct(Operation):
 
     def prepare(self, probe_vectors: torch.Tensor) -> Change:
         product, scaling = self.product, self.product.scaling
-        if product.is_turned:
+        if product.is_transposed:
             left = product.a.read().t()
             right = product.b.read().double().t().contiguous()
         else:
@@ -99,7 +99,7 @@ class AddProduct(Operation):
             last = min(first + len(piece.values), total)
             if last <= first:
                 return
-            rows = left[first:last] if product.is_turned else product.b.read(first, last)
+            rows = left[first:last] if product.is_transposed else product.b.read(first, last)
             factor = rows.double()
             if piece.relative:
                 piece.resolve_relative()
