@@ -70,8 +70,8 @@ def require_known_order(
         below = adapters[number - 1] if number else None
         if wanted is not None and (below is None or below.name != wanted):
             if below is not None or base_rows != _CHINESE_LLAMA_ROWS:
-                raise _wrong_order(adapters, adapter, wanted)
-            notes += _on_merged(adapter, wanted, merged)
+                raise _wrong_order_error(adapters, adapter, wanted)
+            notes += _check_merged_base(adapter, wanted, merged)
         if adapter.name is not None and wanted is None:
             _require_straight_on_base(rows, adapters, number)
         rows = adapter.rows or rows
@@ -143,7 +143,7 @@ def _require_straight_on_base(rows: int, adapters: Sequence[AdapterInput], numbe
         )
 
 
-def _on_merged(
+def _check_merged_base(
     adapter: AdapterInput, wanted: str, merged: Sequence[str | None] | None
 ) -> tuple[str, ...]:
     """An adapter that is given alone, onto a base of as many rows as ``wanted`` makes."""
@@ -164,7 +164,7 @@ def _on_merged(
     )
 
 
-def _wrong_order(
+def _wrong_order_error(
     adapters: Sequence[AdapterInput], adapter: AdapterInput, wanted: str
 ) -> UsageError:
     below = next((given.source for given in adapters if given.name == wanted), wanted)

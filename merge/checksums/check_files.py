@@ -135,12 +135,12 @@ def find_mismatches(files: Sequence[CheckedFile], model: str) -> Iterator[Verifi
     must hold all. A tokenizer must be the one published for the model, where one is.
     """
     for file in files:
-        if not _belongs(file, model):
-            yield _other(file, model)
+        if not _belongs_to(file, model):
+            yield _other_file_error(file, model)
         elif file.is_misnamed and not file.alone:
-            yield _misnamed(file, model)
+            yield _misnamed_error(file, model)
     for folder, group in group_by_folder(files).items():
-        yield from _missing(folder, group, model)
+        yield from _list_missing_errors(folder, group, model)
     if all(file.is_tokenizer for file in files):
         kinds = {kind.partition(" · ")[0] for kind, name in group_known_files() if name == model}
         yield VerificationError(
@@ -150,7 +150,7 @@ def find_mismatches(files: Sequence[CheckedFile], model: str) -> Iterator[Verifi
         )
 
 
-def _belongs(file: CheckedFile, model: str) -> bool:
+def _belongs_to(file: CheckedFile, model: str) -> bool:
     """Whether the contents are a part of the model, whatever the file is called."""
     if file.is_pointer:
         return False
@@ -159,7 +159,7 @@ def _belongs(file: CheckedFile, model: str) -> bool:
     return file.known is not None and file.known.model == model
 
 
-def _missing(
+def _list_missing_errors(
     folder: Path | None, files: Iterable[CheckedFile], model: str
 ) -> Iterator[VerificationError]:
     for here, lacking in find_missing_parts(files):
@@ -179,7 +179,7 @@ def _missing(
             )
 
 
-def _misnamed(file: CheckedFile, model: str) -> VerificationError:
+def _misnamed_error(file: CheckedFile, model: str) -> VerificationError:
     assert file.known is not None
     wanted, name = find_part(file.path, model), get_part_name(file.path, file.known)
     return VerificationError(
@@ -194,7 +194,7 @@ def _misnamed(file: CheckedFile, model: str) -> VerificationError:
     )
 
 
-def _other(file: CheckedFile, model: str) -> VerificationError:
+def _other_file_error(file: CheckedFile, model: str) -> VerificationError:
     if file.is_pointer:
         return VerificationError(
             "this is a Git LFS pointer, not the file itself",
@@ -210,11 +210,11 @@ def _other(file: CheckedFile, model: str) -> VerificationError:
         file=file.path,
         expected=expected,
         found=f"SHA-256 {file.sha256}, {known}",
-        remedy=_remedy(file, wanted),
+        remedy=_choose_remedy(file, wanted),
     )
 
 
-def _remedy(file: CheckedFile, wanted: KnownFile | None) -> str:
+def _choose_remedy(file: CheckedFile, wanted: KnownFile | None) -> str:
     if file.known is not None:
         return "another model's file: give the right one, or another --expect"
     if file.path.suffix == ".safetensors":

@@ -17,7 +17,7 @@ _PIECE_BYTES = 16 << 20
 
 def get_file_digest(path: Path) -> str:
     """SHA-256 of a file, read in pieces, and only once while it stays as it is."""
-    return _start(path).result()
+    return _start_digest(path).result()
 
 
 def start_digests(paths: Iterable[Path]) -> None:
@@ -27,27 +27,27 @@ def start_digests(paths: Iterable[Path]) -> None:
     """
     for path in paths:
         if path.is_file():
-            _start(path)
+            _start_digest(path)
 
 
-def _start(path: Path) -> Future[str]:
+def _start_digest(path: Path) -> Future[str]:
     """The digest of a file as it is now; one that failed or was interrupted starts again."""
     status = path.stat()
     key = (path, status.st_size, status.st_mtime_ns)
-    future = _digest(*key)
+    future = _submit_digest(*key)
     if future.done() and (future.cancelled() or future.exception() is not None):
-        _digest.cache_clear()
-        future = _digest(*key)
+        _submit_digest.cache_clear()
+        future = _submit_digest(*key)
     return future
 
 
 @lru_cache(maxsize=64)
-def _digest(path: Path, _size: int, _changed: int) -> Future[str]:
-    return _pool().submit(hash_file, path)
+def _submit_digest(path: Path, _size: int, _changed: int) -> Future[str]:
+    return _get_pool().submit(hash_file, path)
 
 
 @lru_cache(maxsize=1)
-def _pool() -> ThreadPoolExecutor:
+def _get_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1)
 
 

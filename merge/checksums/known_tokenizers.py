@@ -37,7 +37,7 @@ _BY_PIECES = {known.pieces: known for known in _ROWS.values()} | {
 
 
 @cache
-def _by_digest() -> dict[str, KnownTokenizer]:
+def _load_by_digest() -> dict[str, KnownTokenizer]:
     """The tokenizers by SHA-256; none where ``SHA256.md`` was not installed along."""
     return {
         file.sha256: known
@@ -49,7 +49,7 @@ def _by_digest() -> dict[str, KnownTokenizer]:
 
 def recognize_digest(sha256: str) -> KnownTokenizer | None:
     """Name the published tokenizer with this SHA-256, or ``None``."""
-    return _by_digest().get(sha256)
+    return _load_by_digest().get(sha256)
 
 
 def recognize_bytes(content: bytes) -> KnownTokenizer | None:

@@ -31,11 +31,11 @@ def get_part_name(path: Path, part: KnownFile) -> str:
     """
     if part.pattern != "pytorch_model-*.bin":
         return part.file_name
-    number = int(part.part) + _first(path)
+    number = int(part.part) + _find_first_number(path)
     return f"pytorch_model-{number:05}-of-{len(group_known_files()[part.group, part.model]):05}.bin"
 
 
-def _first(path: Path) -> int:
+def _find_first_number(path: Path) -> int:
     """The number of the first shard: 1, or 0 where the folder has a shard of that number."""
     shard = _SHARD.fullmatch(path.name)
     if shard is None:

@@ -172,7 +172,7 @@ def _make_tensor(
 ) -> FileTensor:
     tensor = FileTensor(shape, dtype, origin, file, place, contiguous_strides(shape))
     if (end := place + tensor.nbytes) > file.size:
-        raise file.cut_off(end, origin)
+        raise file.cut_off_error(end, origin)
     return tensor
 
 

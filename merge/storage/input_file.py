@@ -49,10 +49,10 @@ class InputFile:
                 error.filename = str(self.path)  # which reads by position do not say
                 raise
             if count == 0:
-                raise self.cut_off(offset + len(buffer))
+                raise self.cut_off_error(offset + len(buffer))
             done += count
 
-    def cut_off(self, needed: int, tensor: str | None = None) -> FormatError:
+    def cut_off_error(self, needed: int, tensor: str | None = None) -> FormatError:
         """The error for a file that should have ``needed`` bytes and has fewer."""
         return FormatError(
             "the file ends before its tensors do: an unfinished download or copy",

@@ -64,7 +64,7 @@ def unpack(path: Path, inside: str, offload: Offload) -> Path:
     folder.mkdir()
     with open_zip(path) as (archive, records):
         _require_inside(path, records)
-        wanted = [info for name, info in records.items() if _is_in(name, inside, info)]
+        wanted = [info for name, info in records.items() if _is_directly_in(name, inside, info)]
         require_space(folder, sum(info.file_size for info in wanted))
         for info in wanted:
             with (folder / PurePosixPath(info.filename).name).open("xb") as sink:
@@ -73,5 +73,5 @@ def unpack(path: Path, inside: str, offload: Offload) -> Path:
     return folder
 
 
-def _is_in(name: str, inside: str, info: zipfile.ZipInfo) -> bool:
+def _is_directly_in(name: str, inside: str, info: zipfile.ZipInfo) -> bool:
     return str(PurePosixPath(name).parent) == inside and not info.is_dir()

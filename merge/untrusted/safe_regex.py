@@ -46,8 +46,8 @@ def compile_matcher(pattern: str, wrapped: str = "KEY") -> Callable[[str], objec
     if len(text) > _LONGEST:
         raise re.error(f"it is longer than {_LONGEST} characters")
     re.compile(text)
-    tokens = list(_tokens(text))
-    ends = _choice(tokens)
+    tokens = list(_split_tokens(text))
+    ends = _parse_choice(tokens)
     if tokens:
         raise re.error("a parenthesis is closed that was not opened")
     return lambda name: bool(ends(name, 0))
@@ -62,7 +62,7 @@ def is_plain(text: str) -> bool:
     return _PLAIN.fullmatch(text) is not None
 
 
-def _tokens(text: str) -> Iterator[tuple[str, str]]:
+def _split_tokens(text: str) -> Iterator[tuple[str, str]]:
     """Kinds and texts of the parts of an expression, the last of them first."""
     found, place = [], 0
     while place < len(text):
@@ -74,35 +74,35 @@ def _tokens(text: str) -> Iterator[tuple[str, str]]:
     return reversed(found)
 
 
-def _choice(tokens: list[tuple[str, str]]) -> _Ends:
+def _parse_choice(tokens: list[tuple[str, str]]) -> _Ends:
     """One of several sequences. Takes its tokens from the end of the list."""
-    ways = [_sequence(tokens)]
+    ways = [_parse_sequence(tokens)]
     while tokens and tokens[-1][0] == "bar":
         tokens.pop()
-        ways.append(_sequence(tokens))
-    return _once(lambda text, at: frozenset[int]().union(*(way(text, at) for way in ways)))
+        ways.append(_parse_sequence(tokens))
+    return _cache_ends(lambda text, at: frozenset[int]().union(*(way(text, at) for way in ways)))
 
 
-def _sequence(tokens: list[tuple[str, str]]) -> _Ends:
+def _parse_sequence(tokens: list[tuple[str, str]]) -> _Ends:
     parts: list[_Ends] = []
     while tokens and tokens[-1][0] not in ("bar", "close"):
-        part = _part(*tokens.pop(), tokens)
+        part = _parse_part(*tokens.pop(), tokens)
         if tokens and tokens[-1][0] == "repeat":
-            part = _repeated(part, tokens.pop()[1])
+            part = _repeat(part, tokens.pop()[1])
         parts.append(part)
 
     def ends(text: str, at: int) -> frozenset[int]:
         places = frozenset([at])
         for part in parts:
-            places = _from_all(part, text, places)
+            places = _advance_all(part, text, places)
         return places
 
-    return _once(ends)
+    return _cache_ends(ends)
 
 
-def _part(kind: str, token: str, tokens: list[tuple[str, str]]) -> _Ends:
+def _parse_part(kind: str, token: str, tokens: list[tuple[str, str]]) -> _Ends:
     if kind == "open":
-        inner = _choice(tokens)
+        inner = _parse_choice(tokens)
         tokens.pop()
         if token in ("(?=", "(?!"):
             wanted = token == "(?="
@@ -114,7 +114,7 @@ def _part(kind: str, token: str, tokens: list[tuple[str, str]]) -> _Ends:
     return lambda text, at: frozenset([at + 1] if matches(text[at : at + 1]) else [])
 
 
-def _repeated(part: _Ends, times: str) -> _Ends:
+def _repeat(part: _Ends, times: str) -> _Ends:
     """``part`` as often as ``*``, ``+``, ``?`` or ``{m,n}`` say. Lazy ones match no other names."""
     words = {"*": "0,", "+": "1,", "?": "0,1"}.get(times[0], times.rstrip("?")[1:-1])
     low, comma, high = words.partition(",")
@@ -124,22 +124,22 @@ def _repeated(part: _Ends, times: str) -> _Ends:
         places = frozenset([at])
         # After as many steps as there are places, a step finds nothing that the last did not.
         for _ in range(min(least, len(text) + 2)):
-            places = _from_all(part, text, places)
+            places = _advance_all(part, text, places)
         found, more = places, len(text) + 2 if most is None else most - least
         for _ in range(min(more, len(text) + 2)):
-            places = _from_all(part, text, places) - found
+            places = _advance_all(part, text, places) - found
             if not places:
                 break
             found |= places
         return found
 
-    return _once(ends)
+    return _cache_ends(ends)
 
 
-def _from_all(part: _Ends, text: str, places: frozenset[int]) -> frozenset[int]:
+def _advance_all(part: _Ends, text: str, places: frozenset[int]) -> frozenset[int]:
     return frozenset[int]().union(*(part(text, at) for at in places))
 
 
-def _once(ends: _Ends) -> _Ends:
+def _cache_ends(ends: _Ends) -> _Ends:
     """``ends``, that works out each place of the last names only once."""
     return lru_cache(maxsize=2048)(ends)

@@ -68,9 +68,9 @@ def open_zip(path: Path) -> Iterator[tuple[zipfile.ZipFile, Records]]:
         try:
             archive = zipfile.ZipFile(stream)
         except _UNREADABLE as error:
-            raise _cut_off(path, error) from None
+            raise _cut_off_error(path, error) from None
         with archive:
-            yield archive, _checked_records(path, archive.infolist())
+            yield archive, _check_records(path, archive.infolist())
 
 
 def is_zip(path: Path) -> bool:
@@ -89,10 +89,10 @@ def iter_chunks(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
             while piece := source.read(_PIECE.get(info.compress_type, _SMALL_PIECE)):
                 yield piece
     except _UNREADABLE as error:
-        raise damaged_record(path, info, error) from None
+        raise damaged_record_error(path, info, error) from None
 
 
-def damaged_record(path: Path, info: zipfile.ZipInfo, reason: object) -> FormatError:
+def damaged_record_error(path: Path, info: zipfile.ZipInfo, reason: object) -> FormatError:
     """The error of a record that cannot be read."""
     return FormatError(
         "a part of the archive cannot be read",
@@ -107,11 +107,11 @@ def is_stored(info: zipfile.ZipInfo) -> bool:
     return info.compress_type == zipfile.ZIP_STORED
 
 
-def _checked_records(path: Path, infos: list[zipfile.ZipInfo]) -> Records:
+def _check_records(path: Path, infos: list[zipfile.ZipInfo]) -> Records:
     records = {info.filename: info for info in infos}
     if len(records) != len(infos):
         names = Counter(info.filename for info in infos)
-        raise _contradicts_itself(path, f"{names.most_common(1)[0][0]} appears twice")
+        raise _contradiction_error(path, f"{names.most_common(1)[0][0]} appears twice")
     _require_places(path, infos)
     expanded = sum(info.file_size for info in infos if not is_stored(info))
     size = path.stat().st_size
@@ -130,22 +130,22 @@ def _require_places(path: Path, infos: list[zipfile.ZipInfo]) -> None:
     """Every record has bytes of its own: several on one place are how small files get huge."""
     for info in infos:
         if info.header_offset < 0:
-            raise _cut_off(path, "a record would begin before the file does")
+            raise _cut_off_error(path, "a record would begin before the file does")
         if info.flag_bits & _ENCRYPTED:
-            raise _contradicts_itself(path, f"{info.filename} is encrypted")
+            raise _contradiction_error(path, f"{info.filename} is encrypted")
         if is_stored(info) and info.file_size != info.compress_size:
-            raise _contradicts_itself(path, f"{info.filename} has two sizes")
+            raise _contradiction_error(path, f"{info.filename} has two sizes")
         if info.external_attr & _FOLDER and info.file_size:
-            raise _contradicts_itself(path, f"{info.filename} is marked as a folder")
+            raise _contradiction_error(path, f"{info.filename} is marked as a folder")
     ordered = sorted(infos, key=lambda info: info.header_offset)
     for info, following in pairwise(ordered):
         name = len(info.orig_filename.encode("utf-8", "replace"))
         least = info.header_offset + _LOCAL_HEADER_BYTES + min(name, len(info.orig_filename))
         if least + info.compress_size > following.header_offset:
-            raise _contradicts_itself(path, f"{info.filename} and {following.filename} overlap")
+            raise _contradiction_error(path, f"{info.filename} and {following.filename} overlap")
 
 
-def _contradicts_itself(path: Path, found: str) -> FormatError:
+def _contradiction_error(path: Path, found: str) -> FormatError:
     return FormatError(
         "the archive contradicts itself",
         file=path,
@@ -155,7 +155,7 @@ def _contradicts_itself(path: Path, found: str) -> FormatError:
     )
 
 
-def _cut_off(path: Path, reason: object) -> FormatError:
+def _cut_off_error(path: Path, reason: object) -> FormatError:
     return FormatError(
         "the file starts as a zip archive, but its end is missing or damaged",
         file=path,

@@ -45,9 +45,9 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
     try:
         value = json.loads(
             content.decode("utf-8-sig"),
-            object_pairs_hook=_object,
+            object_pairs_hook=_make_object,
             parse_constant=_refuse_number,
-            parse_float=_number,
+            parse_float=_parse_number,
         )
         _require_ordinary(value)
     except (ValueError, RecursionError) as error:  # also of encodings and of endless numbers
@@ -86,7 +86,7 @@ def _require_ordinary(value: object) -> None:
     raise ValueError(f"nested more than {_MOST_DEPTH} deep")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
@@ -94,7 +94,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _number(text: str) -> float:
+def _parse_number(text: str) -> float:
     value = float(text)
     return value if math.isfinite(value) else _refuse_number(text)
 

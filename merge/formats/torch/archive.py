@@ -28,7 +28,7 @@ from ...errors import FormatError
 from ...storage.input_file import InputFile
 from ...storage.offload import Offload, require_space
 from ...tensors.lazy import LazyTensor
-from ...untrusted.safe_zip import Records, damaged_record, is_stored, iter_chunks, open_zip
+from ...untrusted.safe_zip import Records, damaged_record_error, is_stored, iter_chunks, open_zip
 from ..container import ContainerWriter, Sink, TensorInfo
 from ..file_tensor import contiguous_strides
 from .pickle_machine import MOST_BYTES
@@ -110,14 +110,14 @@ def _require_little_endian(
 def _small(file: InputFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     """A record as a whole. torch writes 0 for checksums when asked to leave them out."""
     if info.file_size > MOST_BYTES:
-        raise damaged_record(
+        raise damaged_record_error(
             file.path, info, f"{info.file_size:,} bytes, more than a state dict needs"
         )
     if not is_stored(info):
         return b"".join(iter_chunks(file.path, archive, info))
     data = file.read(_start(file, info), info.file_size)
     if info.CRC and isal_zlib.crc32(data) != info.CRC:
-        raise damaged_record(file.path, info, "its checksum (CRC-32) is another one")
+        raise damaged_record_error(file.path, info, "its checksum (CRC-32) is another one")
     return data
 
 
@@ -126,7 +126,7 @@ def _start(file: InputFile, info: zipfile.ZipInfo) -> int:
     header = file.read(info.header_offset, _LOCAL_HEADER.size)
     magic, name_length, extra_length = _LOCAL_HEADER.unpack(header)
     if magic != MAGIC:
-        raise damaged_record(file.path, info, "no record begins where the directory says")
+        raise damaged_record_error(file.path, info, "no record begins where the directory says")
     return info.header_offset + _LOCAL_HEADER.size + int(name_length) + int(extra_length)
 
 

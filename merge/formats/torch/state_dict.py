@@ -147,7 +147,7 @@ def _beside_tensors(file: InputFile, name: str, found: str) -> FormatError:
 
 def _whole(file: InputFile, place: StorageLocation, needed: int) -> StorageLocation:
     if (end := place.offset + place.nbytes) > place.file.size:
-        raise file.cut_off(end)
+        raise file.cut_off_error(end)
     if place.nbytes != needed:
         raise FormatError(
             "a storage has another size than its tensors say",
