@@ -130,7 +130,7 @@ def _require_straight_on_base(rows: int, adapters: Sequence[AdapterInput], numbe
             f"{adapter.name} goes straight onto its base, not onto {below.name or below.source}",
             file=adapter.source,
             expected=f"--lora_model {adapter.source}",
-            found="--lora_model " + ",".join(given.source for given in adapters),
+            found=_format_option(adapters),
             remedy="give it alone" + _GO_ON,
         )
     if rows != _LLAMA_ROWS:
@@ -172,9 +172,14 @@ def _wrong_order_error(
         f"{adapter.name} was trained on top of {wanted}, which must be merged before it",
         file=adapter.source,
         expected=f"--lora_model {below},{adapter.source}",
-        found="--lora_model " + ",".join(given.source for given in adapters),
+        found=_format_option(adapters),
         remedy="give both adapters in this order, with the original LLaMA as the base" + _GO_ON,
     )
+
+
+def _format_option(adapters: Sequence[AdapterInput]) -> str:
+    """The adapters as they are given on the command line."""
+    return "--lora_model " + ",".join(adapter.source for adapter in adapters)
 
 
 def _require_own_vocabulary(rows: int, adapter: AdapterInput) -> None:
