@@ -16,7 +16,13 @@ from ...errors import FormatError
 from ...storage.input_file import InputFile
 from ...tensors.lazy import LazyTensor
 from .pickle_machine import MAGIC_NUMBER
-from .state_dict import PickledObject, StorageLocation, load_pickle, make_lazy_tensors
+from .state_dict import (
+    PickledObject,
+    StorageLocation,
+    load_pickle,
+    make_lazy_tensors,
+    require_storage_size,
+)
 
 # The first pickle of such a file: the magic number in protocol 2.
 MAGIC = b"\x80\x02\x8a\n" + MAGIC_NUMBER.to_bytes(10, "little")
@@ -61,17 +67,9 @@ def _places(
         (elements,) = _COUNT.unpack(file.read(offset, _COUNT.size))
         offset += _COUNT.size
         storage = pickled.storages[key]
-        nbytes, found = storage.nbytes, elements * storage.dtype.itemsize
-        if found != nbytes:
-            raise FormatError(
-                "a storage has another size than its tensors say",
-                file=file.path,
-                expected=f"{nbytes:,} bytes",
-                found=f"{found:,} bytes",
-                remedy="the file is damaged: fetch or copy it again",
-            )
-        places[key] = StorageLocation(file, offset, nbytes)
-        offset += nbytes
+        require_storage_size(file, elements * storage.dtype.itemsize, storage.nbytes)
+        places[key] = StorageLocation(file, offset, storage.nbytes)
+        offset += storage.nbytes
     return places
 
 

@@ -108,7 +108,8 @@ def make_lazy_tensors(
                 remedy="load the weights before saving the model; ask its author for a whole file",
             )
         if storage.key not in places:
-            places[storage.key] = _whole(file, locate(storage.key), storage.nbytes)
+            places[storage.key] = locate(storage.key)
+            _require_whole(file, places[storage.key], storage.nbytes)
         tensors[name] = _lazy(file, name, value, places[storage.key])
     return tensors
 
@@ -145,18 +146,23 @@ def _beside_tensors(file: InputFile, name: str, found: str) -> FormatError:
     )
 
 
-def _whole(file: InputFile, place: StorageLocation, needed: int) -> StorageLocation:
+def _require_whole(file: InputFile, place: StorageLocation, needed: int) -> None:
+    """Raise ``FormatError`` for a storage of another size, or that ends beyond its file."""
     if (end := place.offset + place.nbytes) > place.file.size:
         raise file.cut_off_error(end)
-    if place.nbytes != needed:
+    require_storage_size(file, place.nbytes, needed)
+
+
+def require_storage_size(file: InputFile, nbytes: int, needed: int) -> None:
+    """Raise ``FormatError`` unless a storage of ``nbytes`` has the ``needed`` ones."""
+    if nbytes != needed:
         raise FormatError(
             "a storage has another size than its tensors say",
             file=file.path,
             expected=f"{needed:,} bytes",
-            found=f"{place.nbytes:,} bytes",
+            found=f"{nbytes:,} bytes",
             remedy="the file is damaged: fetch or copy it again",
         )
-    return place
 
 
 def _lazy(file: InputFile, name: str, tensor: SavedTensor, place: StorageLocation) -> FileTensor:
