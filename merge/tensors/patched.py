@@ -15,7 +15,7 @@ from functools import partial
 import torch
 
 from ..errors import NumberError
-from .lazy import LazyTensor, RowReader, block_rows, scratch
+from .lazy import LazyTensor, RowReader, block_rows, get_dtype_name, scratch
 
 # Changes a float32 block of rows, given the place of its first and last row, in place.
 RowPatch = Callable[[torch.Tensor, int, int], object]
@@ -151,11 +151,7 @@ class PatchedTensor(LazyTensor):
             bad &= block.isfinite()
             if not bad.any():
                 return
-        row = (
-            int(bad.flatten(1).any(dim=1).nonzero()[0])
-            if block.dim() > 1
-            else int(bad.nonzero()[0])
-        )
+        row = int(bad.nonzero()[0][0])
         values = block[bad]
         value = float(values[values.abs().nan_to_num(torch.inf).argmax()])
         for patch in (patch for stage in self.patches_by_adapter for patch in stage):
@@ -166,7 +162,7 @@ class PatchedTensor(LazyTensor):
             "the merged value cannot be written in this dtype",
             file=self.start.without_digest().path,
             tensor=f"{self.origin}, row {first_row + row}",
-            expected=f"finite values up to {largest:g} ({str(self.dtype).removeprefix('torch.')})",
+            expected=f"finite values up to {largest:g} ({get_dtype_name(self.dtype)})",
             found=f"{value:g}",
             remedy="write --dtype bfloat16 or float32 (GGUF: --outtype); if the value is inf or "
             "nan, this file is damaged",
