@@ -167,20 +167,15 @@ def _read_index(folder: Folder, index: Path) -> dict[Path, tuple[str, ...] | Non
 
 def _require_all_numbers(folder: Path, files: Iterable[Path]) -> None:
     """Without an index, numbered shards must have no gap up to their number (0 or 1 based)."""
-    for match in filter(None, (_NUMBERED.fullmatch(path.name) for path in files)):
-        count, width = int(match["count"]), 5
-        have = {p.name for p in files}
-        first = (
-            0 if f"{match['stem']}-{0:0{width}}-of-{match['count']}{match['suffix']}" in have else 1
-        )
-        names = [
-            f"{match['stem']}-{n:0{width}}-of-{match['count']}{match['suffix']}"
-            for n in range(first, count + (first == 1))
-        ]
-        missing = [name for name in names if name not in have]
-        if missing:
-            _refuse_missing(folder, missing, count)
+    present = {path.name for path in files}
+    match = next(filter(None, (_NUMBERED.fullmatch(path.name) for path in files)), None)
+    if match is None:
         return
+    count, stem, suffix = int(match["count"]), match["stem"], match["suffix"]
+    names = [f"{stem}-{number:05}-of-{count:05}{suffix}" for number in range(count + 1)]
+    expected = names[:-1] if names[0] in present else names[1:]
+    if missing := [name for name in expected if name not in present]:
+        _refuse_missing(folder, missing, count)
 
 
 def _refuse_missing(folder: Path, missing: list[str], count: int) -> None:
@@ -260,8 +255,7 @@ def _check_and_order(
             remedy="a weight file is from another version of the model: take all from one place",
         )
     for name, entry in expected.items():
-        wanted = tuple(rows if size is None else size for size in entry.shape)
-        _check_tensor(folder, name, tensors[name], wanted)
+        _check_tensor(folder, name, tensors[name], entry.complete_shape(rows))
     return {name: tensors[name] for name in expected}
 
 

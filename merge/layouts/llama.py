@@ -128,6 +128,10 @@ class Entry:
     shape: tuple[int | None, ...]
     row: Row
 
+    def complete_shape(self, vocab: int) -> tuple[int, ...]:
+        """Its shape in a model with ``vocab`` embedding rows."""
+        return tuple(vocab if size is None else size for size in self.shape)
+
 
 def entries(shape: LlamaShape) -> Iterator[Entry]:
     """Every tensor of a model, in the order of the network."""

@@ -128,7 +128,7 @@ def whole_tensors(
     whole = {}
     for name, entry in entries.items():
         tensor = _whole(entry, parts[name], shape)
-        wanted = tuple(vocab if size is None else size for size in entry.shape)
+        wanted = entry.complete_shape(vocab)
         if tensor.shape != wanted:
             raise _contradiction(folder, name, wanted, tensor.shape, parts[name], shape)
         rotary = entry.row.rotary is not None

@@ -193,7 +193,7 @@ def _check_and_order(
     tensors = {}
     for name, entry in entries.items():
         tensor = stored[name]
-        wanted = tuple(rows if size is None else size for size in entry.shape)
+        wanted = entry.complete_shape(rows)
         if tensor.shape != wanted:
             raise LayoutError(
                 "a tensor has another shape than the metadata say",
