@@ -52,7 +52,7 @@ class ContainerWriter(ABC):
         self._left = 0
 
     @abstractmethod
-    def _tensor_sinks(self) -> Iterator[Sink]:
+    def _iter_sinks(self) -> Iterator[Sink]:
         """Yield, tensor by tensor, what its bytes are to be written to."""
 
     @abstractmethod
@@ -110,7 +110,7 @@ class ContainerWriter(ABC):
 
     def _begin_next(self) -> None:
         if self._sinks is None:
-            self._sinks = self._tensor_sinks()
+            self._sinks = self._iter_sinks()
         self._sink = next(self._sinks)
         self._current += 1
         self._left = self.tensors[self._current].nbytes

@@ -13,7 +13,7 @@ from ..errors import FormatError
 class CrcCheck:
     """Compares what is read of ``nbytes`` with ``expected`` when all of it has passed once.
 
-    The checksums of neighbouring pieces are combined, so nothing waits and nothing is read twice.
+    The checksums of neighboring pieces are combined, so nothing waits and nothing is read twice.
     What is read only in parts stays unchecked.
     """
 

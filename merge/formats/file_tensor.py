@@ -31,10 +31,10 @@ class FileTensor(LazyTensor):
 
     def reader(self) -> RowReader:
         if self.is_contiguous():
-            return self._contiguous_rows
+            return self._read_contiguous_rows
         if len(self.shape) > 1 and self.strides[0] < self.strides[-1]:
-            return self._rows_by_column
-        return self._spread_rows
+            return self._read_rows_by_column
+        return self._read_strided_rows
 
     def transposed(self) -> FileTensor:
         """The same elements with rows and columns exchanged; they are read where they are."""
@@ -51,14 +51,14 @@ class FileTensor(LazyTensor):
             expected *= size
         return True
 
-    def _contiguous_rows(self, start: int, stop: int, out: torch.Tensor) -> None:
+    def _read_contiguous_rows(self, start: int, stop: int, out: torch.Tensor) -> None:
         if out.numel():
             data, place = view_as_bytes(out), start * self.row_bytes
             self.file.read_into(data, self.offset + place)
             if self.checksum is not None:
                 self.checksum.update(place, data)
 
-    def _spread_rows(self, start: int, stop: int, out: torch.Tensor) -> None:
+    def _read_strided_rows(self, start: int, stop: int, out: torch.Tensor) -> None:
         if not out.numel():
             return
         span = 1 + sum((n - 1) * s for n, s in zip(out.shape, self.strides, strict=True))
@@ -67,7 +67,7 @@ class FileTensor(LazyTensor):
         self.file.read_into(view_as_bytes(flat), first)
         out.copy_(torch.as_strided(flat, out.shape, self.strides))
 
-    def _rows_by_column(self, start: int, stop: int, out: torch.Tensor) -> None:
+    def _read_rows_by_column(self, start: int, stop: int, out: torch.Tensor) -> None:
         for column in range(self.shape[1]):
             FileTensor(
                 (self.rows, *self.shape[2:]),
@@ -76,22 +76,22 @@ class FileTensor(LazyTensor):
                 self.file,
                 self.offset + column * self.strides[1] * self.dtype.itemsize,
                 (self.strides[0], *self.strides[2:]),
-            )._spread_rows(start, stop, out[:, column])
+            )._read_strided_rows(start, stop, out[:, column])
 
     def check_inside(self, offset: int, nbytes: int) -> None:
         """Raise ``FormatError`` unless the tensor lies within the given part of its file."""
         if any(n < 0 for n in (*self.strides, *self.shape)):
-            raise self._outside("a shape or stride below zero")
+            raise self._outside_error("a shape or stride below zero")
         if prod(filter(None, self.shape)) * self.dtype.itemsize >= _ADDRESSABLE:
-            raise self._outside("a shape of more elements than a computer can count")
+            raise self._outside_error("a shape of more elements than a computer can count")
         if 0 in self.shape:
             return
         last = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         end = self.offset + (last + 1) * self.dtype.itemsize
         if self.offset < offset or end > offset + nbytes:
-            raise self._outside(f"bytes {self.offset:,} to {end:,}")
+            raise self._outside_error(f"bytes {self.offset:,} to {end:,}")
 
-    def _outside(self, found: str) -> FormatError:
+    def _outside_error(self, found: str) -> FormatError:
         return FormatError(
             "the tensor reaches outside the data that the file holds for it",
             file=self.file.path,
@@ -101,7 +101,7 @@ class FileTensor(LazyTensor):
         )
 
 
-def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+def get_contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides in elements of a tensor laid out row by row.
 
     >>> contiguous_strides((2, 3, 4))

@@ -18,7 +18,7 @@ from ..errors import FormatError
 from ..storage.input_file import InputFile
 from ..tensors.lazy import LazyTensor, RowReader, block_rows, get_dtype_name, scratch
 from .container import ContainerWriter, Sink, TensorInfo
-from .file_tensor import FileTensor, contiguous_strides
+from .file_tensor import FileTensor, get_contiguous_strides
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32
@@ -91,21 +91,25 @@ def read(file: InputFile) -> GgufFile:
     """
     cursor = _Cursor(file)
     tensor_count, value_count = _read_counts(cursor)
-    metadata = dict(_unique(cursor, (_key_value(cursor) for _ in range(value_count)), "key"))
-    infos = dict(_unique(cursor, (_tensor_info(cursor) for _ in range(tensor_count)), "tensor"))
+    metadata = dict(
+        _refuse_repeated(cursor, (_read_key_value(cursor) for _ in range(value_count)), "key")
+    )
+    infos = dict(
+        _refuse_repeated(cursor, (_read_tensor_info(cursor) for _ in range(tensor_count)), "tensor")
+    )
     alignment = metadata.get(_ALIGNMENT_KEY, ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise cursor.damaged(f"an alignment of {alignment!r}")
+        raise cursor.damaged_error(f"an alignment of {alignment!r}")
     start = -(-cursor.position // alignment) * alignment
-    tensors = {name: _lazy(file, name, info, start) for name, info in infos.items()}
+    tensors = {name: _open_tensor(file, name, info, start) for name, info in infos.items()}
     return GgufFile(metadata, tensors)
 
 
 def _read_counts(cursor: _Cursor) -> tuple[int, int]:
     """Numbers of tensors and of metadata, after the file has shown to be what it should be."""
     if cursor.take(4) != MAGIC:
-        raise cursor.damaged("another beginning than GGUF")
-    version = cursor.number("I")
+        raise cursor.damaged_error("another beginning than GGUF")
+    version = cursor.read_number("I")
     if version not in _VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS
         raise FormatError(
@@ -115,37 +119,37 @@ def _read_counts(cursor: _Cursor) -> tuple[int, int]:
             found="big-endian" if swapped else f"version {version}",
             remedy="convert it again with a current llama.cpp",
         )
-    return cursor.number("Q"), cursor.number("Q")
+    return cursor.read_number("Q"), cursor.read_number("Q")
 
 
-def _unique(
+def _refuse_repeated(
     cursor: _Cursor, pairs: Iterator[tuple[str, Any]], kind: str
 ) -> Iterator[tuple[str, Any]]:
     seen = set()
     for name, value in pairs:
         if name in seen:
-            raise cursor.damaged(f"the {kind} {name!r} twice")
+            raise cursor.damaged_error(f"the {kind} {name!r} twice")
         seen.add(name)
         yield name, value
 
 
-def _key_value(cursor: _Cursor) -> tuple[str, Any]:
-    key = cursor.text()
-    return key, cursor.value(cursor.number("I"))
+def _read_key_value(cursor: _Cursor) -> tuple[str, Any]:
+    key = cursor.read_text()
+    return key, cursor.read_value(cursor.read_number("I"))
 
 
-def _tensor_info(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], int, int]]:
-    name = cursor.text()
-    dimensions = cursor.number("I")
+def _read_tensor_info(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], int, int]]:
+    name = cursor.read_text()
+    dimensions = cursor.read_number("I")
     if dimensions > _MOST_DIMENSIONS:
-        raise cursor.damaged(f"{dimensions} dimensions for {name!r}")
-    shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]
+        raise cursor.damaged_error(f"{dimensions} dimensions for {name!r}")
+    shape = tuple(cursor.read_number("Q") for _ in range(dimensions))[::-1]
     if not all(0 < size < _LARGEST for size in shape):
-        raise cursor.damaged(f"the shape {shape} for {name!r}")
-    return name, (shape, cursor.number("I"), cursor.number("Q"))
+        raise cursor.damaged_error(f"the shape {shape} for {name!r}")
+    return name, (shape, cursor.read_number("I"), cursor.read_number("Q"))
 
 
-def _lazy(
+def _open_tensor(
     file: InputFile, name: str, info: tuple[tuple[int, ...], int, int], start: int
 ) -> LazyTensor:
     shape, kind, offset = info
@@ -170,7 +174,7 @@ def _lazy(
 def _make_tensor(
     file: InputFile, shape: tuple[int, ...], dtype: torch.dtype, origin: str, place: int
 ) -> FileTensor:
-    tensor = FileTensor(shape, dtype, origin, file, place, contiguous_strides(shape))
+    tensor = FileTensor(shape, dtype, origin, file, place, get_contiguous_strides(shape))
     if (end := place + tensor.nbytes) > file.size:
         raise file.cut_off_error(end, origin)
     return tensor
@@ -188,7 +192,7 @@ class _Cursor:
     def take(self, count: int) -> bytes:
         """The next ``count`` bytes."""
         if count > min(_LONGEST_VALUE, self.file.size - self.position):
-            raise self.damaged(f"a value of {count:,} bytes")
+            raise self.damaged_error(f"a value of {count:,} bytes")
         first = self.position - self._window_start
         if first + count > len(self._window):
             size = min(max(count, _WINDOW), self.file.size - self.position)
@@ -197,40 +201,40 @@ class _Cursor:
         self.position += count
         return self._window[first : first + count]
 
-    def number(self, code: str) -> Any:
+    def read_number(self, code: str) -> Any:
         """One number of a ``struct`` code."""
         return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
 
-    def text(self) -> str:
+    def read_text(self) -> str:
         """A string: its length, then UTF-8."""
-        data = self.take(self.number("Q"))
+        data = self.take(self.read_number("Q"))
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:
-            raise self.damaged(f"text that is not UTF-8: {data[:20]!r}") from None
+            raise self.damaged_error(f"text that is not UTF-8: {data[:20]!r}") from None
 
-    def value(self, kind: int) -> Any:
+    def read_value(self, kind: int) -> Any:
         """A value of metadata: number, string, or a list of either."""
         if kind in _SCALARS:
-            return self.number(_SCALARS[kind])
+            return self.read_number(_SCALARS[kind])
         if kind == _STRING:
-            return self.text()
+            return self.read_text()
         if kind == _ARRAY:
-            return self._array(self.number("I"), self.number("Q"))
-        raise self.damaged(f"metadata of type {kind}")
+            return self._read_array(self.read_number("I"), self.read_number("Q"))
+        raise self.damaged_error(f"metadata of type {kind}")
 
-    def _array(self, kind: int, count: int) -> list[Any]:
+    def _read_array(self, kind: int, count: int) -> list[Any]:
         if count > _LONGEST_VALUE:
-            raise self.damaged(f"a list of {count:,} values")
+            raise self.damaged_error(f"a list of {count:,} values")
         if kind == _STRING:
-            return [self.text() for _ in range(count)]
+            return [self.read_text() for _ in range(count)]
         if kind not in _SCALARS:
-            raise self.damaged(f"a list of type {kind}")
+            raise self.damaged_error(f"a list of type {kind}")
         code = _SCALARS[kind]
         data = self.take(count * struct.calcsize("<" + code))
         return list(struct.unpack(f"<{count}{code}", data))
 
-    def damaged(self, found: str) -> FormatError:
+    def damaged_error(self, found: str) -> FormatError:
         """The error for a header that cannot be."""
         return FormatError(
             "this is not a whole GGUF file",
@@ -250,7 +254,7 @@ class GgufWriter(ContainerWriter):
         super().__init__(tensors)
         self._stream = stream
 
-    def _tensor_sinks(self) -> Iterator[Sink]:
+    def _iter_sinks(self) -> Iterator[Sink]:
         for tensor in self.tensors:
             yield self._stream
             self._stream.write(bytes(-tensor.nbytes % ALIGNMENT))

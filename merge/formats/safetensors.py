@@ -19,7 +19,7 @@ from ..storage.input_file import InputFile
 from ..tensors.lazy import LazyTensor
 from ..untrusted.strict_json import parse_json
 from .container import ContainerWriter, Sink, TensorInfo
-from .file_tensor import FileTensor, contiguous_strides
+from .file_tensor import FileTensor, get_contiguous_strides
 
 _HEADER_LENGTH = struct.Struct("<Q")
 _ALIGNMENT = 8
@@ -70,10 +70,10 @@ def read(file: InputFile) -> dict[str, LazyTensor]:
     header = parse_json(file.read(_HEADER_LENGTH.size, length), file.path)
     header.pop("__metadata__", None)
     start = _HEADER_LENGTH.size + length
-    return {name: _lazy(file, name, entry, start) for name, entry in header.items()}
+    return {name: _open_tensor(file, name, entry, start) for name, entry in header.items()}
 
 
-def _lazy(file: InputFile, name: str, entry: dict[str, object], start: int) -> FileTensor:
+def _open_tensor(file: InputFile, name: str, entry: dict[str, object], start: int) -> FileTensor:
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     assert isinstance(shape, list)  # the library has validated the header
     assert isinstance(offsets, list)
@@ -89,7 +89,9 @@ def _lazy(file: InputFile, name: str, entry: dict[str, object], start: int) -> F
     origin = f"{file.path.name}: {name}"
     place = start + offsets[0]
     dtype = _DTYPES[str(kind)]
-    return FileTensor(tuple(shape), dtype, origin, file, place, contiguous_strides(tuple(shape)))
+    return FileTensor(
+        tuple(shape), dtype, origin, file, place, get_contiguous_strides(tuple(shape))
+    )
 
 
 class SafetensorsWriter(ContainerWriter):
@@ -98,10 +100,10 @@ class SafetensorsWriter(ContainerWriter):
     def __init__(self, stream: BinaryIO, tensors: Sequence[TensorInfo]) -> None:
         super().__init__(tensors)
         self._stream = stream
-        header = _header(tensors)
+        header = _build_header(tensors)
         stream.write(_HEADER_LENGTH.pack(len(header)) + header)
 
-    def _tensor_sinks(self) -> Iterator[Sink]:
+    def _iter_sinks(self) -> Iterator[Sink]:
         for _ in self.tensors:
             yield self._stream
 
@@ -109,7 +111,7 @@ class SafetensorsWriter(ContainerWriter):
         """Nothing follows the data."""
 
 
-def _header(tensors: Sequence[TensorInfo]) -> bytes:
+def _build_header(tensors: Sequence[TensorInfo]) -> bytes:
     # transformers refuses files without this metadata
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0

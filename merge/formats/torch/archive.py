@@ -30,7 +30,7 @@ from ...storage.offload import Offload, require_space
 from ...tensors.lazy import LazyTensor
 from ...untrusted.safe_zip import Records, damaged_record_error, is_stored, iter_chunks, open_zip
 from ..container import ContainerWriter, Sink, TensorInfo
-from ..file_tensor import contiguous_strides
+from ..file_tensor import get_contiguous_strides
 from .pickle_machine import MOST_BYTES
 from .saved_objects import STORAGES
 from .state_dict import StorageLocation, load_pickle, make_lazy_tensors
@@ -60,9 +60,11 @@ def read(
     is given, else refused. Raises ``FormatError`` for what is no whole archive of tensors.
     """
     with open_zip(file.path) as (archive, records):
-        root = _root(file, records)
+        root = _find_root(file, records)
         _require_little_endian(file, archive, records, root)
-        pickled = load_pickle(file, io.BytesIO(_small(file, archive, records[f"{root}/data.pkl"])))
+        pickled = load_pickle(
+            file, io.BytesIO(_read_small(file, archive, records[f"{root}/data.pkl"]))
+        )
 
         def locate(key: str) -> StorageLocation:
             name = f"{root}/data/{key}"
@@ -78,7 +80,7 @@ def read(
         return make_lazy_tensors(file, pickled, locate, alone)
 
 
-def _root(file: InputFile, records: Records) -> str:
+def _find_root(file: InputFile, records: Records) -> str:
     """Name of the folder in the archive that holds the one ``data.pkl``."""
     roots = [name.removesuffix("/data.pkl") for name in records if name.endswith("/data.pkl")]
     if len(roots) != 1:
@@ -96,7 +98,7 @@ def _require_little_endian(
     file: InputFile, archive: zipfile.ZipFile, records: Records, root: str
 ) -> None:
     info = records.get(f"{root}/byteorder")
-    order = _small(file, archive, info) if info else b"little"
+    order = _read_small(file, archive, info) if info else b"little"
     if order != b"little":
         raise FormatError(
             "the checkpoint was written on a big-endian machine",
@@ -107,7 +109,7 @@ def _require_little_endian(
         )
 
 
-def _small(file: InputFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+def _read_small(file: InputFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     """A record as a whole. torch writes 0 for checksums when asked to leave them out."""
     if info.file_size > MOST_BYTES:
         raise damaged_record_error(
@@ -115,13 +117,13 @@ def _small(file: InputFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
         )
     if not is_stored(info):
         return b"".join(iter_chunks(file.path, archive, info))
-    data = file.read(_start(file, info), info.file_size)
+    data = file.read(_find_start(file, info), info.file_size)
     if info.CRC and isal_zlib.crc32(data) != info.CRC:
         raise damaged_record_error(file.path, info, "its checksum (CRC-32) is another one")
     return data
 
 
-def _start(file: InputFile, info: zipfile.ZipInfo) -> int:
+def _find_start(file: InputFile, info: zipfile.ZipInfo) -> int:
     """Where the data of a record begins: behind a header of its own."""
     header = file.read(info.header_offset, _LOCAL_HEADER.size)
     magic, name_length, extra_length = _LOCAL_HEADER.unpack(header)
@@ -134,7 +136,7 @@ def _locate(
     file: InputFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo, offload: Offload | None
 ) -> StorageLocation:
     if is_stored(info):
-        return StorageLocation(file, _start(file, info), info.file_size, info.CRC)
+        return StorageLocation(file, _find_start(file, info), info.file_size, info.CRC)
     if offload is None:
         raise FormatError(
             "the archive is compressed, so its tensors cannot be read where they are",
@@ -167,10 +169,10 @@ class TorchZipWriter(ContainerWriter):
     def __init__(self, stream: BinaryIO, tensors: Sequence[TensorInfo]) -> None:
         super().__init__(tensors)
         self._archive = ZipStream(stream)
-        self._write_record("data.pkl", _pickle(tensors))
+        self._write_record("data.pkl", _pickle_tensors(tensors))
         self._write_record("byteorder", b"little")
 
-    def _tensor_sinks(self) -> Iterator[Sink]:
+    def _iter_sinks(self) -> Iterator[Sink]:
         for key, tensor in enumerate(self.tensors):
             self._archive.begin(f"{_ARCHIVE}/data/{key}", tensor.nbytes, _ALIGNMENT)
             yield self._archive
@@ -215,7 +217,7 @@ class _Tensor:
         self._shape = tensor.shape
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        strides = contiguous_strides(self._shape)
+        strides = get_contiguous_strides(self._shape)
         return _REBUILD, (self._storage, 0, self._shape, strides, False, OrderedDict())
 
 
@@ -224,7 +226,7 @@ class _Pickler(pickle.Pickler):
         return obj.persistent_id if isinstance(obj, _Storage) else None
 
 
-def _pickle(tensors: Sequence[TensorInfo]) -> bytes:
+def _pickle_tensors(tensors: Sequence[TensorInfo]) -> bytes:
     """Pickle ``{name: tensor}`` with storages as persistent ids, in protocol 2 like torch.save."""
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=2).dump({t.name: _Tensor(k, t) for k, t in enumerate(tensors)})

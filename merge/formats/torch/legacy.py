@@ -37,7 +37,7 @@ def read(file: InputFile, alone: str | None = None) -> dict[str, LazyTensor]:
     """
     with file.path.open("rb") as stream:
         values = [load_pickle(file, cast(BinaryIO, stream)) for _ in range(5)]
-        places = _places(file, values[3], values[4].value, stream)
+        places = _locate_storages(file, values[3], values[4].value, stream)
     if values[1].value != _PROTOCOL:
         raise FormatError(
             "the file is of a version of torch's old container that is not known",
@@ -50,7 +50,7 @@ def read(file: InputFile, alone: str | None = None) -> dict[str, LazyTensor]:
     return make_lazy_tensors(file, values[3], places.__getitem__, alone)
 
 
-def _places(
+def _locate_storages(
     file: InputFile, pickled: PickledObject, keys: object, stream: io.BufferedReader
 ) -> dict[str, StorageLocation]:
     """Walk over the storages behind the pickles and note where each lies."""

@@ -56,7 +56,7 @@ class PickleMachine:
 
         Raises ``BrokenPickleError``, ``ForbiddenCallError`` and ``DuplicateKeyError``.
         """
-        limited = cast(IO[bytes], _Limited(stream))
+        limited = cast(IO[bytes], _LimitedStream(stream))
         try:
             for count, (opcode, argument, _) in enumerate(pickletools.genops(limited)):
                 if count == _MOST_INSTRUCTIONS:
@@ -79,7 +79,7 @@ class PickleMachine:
         if rule := _RULES.get(name):
             rule(self, argument)
         elif name in _VALUES:
-            self._stack.append(_plain(name, argument))
+            self._stack.append(_make_plain(name, argument))
         elif name not in _NOTHING:
             raise BrokenPickleError(f"the instruction {name}, which torch.save does not write")
 
@@ -98,12 +98,12 @@ class PickleMachine:
         self._marks.pop()
         return values
 
-    def _last(self) -> Any:
+    def _peek(self) -> Any:
         (value,) = self._pop(1)
         self._stack.append(value)
         return value
 
-    def _name(self) -> None:
+    def _push_global(self) -> None:
         module, name = self._pop(2)
         if not isinstance(module, str) or not isinstance(name, str):
             raise BrokenPickleError("a name that is not text")
@@ -126,7 +126,7 @@ class PickleMachine:
         self._stack.append(target)
 
     def _set_items(self, items: tuple[Any, ...]) -> None:
-        target = self._last()
+        target = self._peek()
         self._items += len(items)  # one list may be asked for again and again
         if self._items > _MOST_INSTRUCTIONS:
             raise BrokenPickleError(f"more than {_MOST_INSTRUCTIONS:,} items")
@@ -144,16 +144,16 @@ class PickleMachine:
             target[plain] = value
 
     def _append(self, items: tuple[Any, ...]) -> None:
-        target = self._last()
+        target = self._peek()
         if isinstance(target, list):
             target.extend(items)
         elif not isinstance(target, OpaqueObject):
             raise BrokenPickleError("items that do not fit where they are put")
 
     def _remember(self, index: int | None) -> None:
-        self._memo[len(self._memo) if index is None else index] = self._last()
+        self._memo[len(self._memo) if index is None else index] = self._peek()
 
-    def _persistent(self) -> None:
+    def _push_storage(self) -> None:
         """Find the storage that ``("storage", type, key, device, elements, view)`` speaks of."""
         (saved_id,) = self._pop(1)
         if not isinstance(saved_id, tuple) or len(saved_id) not in (5, 6):
@@ -170,7 +170,7 @@ class PickleMachine:
         self._stack.append(storage)
 
 
-class _Limited:
+class _LimitedStream:
     """As much of a stream as a pickle may have."""
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -192,7 +192,7 @@ class _Limited:
         self._left -= count
 
 
-def _plain(name: str, argument: Any) -> Any:
+def _make_plain(name: str, argument: Any) -> Any:
     if name in _CONSTANTS:
         return _CONSTANTS[name]()
     if isinstance(argument, int) and argument.bit_length() > _MOST_BITS:
@@ -219,11 +219,11 @@ _VALUES = frozenset(_CONSTANTS) | {
 _NOTHING = frozenset({"PROTO", "FRAME", "STOP"})
 _RULES: dict[str, Callable[[PickleMachine, Any], object]] = {
     "GLOBAL": lambda m, names: m._stack.append(resolve_global(*names.split(" ", 1))),
-    "STACK_GLOBAL": lambda m, _: m._name(),
+    "STACK_GLOBAL": lambda m, _: m._push_global(),
     "REDUCE": lambda m, _: m._call(),
     "NEWOBJ": lambda m, _: m._call(),
     "BUILD": lambda m, _: m._build(),
-    "BINPERSID": lambda m, _: m._persistent(),
+    "BINPERSID": lambda m, _: m._push_storage(),
     "MARK": lambda m, _: m._marks.append(len(m._stack)),
     "APPEND": lambda m, _: m._append(m._pop(1)),
     "APPENDS": lambda m, _: m._append(m._pop_to_mark()),

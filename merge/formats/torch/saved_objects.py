@@ -129,31 +129,31 @@ def is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 
-def _counts(value: object) -> tuple[int, ...]:
+def _parse_counts(value: object) -> tuple[int, ...]:
     few = isinstance(value, (tuple, list)) and len(value) <= _MOST_DIMENSIONS
     if not few or not all(map(is_count, value)):  # type: ignore[call-overload]
         raise BrokenPickleError("a tensor whose shape or strides are not counts")
     return tuple(value)  # type: ignore[arg-type]
 
 
-def _described(
+def _describe_tensor(
     storage: SavedStorage | None, dtype: object, offset: object, shape: object, strides: object
 ) -> SavedTensor:
     if not isinstance(dtype, torch.dtype) or not is_count(offset):
         raise BrokenPickleError("a tensor without a dtype or a place")
-    sizes, steps = _counts(shape), _counts(strides)
+    sizes, steps = _parse_counts(shape), _parse_counts(strides)
     if len(sizes) != len(steps):
         raise BrokenPickleError("a tensor with more sizes than strides, or fewer")
     return SavedTensor(storage, dtype, offset, sizes, steps)  # type: ignore[arg-type]
 
 
-def _tensor(storage: object, offset: object, shape: object, strides: object) -> SavedTensor:
+def _rebuild_tensor(storage: object, offset: object, shape: object, strides: object) -> SavedTensor:
     if not isinstance(storage, SavedStorage):
         raise BrokenPickleError("a tensor without a storage")
-    return _described(storage, storage.dtype, offset, shape, strides)
+    return _describe_tensor(storage, storage.dtype, offset, shape, strides)
 
 
-def _tensor_v2(
+def _rebuild_tensor_v2(
     storage: object,
     offset: object,
     shape: object,
@@ -162,10 +162,10 @@ def _tensor_v2(
     _hooks: object,
     _metadata: object = None,
 ) -> SavedTensor:
-    return _tensor(storage, offset, shape, strides)
+    return _rebuild_tensor(storage, offset, shape, strides)
 
 
-def _tensor_v3(
+def _rebuild_tensor_v3(
     storage: object,
     offset: object,
     shape: object,
@@ -177,48 +177,48 @@ def _tensor_v3(
 ) -> SavedTensor:
     if not isinstance(storage, SavedStorage):
         raise BrokenPickleError("a tensor without a storage")
-    return _described(storage, dtype, offset, shape, strides)
+    return _describe_tensor(storage, dtype, offset, shape, strides)
 
 
-def _tensor_without_data(
+def _rebuild_meta_tensor(
     dtype: object, shape: object, strides: object, _grad: object
 ) -> SavedTensor:
-    return _described(None, dtype, 0, shape, strides)
+    return _describe_tensor(None, dtype, 0, shape, strides)
 
 
-def _tensor_of_type(function: object, _type: object, arguments: object, _state: object) -> Any:
+def _rebuild_from_type(function: object, _type: object, arguments: object, _state: object) -> Any:
     """A tensor with attributes, which are left out."""
     if not isinstance(function, GlobalName) or function.path not in _REBUILDS:
         raise BrokenPickleError("a tensor that nothing rebuilds")
     return resolve_reduce(function, arguments)
 
 
-def _parameter(tensor: object, *_: object) -> SavedTensor:
+def _rebuild_parameter(tensor: object, *_: object) -> SavedTensor:
     if not isinstance(tensor, SavedTensor):
         raise BrokenPickleError("a parameter that is not a tensor")
     return tensor
 
 
-def _layout(name: object) -> OpaqueObject:
+def _get_layout(name: object) -> OpaqueObject:
     return OpaqueObject(name if isinstance(name, str) else "layout")
 
 
-def _sparse(layout: object, *_: object) -> OpaqueObject:
+def _describe_sparse(layout: object, *_: object) -> OpaqueObject:
     return layout if isinstance(layout, OpaqueObject) else OpaqueObject("sparse")
 
 
 _REBUILDS: dict[str, Callable[..., Any]] = {
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor_v2,
-    "torch._utils._rebuild_tensor_v3": _tensor_v3,
-    "torch._utils._rebuild_meta_tensor_no_storage": _tensor_without_data,
-    "torch._utils._rebuild_sparse_tensor": _sparse,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
+    "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
+    "torch._utils._rebuild_meta_tensor_no_storage": _rebuild_meta_tensor,
+    "torch._utils._rebuild_sparse_tensor": _describe_sparse,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
 }
 _CALLS: dict[str, Callable[..., Any]] = _REBUILDS | {
     "collections.OrderedDict": dict,  # the machine fills it
-    "torch._tensor._rebuild_from_type_v2": _tensor_of_type,
-    "torch.serialization._get_layout": _layout,
-    "torch.Size": _counts,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+    "torch.serialization._get_layout": _get_layout,
+    "torch.Size": _parse_counts,
 }

@@ -96,7 +96,7 @@ def make_lazy_tensors(
     saved = pickled.value
     if alone is not None and isinstance(saved, SavedTensor):
         saved = {alone: saved}
-    for name, value in _state_dict(file, saved).items():
+    for name, value in _find_state_dict(file, saved).items():
         storage = value.storage
         if storage is None:
             raise FormatError(
@@ -110,11 +110,11 @@ def make_lazy_tensors(
         if storage.key not in places:
             places[storage.key] = locate(storage.key)
             _require_whole(file, places[storage.key], storage.nbytes)
-        tensors[name] = _lazy(file, name, value, places[storage.key])
+        tensors[name] = _open_tensor(file, name, value, places[storage.key])
     return tensors
 
 
-def _state_dict(file: InputFile, value: object) -> dict[str, SavedTensor]:
+def _find_state_dict(file: InputFile, value: object) -> dict[str, SavedTensor]:
     for wrapper in _WRAPPERS:
         if isinstance(value, Mapping) and isinstance(value.get(wrapper), Mapping):
             value = value[wrapper]
@@ -128,14 +128,14 @@ def _state_dict(file: InputFile, value: object) -> dict[str, SavedTensor]:
     for name, tensor in value.items():
         if not isinstance(name, str):
             shown = str(name) if isinstance(name, (int, float)) else type(name).__name__
-            raise _beside_tensors(file, shown, "a key that is not text")
+            raise _no_tensor_error(file, shown, "a key that is not text")
         if not isinstance(tensor, SavedTensor):
             kind = tensor.kind if isinstance(tensor, OpaqueObject) else type(tensor).__name__
-            raise _beside_tensors(file, name, kind.removeprefix("torch."))
+            raise _no_tensor_error(file, name, kind.removeprefix("torch."))
     return dict(value)
 
 
-def _beside_tensors(file: InputFile, name: str, found: str) -> FormatError:
+def _no_tensor_error(file: InputFile, name: str, found: str) -> FormatError:
     return FormatError(
         "the file holds something beside dense tensors by name",
         file=file.path,
@@ -165,7 +165,9 @@ def require_storage_size(file: InputFile, nbytes: int, needed: int) -> None:
         )
 
 
-def _lazy(file: InputFile, name: str, tensor: SavedTensor, place: StorageLocation) -> FileTensor:
+def _open_tensor(
+    file: InputFile, name: str, tensor: SavedTensor, place: StorageLocation
+) -> FileTensor:
     origin = f"{file.path.name}: {name}"
     start = place.offset + tensor.offset * tensor.dtype.itemsize
     lazy = FileTensor(tensor.shape, tensor.dtype, origin, place.file, start, tensor.strides)

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from isal.isal_zlib import crc32
 
 _HAS_DESCRIPTOR = 0x08
-_OWNER_MAY = 0o600 << 16  # the permissions that zipfile gives to records it makes
+_OWNER_PERMISSIONS = 0o600 << 16  # the permissions that zipfile gives to records it makes
 _UNIX = 3  # on every platform, so that the bytes are the same
 _BIG = 0xFFFFFFFF
 _LARGEST = zipfile.ZIP64_LIMIT
@@ -45,7 +45,7 @@ class ZipStream:
         """
         info = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
         info.create_system = _UNIX
-        info.external_attr = _OWNER_MAY
+        info.external_attr = _OWNER_PERMISSIONS
         info.flag_bits = _HAS_DESCRIPTOR
         info.header_offset = self._position
         large = _is_large(nbytes)
@@ -85,8 +85,8 @@ class ZipStream:
         """Write the directory of all records and the end of the archive."""
         start = self._position
         for info in self._records:
-            self._put(_directory_entry(info))
-        self._put(_end(len(self._records), start, self._position))
+            self._put(_build_directory_entry(info))
+        self._put(_build_end(len(self._records), start, self._position))
 
     def _put(self, data: bytes | memoryview) -> None:
         self._stream.write(data)
@@ -98,7 +98,7 @@ def _is_large(nbytes: int) -> bool:
     return nbytes * 1.05 > _LARGEST
 
 
-def _directory_entry(info: zipfile.ZipInfo) -> bytes:
+def _build_directory_entry(info: zipfile.ZipInfo) -> bytes:
     name = info.filename.encode()
     size, offset = info.file_size, info.header_offset
     wide = [size, size] if size > _LARGEST else []
@@ -132,7 +132,7 @@ def _directory_entry(info: zipfile.ZipInfo) -> bytes:
     )
 
 
-def _end(count: int, start: int, stop: int) -> bytes:
+def _build_end(count: int, start: int, stop: int) -> bytes:
     """The end of the archive; for large ones with the 64-bit end before it."""
     size = stop - start
     end = b""
