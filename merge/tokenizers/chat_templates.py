@@ -22,8 +22,8 @@ def read_templates(folder: Path, config: Mapping[str, Any]) -> str | list[dict[s
     further ones beside the first. Raises ``FormatError`` for text that is not UTF-8.
     """
     configured = config.get("chat_template")
-    jinja = _text(folder / CHAT_TEMPLATE_NAME)
-    further = {path.stem: _text(path) for path in sorted((folder / _FURTHER).glob("*.jinja"))}
+    jinja = _read_text(folder / CHAT_TEMPLATE_NAME)
+    further = {path.stem: _read_text(path) for path in sorted((folder / _FURTHER).glob("*.jinja"))}
     if jinja is None and configured is None and (folder / CHAT_TEMPLATE_JSON_NAME).is_file():
         path = folder / CHAT_TEMPLATE_JSON_NAME
         configured = parse_json(read_small(path, _MOST_BYTES), path).get("chat_template")
@@ -37,7 +37,7 @@ def read_templates(folder: Path, config: Mapping[str, Any]) -> str | list[dict[s
     return [{"name": name, "template": text or ""} for name, text in named.items()]
 
 
-def _text(path: Path) -> str | None:
+def _read_text(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:

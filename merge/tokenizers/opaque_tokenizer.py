@@ -94,7 +94,7 @@ def require_sentencepiece(tokenizer: Tokenizer, purpose: str) -> SentencePieceTo
 
 def has_tokenizer(folder: Folder) -> bool:
     """Whether a folder holds a tokenizer of any kind; a file is one."""
-    return folder.path.is_file() or bool(_matching(folder, _VOCABULARIES))
+    return folder.path.is_file() or bool(_find_files(folder, _VOCABULARIES))
 
 
 def read_opaque_tokenizer(source: Folder) -> OpaqueTokenizer:
@@ -107,7 +107,7 @@ def read_opaque_tokenizer(source: Folder) -> OpaqueTokenizer:
     if path.is_file():
         folder, found = path.parent, [path]
     else:
-        folder, found = path, _matching(source, (*_VOCABULARIES, *_BESIDE))
+        folder, found = path, _find_files(source, (*_VOCABULARIES, *_BESIDE))
         if not has_tokenizer(source):
             raise FormatError(
                 "the folder holds no tokenizer",
@@ -121,14 +121,14 @@ def read_opaque_tokenizer(source: Folder) -> OpaqueTokenizer:
             found += source.matching("*.py")
     contents = {file.name: file.read_bytes() for file in found}
     if path.is_dir():
-        contents = _with_templates(path, contents)
+        contents = _add_templates(path, contents)
     files = {name: read_json(folder / name) for name in contents if name.endswith(".json")}
-    largest = max(_ids(folder, contents, files), default=-1)
+    largest = max(_list_largest_ids(folder, contents, files), default=-1)
     n_tokens = None if largest < 0 else largest + 1
-    return OpaqueTokenizer(path, contents, n_tokens, _token_ids(folder, files))
+    return OpaqueTokenizer(path, contents, n_tokens, _find_token_ids(folder, files))
 
 
-def _with_templates(folder: Path, contents: dict[str, bytes]) -> dict[str, bytes]:
+def _add_templates(folder: Path, contents: dict[str, bytes]) -> dict[str, bytes]:
     """The files, with templates that transformers reads from nowhere, or that lie in a folder of
     their own: one as ``chat_template.jinja``, several in ``tokenizer_config.json``.
     """
@@ -143,11 +143,11 @@ def _with_templates(folder: Path, contents: dict[str, bytes]) -> dict[str, bytes
     return contents
 
 
-def _matching(folder: Folder, patterns: Iterable[str]) -> list[Path]:
+def _find_files(folder: Folder, patterns: Iterable[str]) -> list[Path]:
     return [path for path in folder.matching(*patterns) if path.is_file()]
 
 
-def _token_ids(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+def _find_token_ids(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     """The ids of eos and pad, by the JSON ``files``."""
     config = files.get(TOKENIZER_CONFIG_NAME, {})
     fast = files.get(TOKENIZER_JSON_NAME, {})
@@ -170,24 +170,24 @@ def _token_ids(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> dict[str
     return found
 
 
-def _ids(
+def _list_largest_ids(
     folder: Path, contents: Mapping[str, bytes], files: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[int]:
     """The largest id of each part of a tokenizer; ``files`` are the JSON ones among its files."""
     fast = files.get(TOKENIZER_JSON_NAME, {})
-    yield from _largest((fast.get("model") or {}).get("vocab"))
-    yield from _largest([token.get("id") for token in fast.get("added_tokens") or ()])
-    yield from _largest(files.get("vocab.json"))
-    yield from _largest(files.get(ADDED_TOKENS_NAME))
+    yield from _find_largest((fast.get("model") or {}).get("vocab"))
+    yield from _find_largest([token.get("id") for token in fast.get("added_tokens") or ()])
+    yield from _find_largest(files.get("vocab.json"))
+    yield from _find_largest(files.get(ADDED_TOKENS_NAME))
     decoder = files.get(TOKENIZER_CONFIG_NAME, {}).get("added_tokens_decoder") or {}
-    yield from _largest([int(id_) for id_ in decoder if str(id_).isdigit()])
+    yield from _find_largest([int(id_) for id_ in decoder if str(id_).isdigit()])
     if MODEL_NAME in contents and not fast:
         yield load_processor(contents[MODEL_NAME], folder / MODEL_NAME).get_piece_size() - 1
     if "vocab.txt" in contents:
         yield len(contents["vocab.txt"].splitlines()) - 1
 
 
-def _largest(ids: Any) -> Iterator[int]:
+def _find_largest(ids: Any) -> Iterator[int]:
     """Of ids by tokens, of a list of ids, or of a list of ``[token, score]``."""
     if isinstance(ids, list) and any(isinstance(entry, list) for entry in ids):
         yield len(ids) - 1

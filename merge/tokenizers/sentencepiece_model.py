@@ -50,15 +50,15 @@ def read_model(path: Path) -> ModelProto:
     file = find_model_file(path)
     content = file.read_bytes()
     refuse_placeholder(file, content)
-    model = _parse(content, file)
-    _refuse_duplicates(model, file)
+    model = _parse_checked(content, file)
+    _require_unique_pieces(model, file)
     load_processor(content, file)
     return model
 
 
 def parse_model(content: bytes) -> ModelProto:
     """Parse the bytes of a model that SentencePiece has loaded already."""
-    model = _message_type()()
+    model = _import_message_type()()
     model.ParseFromString(content)
     return model
 
@@ -106,20 +106,22 @@ def has_byte_pieces(model: ModelProto) -> bool:
     return sum(1 for piece in model.pieces if piece.type == BYTE) == 256
 
 
-def _parse(content: bytes, file: Path) -> ModelProto:
-    model = _message_type()()
+def _parse_checked(content: bytes, file: Path) -> ModelProto:
+    message_type = _import_message_type()  # first: it tells what does not fit
     from google.protobuf.message import DecodeError
 
+    model = message_type()
     try:
         model.ParseFromString(content)
     except DecodeError:
-        raise _no_model(file) from None
+        raise _no_model_error(file) from None
     if not model.pieces or not model.HasField("trainer_spec"):
-        raise _no_model(file)  # protobuf reads many a short text as a message of unknown fields
+        # protobuf reads many a short text as a message of unknown fields
+        raise _no_model_error(file)
     return model
 
 
-def _message_type() -> type[ModelProto]:
+def _import_message_type() -> type[ModelProto]:
     """Import SentencePiece's message class, which runs on the protobuf it was compiled for."""
     misfit: tuple[type[Exception], ...] = (TypeError, ImportError)  # protobuf before 5.26
     with contextlib.suppress(ImportError):
@@ -138,7 +140,7 @@ def _message_type() -> type[ModelProto]:
     return message
 
 
-def _no_model(file: Path) -> FormatError:
+def _no_model_error(file: Path) -> FormatError:
     return FormatError(
         "this is not a SentencePiece model",
         file=file,
@@ -147,7 +149,7 @@ def _no_model(file: Path) -> FormatError:
     )
 
 
-def _refuse_duplicates(model: ModelProto, file: Path) -> None:
+def _require_unique_pieces(model: ModelProto, file: Path) -> None:
     counts = Counter(piece.piece for piece in model.pieces)
     repeated = [piece for piece, count in counts.items() if count > 1]
     if repeated:

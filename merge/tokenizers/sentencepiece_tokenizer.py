@@ -95,7 +95,7 @@ class SentencePieceTokenizer:
     @property
     def has_template(self) -> bool:
         """Whether there is a chat template."""
-        config = _json(self.contents, self.path, TOKENIZER_CONFIG_NAME)
+        config = _parse_document(self.contents, self.path, TOKENIZER_CONFIG_NAME)
         return CHAT_TEMPLATE_NAME in self.contents or bool(config.get("chat_template"))
 
     @property
@@ -117,27 +117,27 @@ def read_tokenizer(path: Path, details: Path | None = None) -> SentencePieceToke
     Raises ``FormatError`` for a missing or unreadable file, ``VocabularyError`` for added tokens
     without consecutive ids and for special tokens that are no tokens.
     """
-    contents = _contents(path)
+    contents = _read_contents(path)
     model_file = path if path.is_file() else path / MODEL_NAME
     refuse_placeholder(model_file, contents[MODEL_NAME])
     model = load_processor(contents[MODEL_NAME], model_file)
     if details is not None and has_details(details):
-        contents = {MODEL_NAME: contents[MODEL_NAME], **_beside(details)}
+        contents = {MODEL_NAME: contents[MODEL_NAME], **_read_details(details)}
     described = details if details is not None and has_details(details) else path
     folder = described if described.is_dir() else described.parent
-    config = _json(contents, folder, TOKENIZER_CONFIG_NAME)
-    fast = _json(contents, folder, TOKENIZER_JSON_NAME)
+    config = _parse_document(contents, folder, TOKENIZER_CONFIG_NAME)
+    fast = _parse_document(contents, folder, TOKENIZER_JSON_NAME)
     entries = read_added_tokens(fast, folder / TOKENIZER_JSON_NAME)
     if fast:
         require_same_pieces(fast, folder / TOKENIZER_JSON_NAME, model, model_file)
-    special_map = _json(contents, folder, SPECIAL_TOKENS_NAME)
-    listed = _json(contents, folder, ADDED_TOKENS_NAME)
+    special_map = _parse_document(contents, folder, SPECIAL_TOKENS_NAME)
+    listed = _parse_document(contents, folder, ADDED_TOKENS_NAME)
     added = collect_added_tokens(listed, config, entries, model, folder)
     if fast:
-        config = _with_fast(config, fast, entries)
+        config = _add_tokenizer_json(config, fast, entries)
     if template_folder := next(filter(Path.is_dir, filter(None, (details, path))), None):
-        config, contents = _with_templates(template_folder, config, contents)
-    if config != _json(contents, folder, TOKENIZER_CONFIG_NAME):
+        config, contents = _add_templates(template_folder, config, contents)
+    if config != _parse_document(contents, folder, TOKENIZER_CONFIG_NAME):
         contents[TOKENIZER_CONFIG_NAME] = dump_json(config)
     contents.pop(TOKENIZER_JSON_NAME, None)
     special = collect_special_tokens(config, special_map, model)
@@ -159,7 +159,7 @@ def read_tokenizer(path: Path, details: Path | None = None) -> SentencePieceToke
     )
 
 
-def build_documents(folder: SentencePieceTokenizer) -> dict[str, bytes]:
+def build_documents(tokenizer: SentencePieceTokenizer) -> dict[str, bytes]:
     """Return the tokenizer files of a merged Hugging Face model, by name.
 
     ``tokenizer.model`` byte for byte; the JSON normalized so that both transformers 4 and 5 read
@@ -167,20 +167,20 @@ def build_documents(folder: SentencePieceTokenizer) -> dict[str, bytes]:
     ``AutoTokenizer.from_pretrained(output_dir, trust_remote_code=True)`` gives SentencePiece's ids.
     """
     files = {
-        MODEL_NAME: folder.contents[MODEL_NAME],
-        TOKENIZER_CONFIG_NAME: dump_json(_normalized_config(folder)),
-        SPECIAL_TOKENS_NAME: dump_json(_normalized_special_map(folder)),
+        MODEL_NAME: tokenizer.contents[MODEL_NAME],
+        TOKENIZER_CONFIG_NAME: dump_json(_normalize_config(tokenizer)),
+        SPECIAL_TOKENS_NAME: dump_json(_normalize_special_map(tokenizer)),
         CLASS_FILE_NAME: Path(__file__).with_name(CLASS_FILE_NAME).read_bytes(),
     }
-    listed = _json(folder.contents, folder.path, ADDED_TOKENS_NAME)
-    if listed or folder.added_tokens:  # llama.cpp's first converter reads no other list
-        files[ADDED_TOKENS_NAME] = dump_json(listed | folder.added_tokens)
-    if CHAT_TEMPLATE_NAME in folder.contents:
-        files[CHAT_TEMPLATE_NAME] = folder.contents[CHAT_TEMPLATE_NAME]
+    listed = _parse_document(tokenizer.contents, tokenizer.path, ADDED_TOKENS_NAME)
+    if listed or tokenizer.added_tokens:  # llama.cpp's first converter reads no other list
+        files[ADDED_TOKENS_NAME] = dump_json(listed | tokenizer.added_tokens)
+    if CHAT_TEMPLATE_NAME in tokenizer.contents:
+        files[CHAT_TEMPLATE_NAME] = tokenizer.contents[CHAT_TEMPLATE_NAME]
     return files
 
 
-def _contents(path: Path) -> dict[str, bytes]:
+def _read_contents(path: Path) -> dict[str, bytes]:
     if path.is_file():
         return {MODEL_NAME: read_small(path, _MOST_BYTES)}
     if not (path / MODEL_NAME).is_file():
@@ -193,10 +193,10 @@ def _contents(path: Path) -> dict[str, bytes]:
             remedy="copy the tokenizer.model that the adapter was trained with into the folder, "
             "or name a folder that has it with --tokenizer",
         )
-    return {MODEL_NAME: read_small(path / MODEL_NAME, _MOST_BYTES), **_beside(path)}
+    return {MODEL_NAME: read_small(path / MODEL_NAME, _MOST_BYTES), **_read_details(path)}
 
 
-def _beside(folder: Path) -> dict[str, bytes]:
+def _read_details(folder: Path) -> dict[str, bytes]:
     present = [name for name in _DETAILS if (folder / name).is_file()]
     return {name: read_small(folder / name, _MOST_BYTES) for name in present}
 
@@ -211,7 +211,7 @@ def has_template_file(folder: Path) -> bool:
     return any((folder / name).is_file() for name in TEMPLATE_NAMES)
 
 
-def _with_fast(
+def _add_tokenizer_json(
     config: dict[str, Any], fast: dict[str, Any], entries: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """``tokenizer_config.json`` as transformers 4 would have written it beside ``tokenizer.json``:
@@ -231,7 +231,7 @@ def _with_fast(
     }
 
 
-def _with_templates(
+def _add_templates(
     folder: Path, config: dict[str, Any], contents: dict[str, bytes]
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """One template as a file of its own where it was one; several in ``tokenizer_config.json``."""
@@ -244,22 +244,22 @@ def _with_templates(
     return config, contents
 
 
-def _json(contents: dict[str, bytes], folder: Path, name: str) -> dict[str, Any]:
+def _parse_document(contents: dict[str, bytes], folder: Path, name: str) -> dict[str, Any]:
     """Parse a JSON object; a file that is not there is an empty one."""
     if name not in contents:
         return {}
     return parse_json(contents[name], folder / name)
 
 
-def _normalized_special_map(folder: SentencePieceTokenizer) -> dict[str, Any]:
-    special: dict[str, Any] = dict(folder.special_tokens)
-    if folder.more_special_tokens:
-        special[ADDITIONAL_SPECIAL_TOKENS] = folder.more_special_tokens
-    return {name: _marked(value, False) for name, value in special.items()}
+def _normalize_special_map(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    special: dict[str, Any] = dict(tokenizer.special_tokens)
+    if tokenizer.more_special_tokens:
+        special[ADDITIONAL_SPECIAL_TOKENS] = tokenizer.more_special_tokens
+    return {name: _mark(value, False) for name, value in special.items()}
 
 
-def _normalized_config(folder: SentencePieceTokenizer) -> dict[str, Any]:
-    config = _json(folder.contents, folder.path, TOKENIZER_CONFIG_NAME)
+def _normalize_config(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    config = _parse_document(tokenizer.contents, tokenizer.path, TOKENIZER_CONFIG_NAME)
     kind = config.get("tokenizer_class")
     if not isinstance(kind, str) or kind in _LLAMA_CLASSES:
         config["tokenizer_class"] = "LlamaTokenizer"
@@ -271,32 +271,32 @@ def _normalized_config(folder: SentencePieceTokenizer) -> dict[str, Any]:
         config.pop(name, None)
     if isinstance(config.get("extra_special_tokens"), list):  # transformers 5's name for the same
         del config["extra_special_tokens"]
-    config |= {name: _marked(value, True) for name, value in folder.special_tokens.items()}
+    config |= {name: _mark(value, True) for name, value in tokenizer.special_tokens.items()}
     if config.get("added_tokens_decoder"):  # then transformers reads no other JSON file
-        _complete(config["added_tokens_decoder"], folder)
-        if folder.more_special_tokens:
-            config[ADDITIONAL_SPECIAL_TOKENS] = _marked(folder.more_special_tokens, True)
-    if CHAT_TEMPLATE_NAME in folder.contents:  # transformers before 4.49 reads it only from here
-        config["chat_template"] = folder.contents[CHAT_TEMPLATE_NAME].decode("utf-8")
+        _complete_decoder(config["added_tokens_decoder"], tokenizer)
+        if tokenizer.more_special_tokens:
+            config[ADDITIONAL_SPECIAL_TOKENS] = _mark(tokenizer.more_special_tokens, True)
+    if CHAT_TEMPLATE_NAME in tokenizer.contents:  # transformers before 4.49 reads it only from here
+        config["chat_template"] = tokenizer.contents[CHAT_TEMPLATE_NAME].decode("utf-8")
     config["auto_map"] = _AUTO_MAP
     return config
 
 
-def _complete(decoder: dict[str, Any], folder: SentencePieceTokenizer) -> None:
-    special = {get_content(value) for value in folder.special_tokens.values()}
-    special |= {get_content(value) for value in folder.more_special_tokens}
+def _complete_decoder(decoder: dict[str, Any], tokenizer: SentencePieceTokenizer) -> None:
+    special = {get_content(value) for value in tokenizer.special_tokens.values()}
+    special |= {get_content(value) for value in tokenizer.more_special_tokens}
     plain = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
-    for content, id_ in folder.added_tokens.items():
+    for content, id_ in tokenizer.added_tokens.items():
         decoder.setdefault(str(id_), {"content": content, **plain, "special": content in special})
 
 
-def _marked(value: Any, mark: bool) -> Any:
+def _mark(value: Any, mark: bool) -> Any:
     """Write ``AddedToken`` objects as ``tokenizer_config.json`` marks them, or without the mark.
 
     transformers 4 fails over a mark in ``special_tokens_map.json`` and over none in the other.
     """
     if isinstance(value, list):
-        return [_marked(item, mark) for item in value]
+        return [_mark(item, mark) for item in value]
     if not isinstance(value, dict):
         return value
     bare = {key: item for key, item in value.items() if key != "__type"}

@@ -27,7 +27,7 @@ class SpecialToken(NamedTuple):
     id: int
 
 
-def _added_ids(
+def _list_added_ids(
     added: dict[str, Any], config: dict[str, Any], fast: list[dict[str, Any]], folder: Path
 ) -> Iterator[tuple[str, int, Path]]:
     """Yield content, id and source of every token in the places that list added tokens.
@@ -38,7 +38,7 @@ def _added_ids(
     for entry in fast:
         yield entry["content"], entry["id"], folder / TOKENIZER_JSON_NAME
     for content, id_ in added.items():
-        yield content, _integer(id_, folder / ADDED_TOKENS_NAME), folder / ADDED_TOKENS_NAME
+        yield content, _parse_id(id_, folder / ADDED_TOKENS_NAME), folder / ADDED_TOKENS_NAME
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict) or not all(map(get_content, decoder.values())):
         raise FormatError(
@@ -50,12 +50,12 @@ def _added_ids(
     for id_, token in decoder.items():
         yield (
             get_content(token),
-            _integer(id_, folder / TOKENIZER_CONFIG_NAME),
+            _parse_id(id_, folder / TOKENIZER_CONFIG_NAME),
             folder / TOKENIZER_CONFIG_NAME,
         )
 
 
-def _integer(value: object, file: Path) -> int:
+def _parse_id(value: object, file: Path) -> int:
     if str(value).isdecimal():
         return int(str(value))
     raise FormatError("a token id is not a whole number", file=file, found=repr(value))
@@ -72,8 +72,8 @@ def collect_added_tokens(
     n_pieces = model.get_piece_size()
     added: dict[str, int] = {}
     sources: dict[str, Path] = {}
-    for content, id_, file in _added_ids(listed, config, fast, folder):
-        is_piece = _piece_id(content, model)
+    for content, id_, file in _list_added_ids(listed, config, fast, folder):
+        is_piece = _find_piece_id(content, model)
         known = added.get(content, id_) if is_piece is None else is_piece
         if known != id_ or (id_ < n_pieces and is_piece is None):
             raise VocabularyError(
@@ -136,7 +136,7 @@ def find_token(
 ) -> SpecialToken:
     """Find the id of a special token; transformers would silently append an unknown one."""
     content = get_content(value)
-    id_ = _piece_id(content, model)
+    id_ = _find_piece_id(content, model)
     if id_ is None:
         id_ = added.get(content)
     if id_ is None:
@@ -152,7 +152,7 @@ def find_token(
     return SpecialToken(content, id_)
 
 
-def _piece_id(content: str, model: SentencePieceProcessor) -> int | None:
+def _find_piece_id(content: str, model: SentencePieceProcessor) -> int | None:
     id_ = int(model.piece_to_id(content))  # unk's for what is no piece
     return id_ if model.id_to_piece(id_) == content else None
 

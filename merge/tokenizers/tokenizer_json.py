@@ -51,16 +51,16 @@ def derive_settings(fast: Mapping[str, Any]) -> dict[str, bool]:
     a text, and whether a space is put before each part between special tokens (``legacy``) or
     before the first alone. transformers 5 writes none of it there.
     """
-    return {**_frame(fast), **_spaces(fast)}
+    return {**_derive_frame(fast), **_derive_spacing(fast)}
 
 
-def _spaces(fast: Mapping[str, Any]) -> dict[str, bool]:
+def _derive_spacing(fast: Mapping[str, Any]) -> dict[str, bool]:
     before = fast.get("pre_tokenizer")
     scheme = before.get("prepend_scheme") if isinstance(before, dict) else None
     return {"legacy": scheme == "always"} if scheme in ("always", "first") else {}
 
 
-def _frame(fast: Mapping[str, Any]) -> dict[str, bool]:
+def _derive_frame(fast: Mapping[str, Any]) -> dict[str, bool]:
     processor = fast.get("post_processor")
     if not isinstance(processor, dict):
         return {}
@@ -76,27 +76,27 @@ def require_same_pieces(
     fast: Mapping[str, Any], file: Path, model: SentencePieceProcessor, model_file: Path
 ) -> None:
     """Raise ``VocabularyError`` unless both vocabularies give every piece the same id."""
-    ids = dict(_ids(fast, file))
+    ids = dict(_list_ids(fast, file))
     added = {entry["content"]: entry["id"] for entry in read_added_tokens(fast, file)}
     pieces = list_pieces(model)
     for id_, piece in enumerate(pieces):
         theirs = ids.get(piece, added.get(piece))
         if theirs != id_:
-            raise _contradiction(
+            raise _contradiction_error(
                 file,
                 f"{piece!r} as token {id_}, as in {model_file}",
                 f"{piece!r} as token {theirs}" if theirs is not None else f"no {piece!r}",
             )
     further = [text for text, id_ in ids.items() if id_ >= len(pieces) and text not in added]
     if further:
-        raise _contradiction(
+        raise _contradiction_error(
             file,
             f"the {len(pieces)} pieces of {model_file}, and added tokens",
             f"{len(further)} further pieces, such as {further[0]!r}",
         )
 
 
-def _ids(fast: Mapping[str, Any], file: Path) -> Iterator[tuple[str, int]]:
+def _list_ids(fast: Mapping[str, Any], file: Path) -> Iterator[tuple[str, int]]:
     """Pieces with their ids: of BPE by name, of a unigram model in the order of a list."""
     model = fast.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
@@ -114,7 +114,7 @@ def _ids(fast: Mapping[str, Any], file: Path) -> Iterator[tuple[str, int]]:
         )
 
 
-def _contradiction(file: Path, expected: str, found: str) -> VocabularyError:
+def _contradiction_error(file: Path, expected: str, found: str) -> VocabularyError:
     return VocabularyError(
         "tokenizer.json and tokenizer.model hold different vocabularies",
         file=file,
