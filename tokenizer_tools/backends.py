@@ -61,7 +61,7 @@ def open_transformers(path: Path, name: str, trust_remote_code: bool = False) ->
         import transformers
     except ImportError as error:
         raise UsageError(
-            "transformers is not installed", remedy="pip install transformers", found=str(error)
+            "transformers is not installed", found=error, remedy="pip install transformers"
         ) from None
     transformers.utils.logging.set_verbosity_error()
     loaded = _load(transformers.AutoTokenizer, path, trust_remote_code)

@@ -15,6 +15,7 @@ from merge.errors import FormatError, UsageError
 from merge.sizes import OnBytes
 
 _SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
+_EXPECTED = "UTF-8 text, one of " + ", ".join(_SUFFIXES)
 _MOST_BYTES = 4192
 """SentencePiece's own ``max_sentence_length``, in bytes: it skips longer lines."""
 _SENTENCE_ENDS = "。！？；!?;"
@@ -46,14 +47,24 @@ def find_text_files(inputs: Iterable[Path]) -> list[Path]:
         if path.is_dir():
             below = sorted(p for p in path.rglob("*") if p.name.endswith(_SUFFIXES) and p.is_file())
             if not below:
-                raise UsageError("the folder holds no text", file=path, expected=_expected())
+                raise UsageError(
+                    "the folder holds no text",
+                    file=path,
+                    expected=_EXPECTED,
+                    remedy="give the folder that holds the text, or its files by name",
+                )
             files += below
         elif not path.exists():
-            raise UsageError("there is no such text file", file=path)
+            raise UsageError("there is no such text file", file=path, remedy="check the spelling")
         elif path.name.endswith(_SUFFIXES) or path.suffix not in {".gz", ".json", ".parquet"}:
             files.append(path)
         else:
-            raise UsageError("this kind of text file is not read", file=path, expected=_expected())
+            raise UsageError(
+                "this kind of text file is not read",
+                file=path,
+                expected=_EXPECTED,
+                remedy="convert it, or unpack it, to one of these",
+            )
     return files
 
 
@@ -182,7 +193,11 @@ def _json_text(text: str, json_field: str, file: Path, number: int) -> str:
         value = json.loads(text)
     except ValueError as error:
         raise FormatError(
-            "a line is not JSON", file=file, found=f"line {number}: {error}"
+            "a line is not JSON",
+            file=file,
+            expected="a JSON object in each line",
+            found=f"line {number}: {error}",
+            remedy="correct the line; plain text belongs in a .txt file",
         ) from None
     found = value.get(json_field) if isinstance(value, dict) else None
     if not isinstance(found, str):
@@ -194,7 +209,3 @@ def _json_text(text: str, json_field: str, file: Path, number: int) -> str:
             remedy="name the right field with --json_field",
         )
     return found.encode("utf-8", errors="replace").decode("utf-8")  # "\ud800" is valid JSON
-
-
-def _expected() -> str:
-    return "UTF-8 text, one of " + ", ".join(_SUFFIXES)

@@ -111,7 +111,12 @@ def _read_pieces(path: Path) -> list[str]:
         ) from None
     pieces = [line.strip().replace(" ", "▁") for line in lines if line.strip()]
     if not pieces:
-        raise FormatError("the list of pieces is empty", file=path, expected="one piece a line")
+        raise FormatError(
+            "the list of pieces is empty",
+            file=path,
+            expected="one piece a line",
+            remedy="write the pieces into it, or leave out --user_pieces",
+        )
     return pieces
 
 
@@ -204,6 +209,7 @@ def _refuse_pad_token(pad_token: str | None) -> None:
             "the pad token must be a piece without spaces",
             expected="such as [PAD]",
             found=repr(pad_token),
+            remedy="give another --pad_token",
         )
 
 

@@ -165,7 +165,11 @@ def _refusal(message: str, settings: TrainingSettings) -> MergeError:
             found=settings.vocab_size,
             remedy="raise --vocab_size or lower --character_coverage",
         )
-    return UsageError("SentencePiece could not train on this", found=message)
+    return UsageError(
+        "SentencePiece could not train on this",
+        found=message,
+        remedy="change the option or the text that the message names",
+    )
 
 
 def _check(settings: TrainingSettings) -> None:
@@ -179,7 +183,12 @@ def _check(settings: TrainingSettings) -> None:
     )
     for name, value, low, high in bounds:
         if not low <= value <= high:
-            raise UsageError(f"--{name} is out of range", expected=f"{low} to {high}", found=value)
+            raise UsageError(
+                f"--{name} is out of range",
+                expected=f"{low} to {high}",
+                found=value,
+                remedy=f"give another --{name}",
+            )
 
 
 def _reasons(stats: LineStats) -> str:

@@ -146,6 +146,7 @@ def find_mismatches(files: Sequence[CheckedFile], model: str) -> Iterator[Verifi
         yield VerificationError(
             f"no weights of {model} are among the files",
             expected=" or ".join(sorted(kinds)),
+            found=f"{len(files)} tokenizers" if files else "no files",
             remedy="give the folder that holds them",
         )
 

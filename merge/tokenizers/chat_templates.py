@@ -43,4 +43,10 @@ def _read_text(path: Path) -> str | None:
     try:
         return read_small(path, _MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise FormatError("the file is not UTF-8", file=path, found=str(error)) from error
+        raise FormatError(
+            "the file is not UTF-8",
+            file=path,
+            expected="a template as text",
+            found=error,
+            remedy="save it as UTF-8, or fetch it again",
+        ) from None

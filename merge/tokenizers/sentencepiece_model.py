@@ -37,7 +37,7 @@ def find_model_file(path: Path) -> Path:
             )
         return inside
     if not path.exists():
-        raise UsageError("there is no such tokenizer", file=path)
+        raise UsageError("there is no such tokenizer", file=path, remedy="check the spelling")
     return path
 
 

@@ -20,6 +20,9 @@ PAD_PIECES = ("[PAD]", "<pad>")
 """What the padding piece of Chinese-Alpaca and of Chinese-LLaMA-2 is called."""
 
 
+_FETCH_AGAIN = "fetch the file again, or save the tokenizer again with transformers"
+
+
 class SpecialToken(NamedTuple):
     """A special token and its id."""
 
@@ -46,6 +49,7 @@ def _list_added_ids(
             file=folder / TOKENIZER_CONFIG_NAME,
             expected='"added_tokens_decoder": {"32000": {"content": "<pad>"}}',
             found=repr(decoder)[:80],
+            remedy=_FETCH_AGAIN,
         )
     for id_, token in decoder.items():
         yield (
@@ -58,7 +62,13 @@ def _list_added_ids(
 def _parse_id(value: object, file: Path) -> int:
     if str(value).isdecimal():
         return int(str(value))
-    raise FormatError("a token id is not a whole number", file=file, found=repr(value))
+    raise FormatError(
+        "a token id is not a whole number",
+        file=file,
+        expected="0 or more",
+        found=repr(value),
+        remedy=_FETCH_AGAIN,
+    )
 
 
 def collect_added_tokens(

@@ -38,6 +38,7 @@ def read_added_tokens(fast: Mapping[str, Any], file: Path) -> list[dict[str, Any
                 file=file,
                 expected='"added_tokens": [{"id": 32000, "content": "<pad>", ...}]',
                 found=repr(entry)[:80],
+                remedy="fetch it again, or save the tokenizer again with transformers",
             )
     return [
         {"id": entry["id"], "content": entry["content"]}

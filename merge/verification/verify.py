@@ -221,7 +221,11 @@ def _check_names(
         # Meta's layout spells out an LM head that the model shares with its embeddings.
         if name not in entries and name not in VOCABULARY_TENSORS:
             yield VerificationError(
-                "the result holds a tensor that the merge did not write", file=folder, tensor=name
+                "the result holds a tensor that the merge did not write",
+                file=folder,
+                tensor=name,
+                expected="the tensors that the manifest lists",
+                remedy=_MERGE_AGAIN,
             )
 
 
