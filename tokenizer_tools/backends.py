@@ -44,7 +44,7 @@ def open_sentencepiece(path: Path, name: str) -> BackendTokenizer:
         name=name,
         library="sentencepiece",
         path=path,
-        known_as=_known_as(path),
+        known_as=_recognize(path),
         pieces=pieces,
         fallback_ids=frozenset(i for i in range(len(pieces)) if processor.is_byte(i)),
         unknown_ids=frozenset({processor.unk_id()}),
@@ -71,7 +71,7 @@ def open_transformers(path: Path, name: str, trust_remote_code: bool = False) ->
         name=f"{name} (transformers)",
         library=f"transformers {transformers.__version__}",
         path=path,
-        known_as=_known_as(path),
+        known_as=_recognize(path),
         pieces=pieces,
         fallback_ids=frozenset(i for i, p in enumerate(pieces) if _BYTE_PIECE.fullmatch(p or "")),
         unknown_ids=frozenset() if unknown is None else frozenset({unknown}),
@@ -85,7 +85,7 @@ def shorten_names(paths: Sequence[Path]) -> list[str]:
     >>> shorten_names([Path("a/x/tokenizer.model"), Path("b/x"), Path("c/new.model")])
     ['a/x', 'b/x', 'new']
     """
-    parts = [_speaking_parts(path) for path in paths]
+    parts = [_select_naming_parts(path) for path in paths]
     result = []
     for mine in parts:
         length = 1
@@ -95,7 +95,7 @@ def shorten_names(paths: Sequence[Path]) -> list[str]:
     return [n if result.count(n) == 1 else f"{n} #{i}" for i, n in enumerate(result, 1)]
 
 
-def _speaking_parts(path: Path) -> tuple[str, ...]:
+def _select_naming_parts(path: Path) -> tuple[str, ...]:
     if path.name == MODEL_NAME:
         path = path.absolute().parent if len(path.parts) == 1 else path.parent
     elif path.suffix == ".model":
@@ -123,6 +123,6 @@ def _load(auto: Any, path: Path, trust_remote_code: bool) -> Any:
         ) from error
 
 
-def _known_as(path: Path) -> str | None:
+def _recognize(path: Path) -> str | None:
     found = known.recognize_file(spm.find_model_file(path))
     return found.name if found else None

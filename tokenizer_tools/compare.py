@@ -107,20 +107,21 @@ def compare_tokenizers(
     counts = [{name: TokenCounts() for name in (ALL, *LINE_KINDS)} for _ in tokenizers]
     found = [Disagreement(tokenizers[a], tokenizers[b]) for a, b in pairs]
     characters: Counter[str] = Counter()
-    for batch in _batches(line for line in lines if line.text):
+    for batch in _iter_batches(line for line in lines if line.text):
         texts = [line.text for line in batch]
         labels = [classify_line(text) for text in texts]
         for text in texts:
             characters.update(find_han(text))
         encoded = [tokenizer.encode(texts) for tokenizer in tokenizers]
         for tokenizer, ids, count in zip(tokenizers, encoded, counts, strict=True):
-            _count(tokenizer, texts, labels, ids, count)
+            _count_tokens(tokenizer, texts, labels, ids, count)
         for (a, b), disagreement in zip(pairs, found, strict=True):
-            _disagree(disagreement, batch, encoded[a], encoded[b])
+            _compare_pieces(disagreement, batch, encoded[a], encoded[b])
     if not counts[0][ALL].lines:
         raise FormatError("the text is empty", remedy="name files with lines of text in --text")
     common = list_commonest(characters)
-    return TokenizerComparison(tokenizers, counts, [_cover(t, common) for t in tokenizers], found)
+    coverage = [_measure_coverage(tokenizer, common) for tokenizer in tokenizers]
+    return TokenizerComparison(tokenizers, counts, coverage, found)
 
 
 def list_commonest(characters: Counter[str]) -> list[str]:
@@ -128,7 +129,7 @@ def list_commonest(characters: Counter[str]) -> list[str]:
     return sorted(characters, key=lambda c: (-characters[c], c))[:_MOST_COMMON]
 
 
-def _count(
+def _count_tokens(
     tokenizer: BackendTokenizer,
     texts: Sequence[str],
     labels: Sequence[str],
@@ -146,7 +147,7 @@ def _count(
             count.unknown += unknown
 
 
-def _disagree(
+def _compare_pieces(
     found: Disagreement,
     lines: Sequence[Line],
     first: Sequence[Sequence[int]],
@@ -161,13 +162,13 @@ def _disagree(
                 found.examples.append(Example(line, pieces_a, pieces_b))
 
 
-def _cover(tokenizer: BackendTokenizer, characters: Sequence[str]) -> Coverage:
+def _measure_coverage(tokenizer: BackendTokenizer, characters: Sequence[str]) -> Coverage:
     bad = tokenizer.fallback_ids | tokenizer.unknown_ids
     encoded = tokenizer.encode(list(characters)) if characters else []
     return Coverage(sum(bad.isdisjoint(ids) for ids in encoded), len(characters))
 
 
-def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
+def _iter_batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
     iterator = iter(lines)
     while batch := list(islice(iterator, _BATCH_LINES)):
         yield batch

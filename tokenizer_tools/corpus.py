@@ -82,14 +82,14 @@ def read_lines(
             gzip.GzipFile(fileobj=raw) if file.suffix == ".gz" else raw
         )
         done = 0
-        for number, content in enumerate(_raw_lines(stream, file), 1):
+        for number, content in enumerate(_iter_raw_lines(stream, file), 1):
             on_bytes(raw.tell() - done)
             done = raw.tell()
             text = _decode(content, file, number)
             if not is_json:
                 yield Line(file, number, text)
             elif text.strip():
-                value = _json_text(text, json_field, file, number)
+                value = _parse_json_line(text, json_field, file, number)
                 for part in value.split("\n"):
                     yield Line(file, number, part.rstrip("\r"))
 
@@ -103,7 +103,7 @@ def select_training_lines(lines: Iterable[Line], stats: LineStats) -> Iterator[s
     for line in lines:
         stats.lines += 1
         text = line.text.strip()
-        reason = _unusable(text)
+        reason = _find_drop_reason(text)
         if reason:
             stats.dropped[reason] += 1
             continue
@@ -147,7 +147,7 @@ def count_bytes(files: Sequence[Path]) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _unusable(text: str) -> str | None:
+def _find_drop_reason(text: str) -> str | None:
     if not text:
         return "empty"
     if "\0" in text:
@@ -157,7 +157,7 @@ def _unusable(text: str) -> str | None:
     return None
 
 
-def _raw_lines(stream: BinaryIO | gzip.GzipFile, file: Path) -> Iterator[bytes]:
+def _iter_raw_lines(stream: BinaryIO | gzip.GzipFile, file: Path) -> Iterator[bytes]:
     try:
         yield from stream
     except (EOFError, gzip.BadGzipFile) as error:
@@ -173,22 +173,23 @@ def _decode(content: bytes, file: Path, number: int) -> str:
     try:
         text = content.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
+        encoding = _guess_encoding(content)
         raise FormatError(
             "the text is not UTF-8",
             file=file,
             found=f"byte {content[error.start]:#04x} in line {number}, column {error.start + 1}",
-            remedy=f"convert it, for example: iconv -f {_guess(content)} -t UTF-8 IN > OUT",
+            remedy=f"convert it, for example: iconv -f {encoding} -t UTF-8 IN > OUT",
         ) from None
     return text.rstrip("\r\n")
 
 
-def _guess(content: bytes) -> str:
+def _guess_encoding(content: bytes) -> str:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "UTF-16"
     return "GB18030"
 
 
-def _json_text(text: str, json_field: str, file: Path, number: int) -> str:
+def _parse_json_line(text: str, json_field: str, file: Path, number: int) -> str:
     try:
         value = json.loads(text)
     except ValueError as error:

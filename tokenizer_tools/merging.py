@@ -174,16 +174,17 @@ def format_summary(merged: MergedTokenizer) -> str:
         f"{merged.n_pieces:>7} pieces now: a model for it has {merged.n_pieces} embedding rows",
     ]
     if merged.pad_token is not None:
-        lines.append(f"pad token {merged.pad_token!r} is {_id(extended.model, merged.pad_token)}")
+        pad_id = _find_id(extended.model, merged.pad_token)
+        lines.append(f"pad token {merged.pad_token!r} is {pad_id}")
     if merged.ascii_pieces:
         lines.append(
             f"note: {len(merged.ascii_pieces)} of the new pieces are plain ASCII "
-            f"({_some(merged.ascii_pieces)}): English, numbers and code that hold them get new ids"
+            f"({_join(merged.ascii_pieces)}): English, numbers and code that hold them get new ids"
         )
     if merged.unreachable:
         lines.append(
             f"note: {len(merged.unreachable)} of the new pieces can never occur "
-            f"({_some(merged.unreachable)}): no two shorter pieces make them"
+            f"({_join(merged.unreachable)}): no two shorter pieces make them"
         )
     name = known.recognize_digest(merged.digest)
     lines.append(f"sha256 {merged.digest}" + (f" = the published {name.name}" if name else ""))
@@ -213,9 +214,9 @@ def _refuse_pad_token(pad_token: str | None) -> None:
         )
 
 
-def _id(model: ModelProto, piece: str) -> int:
+def _find_id(model: ModelProto, piece: str) -> int:
     return [p.piece for p in model.pieces].index(piece)
 
 
-def _some(pieces: tuple[str, ...]) -> str:
+def _join(pieces: tuple[str, ...]) -> str:
     return " ".join(pieces[:5]) + (" ..." if len(pieces) > 5 else "")

@@ -36,7 +36,7 @@ def draw_png(comparison: TokenizerComparison) -> bytes:
     """
     from matplotlib.figure import Figure
 
-    labels = _labels(comparison)
+    labels = _build_labels(comparison)
     n_rows = len(labels) * len(comparison.kinds)
     heights = [0.8 + 0.2 * n_rows] * 2 + [0.8 + 0.3 * len(labels)]
     if not comparison.coverage[0].of:
@@ -51,21 +51,21 @@ def draw_png(comparison: TokenizerComparison) -> bytes:
         [100 * counts[name].fallback_or_unknown_share for name in comparison.kinds]
         for counts in comparison.counts
     ]
-    parts = [_part_label(comparison, name) for name in comparison.kinds]
+    parts = [_build_part_label(comparison, name) for name in comparison.kinds]
     top = figure.add_subplot(grid[0])
-    _bars(top, parts, tokens, labels, "{:.0f}")
+    _draw_bars(top, parts, tokens, labels, "{:.0f}")
     top.set_title("Tokens per 1000 characters (fewer is shorter)", loc="left")
     middle = figure.add_subplot(grid[1])
-    _bars(middle, parts, fallback, labels, "{:.1f} %")
+    _draw_bars(middle, parts, fallback, labels, "{:.1f} %")
     middle.set_title("Tokens that are single bytes or unknown, in percent", loc="left")
     if comparison.coverage[0].of:
-        _coverage(figure.add_subplot(grid[2]), comparison, labels)
+        _draw_coverage(figure.add_subplot(grid[2]), comparison, labels)
     handles, names = top.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper left", ncols=min(3, len(names)), frameon=False)
-    return _saved(figure)
+    return _save_png(figure)
 
 
-def _bars(
+def _draw_bars(
     axes: Axes,
     groups: Sequence[str],
     values: Sequence[Sequence[float]],
@@ -76,27 +76,27 @@ def _bars(
     height = 0.8 / len(labels)
     for index, (row, label) in enumerate(zip(values, labels, strict=True)):
         places = [group + (index + 0.5) * height - 0.4 for group in range(len(groups))]
-        bars = axes.barh(places, row, height * 0.9, label=label, color=_color(index))
+        bars = axes.barh(places, row, height * 0.9, label=label, color=_get_color(index))
         axes.bar_label(bars, [form.format(value) for value in row], padding=3, fontsize=8)
     axes.set_yticks(range(len(groups)), groups)
     axes.invert_yaxis()
-    _tidy(axes)
+    _format_axes(axes)
 
 
-def _coverage(axes: Axes, comparison: TokenizerComparison, labels: Sequence[str]) -> None:
+def _draw_coverage(axes: Axes, comparison: TokenizerComparison, labels: Sequence[str]) -> None:
     shares = [100 * coverage.share for coverage in comparison.coverage]
     places = range(len(labels))
-    bars = axes.barh(places, shares, 0.7, color=[_color(index) for index in places])
+    bars = axes.barh(places, shares, 0.7, color=[_get_color(index) for index in places])
     texts = [f"{c.share:.1%} ({c.covered:,})" for c in comparison.coverage]
     axes.bar_label(bars, texts, padding=3, fontsize=8)
     axes.set_yticks(places, labels)
     axes.invert_yaxis()
     of = comparison.coverage[0].of
     axes.set_title(f"Of the {of:,} commonest Han characters of the text, own pieces", loc="left")
-    _tidy(axes)
+    _format_axes(axes)
 
 
-def _tidy(axes: Axes) -> None:
+def _format_axes(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.12)
     axes.set_xlim(left=0)
@@ -104,11 +104,11 @@ def _tidy(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _color(index: int) -> str:
+def _get_color(index: int) -> str:
     return f"C{index % 10}"
 
 
-def _labels(comparison: TokenizerComparison) -> list[str]:
+def _build_labels(comparison: TokenizerComparison) -> list[str]:
     names = [f"{t.name} ({len(t.pieces):,})" for t in comparison.tokenizers]
     plain = [name.encode("ascii", errors="replace").decode("ascii") for name in names]
     if plain == names:
@@ -116,12 +116,12 @@ def _labels(comparison: TokenizerComparison) -> list[str]:
     return [f"{index}: {name}" for index, name in enumerate(plain, 1)]
 
 
-def _part_label(comparison: TokenizerComparison, name: str) -> str:
+def _build_part_label(comparison: TokenizerComparison, name: str) -> str:
     lines = comparison.counts[0][name].lines
     return f"{'whole text' if name == ALL else name}\n{lines:,} lines"
 
 
-def _saved(figure: Figure) -> bytes:
+def _save_png(figure: Figure) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=_DPI, metadata={"Software": None})
     return stream.getvalue()

@@ -14,10 +14,13 @@ _WINDOW = 4
 
 def format_table(comparison: TokenizerComparison) -> str:
     """Return everything that was measured as plain text, lines of at most about 100 columns."""
-    blocks = [_tokenizers(comparison), *(_part(comparison, name) for name in comparison.kinds)]
-    blocks.append(_coverage(comparison))
+    blocks = [
+        _list_tokenizers(comparison),
+        *(_format_part(comparison, name) for name in comparison.kinds),
+    ]
+    blocks.append(_format_coverage(comparison))
     whole = comparison.counts[0][ALL].lines
-    blocks += [_disagreement(found, whole) for found in comparison.disagreements]
+    blocks += [_format_disagreement(found, whole) for found in comparison.disagreements]
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
@@ -51,14 +54,14 @@ def to_json(comparison: TokenizerComparison) -> dict[str, Any]:
                 "first": found.first.name,
                 "second": found.second.name,
                 "lines": found.lines,
-                "examples": [_example_document(example) for example in found.examples],
+                "examples": [_build_example(example) for example in found.examples],
             }
             for found in comparison.disagreements
         ],
     }
 
 
-def _example_document(example: Example) -> dict[str, Any]:
+def _build_example(example: Example) -> dict[str, Any]:
     return {
         "file": str(example.line.file),
         "line": example.line.number,
@@ -68,14 +71,14 @@ def _example_document(example: Example) -> dict[str, Any]:
     }
 
 
-def _tokenizers(comparison: TokenizerComparison) -> list[str]:
+def _list_tokenizers(comparison: TokenizerComparison) -> list[str]:
     return [
         f"{len(t.pieces):>7} pieces  {t.name}" + (f" = {t.known_as}" if t.known_as else "")
         for t in comparison.tokenizers
     ]
 
 
-def _part(comparison: TokenizerComparison, name: str) -> list[str]:
+def _format_part(comparison: TokenizerComparison, name: str) -> list[str]:
     whole = comparison.counts[0][name]
     title = f"{name}: {whole.lines:,} lines, {whole.characters:,} characters"
     head = f"{'characters/token':>18}{'tokens/1000 chars':>19}{'byte fallback':>15}{'unknown':>9}"
@@ -89,7 +92,7 @@ def _part(comparison: TokenizerComparison, name: str) -> list[str]:
     return [title, head, *rows]
 
 
-def _coverage(comparison: TokenizerComparison) -> list[str]:
+def _format_coverage(comparison: TokenizerComparison) -> list[str]:
     of = comparison.coverage[0].of
     if not of:
         return ["the text has no Han characters"]
@@ -100,23 +103,23 @@ def _coverage(comparison: TokenizerComparison) -> list[str]:
     return [f"coverage of the {of:,} commonest Han characters of the text", *rows]
 
 
-def _disagreement(found: Disagreement, whole: int) -> list[str]:
+def _format_disagreement(found: Disagreement, whole: int) -> list[str]:
     title = f"{found.lines:,} of {whole:,} lines differ: {found.first.name} / {found.second.name}"
-    shown = [line for example in found.examples[:_SHOWN] for line in _example(example)]
+    shown = [line for example in found.examples[:_SHOWN] for line in _format_example(example)]
     more = found.lines - _SHOWN
     return [title, *shown, *([f"  ... and {more:,} more"] if more > 0 else [])]
 
 
-def _example(example: Example) -> Iterator[str]:
+def _format_example(example: Example) -> Iterator[str]:
     start = next(
         (i for i, (a, b) in enumerate(zip(example.first, example.second, strict=False)) if a != b),
         min(len(example.first), len(example.second)),
     )
     yield f"  {example.line.file}:{example.line.number}, from token {start} on"
     for pieces in (example.first, example.second):
-        yield f"    {_window(pieces, start)}"
+        yield f"    {_format_window(pieces, start)}"
 
 
-def _window(pieces: Sequence[str], start: int) -> str:
+def _format_window(pieces: Sequence[str], start: int) -> str:
     cut = pieces[start : start + _WINDOW]
     return " | ".join(cut) + (" ..." if len(pieces) > start + _WINDOW else "")

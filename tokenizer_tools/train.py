@@ -66,7 +66,7 @@ def collect_corpus(
 
     Raises ``FormatError`` for text that cannot be read or holds nothing.
     """
-    _check(settings)
+    _check_settings(settings)
     stats = LineStats()
     lines = (line for file in files for line in read_lines(file, json_field, on_bytes))
     kept = sample(select_training_lines(lines, stats), settings.input_sentence_size, settings.seed)
@@ -74,7 +74,7 @@ def collect_corpus(
         raise FormatError(
             "the corpus is empty: it holds no line to learn from",
             file=", ".join(str(file) for file in files[:3]) + (" ..." if len(files) > 3 else ""),
-            found=f"{stats.lines} lines; {_reasons(stats) or 'nothing dropped'}",
+            found=f"{stats.lines} lines; {_format_reasons(stats) or 'nothing dropped'}",
             remedy="name files with text, one sentence or paragraph a line",
         )
     return Corpus(kept, stats)
@@ -106,7 +106,7 @@ def train(lines: Sequence[str], settings: TrainingSettings, *, log: bool = False
             **options,
         )
     except RuntimeError as error:
-        raise _refusal(str(error), settings) from None
+        raise _training_error(str(error), settings) from None
     return stream.getvalue()
 
 
@@ -147,7 +147,7 @@ def format_summary(corpus: Corpus, settings: TrainingSettings) -> str:
     return "\n".join(lines)
 
 
-def _refusal(message: str, settings: TrainingSettings) -> MergeError:
+def _training_error(message: str, settings: TrainingSettings) -> MergeError:
     """Turn SentencePiece's message into one that names our options."""
     too_high = re.search(r"value <= (\d+)", message)
     if too_high:
@@ -172,7 +172,7 @@ def _refusal(message: str, settings: TrainingSettings) -> MergeError:
     )
 
 
-def _check(settings: TrainingSettings) -> None:
+def _check_settings(settings: TrainingSettings) -> None:
     """Refuse numbers that SentencePiece would refuse without naming our options."""
     bounds: Iterable[tuple[str, float, float, float]] = (
         ("vocab_size", settings.vocab_size, 4, 2**24),
@@ -191,5 +191,5 @@ def _check(settings: TrainingSettings) -> None:
             )
 
 
-def _reasons(stats: LineStats) -> str:
+def _format_reasons(stats: LineStats) -> str:
     return ", ".join(f"{count} {why}" for why, count in stats.dropped.most_common())
