@@ -170,7 +170,7 @@ def require_values(config: Mapping[str, Any], source: object) -> None:
     require_kinds(config, _VALUES, source)
     for key in _ROTARY_KEYS:
         require_kinds(config.get(key) or {}, _ROTARY, source, key)
-    said = _rope_thetas(config)
+    said = _find_rope_thetas(config)
     if len(set(said.values())) > 1:
         raise LayoutError(
             "config.json gives two bases of the rotary frequencies",
@@ -212,15 +212,15 @@ def require_named_llama(config: Mapping[str, Any], source: object) -> None:
         )
 
 
-def rope_theta(config: Mapping[str, Any]) -> float:
+def get_rope_theta(config: Mapping[str, Any]) -> float:
     """Base of the rotary frequencies, 10000 when nothing is said.
 
     transformers 5 keeps it in ``rope_parameters``, and reads it from ``rope_scaling`` too.
     """
-    return next(iter(_rope_thetas(config).values()), DEFAULT_ROPE_THETA)
+    return next(iter(_find_rope_thetas(config).values()), DEFAULT_ROPE_THETA)
 
 
-def _rope_thetas(config: Mapping[str, Any]) -> dict[str, float]:
+def _find_rope_thetas(config: Mapping[str, Any]) -> dict[str, float]:
     """Every ``rope_theta`` that is given, by its place."""
     places = {"rope_theta": config} | {f"{key}.rope_theta": config.get(key) for key in _ROTARY_KEYS}
     return {
@@ -230,7 +230,7 @@ def _rope_thetas(config: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def rope_scaling(config: Mapping[str, Any]) -> dict[str, Any] | None:
+def get_rope_scaling(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Scaling of the rotary positions, in the spelling before transformers 5, or None.
 
     ``type`` is its kind: where ``rope_type`` says another one, that counts, as in transformers.
@@ -247,7 +247,7 @@ def build_merged_config(
 ) -> dict[str, Any]:
     """The ``config.json`` of a merged model, in the spelling that every reader understands.
 
-    A quantisation is not taken along: it was that of the weights an adapter was trained beside, and
+    A quantization is not taken along: it was that of the weights an adapter was trained beside, and
     the weights here are whole.
     """
     moved = {"rope_parameters", "dtype", "auto_map", "_name_or_path", "quantization_config"}
@@ -255,8 +255,8 @@ def build_merged_config(
     if merged.get("model_type") in LLAMA_MODEL_TYPES and not merged.get("architectures"):
         merged["architectures"] = ["LlamaForCausalLM"]  # llama.cpp's converter goes by it
     return merged | {
-        "rope_theta": rope_theta(config),
-        "rope_scaling": rope_scaling(config),
+        "rope_theta": get_rope_theta(config),
+        "rope_scaling": get_rope_scaling(config),
         "tie_word_embeddings": tied,
         "torch_dtype": dtype,
         "vocab_size": vocab_size,

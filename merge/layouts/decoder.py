@@ -17,7 +17,7 @@ from ..untrusted.value_kinds import require_number
 from .config import CONFIG_NAME
 from .elsewhere import suggest_for_names
 from .llama import EMBED_TOKENS, LM_HEAD
-from .quantised import require_unquantized
+from .quantized import require_unquantized
 
 # As AutoModel saves a decoder, which then has no LM head.
 HEADLESS_EMBEDDINGS = EMBED_TOKENS.removeprefix("model.")
@@ -68,7 +68,7 @@ def validate_decoder_config(
     """The configuration of a decoder, with ``tie_word_embeddings`` said in any case.
 
     Where ``config.json`` does not say it, a model without an LM head of its own is tied. Raises
-    ``LayoutError`` for quantised weights, unknown embeddings, and missing layers.
+    ``LayoutError`` for quantized weights, unknown embeddings, and missing layers.
     """
     for weight, tensor in tensors.items():
         require_unquantized(folder, weight, tensor)

@@ -30,7 +30,7 @@ from .elsewhere import find_unsupported_format, suggest_for_names
 from .model_folder import ModelFolder
 from .names import strip_wrappers
 from .placement import Piece, PlacedTensor
-from .quantised import is_quantised, require_unquantized
+from .quantized import is_quantized, require_unquantized
 
 # What transformers calls the weights, by the container's ending.
 STEMS = {".bin": "pytorch_model", ".safetensors": "model"}
@@ -91,14 +91,14 @@ def _open_decoder(
 
 
 def _take_extra(tensors: dict[str, LazyTensor], shape: LlamaShape) -> dict[str, LazyTensor]:
-    """Remove and return what the table does not have; a quantisation's helpers stay, as mistakes.
+    """Remove and return what the table does not have; a quantization's helpers stay, as mistakes.
 
     A bias or the like in a decoder layer stays too: it would change what the layer computes.
     """
     known = {entry.hf for entry in llama.entries(shape)}
     layers = "model.layers."
     extra = [n for n in tensors if n not in known and not n.startswith(layers)]
-    return {name: tensors.pop(name) for name in extra if not is_quantised(name)}
+    return {name: tensors.pop(name) for name in extra if not is_quantized(name)}
 
 
 def weight_files(folder: Folder) -> dict[Path, tuple[str, ...] | None]:

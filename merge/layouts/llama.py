@@ -138,13 +138,13 @@ def entries(shape: LlamaShape) -> Iterator[Entry]:
     layered = [row for row in TABLE if "{}" in row.hf]
     single = [row for row in TABLE if "{}" not in row.hf]
     head, tail = single[:1], single[1:]
-    yield from (_entry(row, shape, "") for row in head)
+    yield from (_make_entry(row, shape, "") for row in head)
     for layer in range(shape.num_hidden_layers):
-        yield from (_entry(row, shape, str(layer)) for row in layered)
-    yield from (_entry(row, shape, "") for row in tail)
+        yield from (_make_entry(row, shape, str(layer)) for row in layered)
+    yield from (_make_entry(row, shape, "") for row in tail)
 
 
-def _entry(row: Row, shape: LlamaShape, layer: str) -> Entry:
+def _make_entry(row: Row, shape: LlamaShape, layer: str) -> Entry:
     sizes = tuple(None if name == "vocab" else getattr(shape, name) for name in row.shape)
     hf, meta, gguf = (name.format(layer) for name in (row.hf, row.meta, row.gguf))
     return Entry(hf, meta, gguf, sizes, row)

@@ -12,10 +12,10 @@ from ..tensors.lazy import Checkpoint, LazyTensor, get_dtype_name
 from . import llama
 from .config import LlamaShape
 from .model_folder import ModelFolder
-from .params import PARAMS_NAME, config_from_params, read_params, shape_from_params
+from .params import PARAMS_NAME, derive_config, derive_shape, read_params
 from .placement import Piece, PlacedTensor
 from .rotary import to_interleaved
-from .shards import find_shard_files, read_parts, require_every_shard, whole_tensors
+from .shards import find_shard_files, join_parts, read_parts, require_every_shard
 
 
 def open_base(
@@ -34,12 +34,12 @@ def open_base(
     first = "layers.0.feed_forward.w1.weight"
     rows = sum(part.rows for part in parts[first]) if first in parts else 0
     require_every_shard(params, parts, source)
-    shape = shape_from_params(params, rows, source)
-    tensors = whole_tensors(folder.path, parts, shape)
+    shape = derive_shape(params, rows, source)
+    tensors = join_parts(folder.path, parts, shape)
     embeddings = tensors[llama.EMBED_TOKENS]
     _require_vocabulary(params, embeddings.rows, source)
     dtype = get_dtype_name(embeddings.dtype)
-    config, notes = config_from_params(params, shape, embeddings.rows, dtype, context_length)
+    config, notes = derive_config(params, shape, embeddings.rows, dtype, context_length)
     return Checkpoint(tensors, config, files, dropped, notes)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import LayoutError
 from ..storage.folder import Folder
 from ..untrusted.value_kinds import POSITIVE, is_positive, optional, require_kinds, require_number
-from .config import DEFAULT_ROPE_THETA, LlamaShape, rope_scaling, rope_theta
+from .config import DEFAULT_ROPE_THETA, LlamaShape, get_rope_scaling, get_rope_theta
 
 PARAMS_NAME = "params.json"
 # transformers' defaults for what params.json does not speak of, as every converted LLaMA has them.
@@ -51,9 +51,7 @@ def read_params(folder: Folder) -> dict[str, Any]:
     return wrapped if isinstance(wrapped, dict) else params
 
 
-def shape_from_params(
-    params: Mapping[str, Any], intermediate_size: int, source: object
-) -> LlamaShape:
+def derive_shape(params: Mapping[str, Any], intermediate_size: int, source: object) -> LlamaShape:
     """The numbers of a model; ``intermediate_size`` comes from its weights.
 
     Raises ``LayoutError`` for numbers that are missing or cannot be together.
@@ -88,7 +86,9 @@ def _require_same_feed_forward(
         return
     multiple_of = require_number(params, "multiple_of", source)
     multiplier = params.get("ffn_dim_multiplier")
-    stated = feed_forward_size(dim, multiple_of, multiplier) if _is_factor(multiplier) else None
+    stated = (
+        compute_feed_forward_size(dim, multiple_of, multiplier) if _is_factor(multiplier) else None
+    )
     if stated != intermediate_size:
         raise LayoutError(
             "params.json and the weights contradict each other",
@@ -105,7 +105,7 @@ def _is_factor(value: object) -> bool:
     return value is None or (is_positive(value) and value < 1000)  # type: ignore[operator]
 
 
-def config_from_params(
+def derive_config(
     params: Mapping[str, Any],
     shape: LlamaShape,
     vocab_size: int,
@@ -120,7 +120,7 @@ def config_from_params(
     theta = float(params.get("rope_theta") or DEFAULT_ROPE_THETA)
     notes: tuple[str, ...] = ()
     if context_length is None:
-        context_length, reason = _context_length(params, shape, theta)
+        context_length, reason = _guess_context_length(params, shape, theta)
         notes = (
             f"params.json does not say the context length; {context_length} written, {reason} "
             "(--context_length says otherwise)",
@@ -135,7 +135,7 @@ def config_from_params(
         "max_position_embeddings": context_length,
         "rms_norm_eps": params.get("norm_eps", 1e-5),
         "rope_theta": theta,
-        "rope_scaling": _LLAMA_3_SCALING | {"factor": _scaling_factor(shape.hidden_size)}
+        "rope_scaling": _LLAMA_3_SCALING | {"factor": _choose_scaling_factor(shape.hidden_size)}
         if scaled
         else None,
         "torch_dtype": dtype,
@@ -152,12 +152,14 @@ _LLAMA_3_SCALING = {
 }
 
 
-def _scaling_factor(dim: int) -> float:
+def _choose_scaling_factor(dim: int) -> float:
     """32 for the small models of Llama 3.2, else 8."""
     return 32.0 if dim < 4096 else 8.0
 
 
-def _context_length(params: Mapping[str, Any], shape: LlamaShape, theta: float) -> tuple[int, str]:
+def _guess_context_length(
+    params: Mapping[str, Any], shape: LlamaShape, theta: float
+) -> tuple[int, str]:
     """Context length by what Meta published, and the reason.
 
     LLaMA 1: 2048; its norm_eps is 1e-6, but 1e-5 in 65B. LLaMA 2: 4096; 1e-5, in some downloads
@@ -187,7 +189,7 @@ def build_params_json(
     Raises ``LayoutError`` for what ``params.json`` cannot say: rotary positions scaled otherwise
     than in Llama 3.1, or heads that do not make up the hidden size.
     """
-    scaling = rope_scaling(config)
+    scaling = get_rope_scaling(config)
     scaled_as_llama_3 = scaling is not None and _is_llama_3(scaling, shape.hidden_size)
     if scaling is not None and not scaled_as_llama_3:
         raise LayoutError(
@@ -208,7 +210,7 @@ def build_params_json(
         )
     params: dict[str, Any] = {
         "dim": shape.hidden_size,
-        **_feed_forward(shape.hidden_size, shape.intermediate_size),
+        **_find_feed_forward(shape.hidden_size, shape.intermediate_size),
         "n_heads": shape.num_attention_heads,
         "n_layers": shape.num_hidden_layers,
         "norm_eps": config.get("rms_norm_eps", 1e-6),
@@ -216,8 +218,8 @@ def build_params_json(
     }
     if shape.num_key_value_heads != shape.num_attention_heads:
         params["n_kv_heads"] = shape.num_key_value_heads
-    if rope_theta(config) != DEFAULT_ROPE_THETA:
-        params["rope_theta"] = rope_theta(config)
+    if get_rope_theta(config) != DEFAULT_ROPE_THETA:
+        params["rope_theta"] = get_rope_theta(config)
     if scaled_as_llama_3:
         params["use_scaled_rope"] = True
     return params
@@ -225,12 +227,12 @@ def build_params_json(
 
 def _is_llama_3(scaling: Mapping[str, Any], dim: int) -> bool:
     """Whether these are the numbers that ``use_scaled_rope`` stands for in Meta's code."""
-    expected = _LLAMA_3_SCALING | {"factor": _scaling_factor(dim)}
+    expected = _LLAMA_3_SCALING | {"factor": _choose_scaling_factor(dim)}
     said = {key: value for key, value in scaling.items() if key != "type"}
     return said | {"rope_type": scaling["type"]} == expected
 
 
-def feed_forward_size(dim: int, multiple_of: int, ffn_dim_multiplier: float | None) -> int:
+def compute_feed_forward_size(dim: int, multiple_of: int, ffn_dim_multiplier: float | None) -> int:
     """Rows of w1 by Meta's rule: two thirds of 4 x dim, scaled, rounded up to ``multiple_of``.
 
     >>> feed_forward_size(4096, 256, None), feed_forward_size(8192, 4096, 1.3)
@@ -242,7 +244,7 @@ def feed_forward_size(dim: int, multiple_of: int, ffn_dim_multiplier: float | No
     return multiple_of * -(-size // multiple_of)
 
 
-def _feed_forward(dim: int, intermediate_size: int) -> dict[str, Any]:
+def _find_feed_forward(dim: int, intermediate_size: int) -> dict[str, Any]:
     """The pair ``multiple_of``, ``ffn_dim_multiplier`` that gives ``intermediate_size``.
 
     Meta's own pairs are tried first, then powers of two, then a multiplier that hits exactly.
@@ -251,7 +253,7 @@ def _feed_forward(dim: int, intermediate_size: int) -> dict[str, Any]:
     powers: list[tuple[int, float | None]] = [(1 << n, None) for n in range(12, -1, -1)]
     exact = (1, (intermediate_size + 0.5) / int(2 * (4 * dim) / 3))
     for multiple_of, multiplier in [*published, *powers, exact]:
-        if feed_forward_size(dim, multiple_of, multiplier) == intermediate_size:
+        if compute_feed_forward_size(dim, multiple_of, multiplier) == intermediate_size:
             return {"multiple_of": multiple_of} | (
                 {} if multiplier is None else {"ffn_dim_multiplier": multiplier}
             )

@@ -57,15 +57,15 @@ class RotaryPermutation(LazyTensor):
 
 def to_interleaved(tensor: LazyTensor, head_dim: int) -> RotaryPermutation:
     """Hugging Face's q or k in Meta's order."""
-    return _ordered(tensor, head_dim, "pairs")
+    return _permute(tensor, head_dim, "pairs")
 
 
 def to_half_split(tensor: LazyTensor, head_dim: int) -> RotaryPermutation:
     """Meta's q or k in Hugging Face's order."""
-    return _ordered(tensor, head_dim, "halves")
+    return _permute(tensor, head_dim, "halves")
 
 
-def _ordered(
+def _permute(
     tensor: LazyTensor, head_dim: int, order: Literal["pairs", "halves"]
 ) -> RotaryPermutation:
     origin = f"{tensor.origin}, rotary {order}"

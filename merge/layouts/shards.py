@@ -17,7 +17,7 @@ from ..tensors.lazy import LazyTensor, get_dtype_name
 from . import llama
 from .config import LlamaShape
 from .params import PARAMS_NAME
-from .quantised import FLOATS
+from .quantized import FLOATS
 from .rotary import to_half_split
 
 
@@ -68,7 +68,7 @@ def read_parts(
     for name, tensors in parts.items():
         if any(part.dtype not in FLOATS or part.dtype != tensors[0].dtype for part in tensors):
             raise LayoutError(
-                "the shards hold a tensor in dtypes that are quantised or differ",
+                "the shards hold a tensor in dtypes that are quantized or differ",
                 file=files[0].parent,
                 tensor=name,
                 expected="float16, bfloat16 or float32 in every shard",
@@ -101,7 +101,7 @@ def require_every_shard(
         )
 
 
-def whole_tensors(
+def join_parts(
     folder: Path, parts: Mapping[str, tuple[LazyTensor, ...]], shape: LlamaShape
 ) -> dict[str, LazyTensor]:
     """Every tensor of the table, joined and in Hugging Face's order; nothing else may be there.
@@ -124,19 +124,19 @@ def whole_tensors(
                 found=f"{found}, and {len(names) - 1} more" if len(names) > 1 else found,
                 remedy=f"{PARAMS_NAME} is another model's, or the model is no LLaMA",
             )
-    vocab = _whole(entries["output.weight"], parts["output.weight"], shape).rows
+    vocab = _join_part(entries["output.weight"], parts["output.weight"], shape).rows
     whole = {}
     for name, entry in entries.items():
-        tensor = _whole(entry, parts[name], shape)
+        tensor = _join_part(entry, parts[name], shape)
         wanted = entry.complete_shape(vocab)
         if tensor.shape != wanted:
-            raise _contradiction(folder, name, wanted, tensor.shape, parts[name], shape)
+            raise _contradiction_error(folder, name, wanted, tensor.shape, parts[name], shape)
         rotary = entry.row.rotary is not None
         whole[entry.hf] = to_half_split(tensor, shape.head_dim) if rotary else tensor
     return whole
 
 
-def _whole(entry: llama.Entry, parts: tuple[LazyTensor, ...], shape: LlamaShape) -> LazyTensor:
+def _join_part(entry: llama.Entry, parts: tuple[LazyTensor, ...], shape: LlamaShape) -> LazyTensor:
     """A tensor from its parts, along the table's axis, or a copy that all shards must share.
 
     Llama 3 splits the embeddings by rows: there each part is as wide as the model.
@@ -161,7 +161,7 @@ def _whole(entry: llama.Entry, parts: tuple[LazyTensor, ...], shape: LlamaShape)
     return parts[0]
 
 
-def _contradiction(
+def _contradiction_error(
     folder: Path,
     name: str,
     wanted: tuple[int, ...],

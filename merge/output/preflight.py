@@ -188,7 +188,7 @@ def _require_writable(folder: Path) -> None:
 def require_names_free(folder: OutputFolder, names: Iterable[str], overwrite: bool) -> None:
     """Raise ``OutputError`` where small files of the result would replace somebody else's.
 
-    A model may bring files of any name, such as its own modelling code.
+    A model may bring files of any name, such as its own modeling code.
     """
     earlier = folder.names_of_earlier_run if overwrite else frozenset()
     ours = folder.names_of_interrupted_run | earlier

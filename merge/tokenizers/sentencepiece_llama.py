@@ -102,7 +102,7 @@ class LlamaTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         return str(self.sp_model.id_to_piece(index))
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Join pieces as SentencePiece does, and special and added tokens as they are spelt."""
+        """Join pieces as SentencePiece does, and special and added tokens as they are spelled."""
         added = self.added_tokens_encoder
         text = ""
         pieces: list[str] = []

@@ -209,7 +209,7 @@ def test_quantised_base_is_refused_as_such(
     quantise(tensors)
     save_base(inputs.base, tensors)
     error = inputs.refused(LayoutError)
-    assert "quantised" in error.sentence
+    assert "quantized" in error.sentence
     assert Q_PROJ in error.facts["tensor"]
     assert "float16" in error.facts["expected"]
 

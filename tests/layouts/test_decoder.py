@@ -284,8 +284,8 @@ def test_tensors_of_unusual_names_are_refused_by_name(
 
 
 BROKEN = {
-    "GPTQ": "quantised",
-    "integers": "quantised",
+    "GPTQ": "quantized",
+    "integers": "quantized",
     "a layer is missing": "incomplete",
     "no LM head": "incomplete",
     "unknown embeddings": "embeddings have a name",

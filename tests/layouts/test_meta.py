@@ -342,8 +342,8 @@ def a_bias(shards: list[Tensors]) -> None:
 BROKEN: dict[str, tuple[Callable[[list[Tensors]], None], str]] = {
     "tensor missing": (drop, "a shard lacks a tensor"),
     "norms differ": (another_norm, "different versions"),
-    "dtypes differ": (another_dtype, "quantised or differ"),
-    "quantised": (quantised, "quantised or differ"),
+    "dtypes differ": (another_dtype, "quantized or differ"),
+    "quantized": (quantised, "quantized or differ"),
     "another size": (another_size, "contradict"),
     "flat": (flat, "contradict"),
     "a number": (a_number, "contradict"),

@@ -9,7 +9,7 @@ import pytest
 from merge.errors import LayoutError
 from merge.layouts.config import LlamaShape, build_merged_config, with_token_ids
 from merge.layouts.llama import count_meta_shards, entries
-from merge.layouts.params import build_params_json, feed_forward_size
+from merge.layouts.params import build_params_json, compute_feed_forward_size
 
 # hidden, intermediate, layers, heads, key-value heads (transformers' config.json); then Meta's
 # params.json beside dim, n_heads, n_layers; then the number of consolidated files.
@@ -54,7 +54,10 @@ def test_published_models(name: str) -> None:
 @pytest.mark.parametrize("wanted", [1, 172, 333, 5632, 8640, 11008, 20000])
 def test_every_size_can_be_said(dim: int, wanted: int) -> None:
     found = params(config((dim, wanted, 1, 2, 2)))
-    assert feed_forward_size(dim, found["multiple_of"], found.get("ffn_dim_multiplier")) == wanted
+    assert (
+        compute_feed_forward_size(dim, found["multiple_of"], found.get("ffn_dim_multiplier"))
+        == wanted
+    )
 
 
 def test_a_key_stands_only_where_it_is_needed() -> None:

@@ -18,8 +18,8 @@ from ...tokenizers.padding_rows import are_padding
 from ...tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from ...untrusted.strict_json import read_json
 from ...untrusted.value_kinds import NO_NEGATIVE, OBJECT, ValueKinds, require_kinds
-from ..config import LlamaShape, rope_scaling, rope_theta
-from .tokens import adds_dummy_prefix, listed
+from ..config import LlamaShape, get_rope_scaling, get_rope_theta
+from .tokens import adds_dummy_prefix, list_tokens
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter, Metadata, SpecialVocab
@@ -65,22 +65,24 @@ class Description:
             for name, data in self.documents.items():
                 (folder / name).write_bytes(data)
             writer.add_type(GGUFType.MODEL)
-            self._general(writer, folder).set_gguf_meta_model(writer)
-            self._hyperparameters(writer)
+            self._build_general(writer, folder).set_gguf_meta_model(writer)
+            self._add_hyperparameters(writer)
             writer.add_file_type(LlamaFileType[file_type])
             writer.add_vocab_size(self.rows)
             writer.add_rope_dimension_count(self.shape.head_dim)
             writer.add_quantization_version(GGML_QUANT_VERSION)
-            self._vocabulary(writer, folder)
+            self._add_vocabulary(writer, folder)
 
-    def _general(self, writer: GGUFWriter, folder: Path) -> Metadata:
+    def _build_general(self, writer: GGUFWriter, folder: Path) -> Metadata:
         from gguf import Metadata, size_label
 
         counts = writer.get_total_parameter_count()
         metadata = Metadata.load(None, folder, None, counts[0])
         metadata.name = metadata.name or folder.name
         metadata.size_label = metadata.size_label or size_label(*counts)
-        metadata.base_models = metadata.base_models or [_source(name) for name in self.sources]
+        metadata.base_models = metadata.base_models or [
+            _describe_source(name) for name in self.sources
+        ]
         # Current llama.cpp reads these two also under transformers' names.
         generation = Metadata.load_generation_config(folder)
         if metadata.sampling_temp is None:
@@ -94,7 +96,7 @@ class Description:
         """How many tokens the model was made for."""
         return int(self.config.get("max_position_embeddings") or _CONTEXT_LENGTH)
 
-    def _hyperparameters(self, writer: GGUFWriter) -> None:
+    def _add_hyperparameters(self, writer: GGUFWriter) -> None:
         config, shape = self.config, self.shape
         writer.add_block_count(shape.num_hidden_layers)
         writer.add_context_length(self.context_length)
@@ -102,13 +104,13 @@ class Description:
         writer.add_feed_forward_length(shape.intermediate_size)
         writer.add_head_count(shape.num_attention_heads)
         writer.add_head_count_kv(shape.num_key_value_heads)
-        self._scaling(writer, rope_scaling(config) or {})
-        writer.add_rope_freq_base(rope_theta(config))
+        self._add_scaling(writer, get_rope_scaling(config) or {})
+        writer.add_rope_freq_base(get_rope_theta(config))
         writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", 1e-6))
         writer.add_key_length(shape.head_dim)
         writer.add_value_length(shape.head_dim)
 
-    def _scaling(self, writer: GGUFWriter, scaling: Mapping[str, Any]) -> None:
+    def _add_scaling(self, writer: GGUFWriter, scaling: Mapping[str, Any]) -> None:
         from gguf import RopeScalingType
 
         kind = scaling.get("type")
@@ -138,7 +140,7 @@ class Description:
             if values:
                 add(values[0])
 
-    def _vocabulary(self, writer: GGUFWriter, folder: Path) -> None:
+    def _add_vocabulary(self, writer: GGUFWriter, folder: Path) -> None:
         from gguf import SpecialVocab
 
         config = read_json(folder / TOKENIZER_CONFIG_NAME)
@@ -146,17 +148,17 @@ class Description:
             writer.add_add_space_prefix(config["add_prefix_space"])
         elif not adds_dummy_prefix(self.tokenizer):
             writer.add_add_space_prefix(False)
-        tokens = listed(self.tokenizer, folder, config, self.rows)
+        tokens = list_tokens(self.tokenizer, folder, config, self.rows)
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_list([token.text.encode("utf-8") for token in tokens])
         writer.add_token_scores([token.score for token in tokens])
         writer.add_token_types([token.kind for token in tokens])
         special = SpecialVocab(folder, n_vocab=len(tokens))
-        self._complete(special)
+        self._complete_special(special)
         special.add_to_gguf(writer, quiet=True)
 
-    def _complete(self, special: SpecialVocab) -> None:
+    def _complete_special(self, special: SpecialVocab) -> None:
         """Add what only the tokenizer says: the unknown token, an end that config.json lists."""
         for kind in ("bos", "eos", "unk", "pad"):
             token = getattr(self.tokenizer, f"{kind}_token")
@@ -164,7 +166,7 @@ class Description:
                 special.special_token_ids.setdefault(kind, token.id)
 
 
-def _source(name: str) -> dict[str, str]:
+def _describe_source(name: str) -> dict[str, str]:
     """A model that went in, as ``general.base_model.*`` has it: local folders by their name."""
     from gguf import Metadata
 
@@ -172,10 +174,10 @@ def _source(name: str) -> dict[str, str]:
     path = Path(name).expanduser()
     if path.exists():
         return {"name": title(path.resolve().name.encode("utf-8", "replace").decode())}
-    organisation, _, model = name.rpartition("/")
+    organization, _, model = name.rpartition("/")
     entry = {"name": title(model)}
-    if organisation:
-        entry["organization"] = title(organisation)
+    if organization:
+        entry["organization"] = title(organization)
         entry["repo_url"] = f"https://huggingface.co/{name}"
     return entry
 

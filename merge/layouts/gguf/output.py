@@ -1,7 +1,7 @@
 """A model placed into GGUF: the type of each tensor in the file, which file, and the headers.
 
 Names, types and metadata are those of llama.cpp's ``convert_hf_to_gguf.py``; the ``gguf`` package
-makes the headers, distributes tensors over files and quantises.
+makes the headers, distributes tensors over files and quantizes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ...formats.gguf import ALIGNMENT, BLOCK, BLOCK_BYTES
 from ...tensors.lazy import LazyTensor, RowReader, block_rows, scratch
 from ...tensors.patched import PatchedTensor
 from .. import llama
-from ..config import rope_scaling, rope_theta
+from ..config import get_rope_scaling, get_rope_theta
 from ..placement import Piece, PlacedTensor
 from ..rotary import to_interleaved
 from .metadata import Description
 from .reading import ARCHITECTURE, ROTARY_FACTORS
-from .tokens import limits, require_bpe
+from .tokens import describe_limits, require_bpe
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -41,8 +41,8 @@ _LARGEST_Q8_0 = 65504.0 * 127
 
 
 @dataclass(frozen=True)
-class Quantised(LazyTensor):
-    """A matrix in Q8_0: uint8, shape (rows, columns / 32 x 34), quantised row by row."""
+class QuantizedTensor(LazyTensor):
+    """A matrix in Q8_0: uint8, shape (rows, columns / 32 x 34), quantized row by row."""
 
     base: LazyTensor
 
@@ -57,7 +57,7 @@ class Quantised(LazyTensor):
             begin = start
             while begin < stop:  # by the base's own blocks, which it would make whole anyway
                 end = min(begin - begin % grid + grid, stop)
-                rows = scratch("quantised", (end - begin, *self.base.shape[1:]), self.base.dtype)
+                rows = scratch("quantized", (end - begin, *self.base.shape[1:]), self.base.dtype)
                 base_rows(begin, end, rows)
                 floats = rows.float()
                 self._require_representable(floats, begin)
@@ -72,7 +72,7 @@ class Quantised(LazyTensor):
         if low >= -_LARGEST_Q8_0 and high <= _LARGEST_Q8_0:  # false for NaN too
             return
         raise NumberError(
-            "a value cannot be quantised",
+            "a value cannot be quantized",
             tensor=f"{self.origin}, rows {first} to {first + len(rows)}",
             expected=f"finite values up to {_LARGEST_Q8_0:g}",
             found=f"values from {low:g} to {high:g}",
@@ -81,7 +81,7 @@ class Quantised(LazyTensor):
 
 
 @dataclass(frozen=True)
-class Given(LazyTensor):
+class ComputedTensor(LazyTensor):
     """A small tensor that is computed, not read."""
 
     values: torch.Tensor
@@ -106,16 +106,16 @@ def stored(tensors: Mapping[str, LazyTensor], outtype: str) -> dict[str, LazyTen
     Vectors become float32, matrices what ``outtype`` says. Rows that Q8_0 cannot hold, because
     they are no multiple of 32 long, become float16.
     """
-    return {name: _stored(tensor, outtype) for name, tensor in tensors.items()}
+    return {name: _store(tensor, outtype) for name, tensor in tensors.items()}
 
 
-def _stored(tensor: LazyTensor, outtype: str) -> LazyTensor:
+def _store(tensor: LazyTensor, outtype: str) -> LazyTensor:
     dtype = _PLAIN.get(outtype, torch.float16)
     if len(tensor.shape) < 2:
         dtype = torch.float32
     elif outtype == "q8_0" and tensor.shape[1] % BLOCK == 0:
         shape = (tensor.rows, tensor.shape[1] // BLOCK * BLOCK_BYTES)
-        return Quantised(shape, torch.uint8, tensor.origin, tensor)
+        return QuantizedTensor(shape, torch.uint8, tensor.origin, tensor)
     if tensor.dtype == dtype:
         return tensor
     return PatchedTensor(tensor.shape, dtype, tensor.origin, tensor)
@@ -146,7 +146,7 @@ def place_tensors(
     from gguf import GGMLQuantizationType, GGUFWriter
 
     require_bpe(description.tokenizer)
-    shape, scaling = description.shape, rope_scaling(description.config)
+    shape, scaling = description.shape, get_rope_scaling(description.config)
     items = _build_rotary_factors(description)
     for entry in llama.entries(shape):
         if entry.hf in tensors:
@@ -175,7 +175,7 @@ def place_tensors(
         for hf, name, tensor in items
     )
     headers = dict(zip(files, _build_headers(writer), strict=True))
-    notes = (*_build_notes(tensors, outtype, scaling), *limits(description.tokenizer))
+    notes = (*_build_notes(tensors, outtype, scaling), *describe_limits(description.tokenizer))
     return GgufPlan(placed, headers, notes)
 
 
@@ -219,7 +219,7 @@ def _build_rotary_factors(description: Description) -> list[tuple[str, str, Lazy
     said llama.cpp's converter, which asks transformers first. Raises ``LayoutError`` for other
     kinds of scaling.
     """
-    scaling, shape = rope_scaling(description.config), description.shape
+    scaling, shape = get_rope_scaling(description.config), description.shape
     kind = None if scaling is None else scaling["type"]
     if scaling is None or kind in ("linear", "yarn", "dynamic"):
         return []
@@ -236,7 +236,7 @@ def _build_rotary_factors(description: Description) -> list[tuple[str, str, Lazy
     # transformers takes the context's length, but only beside all the others does it take anything
     unsaid = description.context_length if _LLAMA_3.keys() <= said.keys() else _LLAMA_3_LENGTH
     length = float(said.get("original_max_position_embeddings", unsaid))
-    theta = rope_theta(description.config)
+    theta = get_rope_theta(description.config)
     places = torch.arange(0, shape.head_dim, 2, dtype=torch.float32)
     waves = 2 * math.pi / (1.0 / theta ** (places / shape.head_dim))
     smooth = (length / waves - low) / (high - low)
@@ -248,6 +248,6 @@ def _build_rotary_factors(description: Description) -> list[tuple[str, str, Lazy
         (
             ROTARY_FACTORS,
             ROTARY_FACTORS,
-            Given((len(factors),), torch.float32, origin, factors.float()),
+            ComputedTensor((len(factors),), torch.float32, origin, factors.float()),
         )
     ]

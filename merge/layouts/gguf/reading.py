@@ -204,12 +204,12 @@ def _check_and_order(
                 remedy="fetch the file again, or make it anew",
             )
         rotary = entry.row.rotary is not None
-        tensors[entry.hf] = _in_halves(tensor, shape.head_dim) if rotary else tensor
+        tensors[entry.hf] = _to_half_split(tensor, shape.head_dim) if rotary else tensor
     return tensors
 
 
-def _in_halves(tensor: LazyTensor, head_dim: int) -> LazyTensor:
-    """q or k in Hugging Face's order; of quantised ones it is the blocks that are put in order."""
+def _to_half_split(tensor: LazyTensor, head_dim: int) -> LazyTensor:
+    """q or k in Hugging Face's order; of quantized ones it is the blocks that are put in order."""
     if isinstance(tensor, container.Q8Tensor):
         return replace(tensor, blocks=to_half_split(tensor.blocks, head_dim))
     return to_half_split(tensor, head_dim)

@@ -36,7 +36,7 @@ class Token:
     kind: int
 
 
-def listed(
+def list_tokens(
     tokenizer: SentencePieceTokenizer, folder: Path, config: Mapping[str, Any], rows: int
 ) -> list[Token]:
     """Every token by id: the pieces of the SentencePiece model, then the added ones, then one for
@@ -46,7 +46,7 @@ def listed(
     """
     from gguf import TokenType
 
-    tokens = list(_pieces(tokenizer.contents[MODEL_NAME]))
+    tokens = list(_iter_pieces(tokenizer.contents[MODEL_NAME]))
     added = read_json(folder / ADDED_TOKENS_NAME) if (folder / ADDED_TOKENS_NAME).is_file() else {}
     tokens += [Token("", _ADDED_SCORE, TokenType.UNUSED)] * len(tokenizer.added_tokens)
     for text, id_ in added.items():
@@ -62,7 +62,7 @@ def listed(
     return tokens + [Token(f"[PAD{n}]", _PADDING_SCORE, TokenType.UNUSED) for n in padding]
 
 
-def _pieces(model: bytes) -> Iterator[Token]:
+def _iter_pieces(model: bytes) -> Iterator[Token]:
     from gguf import TokenType
 
     pieces = spm.load_processor(model)
@@ -87,12 +87,12 @@ def _looks_special(text: str) -> bool:
 
 def adds_dummy_prefix(tokenizer: SentencePieceTokenizer) -> bool:
     """Whether SentencePiece puts a space before a text; llama.cpp does unless it is told."""
-    return bool(_model(tokenizer).normalizer_spec.add_dummy_prefix)
+    return bool(_parse_model(tokenizer).normalizer_spec.add_dummy_prefix)
 
 
 def require_bpe(tokenizer: SentencePieceTokenizer) -> None:
     """llama.cpp joins pieces as BPE does, whatever the model is. Raises ``VocabularyError``."""
-    trainer = _model(tokenizer).trainer_spec
+    trainer = _parse_model(tokenizer).trainer_spec
     if trainer.model_type != trainer.BPE:
         raise VocabularyError(
             "llama.cpp would make other ids of text than SentencePiece does with this tokenizer",
@@ -103,9 +103,9 @@ def require_bpe(tokenizer: SentencePieceTokenizer) -> None:
         )
 
 
-def limits(tokenizer: SentencePieceTokenizer) -> tuple[str, ...]:
+def describe_limits(tokenizer: SentencePieceTokenizer) -> tuple[str, ...]:
     """A line for people about text of which llama.cpp will make other ids, if there is any."""
-    model = _model(tokenizer)
+    model = _parse_model(tokenizer)
     normalizer = model.normalizer_spec
     own = [piece.piece for piece in model.pieces if piece.type == spm.USER_DEFINED]
     wanted = {
@@ -125,5 +125,5 @@ def limits(tokenizer: SentencePieceTokenizer) -> tuple[str, ...]:
     )
 
 
-def _model(tokenizer: SentencePieceTokenizer) -> ModelProto:
+def _parse_model(tokenizer: SentencePieceTokenizer) -> ModelProto:
     return spm.parse_model(tokenizer.contents[MODEL_NAME])
