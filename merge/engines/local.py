@@ -88,9 +88,9 @@ def run(
             raise_if_interrupted()
             writes: list[Future[None]] = []
             for number, piece in enumerate(span.placed.pieces):
-                part = _part(piece, span, rows)
+                part = _select_part(piece, span, rows)
                 if part.numel():
-                    data = view_as_bytes(_contiguous(part, number))
+                    data = view_as_bytes(_make_contiguous(part, number))
                     writes.append(pools.write.submit(files.write, piece.file, data))
             for future in writes:
                 future.result()
@@ -115,16 +115,16 @@ class _ThreadPools:
             pool.shutdown(cancel_futures=True)
 
 
-def _spans(plan: Plan, span_bytes: int, done: int) -> Iterator[_Span]:
+def _iter_spans(plan: Plan, span_bytes: int, done: int) -> Iterator[_Span]:
     for number, placed in enumerate(plan.placed[done:], start=done):
         tensor = placed.tensor
-        step = _span_rows(tensor, span_bytes)
+        step = _count_span_rows(tensor, span_bytes)
         read = tensor.reader()
         for start in range(0, tensor.rows, step):
             yield _Span(number, placed, start, min(start + step, tensor.rows), read)
 
 
-def _span_rows(tensor: LazyTensor, span_bytes: int) -> int:
+def _count_span_rows(tensor: LazyTensor, span_bytes: int) -> int:
     """Rows of a span: whole blocks, as many as fit, at least one."""
     grid = block_rows(tensor.shape)
     return grid * max(1, span_bytes // max(1, grid * tensor.row_bytes))
@@ -141,10 +141,10 @@ def _compute_in_order(
     """
     count = num_workers + 2
     span_bytes = min(_SPAN_BYTES, (max_memory - num_workers * _SCRATCH_BYTES) // count)
-    largest = max((_buffer_bytes(item.tensor, span_bytes) for item in plan.placed), default=0)
+    largest = max((_count_buffer_bytes(item.tensor, span_bytes) for item in plan.placed), default=0)
     free = [torch.empty(largest, dtype=torch.uint8) for _ in range(count)]
     waiting: deque[tuple[_Span, torch.Tensor, Future[torch.Tensor]]] = deque()
-    spans = _spans(plan, span_bytes, done)
+    spans = _iter_spans(plan, span_bytes, done)
     try:
         while True:
             while free and (span := next(spans, None)):
@@ -160,11 +160,11 @@ def _compute_in_order(
             future.cancel()
 
 
-def _buffer_bytes(tensor: LazyTensor, span_bytes: int) -> int:
-    return min(tensor.rows, _span_rows(tensor, span_bytes)) * tensor.row_bytes
+def _count_buffer_bytes(tensor: LazyTensor, span_bytes: int) -> int:
+    return min(tensor.rows, _count_span_rows(tensor, span_bytes)) * tensor.row_bytes
 
 
-def _part(piece: Piece, span: _Span, rows: torch.Tensor) -> torch.Tensor:
+def _select_part(piece: Piece, span: _Span, rows: torch.Tensor) -> torch.Tensor:
     """What of a span belongs to a piece."""
     if piece.axis is None:
         return rows
@@ -174,7 +174,7 @@ def _part(piece: Piece, span: _Span, rows: torch.Tensor) -> torch.Tensor:
     return rows[:, piece.start : piece.stop]
 
 
-def _contiguous(part: torch.Tensor, number: int) -> torch.Tensor:
+def _make_contiguous(part: torch.Tensor, number: int) -> torch.Tensor:
     """A part's rows one after the other; parts of one span keep their memory side by side."""
     if part.is_contiguous():
         return part

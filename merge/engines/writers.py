@@ -87,9 +87,9 @@ class OutputFiles:
 
     def get_progress(self, files: Iterable[str]) -> dict[str, PendingProgress | FileProgress]:
         """How far files are that a tensor has just ended in."""
-        return {file: self._progress(file) for file in files}
+        return {file: self._measure_progress(file) for file in files}
 
-    def _progress(self, file: str) -> PendingProgress | FileProgress:
+    def _measure_progress(self, file: str) -> PendingProgress | FileProgress:
         before, self._reported[file] = self._reported.get(file, 0), 0
         if (whole := self.written.get(file)) is not None:
             left = len(self._plan.files[file]) - before

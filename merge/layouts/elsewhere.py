@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class ForeignFormat:
     """Files of another tool: a pattern in the folder, what they are, and its owner's way out."""
 
     pattern: str
@@ -16,51 +16,51 @@ class Elsewhere:
     remedy: str
 
 
-_ELSEWHERE = (
-    Elsewhere(
+_FOREIGN_FORMATS = (
+    ForeignFormat(
         "*.enc",
         "weights that BELLE and others published XORed with LLaMA-7B's consolidated.00.pth (for "
         "every size), with the SHA-256 of the plain file in the name",
         "decrypt them first, with the script and the key file that their model card names",
     ),
-    Elsewhere(
+    ForeignFormat(
         "zero_to_fp32.py",
         "a DeepSpeed ZeRO checkpoint in parts (global_step...)",
         "join the parts with `python zero_to_fp32.py . pytorch_model.bin` in that folder",
     ),
-    Elsewhere(
+    ForeignFormat(
         "global_step*",
         "a DeepSpeed ZeRO checkpoint in parts",
         "join the parts with DeepSpeed's zero_to_fp32.py",
     ),
-    Elsewhere(
+    ForeignFormat(
         "**/*.distcp",
         "a distributed checkpoint in parts",
         "join them with `python -m torch.distributed.checkpoint.format_utils dcp_to_torch`, or "
         "with `accelerate merge-weights`",
     ),
-    Elsewhere(
+    ForeignFormat(
         "model_world_size_*_rank_*.pt",
         "a verl checkpoint, one file a process",
         "join the parts with verl's model_merger (`python -m verl.model_merger merge`)",
     ),
-    Elsewhere(
+    ForeignFormat(
         "hf_model_*.pt",
         "torchtune's checkpoint, which holds Hugging Face's names",
         "rename the files to pytorch_model-00001-of-0000N.bin and so on",
     ),
-    Elsewhere(
+    ForeignFormat(
         "lit_model.pth",
         "LitGPT's checkpoint, with names of its own",
         "convert it with `litgpt convert_from_litgpt`, and rename model.pth to pytorch_model.bin",
     ),
-    Elsewhere(
+    ForeignFormat(
         "model.pth",
         "a state dict of LitGPT's convert_from_litgpt or torchtune, most likely with Hugging "
         "Face's names",
         "rename it to pytorch_model.bin",
     ),
-    Elsewhere(
+    ForeignFormat(
         "*.bin.part*",
         "a download that was not finished",
         "finish the download",
@@ -82,6 +82,6 @@ def suggest_for_names(names: Iterable[str]) -> str | None:
     return None
 
 
-def find_unsupported_format(folder: Path) -> Elsewhere | None:
+def find_unsupported_format(folder: Path) -> ForeignFormat | None:
     """The first kind of which the folder holds a file."""
-    return next((kind for kind in _ELSEWHERE if any(folder.glob(kind.pattern))), None)
+    return next((kind for kind in _FOREIGN_FORMATS if any(folder.glob(kind.pattern))), None)

@@ -30,7 +30,7 @@ def is_complete(
     expected = json.loads(dump_json(dict(planned)))
     for name in weights:
         expected["files"][name] |= {"bytes": None, "sha256": None}
-    if not _agree(expected, found):
+    if not _is_as_expected(expected, found):
         return False
     for name, entry in found["files"].items():
         _require_size(folder / name, entry["bytes"])
@@ -45,16 +45,16 @@ def is_complete(
     return True
 
 
-def _agree(expected: Any, found: Any) -> bool:
+def _is_as_expected(expected: Any, found: Any) -> bool:
     """Whether two JSON values are the same; None is expected where a value is not known yet."""
     if expected is None:
         return True
     if isinstance(expected, dict) and isinstance(found, dict):
         return expected.keys() == found.keys() and all(
-            _agree(value, found[name]) for name, value in expected.items()
+            _is_as_expected(value, found[name]) for name, value in expected.items()
         )
     if isinstance(expected, list) and isinstance(found, list):
-        return len(expected) == len(found) and all(map(_agree, expected, found))
+        return len(expected) == len(found) and all(map(_is_as_expected, expected, found))
     return bool(expected == found)
 
 

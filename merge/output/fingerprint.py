@@ -52,18 +52,18 @@ class JobInputs:
 
 def compute_fingerprint(plan: Plan, settings: OutputSettings, inputs: JobInputs) -> dict[str, Any]:
     """What the result's bytes depend on, as JSON holds it."""
-    files = list(_inputs(inputs))
+    files = list(_describe_inputs(inputs))
     value = {
         "version": __version__,
         "inputs": dict(files),
         "order": files,
         "settings": {**inputs.how, **settings.result_values()},
-        "result": sha256(json.dumps(list(_result(plan))).encode()).hexdigest(),
+        "result": sha256(json.dumps(list(_describe_result(plan))).encode()).hexdigest(),
     }
     return json.loads(json.dumps(value))  # type: ignore[no-any-return]
 
 
-def _inputs(inputs: JobInputs) -> Iterator[tuple[str, dict[str, str | int]]]:
+def _describe_inputs(inputs: JobInputs) -> Iterator[tuple[str, dict[str, str | int]]]:
     """Large files by size and times of their last change, small ones by digest."""
     for path, digest in inputs.adapters.items():
         yield path.name if is_offloaded(path) else str(path.resolve()), {"sha256": digest}
@@ -74,10 +74,10 @@ def _inputs(inputs: JobInputs) -> Iterator[tuple[str, dict[str, str | int]]]:
                 yield path.name, {"bytes": status.st_size}
             else:
                 place = str(path.resolve())
-                yield place, {"bytes": status.st_size, **_times(status)}
+                yield place, {"bytes": status.st_size, **_read_times(status)}
 
 
-def _times(status: os.stat_result) -> dict[str, int]:
+def _read_times(status: os.stat_result) -> dict[str, int]:
     """When a file was last changed.
 
     Tools that copy set the modification time as they like (``cp -p``, ``rsync -t``), but not the
@@ -87,7 +87,7 @@ def _times(status: os.stat_result) -> dict[str, int]:
     return times if os.name == "nt" else times | {"ctime_ns": status.st_ctime_ns}
 
 
-def _result(plan: Plan) -> Iterator[list[object]]:
+def _describe_result(plan: Plan) -> Iterator[list[object]]:
     """Every tensor with its pieces, in the order of writing, and every document."""
     for item in plan.placed:
         pieces = [[*vars(piece).values()] for piece in item.pieces]
@@ -103,39 +103,45 @@ def require_same_run(folder: Path, then: Mapping[str, Any], now: Mapping[str, An
         return
     if then["version"] != now["version"]:
         sentence = "the interrupted run was one of another version of this program"
-        raise _different(sentence, folder, then["version"], now["version"])
+        raise _different_run_error(sentence, folder, then["version"], now["version"])
     for name, value in then["inputs"].items():
         if name not in now["inputs"]:
-            raise _different("the interrupted run had another input", folder, name, "not given")
+            raise _different_run_error(
+                "the interrupted run had another input", folder, name, "not given"
+            )
         if value != now["inputs"][name]:
             sentence = "an input has changed since the run was interrupted"
-            then_and_now = (_words(value), _words(now["inputs"][name]))
-            raise _different(sentence, name, *then_and_now, _CHANGED)
+            then_and_now = (_describe_entry(value), _describe_entry(now["inputs"][name]))
+            raise _different_run_error(sentence, name, *then_and_now, _CHANGED)
     if extra := [name for name in now["inputs"] if name not in then["inputs"]]:
-        raise _different("the interrupted run did not have this input", extra[0], None, None)
+        raise _different_run_error(
+            "the interrupted run did not have this input", extra[0], None, None
+        )
     for name in {**then["settings"], **now["settings"]}:
         before, after = then["settings"].get(name), now["settings"].get(name)
         if before != after:
             sentence = f"the interrupted run had another --{name}"
-            raise _different(sentence, folder, before, after)
-    raise _different("the interrupted run was to write another model", folder, None, None)
+            raise _different_run_error(sentence, folder, before, after)
+    raise _different_run_error("the interrupted run was to write another model", folder, None, None)
 
 
-def _different(
+def _different_run_error(
     sentence: str, file: object, then: object, now: object, remedy: str = _REMEDY
 ) -> OutputError:
     return OutputError(sentence, file=file, expected=then, found=now, remedy=remedy)
 
 
-def _words(entry: Mapping[str, Any]) -> str:
+def _describe_entry(entry: Mapping[str, Any]) -> str:
     if "sha256" in entry:
         return f"SHA-256 {entry['sha256']}"
     size = f"{entry['bytes']:,} bytes"
     if "mtime_ns" not in entry:
         return size
-    changed = f"{size}, last changed {_moment(entry['mtime_ns'])}"
-    return changed + (f", put there {_moment(entry['ctime_ns'])}" if "ctime_ns" in entry else "")
+    changed = f"{size}, last changed {_format_moment(entry['mtime_ns'])}"
+    if "ctime_ns" not in entry:
+        return changed
+    return f"{changed}, put there {_format_moment(entry['ctime_ns'])}"
 
 
-def _moment(nanoseconds: int) -> str:
+def _format_moment(nanoseconds: int) -> str:
     return datetime.fromtimestamp(nanoseconds / 1e9).isoformat(" ", "microseconds")

@@ -95,16 +95,16 @@ def read_journal(folder: Path) -> JournalState | None:
         except (ValueError, RecursionError):
             break
     try:
-        return _record(lines)
+        return _parse_record(lines)
     except (AttributeError, LookupError, TypeError, ValueError):
         return None
 
 
-def _record(lines: Sequence[tuple[Any, int]]) -> JournalState | None:
+def _parse_record(lines: Sequence[tuple[Any, int]]) -> JournalState | None:
     head = lines[0][0]
     if head["format"] != _FORMAT:
         return None
-    entries = tuple(_entry(line, end) for line, end in lines[1:] if "done" in line)
+    entries = tuple(_parse_entry(line, end) for line, end in lines[1:] if "done" in line)
     committed = [dict(line["committed"]) for line, _ in lines if "committed" in line]
     last = committed[-1] if committed else {}
     files, replaces = tuple(head["files"]), tuple(head["replaces"])
@@ -114,7 +114,7 @@ def _record(lines: Sequence[tuple[Any, int]]) -> JournalState | None:
     return JournalState(head["identity"], files, replaces, entries, last, lines[-1][1])
 
 
-def _entry(line: Mapping[str, Any], end: int) -> JournalEntry:
+def _parse_entry(line: Mapping[str, Any], end: int) -> JournalEntry:
     files = {
         name: FileProgress(int(nbytes), str(digest), tuple(map(int, finished)))
         for name, (nbytes, digest, finished) in line["files"].items()
@@ -169,7 +169,7 @@ class Journal:
         """
         self._fresh.unlink(missing_ok=True)
         with self._fresh.open("xb") as stream:
-            end = stream.write(_line(self._head))
+            end = stream.write(_encode_line(self._head))
         self._fresh.replace(self._path)
         self._open(end)
 
@@ -198,7 +198,7 @@ class Journal:
         """Write down what is known by now, in order."""
         while self._waiting:
             done, files, digests = self._waiting[0]
-            places = {name: _as_line(place) for name, place in files.items()}
+            places = {name: _encode_place(place) for name, place in files.items()}
             if None in places.values():
                 return
             self._write({"done": done, "files": places, "digests": digests})
@@ -214,7 +214,7 @@ class Journal:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         assert self._stream is not None
-        self._stream.write(_line(line))
+        self._stream.write(_encode_line(line))
         self._stream.flush()
 
     def close(self) -> None:
@@ -229,11 +229,11 @@ class Journal:
             path.unlink(missing_ok=True)
 
 
-def _line(value: Mapping[str, Any]) -> bytes:
+def _encode_line(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
-def _as_line(place: PendingProgress | FileProgress) -> tuple[int, str, tuple[int, ...]] | None:
+def _encode_place(place: PendingProgress | FileProgress) -> tuple[int, str, tuple[int, ...]] | None:
     if isinstance(place, FileProgress):
         return place.nbytes, place.sha256, place.tensor_crcs
     digest = place.stream.digests.get(place.nbytes)

@@ -37,7 +37,7 @@ _ENTRIES = ("*.index.json", "config.json", "params.json")
 _FIRST_OF_SEVERAL = re.compile(r"consolidated\.0+\.pth|.+-0*1-of-\d+\.\w+")
 
 
-def commit_order(names: Iterable[str]) -> list[str]:
+def sort_for_commit(names: Iterable[str]) -> list[str]:
     """The order in which files may get their names, so that nobody loads half of them.
 
     What readers open first comes last: the first of several weight files, from which llama.cpp and
@@ -48,10 +48,10 @@ def commit_order(names: Iterable[str]) -> list[str]:
     >>> commit_order(names)
     ['consolidated.01.pth', 'tokenizer.model', 'consolidated.00.pth', 'params.json']
     """
-    return sorted(names, key=_nearness)
+    return sorted(names, key=_rank_by_reader)
 
 
-def _nearness(name: str) -> int:
+def _rank_by_reader(name: str) -> int:
     """How near to a reader's beginning a file is."""
     if name == MANIFEST_NAME:
         return 3
@@ -134,7 +134,7 @@ def require_free(folder: OutputFolder, overwrite: bool, resume: bool = False) ->
         raise OutputError(
             "an earlier run was interrupted here, and what it wrote is still there",
             file=folder.path,
-            found=_listed(left),
+            found=_list_names(left),
             remedy="resume with the same command and --resume, or start over with --overwrite, "
             "which removes these files",
         )
@@ -148,7 +148,7 @@ def require_free(folder: OutputFolder, overwrite: bool, resume: bool = False) ->
         raise OutputError(
             "the output folder holds model files that no earlier merge wrote",
             file=folder.path,
-            found=_listed(foreign),
+            found=_list_names(foreign),
             remedy="choose another --output_dir, or move these files away",
         )
 
@@ -159,7 +159,7 @@ def existing_model_error(folder: Path, present: Sequence[Path]) -> OutputError:
         "the output folder holds a model already",
         file=folder,
         expected="a folder without model files",
-        found=_listed(present),
+        found=_list_names(present),
         remedy="choose another --output_dir, or replace an earlier result with --overwrite",
     )
 
@@ -197,11 +197,11 @@ def require_names_free(folder: OutputFolder, names: Iterable[str], overwrite: bo
         raise OutputError(
             "the output folder holds files that those of the model would replace",
             file=folder.path,
-            found=_listed(taken),
+            found=_list_names(taken),
             remedy="choose another --output_dir, or move these files away",
         )
 
 
-def _listed(paths: Sequence[Path]) -> str:
+def _list_names(paths: Sequence[Path]) -> str:
     names = [path.name for path in paths]
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -67,13 +67,14 @@ def find_resume_point(
     names = {name for entry in record.entries for name in entry.files}
     with ThreadPoolExecutor(_THREADS) as pool:
         checks = {
-            name: pool.submit(_hashed, folder, name, record.entries, on_bytes) for name in names
+            name: pool.submit(_hash_at_entries, folder, name, record.entries, on_bytes)
+            for name in names
         }
         reached = {name: check.result() for name, check in checks.items()}
     agreed = min((len(entries) for entries in reached.values()), default=0)
     entries = record.entries[:agreed]
     files = {
-        name: _prefix(name, entries, hashes[: len(entries)])
+        name: _build_prefix(name, entries, hashes[: len(entries)])
         for name, hashes in reached.items()
         if any(name in entry.files for entry in entries)
     }
@@ -115,13 +116,13 @@ def _is_whole(folder: Path, name: str, digest: str, on_bytes: OnBytes) -> bool:
     try:
         with path.open("rb", buffering=0) as stream:
             hasher = sha256()
-            _read_on(stream, hasher, path.stat().st_size, on_bytes)
+            _hash_next(stream, hasher, path.stat().st_size, on_bytes)
             return hasher.hexdigest() == digest
     except OSError:
         return False
 
 
-def _hashed(
+def _hash_at_entries(
     folder: Path, name: str, entries: Sequence[JournalEntry], on_bytes: OnBytes
 ) -> list[Sha256 | None]:
     """SHA-256 of a file at each entry, as long as file and entries agree; None before it began."""
@@ -129,26 +130,26 @@ def _hashed(
     hashes: list[Sha256 | None] = []
     path = partial_path(folder, name)
     if path.is_symlink():
-        return [None] * _entries_before(name, entries)
+        return [None] * _count_entries_before(name, entries)
     try:
         with path.open("rb", buffering=0) as stream:
             for entry in entries:
                 if place := entry.files.get(name):
-                    whole = _read_on(stream, hasher, place.nbytes - stream.tell(), on_bytes)
+                    whole = _hash_next(stream, hasher, place.nbytes - stream.tell(), on_bytes)
                     if not whole or hasher.hexdigest() != place.sha256:
                         break
                     begun = True
                 hashes.append(hasher.copy() if begun else None)
     except FileNotFoundError:
-        hashes += [None] * _entries_before(name, entries)
+        hashes += [None] * _count_entries_before(name, entries)
     return hashes
 
 
-def _entries_before(name: str, entries: Sequence[JournalEntry]) -> int:
+def _count_entries_before(name: str, entries: Sequence[JournalEntry]) -> int:
     return next(number for number, entry in enumerate(entries) if name in entry.files)
 
 
-def _read_on(stream: BinaryIO, hasher: Sha256, count: int, on_bytes: OnBytes) -> bool:
+def _hash_next(stream: BinaryIO, hasher: Sha256, count: int, on_bytes: OnBytes) -> bool:
     """Hash the next bytes; False when the file has fewer."""
     buffer = memoryview(bytearray(min(_PIECE_BYTES, max(1, count))))
     while count > 0:
@@ -162,7 +163,7 @@ def _read_on(stream: BinaryIO, hasher: Sha256, count: int, on_bytes: OnBytes) ->
     return True
 
 
-def _prefix(
+def _build_prefix(
     name: str, entries: Sequence[JournalEntry], hashes: Sequence[Sha256 | None]
 ) -> VerifiedPrefix:
     places = [entry.files[name] for entry in entries if name in entry.files]

@@ -18,7 +18,7 @@ from ..settings import IoMode
 from ..storage.lock import FolderLock
 from ..storage.offload import create_folder, remove_empty
 from .journal import Journal, partial_path
-from .preflight import commit_order
+from .preflight import sort_for_commit
 
 if TYPE_CHECKING:
     from ..storage.output_stream import OutputStream, StreamState
@@ -46,7 +46,7 @@ class StagedFolder:
 
     Files are written as ``.NAME.partial`` beside their final name. Leaving the ``with`` block
     without an error makes them durable and moves them into place, those last by which readers
-    find the others (``preflight.commit_order``).
+    find the others (``preflight.sort_for_commit``).
 
     Leaving it with an error removes them. With a ``journal`` they stay when the run can be
     resumed: after an interruption, or an error of the system rather than of the inputs. The error
@@ -133,7 +133,7 @@ class StagedFolder:
             if stream is not None or partial_path(self.folder, name).exists()
         ]
         self._withdraw_earlier(without_name)
-        for name in commit_order(without_name):
+        for name in sort_for_commit(without_name):
             partial_path(self.folder, name).replace(self.folder / name)
         _sync_folder(self.folder)
         self._is_complete = True
@@ -149,7 +149,7 @@ class StagedFolder:
         mine = self._files.keys() - without_name
         names = {*without_name, *(path.name for path in self._obsolete)} - mine
         there = [name for name in names if os.path.lexists(self.folder / name)]
-        for name in commit_order(sorted(there))[::-1]:
+        for name in sort_for_commit(sorted(there))[::-1]:
             (self.folder / name).unlink()
         if there:
             _sync_folder(self.folder)
@@ -170,7 +170,7 @@ class StagedFolder:
         if isinstance(reason, KeyboardInterrupt) and kept:
             reason.args = (f"what was written is kept; {_RESUME}",)
         if isinstance(reason, OSError) and (kept or reason.errno in _FULL):
-            raise _explain(reason, self.folder, kept) from reason
+            raise _system_error(reason, self.folder, kept) from reason
 
     def _keep(self, journal: Journal, may_resume: bool) -> bool:
         """Write the journal's last lines; return whether there is anything to resume from."""
@@ -188,7 +188,7 @@ class StagedFolder:
                 self.journal.remove()
 
 
-def _explain(reason: OSError, folder: Path, kept: bool) -> OutputError:
+def _system_error(reason: OSError, folder: Path, kept: bool) -> OutputError:
     if reason.errno in _FULL:
         other = "free some space or choose another --output_dir; what was written is removed"
         return OutputError(

@@ -39,11 +39,11 @@ class _CheckedTensor(LazyTensor):
         def fill(start: int, stop: int, out: torch.Tensor) -> None:
             base_rows(start, stop, out)
             if not is_finite(out):
-                self._report(start, out)
+                self._note_or_refuse(start, out)
 
         return fill
 
-    def _report(self, first: int, rows: torch.Tensor) -> None:
+    def _note_or_refuse(self, first: int, rows: torch.Tensor) -> None:
         self.flag.nonfinite = True
         if self.allowed:
             return
@@ -70,10 +70,10 @@ def is_finite(rows: torch.Tensor) -> bool:
 
 def check_finite(tensors: Mapping[str, LazyTensor], allowed: bool) -> dict[str, LazyTensor]:
     """The same tensors; those of floats are checked for NaN and Inf as they are read."""
-    return {name: _check(tensor, allowed) for name, tensor in tensors.items()}
+    return {name: _add_check(tensor, allowed) for name, tensor in tensors.items()}
 
 
-def _check(tensor: LazyTensor, allowed: bool) -> LazyTensor:
+def _add_check(tensor: LazyTensor, allowed: bool) -> LazyTensor:
     done = tensor.rejects_nonfinite and not allowed
     if done or not tensor.dtype.is_floating_point or tensor.dtype.itemsize == 1:
         return tensor

@@ -110,11 +110,11 @@ class PatchedTensor(LazyTensor):
             done = list(prepared)
             prepared.append([])
             for patch in stage:
-                before = partial(self._blocks, start_rows, done, list(prepared[-1]))
+                before = partial(self._iter_blocks, start_rows, done, list(prepared[-1]))
                 prepared[-1].append(patch.prepare(before))
         return prepared
 
-    def _blocks(
+    def _iter_blocks(
         self, start_rows: RowReader, stages: list[list[RowPatch]], patches: list[RowPatch]
     ) -> Iterator[torch.Tensor]:
         """Every float32 block after whole ``stages`` and the first ``patches`` of the next one."""

@@ -111,7 +111,7 @@ class AdapterContents:
         rows += [self.products[name].rows for name in names if name in self.products]
         return rows[0] if rows else None
 
-    def shapes(self, name: str) -> Iterator[tuple[int, ...]]:
+    def list_shapes(self, name: str) -> Iterator[tuple[int, ...]]:
         """The shapes of what the adapter puts in a tensor's place, or adds to it."""
         if name in self.whole:
             yield self.whole[name].shape

@@ -108,7 +108,7 @@ def build_expected_model(
 
     Raises ``AdapterError`` for an adapter whose shapes do not fit the model.
     """
-    starts = _with_score_layer(_build_starts(inputs), inputs)
+    starts = _add_score_layer(_build_starts(inputs), inputs)
     head = inputs.head
     tied = bool(inputs.config.get("tie_word_embeddings"))
     if tied and head in result and head not in starts:
@@ -134,7 +134,7 @@ def build_expected_model(
     )
 
 
-def _with_score_layer(
+def _add_score_layer(
     starts: dict[str, ExpectedTensor], inputs: MergeInputs
 ) -> dict[str, ExpectedTensor]:
     """What a classifier begins with: a score layer, the base's or an adapter's, and no LM head."""
@@ -327,7 +327,7 @@ def _require_fit(
 ) -> None:
     """Raise ``AdapterError`` for parts that are no part of a tensor of this shape."""
     ours = (expected.rows, *expected.columns)
-    for theirs in adapter.shapes(name):
+    for theirs in adapter.list_shapes(name):
         fits = theirs[1:] == ours[1:] if free_rows else theirs == ours
         if not fits and theirs != ours[::-1]:  # some models keep their matrices transposed
             raise AdapterError(

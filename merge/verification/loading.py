@@ -52,7 +52,7 @@ def open_any(path: Path, offload: Offload | None = None) -> LoadedCheckpoint:
         found = gguf.open_gguf(folder, offload.io if offload else "auto")
         return LoadedCheckpoint(path, "GGUF", found.tensors, found.config)
     if path.is_file():
-        return LoadedCheckpoint(path, "one file", _weights(open_container(path, offload)), {})
+        return LoadedCheckpoint(path, "one file", _drop_buffers(open_container(path, offload)), {})
     if not path.is_dir():
         raise UsageError(
             "the checkpoint does not exist",
@@ -65,8 +65,8 @@ def open_any(path: Path, offload: Offload | None = None) -> LoadedCheckpoint:
         return LoadedCheckpoint(path, "Meta", checkpoint.tensors, checkpoint.config)
     tensors = huggingface.collect(huggingface.weight_files(folder), offload)
     config = folder.config if CONFIG_NAME in folder.files else {}
-    return LoadedCheckpoint(path, "Hugging Face", _weights(tensors), config)
+    return LoadedCheckpoint(path, "Hugging Face", _drop_buffers(tensors), config)
 
 
-def _weights(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+def _drop_buffers(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     return {name: tensor for name, tensor in tensors.items() if not llama.is_rotary_buffer(name)}

@@ -64,7 +64,7 @@ def check_result(
         tensors = _list_as_read(result, inputs)
         model = build_expected_model(inputs, tensors, ModelFolder(folder).is_gguf)
         found.faults += _check_shapes(folder, tensors, model, inputs, entries)
-        made, tensors = model.tensors, _without_same_head(tensors, result, model, inputs)
+        made, tensors = model.tensors, _drop_same_head(tensors, result, model, inputs)
         found.add(_check_configuration(folder, result, manifest is not None, inputs))
     others: list[TensorResult] = []
     worst = Exactness()
@@ -83,7 +83,7 @@ def check_result(
             try:
                 checked = check_tensor(name, tensor, made.get(name), base, pool, progress.add)
             except MergeError as error:
-                if not _is_of(folder, error):
+                if not _is_about(folder, error):
                     raise
                 found.faults.append(error)
                 continue
@@ -96,7 +96,7 @@ def check_result(
             if inputs is not None:
                 found.unchecked += [f"{name}: {why}" for why in checked.unchecked]
         found.faults[:0] = [*files.result(), *_check_inputs(others, manifest, inputs)]
-    if manifest is not None and (bare := manifest.tensors.keys() - _names_with_digest(manifest)):
+    if manifest is not None and (bare := manifest.tensors.keys() - _list_digested(manifest)):
         found.unchecked.append(f"content of {len(bare)} tensors: the manifest has no digest of it")
     found.checked += _describe_checks(result, manifest, inputs, found)
     return found
@@ -112,12 +112,12 @@ def _count_exactness(found: ResultFindings, checked: TensorResult, worst: Exactn
     return own
 
 
-def _names_with_digest(manifest: Manifest) -> set[str]:
+def _list_digested(manifest: Manifest) -> set[str]:
     """The tensors whose content the manifest tells."""
     return {name for name, entry in manifest.tensors.items() if entry.digest is not None}
 
 
-def _is_of(folder: Path, error: MergeError) -> bool:
+def _is_about(folder: Path, error: MergeError) -> bool:
     """Whether what could not be read is the result itself, and no input."""
     return Path(error.facts.get("file", "")).parent == folder
 
@@ -144,7 +144,7 @@ def _list_as_read(result: Checkpoint, inputs: MergeInputs) -> dict[str, LazyTens
     return tensors
 
 
-def _without_same_head(
+def _drop_same_head(
     tensors: Mapping[str, LazyTensor], result: Checkpoint, model: ExpectedModel, inputs: MergeInputs
 ) -> dict[str, LazyTensor]:
     """The tensors without an LM head that is the embeddings in the result and by its inputs."""
@@ -377,7 +377,7 @@ def _describe_checks(
     count = len(_merge_extra(result))
     if manifest is not None:
         yield f"files      {len(manifest.files)} by size and SHA-256"
-        if digests := len(_merge_extra(result).keys() & _names_with_digest(manifest)):
+        if digests := len(_merge_extra(result).keys() & _list_digested(manifest)):
             yield f"content    {digests} tensors by their digests"
     if inputs is not None:
         partly = len(
