@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 
 from ..checksums.file_digests import get_file_digest, hash_file
 from ..engines.threads import ComputePool, use_one_torch_thread
@@ -21,7 +19,8 @@ from .elementwise import Exactness, TensorResult, check_tensor, get_blocks
 from .expected import ExpectedModel, MergeInputs, build_expected_model
 from .expected_tensor import ExpectedTensor
 from .findings import Findings
-from .manifest import Manifest, TensorEntry, check_files, list_files
+from .manifest import Manifest, TensorEntry, check_files
+from .progress import Progress, count_bytes, count_file_bytes
 from .ulps import format_ulps
 
 _ROWS = (
@@ -59,18 +58,14 @@ def check_result(
     found = ResultFindings()
     entries = manifest.tensors if manifest is not None else {}
     found.faults += _check_names(result, entries, folder) if manifest is not None else []
-    tensors, made = _merge_extra(result), {}
+    tensors = _merge_extra(result)
+    made: dict[str, ExpectedTensor] = {}
     if inputs is not None:
-        tensors = _list_as_read(result, inputs)
-        model = build_expected_model(inputs, tensors, ModelFolder(folder).is_gguf)
-        found.faults += _check_shapes(folder, tensors, model, inputs, entries)
-        made, tensors = model.tensors, _drop_same_head(tensors, result, model, inputs)
-        found.add(_check_configuration(folder, result, manifest is not None, inputs))
+        tensors, made = _check_outline(found, folder, result, manifest, inputs)
     others: list[TensorResult] = []
     worst = Exactness()
-    progress = _Progress(
-        on_progress, _count_bytes(tensors, made) + _count_file_bytes(folder, manifest)
-    )
+    total = count_bytes(tensors, made) + count_file_bytes(folder, manifest)
+    progress = Progress(on_progress, total)
     with (
         ThreadPoolExecutor(1) as hashing,
         ComputePool(workers) as pool,
@@ -100,6 +95,22 @@ def check_result(
         found.unchecked.append(f"content of {len(bare)} tensors: the manifest has no digest of it")
     found.checked += _describe_checks(result, manifest, inputs, found)
     return found
+
+
+def _check_outline(
+    found: ResultFindings,
+    folder: Path,
+    result: Checkpoint,
+    manifest: Manifest | None,
+    inputs: MergeInputs,
+) -> tuple[dict[str, LazyTensor], dict[str, ExpectedTensor]]:
+    """Check names, shapes and configuration; return the tensors to read, and how each is made."""
+    tensors = _list_as_read(result, inputs)
+    model = build_expected_model(inputs, tensors, ModelFolder(folder).is_gguf)
+    entries = manifest.tensors if manifest is not None else {}
+    found.faults += _check_shapes(folder, tensors, model, inputs, entries)
+    found.add(_check_configuration(folder, result, manifest is not None, inputs))
+    return _drop_same_head(tensors, result, model, inputs), model.tensors
 
 
 def _count_exactness(found: ResultFindings, checked: TensorResult, worst: Exactness) -> Exactness:
@@ -162,53 +173,6 @@ def _check_files(
     if manifest is None:
         return []
     return list(check_files(folder, manifest, lambda path: hash_file(path, on_bytes)))
-
-
-def _count_file_bytes(folder: Path, manifest: Manifest | None) -> int:
-    """Bytes of the files that will be hashed."""
-    files = [] if manifest is None else list_files(folder, manifest)
-    return sum(path.stat().st_size for path in files)
-
-
-def _count_bytes(tensors: Mapping[str, LazyTensor], made: Mapping[str, ExpectedTensor]) -> int:
-    """Bytes that will be read: of the result, and of what its rows are made of."""
-    total = 0
-    for name, tensor in tensors.items():
-        total += tensor.nbytes
-        expected = made.get(name)
-        if expected is None or expected.uncovered is not None:
-            continue
-        for segment in expected.segments:
-            row_bytes = sum(stream.row_bytes for stream in segment.streams)
-            total += (segment.last - segment.first) * row_bytes
-    return total
-
-
-class _Progress:
-    """Bytes that several threads have read, reported to one listener."""
-
-    def __init__(self, on_progress: OnProgress | None, total: int) -> None:
-        self._report, self._total, self._done = on_progress, total, 0
-        self._lock = Lock()
-        self._is_over = False
-
-    def add(self, count: int) -> None:
-        """Count bytes; a thread that reads on after the check has ended stops here."""
-        with self._lock:
-            if self._is_over:
-                raise CancelledError
-            self._done += count
-            if self._report is not None and self._total:
-                self._report(min(self._done, self._total), self._total)
-
-    @contextmanager
-    def stop_on_error(self) -> Iterator[None]:
-        """End the threads that read when the block ends early: at Ctrl-C, say."""
-        try:
-            yield
-        except BaseException:
-            self._is_over = True
-            raise
 
 
 def _check_names(
