@@ -97,30 +97,30 @@ BASES = (
 )
 
 
-def test_of_kind(name: str) -> str:
+def name_test_of_kind(name: str) -> str:
     """The test of a kind that is merged; its cases begin with the kind's name."""
     if name in _IN_BIASES:
         return f"tests/deltas/test_biases.py::test_biases_merge_as_peft_does[{name}...]"
     return f"tests/deltas/test_kinds.py::test_kind_merges_as_peft_does[{name}: ...]"
 
 
-def test_of_refusal(name: str) -> str:
+def name_test_of_refusal(name: str) -> str:
     """The test of a kind that is refused."""
     how = "field" if name in BY_FIELD else "kind_that_peft_made"
     return f"tests/deltas/test_refusals.py::test_{how}_is_refused_by_name[{name}]"
 
 
-def tables() -> dict[str, str]:
+def build_tables() -> dict[str, str]:
     """The generated parts of the document, by the name of their place."""
     handled = ["| kind | since PEFT | detected by | what is done | test |"]
     handled += ["| :-- | :-: | :-- | :-- | :-- |"]
     handled += [
-        f"| {k.name} | {k.since} | {k.detected_by} | {k.result} | `{test_of_kind(k.name)}` |"
+        f"| {k.name} | {k.since} | {k.detected_by} | {k.result} | `{name_test_of_kind(k.name)}` |"
         for k in HANDLED
     ]
     refused = ["| kind | field | because | way out | test |", "| :-- | :-- | :-- | :-- | :-- |"]
     refused += [
-        f"| {r.name} | `{r.field}` | {r.reason} | {r.remedy} | `{test_of_refusal(r.name)}` |"
+        f"| {r.name} | `{r.field}` | {r.reason} | {r.remedy} | `{name_test_of_refusal(r.name)}` |"
         for r in REFUSED
     ]
     bases = ["| base | what is done | tests |", "| :-- | :-- | :-- |"]
@@ -146,9 +146,9 @@ def tables() -> dict[str, str]:
     }
 
 
-def written(document: str) -> str:
+def insert_tables(document: str) -> str:
     """The document with its generated parts made anew."""
-    for name, table in tables().items():
+    for name, table in build_tables().items():
         begin = _BEGIN.format(name)
         before, _, rest = document.partition(begin)
         _, _, after = rest.partition(_END)
@@ -157,4 +157,4 @@ def written(document: str) -> str:
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    DOCUMENT.write_text(insert_tables(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")

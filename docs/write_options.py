@@ -39,7 +39,7 @@ are keyword arguments of the same names and defaults: `merge_lora`, `convert_che
 """
 
 
-def parser_of(module: str) -> argparse.ArgumentParser:
+def get_parser(module: str) -> argparse.ArgumentParser:
     """The parser of a command."""
     made: argparse.ArgumentParser = import_module(f"merge.commands.{module}").make_parser()
     return made
@@ -57,7 +57,7 @@ class Row(NamedTuple):
     text: str
 
 
-def rows(parser: argparse.ArgumentParser) -> Iterator[Row]:
+def list_options(parser: argparse.ArgumentParser) -> Iterator[Row]:
     """The options of a parser, in the order of ``--help``."""
     for action in parser._actions:
         if action.help in (None, argparse.SUPPRESS) or action.dest == "help":
@@ -75,15 +75,15 @@ def rows(parser: argparse.ArgumentParser) -> Iterator[Row]:
         yield Row(names, " \\| ".join(f"`{value}`" for value in shown), default, text)
 
 
-def written() -> str:
+def build_page() -> str:
     """The whole page."""
     parts = [_HEAD]
     for script, module in COMMANDS.items():
         lines = [f"## {script}", "", "| option | values | default | |", "| :-- | :-- | :-- | :-- |"]
-        lines += [f"| {' | '.join(row)} |" for row in rows(parser_of(module))]
+        lines += [f"| {' | '.join(row)} |" for row in list_options(get_parser(module))]
         parts.append("\n".join([*lines, ""]))
     return "\n".join(parts)
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(written(), encoding="utf-8")
+    DOCUMENT.write_text(build_page(), encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.write_options import COMMANDS, DOCUMENT, parser_of, rows, written
+from docs.write_options import COMMANDS, DOCUMENT, build_page, get_parser, list_options
 from merge import (
     apply_delta,
     convert_checkpoint,
@@ -80,7 +80,7 @@ def test_options_of_the_run_are_not_part_of_the_result() -> None:
 
 @pytest.mark.parametrize("script", COMMANDS)
 def test_every_option_of_a_command_has_a_help_text(script: str) -> None:
-    for action in parser_of(COMMANDS[script])._actions:
+    for action in get_parser(COMMANDS[script])._actions:
         assert action.help, action.dest
         assert "None" not in action.help, action.dest
 
@@ -91,27 +91,27 @@ OWN = {"help", "verbose", "quiet", "verify", "low_cpu_mem", "model_size", "model
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: str(job.__name__))
 def test_command_passes_each_of_its_options_to_its_job(job: Callable[..., object]) -> None:
-    options = {action.dest for action in parser_of(job.__name__)._actions} - OWN
+    options = {action.dest for action in get_parser(job.__name__)._actions} - OWN
     own_keywords = {"on_progress", "on_verify", "model_name"}
     assert options == signature(job).parameters.keys() - own_keywords
 
 
 def test_the_page_of_options_is_made_of_todays_parsers() -> None:
     page = DOCUMENT.read_text(encoding="utf-8")
-    assert page == written(), "run python docs/write_options.py"
+    assert page == build_page(), "run python docs/write_options.py"
 
 
 @pytest.mark.parametrize("name", ["README.md", "README_ZH.md"])
 def test_options_in_a_readme_exist(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
-    known = {o for m in COMMANDS.values() for a in parser_of(m)._actions for o in a.option_strings}
+    known = {o for m in COMMANDS.values() for a in get_parser(m)._actions for o in a.option_strings}
     options = set(re.findall(r"`(--[\w-]+)", text)) | set(re.findall(r"^ +(--[\w-]+)", text, re.M))
     assert options - known == set()
 
 
 @pytest.mark.parametrize("name", ["README.md", "README_ZH.md"])
 def test_defaults_in_a_readme_are_those_of_the_table(name: str) -> None:
-    table_rows = {row.names: row.default for row in rows(parser_of("merge_lora"))}
+    table_rows = {row.names: row.default for row in list_options(get_parser("merge_lora"))}
     named = re.findall(r"^\| (`--.*?) \| (.*?) ?\|", (ROOT / name).read_text("utf-8"), re.M)
     assert len(named) >= 8
     for names, default in named:

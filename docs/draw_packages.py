@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ DOCUMENT = ROOT / "docs" / "architecture.md"
 _BEGIN, _END = "<!-- {} -->", "<!-- end -->"
 
 # From the top to the bottom: a package imports only from those below it.
-ROOMS = {
+PACKAGES = {
     "commands": "the command line: options, exit codes, signals, progress bars",
     "jobs": "one module per job: from the names that the user gives to the files written",
     "tokenizer_tools": "vocabularies: extend, train, compare; built on `merge`, in which only "
@@ -39,7 +40,7 @@ ROOMS = {
 
 
 @cache
-def modules() -> dict[str, Path]:
+def find_modules() -> dict[str, Path]:
     """Every module of the product by its dotted name; packages by their own."""
     found = {}
     for top in ("merge", "tokenizer_tools"):
@@ -49,11 +50,12 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def room_of(module: str) -> str:
+def get_package(module: str) -> str:
     """The package that a module belongs to.
 
-    >>> room_of("merge.layouts.gguf.output"), room_of("merge.errors"), room_of("tokenizer_tools")
-    ('layouts', 'merge', 'tokenizer_tools')
+    >>> modules = ("merge.layouts.gguf.output", "merge.errors", "tokenizer_tools")
+    >>> [get_package(module) for module in modules]
+    ['layouts', 'merge', 'tokenizer_tools']
     """
     top, _, rest = module.partition(".")
     if top != "merge":
@@ -62,9 +64,9 @@ def room_of(module: str) -> str:
     return first if first and (ROOT / "merge" / first).is_dir() else "merge"
 
 
-def imports() -> Iterator[tuple[str, str, int]]:
+def find_imports() -> Iterator[tuple[str, str, int]]:
     """Importing module, imported module, and the line."""
-    for name, path in modules().items():
+    for name, path in find_modules().items():
         package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.ImportFrom):
@@ -72,24 +74,26 @@ def imports() -> Iterator[tuple[str, str, int]]:
             above = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*above, *filter(None, [node.module])])
             for alias in node.names:
-                target = f"{base}.{alias.name}" if f"{base}.{alias.name}" in modules() else base
-                if target in modules():
+                nested = f"{base}.{alias.name}"
+                target = nested if nested in find_modules() else base
+                if target in find_modules():
                     yield name, target, node.lineno
 
 
-def arrows() -> set[tuple[str, str]]:
+def find_dependencies() -> set[tuple[str, str]]:
     """Which package imports from which."""
     # The package itself names its public functions, wherever they are.
-    pairs = {(room_of(one), room_of(other)) for one, other, _ in imports() if one != "merge"}
+    imports = [(one, other) for one, other, _ in find_imports() if one != "merge"]
+    pairs = {(get_package(one), get_package(other)) for one, other in imports}
     return {(one, other) for one, other in pairs if one != other}
 
 
-def direct(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
+def remove_transitive(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
     """The arrows that no way over other packages replaces."""
 
     @cache
-    def reach(room: str) -> frozenset[str]:
-        below = {other for one, other in pairs if one == room}
+    def reach(package: str) -> frozenset[str]:
+        below = {other for one, other in pairs if one == package}
         return frozenset(below).union(*(reach(other) for other in below))
 
     return {
@@ -99,19 +103,19 @@ def direct(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
     }
 
 
-def tables() -> dict[str, str]:
+def build_tables() -> dict[str, str]:
     """The generated parts of the document, by the name of their place."""
-    counts = {room: sum(room_of(name) == room for name in modules()) for room in ROOMS}
-    lines = ["```mermaid", "flowchart TD"]
-    lines += [f"    {one} --> {other}" for one, other in sorted(direct(arrows()))]
+    counts = Counter(get_package(module) for module in find_modules())
+    shown = sorted(remove_transitive(find_dependencies()))
+    lines = ["```mermaid", "flowchart TD", *(f"    {one} --> {other}" for one, other in shown)]
     rows = ["| package | what it is | modules |", "| :-- | :-- | --: |"]
-    rows += [f"| `{room}` | {what} | {counts[room]} |" for room, what in ROOMS.items()]
-    return {"drawing": "\n".join([*lines, "```"]), "rooms": "\n".join(rows)}
+    rows += [f"| `{package}` | {what} | {counts[package]} |" for package, what in PACKAGES.items()]
+    return {"drawing": "\n".join([*lines, "```"]), "packages": "\n".join(rows)}
 
 
-def written(document: str) -> str:
+def insert_tables(document: str) -> str:
     """The document with the generated parts in their places."""
-    for name, content in tables().items():
+    for name, content in build_tables().items():
         begin = _BEGIN.format(name)
         before, rest = document.split(begin)
         document = f"{before}{begin}\n\n{content}\n\n{_END}{rest.split(_END, 1)[1]}"
@@ -119,4 +123,4 @@ def written(document: str) -> str:
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    DOCUMENT.write_text(insert_tables(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
