@@ -77,6 +77,7 @@ class StagedFolder:
         """Open a large file for one sequential stream; see ``output_stream.create_stream``."""
         from ..storage.output_stream import create_stream
 
+        self._files[name] = None  # known before it is there, so that a failure here removes it
         stream = create_stream(partial_path(self.folder, name), io, buffer_bytes, state)
         self._files[name] = cast(BinaryIO, stream)
         return stream
