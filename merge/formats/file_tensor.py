@@ -104,7 +104,7 @@ class FileTensor(LazyTensor):
 def get_contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides in elements of a tensor laid out row by row.
 
-    >>> contiguous_strides((2, 3, 4))
+    >>> get_contiguous_strides((2, 3, 4))
     (12, 4, 1)
     """
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))

@@ -235,7 +235,7 @@ def _is_llama_3(scaling: Mapping[str, Any], dim: int) -> bool:
 def compute_feed_forward_size(dim: int, multiple_of: int, ffn_dim_multiplier: float | None) -> int:
     """Rows of w1 by Meta's rule: two thirds of 4 x dim, scaled, rounded up to ``multiple_of``.
 
-    >>> feed_forward_size(4096, 256, None), feed_forward_size(8192, 4096, 1.3)
+    >>> compute_feed_forward_size(4096, 256, None), compute_feed_forward_size(8192, 4096, 1.3)
     (11008, 28672)
     """
     size = int(2 * (4 * dim) / 3)

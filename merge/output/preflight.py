@@ -45,7 +45,7 @@ def sort_for_commit(names: Iterable[str]) -> list[str]:
     very end the manifest.
 
     >>> names = ["consolidated.00.pth", "consolidated.01.pth", "params.json", "tokenizer.model"]
-    >>> commit_order(names)
+    >>> sort_for_commit(names)
     ['consolidated.01.pth', 'tokenizer.model', 'consolidated.00.pth', 'params.json']
     """
     return sorted(names, key=_rank_by_reader)
