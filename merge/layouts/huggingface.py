@@ -61,14 +61,15 @@ def open_base(
     config, path = folder.config, folder.path
     if any_decoder and not is_llama(config):
         require_decoder(config, path / CONFIG_NAME)
-        files = weight_files(folder)
-        return _open_decoder(path, config, files, strip_wrappers(path, collect(files, offload)))
+        files = find_weight_files(folder)
+        tensors = strip_wrappers(path, collect_tensors(files, offload))
+        return _open_decoder(path, config, files, tensors)
     known = EXTENDED_MODEL_TYPES if with_extra else LLAMA_MODEL_TYPES
     shape = LlamaShape.from_config(config, path / CONFIG_NAME, known)
     require_values(config, path / CONFIG_NAME)
     require_no_biases(config, path / CONFIG_NAME)
-    files = weight_files(folder)
-    tensors = strip_wrappers(path, collect(files, offload))
+    files = find_weight_files(folder)
+    tensors = strip_wrappers(path, collect_tensors(files, offload))
     if any_decoder and any(name in tensors for name in decoder.OTHER_HEADS):
         return _open_decoder(path, config, files, tensors)
     dropped = tuple(name for name in tensors if llama.is_rotary_buffer(name))
@@ -101,7 +102,7 @@ def _take_extra(tensors: dict[str, LazyTensor], shape: LlamaShape) -> dict[str, 
     return {name: tensors.pop(name) for name in extra if not is_quantized(name)}
 
 
-def weight_files(folder: Folder) -> dict[Path, tuple[str, ...] | None]:
+def find_weight_files(folder: Folder) -> dict[Path, tuple[str, ...] | None]:
     """The weight files of a folder, each with the names that the index promises in it.
 
     Raises ``LayoutError`` when there are none or a numbered one is missing.
@@ -188,7 +189,7 @@ def _refuse_missing(folder: Path, missing: list[str], count: int) -> None:
     )
 
 
-def collect(
+def collect_tensors(
     files: Mapping[Path, tuple[str, ...] | None], offload: Offload | None
 ) -> dict[str, LazyTensor]:
     """Every tensor of the files, each of which must hold what the index promises in it."""

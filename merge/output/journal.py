@@ -21,7 +21,7 @@ JOURNAL_NAME = ".merge_journal"
 _FORMAT = 1
 
 
-def partial_path(folder: Path, name: str) -> Path:
+def get_partial_path(folder: Path, name: str) -> Path:
     """Where a file is written before it gets its name."""
     return folder / f".{name}.partial"
 

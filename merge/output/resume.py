@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from ..interruption import raise_if_interrupted
 from ..sizes import OnBytes
-from .journal import JournalEntry, JournalState, partial_path
+from .journal import JournalEntry, JournalState, get_partial_path
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Sha256
@@ -109,7 +109,7 @@ def select_matching_entries(
 
 def _is_whole(folder: Path, name: str, digest: str, on_bytes: OnBytes) -> bool:
     """Whether a file is right, under its name or about to get it."""
-    path = partial_path(folder, name)
+    path = get_partial_path(folder, name)
     path = path if os.path.lexists(path) else folder / name
     if path.is_symlink():
         return False
@@ -128,7 +128,7 @@ def _hash_at_entries(
     """SHA-256 of a file at each entry, as long as file and entries agree; None before it began."""
     hasher, begun = sha256(), False
     hashes: list[Sha256 | None] = []
-    path = partial_path(folder, name)
+    path = get_partial_path(folder, name)
     if path.is_symlink():
         return [None] * _count_entries_before(name, entries)
     try:

@@ -17,7 +17,7 @@ from ..interruption import raise_if_interrupted
 from ..settings import IoMode
 from ..storage.lock import FolderLock
 from ..storage.offload import create_folder, remove_empty
-from .journal import Journal, partial_path
+from .journal import Journal, get_partial_path
 from .preflight import sort_for_commit
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class StagedFolder:
         from ..storage.output_stream import create_stream
 
         self._files[name] = None  # known before it is there, so that a failure here removes it
-        stream = create_stream(partial_path(self.folder, name), io, buffer_bytes, state)
+        stream = create_stream(get_partial_path(self.folder, name), io, buffer_bytes, state)
         self._files[name] = cast(BinaryIO, stream)
         return stream
 
@@ -100,7 +100,7 @@ class StagedFolder:
     def write(self, name: str, data: bytes) -> None:
         """Write a small file."""
         self._digests[name] = sha256(data).hexdigest()
-        partial = partial_path(self.folder, name)
+        partial = get_partial_path(self.folder, name)
         partial.unlink(missing_ok=True)
         stream = self._files[name] = partial.open("xb")
         stream.write(data)
@@ -131,11 +131,11 @@ class StagedFolder:
         without_name = [
             name
             for name, stream in self._files.items()
-            if stream is not None or partial_path(self.folder, name).exists()
+            if stream is not None or get_partial_path(self.folder, name).exists()
         ]
         self._withdraw_earlier(without_name)
         for name in sort_for_commit(without_name):
-            partial_path(self.folder, name).replace(self.folder / name)
+            get_partial_path(self.folder, name).replace(self.folder / name)
         _sync_folder(self.folder)
         self._is_complete = True
         if self.journal is not None:
@@ -184,7 +184,7 @@ class StagedFolder:
     def _discard(self) -> None:
         with contextlib.suppress(OSError):  # permission may be what was lost
             for name in self._files:
-                partial_path(self.folder, name).unlink(missing_ok=True)
+                get_partial_path(self.folder, name).unlink(missing_ok=True)
             if self.journal is not None:
                 self.journal.remove()
 

@@ -1,7 +1,8 @@
 """Two checkpoints tensor by tensor, in any two layouts and dtypes.
 
 A tensor in q8_0 beside one in another type is judged by the rule of ``verify_merge``: within the
-error of its blocks (``reference.block_error``). Two in q8_0 are compared as the numbers they are.
+error of its blocks (``reference.compute_block_error``). Two in q8_0 are compared as the numbers
+they are.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..formats.gguf import BLOCK, Q8_0_NAME, get_type_name
 from ..settings import OnProgress
 from ..tensors.lazy import LazyTensor, get_dtype_name
 from .reading import Rows, iter_rows_together
-from .reference import block_error, half_ulp
+from .reference import compute_block_error, compute_half_ulp
 from .ulps import INCOMPARABLE, choose_coarser, count_ulps, format_ulps, view_as_integers
 
 # So many differing elements are a handful, and are listed one by one.
@@ -215,8 +216,8 @@ def _exceeds_block_error(quantized: torch.Tensor, plain: torch.Tensor) -> torch.
     dtype, from what was quantized.
     """
     magnitudes = plain.float().abs()
-    rounding = half_ulp(magnitudes.clone(), plain.dtype)
-    allowed = rounding + block_error(magnitudes + rounding)
+    rounding = compute_half_ulp(magnitudes.clone(), plain.dtype)
+    allowed = rounding + compute_block_error(magnitudes + rounding)
     near = (quantized.double() - plain.double()).abs() <= allowed
     return ~(near & magnitudes.isfinite())
 

@@ -63,7 +63,7 @@ def open_any(path: Path, offload: Offload | None = None) -> LoadedCheckpoint:
     if folder.is_meta:
         checkpoint = meta.open_base(folder, offload)
         return LoadedCheckpoint(path, "Meta", checkpoint.tensors, checkpoint.config)
-    tensors = huggingface.collect(huggingface.weight_files(folder), offload)
+    tensors = huggingface.collect_tensors(huggingface.find_weight_files(folder), offload)
     config = folder.config if CONFIG_NAME in folder.files else {}
     return LoadedCheckpoint(path, "Hugging Face", _drop_buffers(tensors), config)
 

@@ -236,7 +236,7 @@ class Round(Operation):
     def prepare(self, probe_vectors: torch.Tensor) -> Change:
         def change(piece: ExpectedRows, _: int, __: Sequence[torch.Tensor]) -> None:
             magnitudes = piece.resolve_relative()
-            piece.tolerance += half_ulp(magnitudes.add_(piece.tolerance), self.dtype)
+            piece.tolerance += compute_half_ulp(magnitudes.add_(piece.tolerance), self.dtype)
 
         return change
 
@@ -245,17 +245,17 @@ class Round(Operation):
 class Quantize(Operation):
     """Q8_0: blocks of 32 elements, each a whole multiple of a 127th of the largest of them.
 
-    That scale is kept as a float16; see ``block_error``.
+    That scale is kept as a float16; see ``compute_block_error``.
     """
 
     def prepare(self, probe_vectors: torch.Tensor) -> Change:
         def change(piece: ExpectedRows, _: int, __: Sequence[torch.Tensor]) -> None:
-            piece.tolerance += block_error(piece.resolve_relative() + piece.tolerance)
+            piece.tolerance += compute_block_error(piece.resolve_relative() + piece.tolerance)
 
         return change
 
 
-def block_error(reach: torch.Tensor) -> torch.Tensor:
+def compute_block_error(reach: torch.Tensor) -> torch.Tensor:
     """By how much Q8_0 may move numbers of these magnitudes (float32, (rows, columns)).
 
     Half a step of the number's own block of 32, and the rounding of its scale to float16. Where a
@@ -266,10 +266,10 @@ def block_error(reach: torch.Tensor) -> torch.Tensor:
     return off + (reach + off) * 2.0**-11 + 127 * 2.0**-25
 
 
-def half_ulp(magnitudes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def compute_half_ulp(magnitudes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """By how much rounding to ``dtype`` may move numbers of these magnitudes (float32; used up).
 
-    >>> half_ulp(torch.tensor([1.0, 1.9, 2.0]), torch.float16) * 2**11
+    >>> compute_half_ulp(torch.tensor([1.0, 1.9, 2.0]), torch.float16) * 2**11
     tensor([1., 1., 2.])
     """
     info = torch.finfo(dtype)

@@ -15,7 +15,7 @@ from merge.tensors.lazy import LazyTensor, RowReader
 from merge.verification.adapters import Product
 from merge.verification.elementwise import Exactness, TensorResult, check_tensor
 from merge.verification.expected_tensor import ExpectedTensor, RowSegment
-from merge.verification.reference import AddProduct, half_ulp
+from merge.verification.reference import AddProduct, compute_half_ulp
 from merge.verification.ulps import INCOMPARABLE, round_to_nearest
 
 
@@ -128,5 +128,7 @@ def test_distance_from_float64_is_counted() -> None:
 def test_half_a_unit_is_python_s() -> None:
     values = torch.tensor([1.0, 1.5, 2.0, 1000.0, 3e-5])
     exact = [ulp(float(value)) / 2 * 2.0 ** (52 - 10) for value in values[:4]]
-    assert half_ulp(values.clone(), torch.float16)[:4].tolist() == exact
-    assert float(half_ulp(values[4:].clone(), torch.float16)) == 2.0**-25  # below the normal ones
+    assert compute_half_ulp(values.clone(), torch.float16)[:4].tolist() == exact
+    assert (
+        float(compute_half_ulp(values[4:].clone(), torch.float16)) == 2.0**-25
+    )  # below the normal ones
