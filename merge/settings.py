@@ -313,7 +313,7 @@ class MergeSettings(OutputSettings):
     rounding: Rounding = option(
         "once",
         ARITHMETIC,
-        "when sums are rounded; once: at the end, exact to the last place; per_adapter: after each "
+        "when sums are rounded; once: at the end, from float32; per_adapter: after each "
         "adapter, as tools that merge one at a time",
         choices=ROUNDINGS,
     )

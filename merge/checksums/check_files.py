@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import UsageError, VerificationError
 from ..settings import OnProgress
 from ..sizes import OnBytes
+from ..storage.folder import Folder
 from ..untrusted.placeholders import HEAD_BYTES, is_lfs_pointer
 from ..version import MANIFEST_NAME
 from .file_digests import hash_file
@@ -227,14 +228,14 @@ def _choose_remedy(file: CheckedFile, wanted: KnownFile | None) -> str:
     )
 
 
-def require_published(folder: Path, on_progress: OnProgress | None = None) -> str:
-    """Read a base's files and say, in a line, what they are known as.
+def require_published(folder: Folder, on_progress: OnProgress | None = None) -> str:
+    """Read a base's files and return a line that says what they are known as.
 
     A base without any published file is reported as such. Raises ``VerificationError`` where some
     are published and others are not, are another model's, or have the name of another part: then
     some are damaged or mixed up.
     """
-    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _WEIGHTS]
+    paths = [path for path in sorted(folder.files.values()) if path.suffix.lower() in _WEIGHTS]
     total, done = sum(path.stat().st_size for path in paths), 0
 
     def on_bytes(count: int) -> None:

@@ -258,7 +258,7 @@ def _require_not_empty(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
             )
         if not tensor.dtype.is_floating_point:
             raise AdapterError(
-                "a tensor of the adapter is quantised",
+                "a tensor of the adapter is quantized",
                 file=path,
                 tensor=name,
                 expected="float16, bfloat16 or float32",

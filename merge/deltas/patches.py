@@ -1,11 +1,12 @@
-"""The arithmetic: what an adapter does to a block of rows, and how the sum is rounded.
+"""The arithmetic of adapters: what a patch does to a block of rows, and how the sum is rounded.
 
 The contract, tested against a float64 reference: every sum is made in float32 and rounded to the
 output dtype once, at its end. ``rounding="per_adapter"`` rounds after each adapter instead, as
 tools do that merge one adapter into a float16 model and then the next. Two adapters then differ
-from the contract in about a quarter of all float16 elements, by one unit in the last place.
+from the contract in about a quarter of all float16 elements, nearly all by one unit in the last
+place, and by more where values cancel.
 
-Patches apply in order: what one does may depend on what the ones before it made of the tensor.
+Patches are applied in order, and one may depend on the result of those before it.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def merge_lora(
             str(delta_model) if delta_model else None,
         )
         target = held.enter_context(lock_output(output, sources.folders, chosen))
-        known = (require_published(sources.base.path, on_verify),) if chosen.verify_base else ()
+        known = (require_published(sources.base, on_verify),) if chosen.verify_base else ()
         if not chosen.dry_run:  # a dry run reads whole files only where they may be published ones
             start_digests(f.path / name for f in sources.adapters for name in WEIGHT_NAMES)
         job = plan_merge(sources, chosen, offload)

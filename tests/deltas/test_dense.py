@@ -79,7 +79,7 @@ def test_base_may_be_metas_download(tmp_path: Path, count: int) -> None:
             assert path.read_bytes() == (tmp_path / "from meta" / path.name).read_bytes(), path.name
 
 
-def test_result_may_be_poured_into_metas_layout(tmp_path: Path) -> None:
+def test_result_may_be_written_in_metas_layout(tmp_path: Path) -> None:
     base, _, delta = make_vicuna(tmp_path, ROWS + 1)
     apply_delta(base, delta, tmp_path / "pth", output_type="pth", num_shards=2)
     convert_checkpoint(tmp_path / "pth", tmp_path / "hf")

@@ -21,7 +21,7 @@ POINTS = 25
 
 def test_killed_and_resumed_runs_give_the_same_bytes() -> None:
     module = "tests.interruption.kill_many"
-    told = run_python("-m", module, "--runs", 50, "--seed", 7, timeout=300)
+    told = run_python("-m", module, "--runs", 50, "--seed", 7, timeout=1500)
     assert told.returncode == 0, told.stdout + told.stderr
     last = told.stdout.splitlines()[-1]
     right, runs, kills, resumed, tensors, only_names = map(int, re.findall(r"\d+", last))

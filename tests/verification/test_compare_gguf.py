@@ -27,7 +27,7 @@ def folder(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture
-def quantised(tmp_path: Path, base: Path, adapter: Path) -> Path:
+def quantized(tmp_path: Path, base: Path, adapter: Path) -> Path:
     merge_lora(base, adapter, tmp_path / "q8_0", output_type="gguf", outtype="q8_0")
     return tmp_path / "q8_0" / "ggml-model-q8_0.gguf"
 
@@ -56,7 +56,7 @@ def test_q8_0_is_the_same_within_the_error_of_its_blocks(
     base: Path,
     adapter: Path,
     folder: Path,
-    quantised: Path,
+    quantized: Path,
     other: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -64,7 +64,7 @@ def test_q8_0_is_the_same_within_the_error_of_its_blocks(
     if other != "huggingface":
         plain = tmp_path / other
         merge_lora(base, adapter, plain, output_type="gguf", outtype=other)
-    for pair in ((quantised, plain), (plain, quantised)):
+    for pair in ((quantized, plain), (plain, quantized)):
         assert main([*map(str, pair), "--verbose"]) == 0
         said = capsys.readouterr().out
         # Two matrices have rows that are no multiple of 32 long, and are f16.
@@ -73,21 +73,21 @@ def test_q8_0_is_the_same_within_the_error_of_its_blocks(
 
 
 def test_two_files_in_q8_0_are_identical(
-    quantised: Path, capsys: pytest.CaptureFixture[str]
+    quantized: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copy = quantised.with_name("copy.gguf")
-    copy.write_bytes(quantised.read_bytes())
-    assert main([str(quantised), str(copy)]) == 0
+    copy = quantized.with_name("copy.gguf")
+    copy.write_bytes(quantized.read_bytes())
+    assert main([str(quantized), str(copy)]) == 0
     assert "every tensor is identical" in capsys.readouterr().out
 
 
 def test_one_element_of_a_block_two_steps_off_is_found(
-    folder: Path, quantised: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, quantized: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with gguf_tensor(quantised, "blk.1.ffn_up.weight") as data:
+    with gguf_tensor(quantized, "blk.1.ffn_up.weight") as data:
         values = data.reshape(-1, 34)[7, 2:].view(np.int8)  # two blocks are a row
         values[5] += 2 if values[5] < 0 else -2
-    assert main([str(folder), str(quantised), "--max_ulp", "1000000"]) == 1
+    assert main([str(folder), str(quantized), "--max_ulp", "1000000"]) == 1
     said = capsys.readouterr().out
     assert f"{UP}: float16 and q8_0 (176, 64)" in said
     assert "1 of 11,264 elements (0.01%) are not within the error of q8_0 blocks" in said
@@ -96,12 +96,12 @@ def test_one_element_of_a_block_two_steps_off_is_found(
 
 
 def test_another_scale_of_one_block_is_found(
-    folder: Path, quantised: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, quantized: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with gguf_tensor(quantised, "blk.0.attn_q.weight") as data:
+    with gguf_tensor(quantized, "blk.0.attn_q.weight") as data:
         scale = data.reshape(-1, 34)[9, :2].view(np.float16)
         scale *= np.float16(1.1)
-    assert main([str(folder), str(quantised)]) == 1
+    assert main([str(folder), str(quantized)]) == 1
     said = capsys.readouterr().out
     assert f"{Q}: float16 and q8_0 (64, 64)" in said
     assert "DIFFERENT" in said
@@ -109,35 +109,35 @@ def test_another_scale_of_one_block_is_found(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_no_number_is_within_the_error_of_no_block(
-    tmp_path: Path, folder: Path, quantised: Path, value: float
+    tmp_path: Path, folder: Path, quantized: Path, value: float
 ) -> None:
     tensors = load_weights(folder)
     tensors[UP][3, 4] = value
     other = tmp_path / "other"
     other.mkdir()
     save_shards(tensors, other)
-    assert main([str(other), str(quantised)]) == 1
+    assert main([str(other), str(quantized)]) == 1
 
 
 def test_a_tensor_that_only_the_gguf_file_has_is_missing(
-    tmp_path: Path, folder: Path, quantised: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, folder: Path, quantized: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tensors = load_weights(folder)
     del tensors[UP]
     other = tmp_path / "other"
     other.mkdir()
     save_shards(tensors, other)
-    assert main([str(quantised), str(other)]) == 1
+    assert main([str(quantized), str(other)]) == 1
     assert f"missing in B: {UP}" in capsys.readouterr().out
 
 
 def test_a_gguf_file_without_one_of_its_tensors_is_refused(
-    folder: Path, quantised: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, quantized: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = quantised.read_bytes()
+    data = quantized.read_bytes()
     assert data.count(b"blk.1.ffn_up.weight") == 1
-    quantised.write_bytes(data.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_pu.weight"))
-    assert main([str(folder), str(quantised)]) == 2
+    quantized.write_bytes(data.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_pu.weight"))
+    assert main([str(folder), str(quantized)]) == 2
     said = capsys.readouterr().err
     assert "blk.1.ffn_up.weight" in said
     assert "Traceback" not in said
@@ -145,11 +145,11 @@ def test_a_gguf_file_without_one_of_its_tensors_is_refused(
 
 @pytest.mark.parametrize("kept", [3, 200, 0.5, 0.99])
 def test_a_damaged_file_is_refused(
-    folder: Path, quantised: Path, kept: float, capsys: pytest.CaptureFixture[str]
+    folder: Path, quantized: Path, kept: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = quantised.read_bytes()
-    quantised.write_bytes(data[: int(kept * len(data)) if kept < 1 else int(kept)])
-    assert main([str(folder), str(quantised)]) == 2
+    data = quantized.read_bytes()
+    quantized.write_bytes(data[: int(kept * len(data)) if kept < 1 else int(kept)])
+    assert main([str(folder), str(quantized)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert "ggml-model-q8_0.gguf" in said

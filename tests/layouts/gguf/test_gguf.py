@@ -34,7 +34,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(tmp_path_factory.mktemp("gguf") / "base", num_key_value_heads=2)
 
 
-def _poured(base: Path, output: Path, **options: Any) -> Path:
+def _write_gguf(base: Path, output: Path, **options: Any) -> Path:
     convert_checkpoint(base, output, output_type="gguf", **options)
     return output
 
@@ -48,10 +48,10 @@ def test_the_tables_names_are_the_packages() -> None:
 
 @pytest.mark.parametrize("outtype", ["f16", "f32"])
 @pytest.mark.parametrize("split", [None, "50kB"])
-def test_what_is_poured_comes_back(
+def test_written_tensors_read_back_equal(
     base: Path, tmp_path: Path, outtype: str, split: str | None
 ) -> None:
-    output = _poured(base, tmp_path / "out", outtype=outtype, split_max_size=split)
+    output = _write_gguf(base, tmp_path / "out", outtype=outtype, split_max_size=split)
     found, wanted = open_checkpoint(output), load_weights(base)
     shape = LlamaShape.from_config(found.config, "")
     assert list(found.tensors) == [entry.hf for entry in llama.entries(shape)]
@@ -65,7 +65,7 @@ def test_what_is_poured_comes_back(
 
 def test_q8_0_comes_back_within_half_a_step_of_each_block(base: Path, tmp_path: Path) -> None:
     found = open_checkpoint(
-        _poured(base, tmp_path / "out", outtype="q8_0") / "ggml-model-q8_0.gguf"
+        _write_gguf(base, tmp_path / "out", outtype="q8_0") / "ggml-model-q8_0.gguf"
     )
     for name, tensor in load_weights(base).items():
         read, wanted = found.tensors[name].read().double(), tensor.double()
@@ -82,7 +82,7 @@ def test_q8_0_comes_back_within_half_a_step_of_each_block(base: Path, tmp_path: 
 def test_the_configuration_is_told_by_the_metadata(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", num_key_value_heads=2, head_dim=16)
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    found = open_checkpoint(_poured(base, tmp_path / "out")).config
+    found = open_checkpoint(_write_gguf(base, tmp_path / "out")).config
     shape = LlamaShape.from_config(config, "")
     assert LlamaShape.from_config(found, "") == shape
     assert found["rms_norm_eps"] == pytest.approx(1e-6)
@@ -104,7 +104,7 @@ def test_rows_that_q8_0_cannot_hold_are_told(base: Path, tmp_path: Path) -> None
 def test_workers_and_memory_change_no_byte(base: Path, tmp_path: Path) -> None:
     files = [
         (
-            _poured(
+            _write_gguf(
                 base, tmp_path / str(n) / "out", outtype="q8_0", num_workers=n, max_memory=memory
             )
             / "ggml-model-q8_0.gguf"
@@ -121,7 +121,7 @@ def test_tokens_and_rows_that_differ_are_refused_with_both_numbers(
     other.mkdir()
     write_tokenizer(other, 99)
     with pytest.raises(VocabularyError, match=r"101 tokens(.|\n)*99 tokens"):
-        _poured(base, tmp_path / "out", tokenizer=other)
+        _write_gguf(base, tmp_path / "out", tokenizer=other)
     assert not (tmp_path / "out").exists()
 
 
@@ -196,7 +196,7 @@ def test_a_tokenizer_that_is_not_bpe_is_refused(like_llama: Path, tmp_path: Path
         like_llama, tmp_path / "unigram", lambda m: setattr(m.trainer_spec, "model_type", 1)
     )
     with pytest.raises(VocabularyError, match=r"a BPE model(.|\n)*unigram"):
-        _poured(like_llama, tmp_path / "out", tokenizer=tokenizer)
+        _write_gguf(like_llama, tmp_path / "out", tokenizer=tokenizer)
     assert not (tmp_path / "out").exists()
 
 
@@ -207,7 +207,7 @@ def test_a_value_that_q8_0_cannot_hold_leaves_no_file(tmp_path: Path) -> None:
     weights["model.layers.1.mlp.up_proj.weight"][5, 7] = 1e9
     torch.save(weights, path)
     with pytest.raises(NumberError, match=r"up_proj(.|\n)*1e\+09"):
-        _poured(base, tmp_path / "out", outtype="q8_0")
+        _write_gguf(base, tmp_path / "out", outtype="q8_0")
     assert not (tmp_path / "out").exists()
 
 
@@ -240,7 +240,7 @@ def test_other_scalings_of_positions_are_refused_by_name(tmp_path: Path) -> None
     config["rope_scaling"] = {"type": "longrope", "factor": 2.0}
     path.write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(LayoutError, match="longrope"):
-        _poured(base, tmp_path / "out")
+        _write_gguf(base, tmp_path / "out")
 
 
 def _rewritten(path: Path, arch: str = "llama", leave_out: str = "", add: str = "") -> Path:
@@ -274,7 +274,7 @@ def _rewritten(path: Path, arch: str = "llama", leave_out: str = "", add: str = 
 def test_a_file_that_is_no_llama_is_refused(
     base: Path, tmp_path: Path, changes: dict[str, str], message: str
 ) -> None:
-    whole = _poured(base, tmp_path / "out") / "ggml-model-f16.gguf"
+    whole = _write_gguf(base, tmp_path / "out") / "ggml-model-f16.gguf"
     assert (
         open_checkpoint(_rewritten(whole)).tensors.keys() == open_checkpoint(whole).tensors.keys()
     )
@@ -283,14 +283,14 @@ def test_a_file_that_is_no_llama_is_refused(
 
 
 def test_a_missing_part_is_named(base: Path, tmp_path: Path) -> None:
-    output = _poured(base, tmp_path / "out", split_max_size="60kB")
+    output = _write_gguf(base, tmp_path / "out", split_max_size="60kB")
     (output / "ggml-model-f16-00002-of-00004.gguf").unlink()
     with pytest.raises(LayoutError, match=r"1 missing: ggml-model-f16-00002-of-00004\.gguf"):
         open_checkpoint(output)
 
 
 def test_two_models_in_one_folder_are_not_guessed_between(base: Path, tmp_path: Path) -> None:
-    output = _poured(base, tmp_path / "out")
+    output = _write_gguf(base, tmp_path / "out")
     (output / "other.gguf").write_bytes((output / "ggml-model-f16.gguf").read_bytes())
     with pytest.raises(LayoutError, match="several GGUF models"):
         open_checkpoint(output)
@@ -356,7 +356,7 @@ def test_metas_layout_becomes_gguf(base: Path, tmp_path: Path) -> None:
 
 
 def test_gguf_is_no_base(base: Path, tmp_path: Path) -> None:
-    _poured(base, tmp_path / "gguf")
+    _write_gguf(base, tmp_path / "gguf")
     with pytest.raises(LayoutError, match=r"GGUF, for llama\.cpp"):
         convert_checkpoint(tmp_path / "gguf", tmp_path / "out")
 
@@ -366,11 +366,11 @@ def test_a_list_of_ends_leaves_the_tokenizers_own(tmp_path: Path) -> None:
     path = base / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(config | {"eos_token_id": [2, 7]}), encoding="utf-8")
-    assert open_checkpoint(_poured(base, tmp_path / "out")).config["eos_token_id"] == 2
+    assert open_checkpoint(_write_gguf(base, tmp_path / "out")).config["eos_token_id"] == 2
 
 
 def test_sources_are_named_without_their_folders(base: Path, tmp_path: Path) -> None:
-    path = _poured(base, tmp_path / "out") / "ggml-model-f16.gguf"
+    path = _write_gguf(base, tmp_path / "out") / "ggml-model-f16.gguf"
     fields = gguf.GGUFReader(path).fields
     assert fields["general.base_model.count"].contents() == 1
     assert fields["general.base_model.0.name"].contents() == "Base"
