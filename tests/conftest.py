@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.kit.fixtures import inputs, models, small_chinese, small_llama
+from tests.kit.fixtures import inputs, models, publish_files, small_chinese, small_llama
 from tests.kit.refusals import checked
 
-__all__ = ["inputs", "models", "small_chinese", "small_llama"]
+__all__ = ["inputs", "models", "publish_files", "small_chinese", "small_llama"]
 
 # The same examples in every run: a change is what turns a test red. To look for others:
 # pytest --hypothesis-profile=default, and make fuzz.

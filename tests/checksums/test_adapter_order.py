@@ -19,6 +19,7 @@ from merge.checksums.adapter_order import (
 )
 from merge.checksums.known_files import identify_adapter, load_known_files
 from merge.errors import UsageError
+from tests.kit.fixtures import PublishFiles
 from tests.kit.models import adapter_tensors, base_tensors, save_adapter, save_base
 from tests.kit.run import MERGE, ROOT, run_merge
 from tests.kit.tokenizer_models import write_tokenizer
@@ -167,7 +168,7 @@ def test_what_is_in_a_base_of_chinese_rows_is_told_by_its_manifest_or_not_at_all
     ("below", "told"), [(PLUS, None), ("Chinese-LLaMA-7B", "refused"), (None, "note")]
 )
 def test_manifest_of_the_base_names_what_was_merged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str | None, told: str | None
+    tmp_path: Path, publish_files: PublishFiles, below: str | None, told: str | None
 ) -> None:
     """No published adapter fits a tiny base, so two tiny ones are given published names."""
     rows = 49953
@@ -179,12 +180,9 @@ def test_manifest_of_the_base_names_what_was_merged(
     base = save_base(tmp_path / "base")
     merge_lora(base, first, merged, output_type="huggingface", tokenizer=tokens)
     second = save_adapter(tmp_path / "second", adapter_tensors(rows, seed=3))
-    names = {
-        hashlib.sha256((first / "adapter_model.bin").read_bytes()).hexdigest(): below,
-        hashlib.sha256((second / "adapter_model.bin").read_bytes()).hexdigest(): ALPACA_PLUS,
-    }
-    for user in ("merge.checksums.known_files", "merge.deltas.adapter"):
-        monkeypatch.setattr(f"{user}.identify_adapter", names.get)
+    published = [(ALPACA_PLUS, second / "adapter_model.bin")]
+    published += [(below, first / "adapter_model.bin")] if below else []
+    publish_files("LoRA adapters (adapter_model.bin)", published)
     if told == "refused":
         with pytest.raises(UsageError, match="something else is in this base"):
             merge_lora(merged, second, tmp_path / "out", tokenizer=tokens, dry_run=True)

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
+from merge.checksums import known_files
 from tests.kit.inputs import Inputs, make_inputs
 from tests.kit.tokenizer_models import train_chinese, train_llama
+
+PublishFiles = Callable[[str, Iterable[tuple[str, Path]]], None]
+
+
+@pytest.fixture
+def publish_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PublishFiles]:
+    """Replace the table of checksums by one of these files, under a heading of SHA256.md."""
+    table = tmp_path / "SHA256.md"
+    monkeypatch.setattr(known_files, "CHECKSUMS", table)
+
+    def write(heading: str, files: Iterable[tuple[str, Path]]) -> None:
+        rows = [
+            f"| {model} | {number:02} | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |"
+            for number, (model, path) in enumerate(files)
+        ]
+        table.write_text("\n".join([f"## {heading}", *rows]), encoding="utf-8")
+        known_files.load_known_files.cache_clear()
+
+    yield write
+    known_files.load_known_files.cache_clear()
 
 
 @pytest.fixture

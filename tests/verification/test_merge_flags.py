@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from merge.checksums import known_files
 from merge.commands.merge_lora import main_to_hf
 from merge.deltas.adapter_config import AdapterConfig
 from tests.kit.adapters import make_adapter
+from tests.kit.fixtures import PublishFiles
 from tests.kit.llamas import make_base
 
 Inputs = tuple[Path, Path]
@@ -32,22 +31,10 @@ def run(inputs: Inputs, out: Path, *more: str) -> int:
 
 
 @pytest.fixture
-def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Publish]:
+def publish(publish_files: PublishFiles) -> Publish:
     """Let a table of checksums name files as the parts of one model."""
-    table = tmp_path / "SHA256.md"
-    monkeypatch.setattr(known_files, "CHECKSUMS", table)
-
-    def write(files: list[Path]) -> None:
-        rows = [
-            f"| 7B | {number:02} | `{hashlib.sha256(path.read_bytes()).hexdigest()}` |"
-            for number, path in enumerate(files)
-        ]
-        heading = "## Original weights, Hugging Face layout (pytorch_model-*.bin) · 原版"
-        table.write_text("\n".join([heading, *rows]), encoding="utf-8")
-        known_files.load_known_files.cache_clear()
-
-    yield write
-    known_files.load_known_files.cache_clear()
+    heading = "Original weights, Hugging Face layout (pytorch_model-*.bin) · 原版"
+    return lambda files: publish_files(heading, [("7B", path) for path in files])
 
 
 def test_a_result_is_verified_at_the_end(
