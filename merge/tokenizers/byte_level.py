@@ -1,0 +1,52 @@
+"""Byte-level BPE as ``tokenizer.json`` spells it: bytes as characters, ranks as merges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+
+
+@cache
+def _characters() -> tuple[str, ...]:
+    """GPT-2's character for each byte: itself where Latin-1 prints it, else 256 and on."""
+    printed = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return tuple(chr(byte if byte in printed else next(others)) for byte in range(256))
+
+
+@cache
+def _bytes() -> dict[str, int]:
+    return {character: byte for byte, character in enumerate(_characters())}
+
+
+def spell(token: bytes) -> str:
+    """Bytes as byte-level tokenizers spell them.
+
+    >>> spell(b" the"), spell("的".encode())
+    ('Ġthe', 'çļĦ')
+    """
+    characters = _characters()
+    return "".join([characters[byte] for byte in token])
+
+
+def unspell(text: str) -> bytes | None:
+    """The bytes that are spelled so, None where a character is that of no byte.
+
+    >>> unspell("Ġthe")
+    b' the'
+    """
+    known = _bytes()
+    return bytes([known[c] for c in text]) if all(c in known for c in text) else None
+
+
+def list_merges(ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
+    """Every pair of tokens that tiktoken merges, in the order in which it prefers them.
+
+    tiktoken joins any two neighbors that together are a token, the lowest rank first. So a token
+    has a merge for each way to cut it into two tokens; those come with the lower first part first,
+    as in Meta's own ``tokenizer.json``.
+    """
+    for token in sorted(ranks, key=ranks.__getitem__):
+        pairs = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
+        known = [pair for pair in pairs if pair[0] in ranks and pair[1] in ranks]
+        yield from sorted(known, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
