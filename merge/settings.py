@@ -56,7 +56,7 @@ OUTPUT_TYPES: tuple[OutputType, ...] = get_args(OutputType)
 SHORT_NAMES: dict[str, OutputType] = {"hf": "huggingface"}
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
-CHAT_TEMPLATES = ("alpaca",)
+CHAT_TEMPLATES = ("alpaca", "llama3")
 # What a sum is rounded to when only the type in a GGUF file is said.
 _DTYPE_FOR = {"f32": "float32", "bf16": "bfloat16", "q8_0": "float32"}
 VOCAB_MISMATCHES = ("error", "keep_base_rows", "truncate")
@@ -363,7 +363,6 @@ class HuggingFaceSettings(ConvertSettings):
     num_shards: int | None = None
     outtype: str = "auto"
     split_max_size: int | str | None = None
-    chat_template: str | None = None
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..layouts.model_folder import ModelFolder
-from ..layouts.params import PARAMS_NAME
+from ..layouts.params import PARAMS_NAME, read_params
 from ..options import takes_options
 from ..plan.documents import find_model_config
-from ..plan.inputs import choose_tokenizer, resolve
+from ..plan.inputs import choose_any_tokenizer, resolve
 from ..settings import ConvertSettings, OnProgress, make_settings
 from ..storage.offload import Offload
-from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from ..tokenizers.opaque_tokenizer import Tokenizer
 from .planned import Input, PlannedJob, require_enough_rows, write_and_report
 from .writing import Report, lock_output
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ..keywords import ConvertOptions
 
+_SCALED_RELEASES = ("3.1", "3.2")
 # One size under two names: Meta's paper says 33B, its download 30B.
 _ALSO_CALLED = {"30B": "33B", "33B": "30B"}
 
@@ -47,7 +48,7 @@ def convert_checkpoint(
     with Offload(chosen.offload_parent, output, chosen.io) as offload:
         folder = ModelFolder(resolve(str(model), "model", offload))
         folder.require_config()
-        found = choose_tokenizer(tokenizer, [folder], offload)
+        found = choose_any_tokenizer(tokenizer, folder, offload)
         inputs = (folder.path, found.path)
         with lock_output(output, inputs, chosen) as target:
             named = tokenizer is not None
@@ -58,7 +59,7 @@ def convert_checkpoint(
 def _plan_job(
     source: str,
     folder: ModelFolder,
-    tokenizer: SentencePieceTokenizer,
+    tokenizer: Tokenizer,
     settings: ConvertSettings,
     offload: Offload,
     named: bool,
@@ -84,6 +85,21 @@ def _plan_job(
     changes = (f"{len(checkpoint.tensors)} tensors, dtype {settings.dtype}",)
     how = {"dtype": settings.dtype, "tokenizer_named": named}
     return PlannedJob(plan, {"model": model}, tokenizer, how, changes, tuple(notes))
+
+
+def require_release(folder: Path, release: str | None) -> None:
+    """Raise ``UsageError`` where ``--llama_version`` contradicts ``params.json``: from Llama 3.1 on
+    rotary positions are scaled.
+    """
+    scaled = bool(read_params(ModelFolder(folder)).get("use_scaled_rope"))
+    if release is not None and (release in _SCALED_RELEASES) != scaled:
+        raise UsageError(
+            "--llama_version and params.json contradict each other",
+            file=folder / PARAMS_NAME,
+            expected=f'"use_scaled_rope": {"false" if scaled else "true"}, as in Llama {release}',
+            found="true" if scaled else "no such key",
+            remedy="leave --llama_version out, or give that of the download",
+        )
 
 
 def find_size(input_dir: Path, model_size: str | None) -> Path:

@@ -18,7 +18,13 @@ from ..deltas.adapter_config import WEIGHT_NAMES
 from ..options import takes_options
 from ..output.fingerprint import JobInputs
 from ..output.preflight import require_names_free
-from ..plan.documents import LLAMA_ONLY, ModelConfig, find_config, require_llama
+from ..plan.documents import (
+    LLAMA_ONLY,
+    ModelConfig,
+    find_config,
+    require_llama,
+    require_meta_model,
+)
 from ..plan.inputs import Sources, find_sources
 from ..plan.vocabulary import Vocabulary, require_extension
 from ..reports.merge_text import describe_changes, describe_inputs, describe_notes
@@ -180,8 +186,10 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     any_decoder = sources.delta is None
     if not sources.model.is_meta:
         described = find_config(sources, any_decoder=any_decoder)
-        if layout := LLAMA_ONLY.get(settings.output_type):
-            require_llama(described, sources.tokenizer, layout)
+        if settings.output_type == "gguf":
+            require_llama(described, sources.tokenizer, LLAMA_ONLY["gguf"])
+        elif settings.output_type == "pth":
+            require_meta_model(described, sources.tokenizer)
 
     from ..deltas.apply import apply_adapters
     from ..plan.adapter_checks import build_vocabulary, read_value_heads, require_compatible

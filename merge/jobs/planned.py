@@ -13,7 +13,7 @@ from ..errors import VocabularyError
 from ..output.fingerprint import JobInputs
 from ..output.preflight import OutputFolder
 from ..settings import OnProgress, OutputSettings
-from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from ..tokenizers.opaque_tokenizer import Tokenizer
 from .writing import Report, write
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class PlannedJob:
 
     plan: Plan
     models: Mapping[str, Input]
-    tokenizer: SentencePieceTokenizer
+    tokenizer: Tokenizer
     how: Mapping[str, Any]
     changes: tuple[str, ...]
     notes: tuple[str, ...]
@@ -96,13 +96,13 @@ def write_and_report(
     return Report(folder.path, job.plan, seconds, dry_run, job.inputs(), job.changes, notes)
 
 
-def require_enough_rows(rows: int, tokenizer: SentencePieceTokenizer) -> tuple[str, ...]:
+def require_enough_rows(rows: int, tokenizer: Tokenizer) -> tuple[str, ...]:
     """A model needs a row for each token; it may have more. Returns a note where it has.
 
     Raises ``VocabularyError`` when it has fewer.
     """
     tokens = tokenizer.n_tokens
-    if tokens > rows:
+    if tokens is not None and tokens > rows:
         said = explain_mismatch(recognize_bytes(tokenizer.vocabulary), rows)
         raise VocabularyError(
             "tokenizer and embeddings do not belong together",
@@ -114,7 +114,7 @@ def require_enough_rows(rows: int, tokenizer: SentencePieceTokenizer) -> tuple[s
             or "give the tokenizer that belongs to the model, with --tokenizer; rows for new "
             "tokens are made by resize_llama_vocabulary.py",
         )
-    if tokens == rows:
+    if tokens in (None, rows):
         return ()
     return (
         f"the model has {rows} rows for {tokens} tokens; llama.cpp's converter needs --pad-vocab "

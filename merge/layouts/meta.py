@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import LayoutError, UsageError
 from ..storage.offload import Offload
-from ..tensors.lazy import Checkpoint, LazyTensor, get_dtype_name
+from ..tensors.lazy import Checkpoint, LazyTensor, get_dtype_name, have_equal_values
 from . import llama
 from .config import LlamaShape
 from .model_folder import ModelFolder
@@ -40,6 +40,9 @@ def open_base(
     _require_vocabulary(params, embeddings.rows, source)
     dtype = get_dtype_name(embeddings.dtype)
     config, notes = derive_config(params, shape, embeddings.rows, dtype, context_length)
+    if params.get("use_scaled_rope") and have_equal_values(embeddings, tensors[llama.LM_HEAD]):
+        del tensors[llama.LM_HEAD]  # Llama 3.2's small models have one matrix for both
+        config["tie_word_embeddings"] = True
     return Checkpoint(tensors, config, files, dropped, notes)
 
 
@@ -59,16 +62,23 @@ def _require_vocabulary(params: Mapping[str, Any], rows: int, source: Path) -> N
 
 
 def place_tensors(
-    tensors: Mapping[str, LazyTensor], shape: LlamaShape, num_shards: int | None
+    tensors: Mapping[str, LazyTensor],
+    shape: LlamaShape,
+    num_shards: int | None,
+    embeddings_by_rows: bool = False,
 ) -> list[PlacedTensor]:
-    """Rename, reorder and split a model's tensors as Meta does.
+    """Rename, reorder and split a model's tensors as Meta does; ``embeddings_by_rows`` from Llama 3
+    on (``VocabParallelEmbedding`` in Meta's code, which was ``ParallelEmbedding``).
 
     ``tensors`` must hold every name of the table. Raises ``UsageError`` when the model cannot be
     split evenly over ``num_shards`` (as many as Meta uses for this size by default).
     """
     count = llama.count_meta_shards(shape) if num_shards is None else num_shards
     _require_divisible(shape, count, chosen=num_shards is not None)
-    return [_place(entry, tensors[entry.hf], shape, count) for entry in llama.entries(shape)]
+    return [
+        _place(entry, tensors[entry.hf], shape, count, embeddings_by_rows)
+        for entry in llama.entries(shape)
+    ]
 
 
 def _require_divisible(shape: LlamaShape, count: int, chosen: bool) -> None:
@@ -84,21 +94,30 @@ def _require_divisible(shape: LlamaShape, count: int, chosen: bool) -> None:
             )
 
 
-def _place(entry: llama.Entry, tensor: LazyTensor, shape: LlamaShape, count: int) -> PlacedTensor:
+def _place(
+    entry: llama.Entry,
+    tensor: LazyTensor,
+    shape: LlamaShape,
+    count: int,
+    embeddings_by_rows: bool,
+) -> PlacedTensor:
     if entry.row.rotary is not None:
         tensor = to_interleaved(tensor, shape.head_dim)
-    return PlacedTensor(entry.hf, tensor, _split(entry, tensor.shape, count))
+    by_rows = embeddings_by_rows and entry.hf == llama.EMBED_TOKENS
+    axis = 0 if by_rows else entry.row.shard_axis
+    return PlacedTensor(entry.hf, tensor, _split(entry.meta, tensor.shape, axis, count))
 
 
-def _split(entry: llama.Entry, shape: tuple[int, ...], count: int) -> tuple[Piece, ...]:
-    """Equal parts along the table's axis, the remainder of a vocabulary in the last one."""
-    axis = entry.row.shard_axis
+def _split(
+    meta_name: str, shape: tuple[int, ...], axis: int | None, count: int
+) -> tuple[Piece, ...]:
+    """Equal parts along ``axis``, the remainder of a vocabulary in the last one."""
     names = [f"consolidated.{shard:02}.pth" for shard in range(count)]
     if axis is None or count == 1:
-        return tuple(Piece(name, entry.meta, None, 0, 0) for name in names)
+        return tuple(Piece(name, meta_name, None, 0, 0) for name in names)
     part = shape[axis] // count
     bounds = [part * shard for shard in range(count)] + [shape[axis]]
     return tuple(
-        Piece(name, entry.meta, axis, bounds[shard], bounds[shard + 1])
+        Piece(name, meta_name, axis, bounds[shard], bounds[shard + 1])
         for shard, name in enumerate(names)
     )

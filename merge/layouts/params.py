@@ -250,6 +250,7 @@ def _find_feed_forward(dim: int, intermediate_size: int) -> dict[str, Any]:
     Meta's own pairs are tried first, then powers of two, then a multiplier that hits exactly.
     """
     published: list[tuple[int, float | None]] = [(256, None), (4096, 1.3), (1024, 1.3)]
+    published += [(256, 1.5), (4096, 1.2)]
     powers: list[tuple[int, float | None]] = [(1 << n, None) for n in range(12, -1, -1)]
     exact = (1, (intermediate_size + 0.5) / int(2 * (4 * dim) / 3))
     for multiple_of, multiplier in [*published, *powers, exact]:

@@ -31,7 +31,9 @@ from ..tokenizers.file_names import (
     CHAT_TEMPLATE_NAME,
     MODEL_NAME,
     TOKENIZER_CONFIG_NAME,
+    TOKENIZER_JSON_NAME,
 )
+from ..tokenizers.llama3_tokenizer import recover_tiktoken_file, with_turns
 from ..tokenizers.opaque_tokenizer import OpaqueTokenizer, Tokenizer, require_sentencepiece
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from ..tokenizers.sentencepiece_tokenizer import build_documents as tokenizer_documents
@@ -200,13 +202,30 @@ _ALPACA = """\
     {{- '### Response:\\n\\n' }}
 {%- endif %}
 """
-_CHAT_TEMPLATES = {"alpaca": _ALPACA}
+# As ``ChatFormat`` in Meta's code for Llama 3: a header, the text without space around it, an end.
+_LLAMA_3 = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+    {{- message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+_CHAT_TEMPLATES = {"alpaca": _ALPACA, "llama3": _LLAMA_3}
 
 
-def with_chat_template(tokenizer: SentencePieceTokenizer, name: str) -> SentencePieceTokenizer:
-    """The tokenizer with one of the templates that are known here, in place of its own."""
+def with_chat_template(tokenizer: Tokenizer, name: str) -> Tokenizer:
+    """The tokenizer with one of the templates that are known here, in place of its own.
+
+    Raises ``UsageError`` for a tokenizer of another generation than the template.
+    """
     template = _CHAT_TEMPLATES[name].encode("utf-8")
-    return replace(tokenizer, contents={**tokenizer.contents, CHAT_TEMPLATE_NAME: template})
+    if name == "llama3":
+        return with_turns(tokenizer, template)
+    understood = require_sentencepiece(tokenizer, f"--chat_template {name}")
+    return replace(understood, contents={**understood.contents, CHAT_TEMPLATE_NAME: template})
 
 
 def build_huggingface_documents(
@@ -243,8 +262,9 @@ def _build_copied_documents(
     described = build_merged_config if found.shape else build_merged_decoder_config
     config: Mapping[str, Any] = described(found.config, vocab_size, dtype, tied)
     generation = found.generation
-    if tokenizer.path != found.path.parent:
-        config = _with_ends(config, tokenizer, vocab_size)
+    derived = found.path.name == PARAMS_NAME  # which says nothing of tokens
+    if derived or tokenizer.path != found.path.parent:
+        config = _with_ends(config, tokenizer, vocab_size, derived)
         generation = _with_ends(generation, tokenizer, vocab_size) if generation else generation
     documents = {CONFIG_NAME: dump_json(config)}
     if generation:
@@ -253,10 +273,14 @@ def _build_copied_documents(
 
 
 def _with_ends(
-    config: Mapping[str, Any], tokenizer: OpaqueTokenizer, vocab_size: int
+    config: Mapping[str, Any], tokenizer: OpaqueTokenizer, vocab_size: int, derived: bool = False
 ) -> Mapping[str, Any]:
-    """Where text ends and what pads it, as far as the tokenizer says it."""
+    """Where text ends and what pads it, as far as the tokenizer says it; in a ``derived``
+    configuration where it begins, too.
+    """
     ids = {"pad_token_id": config.get("pad_token_id"), **tokenizer.token_ids}
+    if not derived:
+        ids.pop("bos_token_id", None)
     mended = with_token_ids(config, ids, vocab_size)
     return {key: value for key, value in mended.items() if key in config or value is not None}
 
@@ -269,6 +293,10 @@ def require_llama(
     Raises ``LayoutError`` for another model, ``UsageError`` for a tokenizer that can only be
     copied.
     """
+    return _require_llama_shape(found, layout), require_sentencepiece(tokenizer, layout)
+
+
+def _require_llama_shape(found: ModelConfig, layout: str) -> LlamaShape:
     if found.shape is None:
         biases = " with biases" if found.config.get("model_type") in LLAMA_MODEL_TYPES else ""
         raise LayoutError(
@@ -279,7 +307,19 @@ def require_llama(
             remedy="use --output_type huggingface, which any decoder can be written to",
         )
     require_named_llama(found.config, found.path)
-    return found.shape, require_sentencepiece(tokenizer, layout)
+    return found.shape
+
+
+def require_meta_model(found: ModelConfig, tokenizer: Tokenizer) -> LlamaShape:
+    """The shape of a model that Meta's layout can hold, with its kind of tokenizer.
+
+    Raises ``LayoutError`` for a model that is no LLaMA, ``UsageError`` for a tokenizer that is
+    neither SentencePiece's nor one with a ``tokenizer.json``.
+    """
+    shape = _require_llama_shape(found, LLAMA_ONLY["pth"])
+    if not (isinstance(tokenizer, OpaqueTokenizer) and TOKENIZER_JSON_NAME in tokenizer.contents):
+        require_sentencepiece(tokenizer, LLAMA_ONLY["pth"])
+    return shape
 
 
 def build_meta_documents(
@@ -287,13 +327,17 @@ def build_meta_documents(
 ) -> dict[str, bytes]:
     """``params.json``, ``tokenizer.model``, and ``added_tokens.json`` where tokens come on top of
     its pieces, as llama.cpp's legacy converter reads them; nothing else of Hugging Face's, which
-    would mislead that converter. Raises ``LayoutError`` for what ``params.json`` cannot say.
+    would mislead that converter.
+
+    Llama 3's ``tokenizer.model`` is tiktoken's, made from ``tokenizer.json``. Raises
+    ``LayoutError`` for what ``params.json`` cannot say, ``VocabularyError`` for tokens that Meta's
+    code does not have.
     """
-    shape, understood = require_llama(found, tokenizer, LLAMA_ONLY["pth"])
-    documents = {
-        PARAMS_NAME: dump_json(build_params_json(found.config, shape, vocab_size, found.path)),
-        MODEL_NAME: understood.vocabulary,
-    }
-    if understood.added_tokens:
-        documents[ADDED_TOKENS_NAME] = dump_json(understood.added_tokens)
+    shape = require_meta_model(found, tokenizer)
+    params = dump_json(build_params_json(found.config, shape, vocab_size, found.path))
+    if isinstance(tokenizer, OpaqueTokenizer):
+        return {PARAMS_NAME: params, MODEL_NAME: recover_tiktoken_file(tokenizer, vocab_size)}
+    documents = {PARAMS_NAME: params, MODEL_NAME: tokenizer.vocabulary}
+    if tokenizer.added_tokens:
+        documents[ADDED_TOKENS_NAME] = dump_json(tokenizer.added_tokens)
     return documents

@@ -15,12 +15,19 @@ from ..layouts.model_folder import ModelFolder
 from ..storage.offload import Offload
 from ..storage.zipped_adapter import find_adapter_folder, unpack
 from ..tokenizers.file_names import MODEL_NAME, TOKENIZER_JSON_NAME
-from ..tokenizers.opaque_tokenizer import Tokenizer, has_tokenizer, read_opaque_tokenizer
+from ..tokenizers.opaque_tokenizer import Tokenizer
 from ..tokenizers.sentencepiece_tokenizer import (
     SentencePieceTokenizer,
     has_details,
     has_template_file,
     read_tokenizer,
+)
+from ..tokenizers.tiktoken_model import is_tiktoken_file
+from .llama3_tokenizer import (
+    find_tiktoken,
+    find_tokenizer_model,
+    holds_tokenizer,
+    read_copied_tokenizer,
 )
 
 # What a Hub id looks like: owner/name, each of letters, digits, dots, dashes and underscores; then
@@ -228,16 +235,17 @@ def _choose_tokenizers(
 ) -> tuple[Tokenizer | None, Tokenizer]:
     """The tokenizer of the last of ``models`` that has one, and that of the result."""
     if _holds_llama(models[0]):
-        own = find_tokenizer(models)
+        pieces = find_tokenizer(models)
         folders = [*adapters, *models]
         chosen = _read_named(named, folders) if named else find_tokenizer(folders)
         if chosen is not None:
-            return own, chosen
-        if not named and not any(map(has_tokenizer, folders)):
-            return own, read_tokenizer(models[-1].path)  # which says what is missing
-    home = next(filter(has_tokenizer, models), None)
-    copied = named or next(filter(has_tokenizer, adapters), home or models[-1])
-    return read_opaque_tokenizer(home) if home else None, read_opaque_tokenizer(copied)
+            return pieces, chosen
+        if not named and not any(map(holds_tokenizer, folders)):
+            return pieces, read_tokenizer(models[-1].path)  # which says what is missing
+    home = next(filter(holds_tokenizer, models), None)
+    copied = named or next(filter(holds_tokenizer, adapters), home or models[-1])
+    own = read_copied_tokenizer(home, models[-1]) if home else None
+    return own, own if own and copied is home else read_copied_tokenizer(copied, models[-1])
 
 
 def find_tokenizer(folders: Sequence[ModelFolder]) -> SentencePieceTokenizer | None:
@@ -280,12 +288,27 @@ def choose_tokenizer(
     return found or read_tokenizer((home or folders[0]).path)
 
 
+def choose_any_tokenizer(
+    named: str | Path | None, folder: ModelFolder, offload: Offload
+) -> Tokenizer:
+    """The tokenizer that ``--tokenizer`` names, else that of the model in ``folder``, of any kind.
+
+    Raises ``FormatError`` where there is none.
+    """
+    home = resolve_tokenizer(str(named), offload) if named else None
+    found = _read_named(home, [folder]) if home else find_tokenizer([folder])
+    source = home or folder
+    if found is None and not holds_tokenizer(source):
+        return read_tokenizer(source.path)  # which says what is missing
+    return found or read_copied_tokenizer(source, folder)
+
+
 def _read_named(home: ModelFolder, folders: Sequence[ModelFolder]) -> SentencePieceTokenizer | None:
     """The tokenizer that ``--tokenizer`` names, or None where it can only be copied."""
     path = home.path
-    if path.is_file():
-        return read_tokenizer(path) if path.name != TOKENIZER_JSON_NAME else None
-    if MODEL_NAME in home.files:
+    if find_tiktoken(home) is not None or path.name == TOKENIZER_JSON_NAME:
+        return None
+    if path.is_file() or MODEL_NAME in home.files:
         return read_tokenizer(path)
     if not has_details(path) and not has_template_file(path):
         return None
@@ -303,14 +326,14 @@ def _holds_llama(folder: ModelFolder) -> bool:
 
 
 def find_tokenizer_home(folder: ModelFolder) -> Path | None:
-    """Where the tokenizer of the model in ``folder`` is: there, or nowhere.
+    """Where the SentencePiece model of the model in ``folder`` is: there, or nowhere.
 
-    Meta keeps one ``tokenizer.model`` for all sizes, beside their folders; it is then taken alone.
+    The one that Meta keeps for all sizes, beside their folders, is taken alone.
     """
-    if MODEL_NAME in folder.files:
-        return folder.path
-    shared = folder.path.resolve().parent / MODEL_NAME
-    return shared if folder.is_meta and shared.is_file() else None
+    file = find_tokenizer_model(folder)
+    if file is None or is_tiktoken_file(file):
+        return None
+    return folder.path if MODEL_NAME in folder.files else file
 
 
 def resolve_tokenizer(source: str, offload: Offload) -> ModelFolder:

@@ -20,13 +20,14 @@ from ..settings import MergeSettings, OutputSettings
 from ..tensors.digests import add_digests
 from ..tensors.finite import check_finite
 from ..tensors.lazy import LazyTensor, get_dtype_name
-from ..tokenizers.opaque_tokenizer import Tokenizer, require_sentencepiece
+from ..tokenizers.opaque_tokenizer import OpaqueTokenizer, Tokenizer
 from .documents import (
     LLAMA_ONLY,
     ModelConfig,
     build_huggingface_documents,
     build_meta_documents,
     require_llama,
+    require_meta_model,
     with_chat_template,
 )
 
@@ -90,8 +91,7 @@ def plan_output(model: Model, settings: OutputSettings) -> Plan:
     Raises ``UsageError`` and ``LayoutError`` for what the layout cannot hold.
     """
     if settings.chat_template:
-        understood = require_sentencepiece(model.tokenizer, "--chat_template")
-        named = with_chat_template(understood, settings.chat_template)
+        named = with_chat_template(model.tokenizer, settings.chat_template)
         model = replace(model, tokenizer=named)
     headless = LM_HEAD not in model.tensors and not model.tied
     if settings.output_type in LLAMA_ONLY and (headless or EMBED_TOKENS not in model.tensors):
@@ -108,9 +108,10 @@ def plan_output(model: Model, settings: OutputSettings) -> Plan:
         return _plan_gguf(model, settings)
     result, checked = _checked(model.tensors, settings)
     if settings.output_type == "pth":
-        shape, _ = require_llama(model.config, model.tokenizer, LLAMA_ONLY["pth"])
+        shape = require_meta_model(model.config, model.tokenizer)
         whole = {LM_HEAD: checked[EMBED_TOKENS], **checked}
-        placed = meta.place_tensors(whole, shape, settings.num_shards)
+        by_rows = isinstance(model.tokenizer, OpaqueTokenizer)  # Llama 3's
+        placed = meta.place_tensors(whole, shape, settings.num_shards, by_rows)
         documents = build_meta_documents(model.config, model.tokenizer, model.rows)
         return Plan(tuple(placed), documents, result, checked=checked)
     placed = huggingface.place_tensors(checked, settings.suffix, settings.shard_bytes)

@@ -208,6 +208,23 @@ def block_rows(shape: tuple[int, ...]) -> int:
     return 1 << (fitting.bit_length() - 1)
 
 
+def have_equal_values(one: LazyTensor, other: LazyTensor) -> bool:
+    """Whether two tensors hold the same bits; they are read up to the first block that differs."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    step = block_rows(one.shape)
+    readers = one.without_digest().reader(), other.without_digest().reader()
+    blocks = [torch.empty((step, *one.shape[1:]), dtype=one.dtype) for _ in readers]
+    for start in range(0, one.rows, step):
+        count = min(step, one.rows - start)
+        for read, block in zip(readers, blocks, strict=True):
+            read(start, start + count, block[:count])
+        ours, theirs = (block[:count].view(torch.uint8) for block in blocks)
+        if not torch.equal(ours, theirs):
+            return False
+    return True
+
+
 def get_dtype_name(dtype: torch.dtype) -> str:
     """``float16`` for ``torch.float16``, as configurations spell it."""
     return str(dtype).removeprefix("torch.")

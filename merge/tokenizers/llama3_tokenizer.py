@@ -7,22 +7,34 @@ the special tokens, and ``<|begin_of_text|>`` in front of each text.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import FormatError, VocabularyError
-from ..untrusted.strict_json import dump_json
+from ..errors import FormatError, UsageError, VocabularyError
+from ..untrusted.strict_json import dump_json, parse_json
 from .byte_level import list_merges, spell, unspell
-from .file_names import SPECIAL_TOKENS_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_JSON_NAME
+from .file_names import (
+    CHAT_TEMPLATE_NAME,
+    SPECIAL_TOKENS_NAME,
+    TOKENIZER_CONFIG_NAME,
+    TOKENIZER_JSON_NAME,
+)
+from .opaque_tokenizer import OpaqueTokenizer
 from .tiktoken_model import (
     BEGIN_OF_TEXT,
     END_OF_TEXT,
     END_OF_TURN,
     N_RANKS,
+    N_SPECIAL,
     SPLIT_PATTERN,
+    dump_ranks,
     require_llama3,
+    special_tokens,
 )
+from .tokenizer_json import read_added_tokens
 
+_TURNS = {"<|start_header_id|>", "<|end_header_id|>", END_OF_TURN}
 _PLAIN_FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 
 
@@ -107,14 +119,9 @@ def build_llama3_documents(
     ranks: Mapping[bytes, int],
     special: Mapping[str, int],
     model_max_length: int,
-    chat_template: str | None = None,
 ) -> dict[str, bytes]:
-    """The tokenizer's files of a Hugging Face folder, by name.
-
-    With a chat template text ends with the turn (``<|eot_id|>``), as in Meta's instruct models.
-    """
-    eos = END_OF_TURN if chat_template is not None else END_OF_TEXT
-    names = {"bos_token": BEGIN_OF_TEXT, "eos_token": eos}
+    """The tokenizer's files of a Hugging Face folder, by name, as for Meta's base models."""
+    names = {"bos_token": BEGIN_OF_TEXT, "eos_token": END_OF_TEXT}
     decoder = {
         str(id_): {"content": name, **dict(sorted(_PLAIN_FLAGS.items())), "special": True}
         for name, id_ in special.items()
@@ -127,8 +134,6 @@ def build_llama3_documents(
         "model_max_length": model_max_length,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    if chat_template is not None:
-        config["chat_template"] = chat_template
     return {
         TOKENIZER_JSON_NAME: dump_tokenizer_json(build_tokenizer_json(ranks, special)),
         TOKENIZER_CONFIG_NAME: dump_json(config),
@@ -213,14 +218,48 @@ def _no_llama3(path: Path, expected: str, found: str) -> VocabularyError:
     )
 
 
-def find_special_tokens(fast: Mapping[str, Any], path: Path) -> dict[str, int]:
-    """The added tokens of a Llama 3's ``tokenizer.json`` by name.
+def recover_tiktoken_file(tokenizer: OpaqueTokenizer, rows: int) -> bytes:
+    """Meta's ``tokenizer.model`` for a model of ``rows`` embedding rows, from ``tokenizer.json``.
 
-    Raises ``VocabularyError`` unless each of the 256 ids behind the ranks has one, and Meta's code
-    finds where a text begins and ends among them.
+    Raises ``VocabularyError`` as ``recover_ranks`` does, and where Meta's code would give a special
+    token another id: it counts them by their place behind the ranks.
     """
-    added = {str(e.get("content")): e.get("id") for e in fast.get("added_tokens") or ()}
-    for name, id_ in ((BEGIN_OF_TEXT, N_RANKS), (END_OF_TEXT, N_RANKS + 1)):
-        if added.get(name) != id_:
-            raise _no_llama3(path, f"{name} as token {id_}", repr(added.get(name)))
-    return {name: id_ for name, id_ in added.items() if type(id_) is int}
+    folder = tokenizer.path if tokenizer.path.is_dir() else tokenizer.path.parent
+    path = folder / TOKENIZER_JSON_NAME
+    fast = parse_json(tokenizer.contents[TOKENIZER_JSON_NAME], path)
+    ranks = recover_ranks(fast, path)
+    added = {entry["content"]: entry["id"] for entry in read_added_tokens(fast, path)}
+    if added not in (special_tokens("3"), special_tokens("3.1")):
+        odd = sorted(added.items() - special_tokens("3").items() - special_tokens("3.1").items())
+        found = f"{odd[0][0]!r} as {odd[0][1]}" if odd else f"{len(added)} added tokens"
+        raise _no_llama3(path, "the 256 special tokens of Meta's code, 128000 and on", found)
+    if len(ranks) > N_RANKS or rows != N_RANKS + N_SPECIAL:
+        found = f"{len(ranks)} ranks, {rows} rows of embeddings"
+        raise _no_llama3(path, f"{N_RANKS} ranks, and {N_RANKS + N_SPECIAL} rows", found)
+    return dump_ranks(ranks)
+
+
+def with_turns(tokenizer: object, template: bytes) -> OpaqueTokenizer:
+    """A Llama 3's tokenizer with a chat template in which text ends with the turn.
+
+    Raises ``UsageError`` for a tokenizer without Llama 3's tokens of headers and turns.
+    """
+    tokens: dict[str, int] = {}
+    if isinstance(tokenizer, OpaqueTokenizer) and TOKENIZER_JSON_NAME in tokenizer.contents:
+        path = tokenizer.path / TOKENIZER_JSON_NAME
+        fast = parse_json(tokenizer.contents[TOKENIZER_JSON_NAME], path)
+        tokens = {entry["content"]: entry["id"] for entry in read_added_tokens(fast, path)}
+    if not isinstance(tokenizer, OpaqueTokenizer) or not tokens.keys() >= _TURNS:
+        raise UsageError(
+            "--chat_template llama3 needs Llama 3's tokenizer",
+            expected=f"the tokens {', '.join(sorted(_TURNS))}",
+            remedy="leave it out, or give the template of the model's own generation",
+        )
+    contents = {**tokenizer.contents, CHAT_TEMPLATE_NAME: template}
+    for name in (TOKENIZER_CONFIG_NAME, SPECIAL_TOKENS_NAME):
+        said = parse_json(contents.get(name, b"{}"), tokenizer.path / name)
+        if name in contents or name == TOKENIZER_CONFIG_NAME:
+            said.pop("chat_template", None)
+            contents[name] = dump_json({**said, "eos_token": END_OF_TURN})
+    ids = {**tokenizer.token_ids, "eos_token_id": tokens[END_OF_TURN]}
+    return replace(tokenizer, contents=contents, token_ids=ids)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import FormatError, UsageError
 from ..storage.folder import Folder
-from ..untrusted.strict_json import dump_json, read_json
+from ..untrusted.strict_json import dump_json, parse_json, read_json
 from .chat_templates import read_templates
 from .file_names import (
     ADDED_TOKENS_NAME,
@@ -53,8 +53,8 @@ class OpaqueTokenizer:
     """The files of a tokenizer, by name, as they are.
 
     ``n_tokens`` is one more than the largest id in them; None where no file has ids.
-    ``token_ids`` are those of the end of text and of padding, as configurations name them, where
-    files have them.
+    ``token_ids`` are those of the beginning and end of text and of padding, as configurations name
+    them, where files have them.
     """
 
     path: Path
@@ -103,26 +103,33 @@ def read_opaque_tokenizer(source: Folder) -> OpaqueTokenizer:
     Where ``tokenizer_config.json`` names code of its own, the folder's Python files come along.
     Raises ``FormatError`` when there is no tokenizer and for damaged JSON.
     """
+    if not source.path.is_file() and not has_tokenizer(source):
+        raise FormatError(
+            "the folder holds no tokenizer",
+            file=source.path,
+            expected=", ".join(_VOCABULARIES[:3]),
+            remedy="copy the tokenizer's files into it, or name their folder with --tokenizer",
+        )
+    return describe_tokenizer(source.path, collect_tokenizer_files(source))
+
+
+def collect_tokenizer_files(source: Folder) -> dict[str, bytes]:
+    """Every file of a tokenizer's folder by name, or one file alone."""
     path = source.path
     if path.is_file():
-        folder, found = path.parent, [path]
-    else:
-        folder, found = path, _find_files(source, (*_VOCABULARIES, *_BESIDE))
-        if not has_tokenizer(source):
-            raise FormatError(
-                "the folder holds no tokenizer",
-                file=path,
-                expected=", ".join(_VOCABULARIES[:3]),
-                remedy="copy the tokenizer's files into it, or name their folder with --tokenizer",
-            )
-        if TOKENIZER_CONFIG_NAME in source.files and "auto_map" in source.read_json(
-            TOKENIZER_CONFIG_NAME
-        ):
-            found += source.matching("*.py")
-    contents = {file.name: file.read_bytes() for file in found}
-    if path.is_dir():
-        contents = _add_templates(path, contents)
-    files = {name: read_json(folder / name) for name in contents if name.endswith(".json")}
+        return {path.name: path.read_bytes()}
+    found = _find_files(source, (*_VOCABULARIES, *_BESIDE))
+    if TOKENIZER_CONFIG_NAME in source.files and "auto_map" in source.read_json(
+        TOKENIZER_CONFIG_NAME
+    ):
+        found += source.matching("*.py")
+    return _add_templates(path, {file.name: file.read_bytes() for file in found})
+
+
+def describe_tokenizer(path: Path, contents: dict[str, bytes]) -> OpaqueTokenizer:
+    """The tokenizer whose files, of the folder ``path`` or of that file alone, are ``contents``."""
+    folder = path.parent if path.is_file() else path
+    files = {n: parse_json(contents[n], folder / n) for n in contents if n.endswith(".json")}
     largest = max(_list_largest_ids(folder, contents, files), default=-1)
     n_tokens = None if largest < 0 else largest + 1
     return OpaqueTokenizer(path, contents, n_tokens, _find_token_ids(folder, files))
@@ -148,7 +155,7 @@ def _find_files(folder: Folder, patterns: Iterable[str]) -> list[Path]:
 
 
 def _find_token_ids(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """The ids of eos and pad, by the JSON ``files``."""
+    """The ids of bos, eos and pad, by the JSON ``files``."""
     config = files.get(TOKENIZER_CONFIG_NAME, {})
     fast = files.get(TOKENIZER_JSON_NAME, {})
     vocab = (fast.get("model") or {}).get("vocab")
@@ -163,7 +170,7 @@ def _find_token_ids(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> dic
     }
     special = files.get(SPECIAL_TOKENS_NAME, {})
     found = {}
-    for name in ("eos_token", "pad_token"):
+    for name in ("bos_token", "eos_token", "pad_token"):
         content = get_content(config.get(name)) or get_content(special.get(name))
         if type(id_ := ids.get(content)) is int:
             found[f"{name}_id"] = id_

@@ -16,8 +16,15 @@ from ..layouts.llama import EMBED_TOKENS
 from ..layouts.model_folder import ModelFolder
 from ..storage.input_file import InputFile
 from ..tensors.lazy import Checkpoint
+from ..tokenizers.byte_level import spell
 from ..tokenizers.file_names import MODEL_NAME
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer, read_tokenizer
+from ..tokenizers.tiktoken_model import (
+    is_tiktoken_file,
+    read_ranks,
+    require_llama3,
+    special_token_names,
+)
 
 _GGUF_TOKENS = "tokenizer.ggml.tokens"
 # llama.cpp's converter spells it as a space in added tokens.
@@ -69,7 +76,7 @@ def check_vocabulary(
     yield from counts
     yield from _check_ids(ours, result, ours.path)
     for parent in parents:
-        parent_tokens = _read_folder(read_tokenizer(parent))
+        parent_tokens = read_vocabulary(parent)
         yield from _check_order(ours, parent_tokens)
         if not may_be_shorter and not counts:
             yield from _check_missing(ours, parent_tokens, rows)
@@ -77,9 +84,19 @@ def check_vocabulary(
 
 def read_vocabulary(folder: Path) -> TokenList:
     """The tokens of a folder in any layout. Raises ``MergeError`` for a tokenizer that is none."""
-    return (
-        _read_gguf(folder) if ModelFolder(folder).is_gguf else _read_folder(read_tokenizer(folder))
-    )
+    if ModelFolder(folder).is_gguf:
+        return _read_gguf(folder)
+    path = folder / MODEL_NAME
+    if path.is_file() and is_tiktoken_file(path):
+        return _read_tiktoken(path)
+    return _read_folder(read_tokenizer(folder))
+
+
+def _read_tiktoken(path: Path) -> TokenList:
+    """Llama 3's tokens as Meta's code numbers them; it has the special ones' ids by itself."""
+    ranks = read_ranks(path)
+    require_llama3(ranks, path)
+    return TokenList(path, (*map(spell, ranks), *special_token_names("3")), {})
 
 
 def check_tokenizer(folder: Path, sha256: str | None) -> Iterator[VerificationError]:
