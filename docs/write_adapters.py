@@ -79,8 +79,22 @@ BASES = (
     ),
     Base(
         "Llama 3 (`tokenizer.json` alone)",
-        "merged; for Meta's layout give its `tokenizer.model` with `--tokenizer`",
-        ("tests/layouts/test_decoder.py::test_llama_with_tokenizer_json_alone",),
+        "merged, from Meta's folder too; for Meta's layout the tiktoken file is made from "
+        "`tokenizer.json`",
+        (
+            "tests/layouts/test_decoder.py::test_llama_with_tokenizer_json_alone",
+            "tests/jobs/test_llama3_merge.py::test_merges_from_either_layout_as_peft_does",
+            "tests/jobs/test_llama3_merge.py::test_merges_into_metas_layout",
+        ),
+    ),
+    Base(
+        "Mixtral",
+        "an adapter on attention, router (`gate`) and single experts "
+        "(`block_sparse_moe.experts.0.w1`), as Chinese-Mixtral's, is merged; fused ones as below",
+        (
+            "tests/deltas/test_mixtral.py::test_lora_on_experts_merges_as_peft_does",
+            "tests/deltas/test_mixtral.py::test_grown_vocabulary_comes_with_the_adapter",
+        ),
     ),
     Base(
         "Mixtral, Qwen-MoE, GPT-OSS",

@@ -31,9 +31,8 @@ from ..tokenizers.file_names import (
     CHAT_TEMPLATE_NAME,
     MODEL_NAME,
     TOKENIZER_CONFIG_NAME,
-    TOKENIZER_JSON_NAME,
 )
-from ..tokenizers.llama3_tokenizer import recover_tiktoken_file, with_turns
+from ..tokenizers.llama3_tokenizer import is_byte_level, recover_tiktoken_file, with_turns
 from ..tokenizers.opaque_tokenizer import OpaqueTokenizer, Tokenizer, require_sentencepiece
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from ..tokenizers.sentencepiece_tokenizer import build_documents as tokenizer_documents
@@ -314,10 +313,10 @@ def require_meta_model(found: ModelConfig, tokenizer: Tokenizer) -> LlamaShape:
     """The shape of a model that Meta's layout can hold, with its kind of tokenizer.
 
     Raises ``LayoutError`` for a model that is no LLaMA, ``UsageError`` for a tokenizer that is
-    neither SentencePiece's nor one with a ``tokenizer.json``.
+    neither SentencePiece's nor byte-level.
     """
     shape = _require_llama_shape(found, LLAMA_ONLY["pth"])
-    if not (isinstance(tokenizer, OpaqueTokenizer) and TOKENIZER_JSON_NAME in tokenizer.contents):
+    if not (isinstance(tokenizer, OpaqueTokenizer) and is_byte_level(tokenizer)):
         require_sentencepiece(tokenizer, LLAMA_ONLY["pth"])
     return shape
 

@@ -6,7 +6,7 @@ the special tokens, and ``<|begin_of_text|>`` in front of each text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,12 @@ from .tiktoken_model import (
     BEGIN_OF_TEXT,
     END_OF_TEXT,
     END_OF_TURN,
+    LLAMA3_RANKS,
     N_RANKS,
     N_SPECIAL,
     SPLIT_PATTERN,
     dump_ranks,
+    has_llama3_ranks,
     require_llama3,
     special_tokens,
 )
@@ -161,27 +163,35 @@ def recover_ranks(fast: Mapping[str, Any], path: Path) -> dict[bytes, int]:
             expected='"model": {"vocab": tokens with their ids}',
             remedy="fetch it again, or save the tokenizer again with transformers",
         )
-    merges = [_pair(entry) for entry in model.get("merges") or ()]
+    given = model.get("merges")
+    merges = [_pair(entry) for entry in given] if isinstance(given, list) else []
     if not merges:
         raise _no_llama3(path, "the merges of a byte-level BPE", "no merges")
-    added = {entry.get("content") for entry in fast.get("added_tokens") or ()}
-    ranks: dict[bytes, int] = {}
-    for text, id_ in model["vocab"].items():
-        if text in added:
-            continue
-        token = unspell(text)
-        if token is None or type(id_) is not int:
-            raise _no_llama3(path, "a vocabulary of bytes", f"{text!r}: {id_!r}")
-        ranks[token] = id_
-    require_llama3(ranks, path)
-    if model.get("ignore_merges") is not True:
-        raise _no_llama3(path, '"ignore_merges": true', repr(model.get("ignore_merges")))
+    added = {entry["content"] for entry in read_added_tokens(fast, path)}
+    ranks = _read_ranks(model["vocab"], added, path)
     patterns = list(_patterns(fast.get("pre_tokenizer")))
     if patterns != [SPLIT_PATTERN] or fast.get("normalizer"):
         raise _no_llama3(path, f"text cut by {SPLIT_PATTERN}", repr(patterns)[:300])
+    if model.get("ignore_merges") is not True:
+        raise _no_llama3(path, '"ignore_merges": true', repr(model.get("ignore_merges")))
     wanted = [(spell(left), spell(right)) for left, right in list_merges(ranks)]
     if merges != wanted:
         raise _no_llama3(path, f"{len(wanted):,} merges, by the ranks", f"{len(merges):,} others")
+    return ranks
+
+
+def _read_ranks(vocab: Mapping[str, Any], added: Container[str], path: Path) -> dict[bytes, int]:
+    """The bytes of each token that is not ``added``, by id; they must be Llama 3's."""
+    ranks: dict[bytes, int] = {}
+    for text, id_ in vocab.items():
+        if text not in added:
+            token = unspell(text)
+            if token is None or type(id_) is not int:
+                raise _no_llama3(path, "a vocabulary of bytes", f"{text!r}: {id_!r}")
+            ranks[token] = id_
+    if not has_llama3_ranks(ranks):
+        raise _no_llama3(path, LLAMA3_RANKS, f"{len(ranks):,} tokens")
+    require_llama3(ranks, path)
     return dict(sorted(ranks.items(), key=lambda item: item[1]))
 
 
@@ -216,6 +226,21 @@ def _no_llama3(path: Path, expected: str, found: str) -> VocabularyError:
         remedy="use --output_type huggingface, which takes tokenizer.json as it is; or take it "
         "from where the Llama 3 model is from",
     )
+
+
+def is_byte_level(tokenizer: OpaqueTokenizer) -> bool:
+    """Whether its ``tokenizer.json`` spells bytes as characters, as Llama 3's does."""
+    if TOKENIZER_JSON_NAME not in tokenizer.contents:
+        return False
+    fast = parse_json(tokenizer.contents[TOKENIZER_JSON_NAME], tokenizer.path)
+    return "ByteLevel" in _kinds(fast.get("pre_tokenizer"))
+
+
+def _kinds(step: object) -> list[object]:
+    if not isinstance(step, dict):
+        return []
+    parts = step.get("pretokenizers")
+    return [step.get("type")] + [k for part in parts or () for k in _kinds(part)]
 
 
 def recover_tiktoken_file(tokenizer: OpaqueTokenizer, rows: int) -> bytes:

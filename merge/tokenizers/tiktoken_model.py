@@ -34,6 +34,7 @@ SPLIT_PATTERN = (
 """What cuts text before any merging, in Meta's ``tokenizer.py``."""
 
 _SHA256 = "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55"
+LLAMA3_RANKS = f"Llama 3's {N_RANKS:,} ranks (SHA-256 {_SHA256[:8]}...)"
 # Other models' tiktoken files, by the number of their ranks.
 _OTHERS = {
     50_256: "GPT-2's",
@@ -153,19 +154,24 @@ def _lines(entries: Iterable[tuple[bytes, int]]) -> Iterable[bytes]:
         yield base64.b64encode(token) + b" %d\n" % rank
 
 
+def has_llama3_ranks(ranks: Mapping[bytes, int]) -> bool:
+    """Whether the first 128,000 ranks are Llama 3's."""
+    own = {token: rank for token, rank in ranks.items() if rank < N_RANKS}
+    return hashlib.sha256(dump_ranks(own)).hexdigest() == _SHA256
+
+
 def require_llama3(ranks: Mapping[bytes, int], path: Path) -> None:
     """Raise ``VocabularyError`` unless the first 128,000 ranks are Llama 3's.
 
     Further ones must follow the 256 special tokens without a gap: a grown vocabulary, in which
     every old id stays. Only for Llama 3 are pattern and special tokens known here.
     """
-    own = {token: rank for token, rank in ranks.items() if rank < N_RANKS}
-    if hashlib.sha256(dump_ranks(own)).hexdigest() != _SHA256:
+    if not has_llama3_ranks(ranks):
         kind = _OTHERS.get(len(ranks))
         raise VocabularyError(
             "this tiktoken vocabulary is not Llama 3's",
             file=path,
-            expected=f"Llama 3's {N_RANKS:,} ranks (SHA-256 {_SHA256[:8]}...)",
+            expected=LLAMA3_RANKS,
             found=f"{len(ranks):,} ranks" + (f", as many as {kind}" if kind else ""),
             remedy="take tokenizer.model from the place where the Llama 3 weights are from; for "
             "another model's, give a Hugging Face folder with its tokenizer.json",
