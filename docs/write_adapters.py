@@ -83,8 +83,8 @@ BASES = (
         "`tokenizer.json`",
         (
             "tests/layouts/test_decoder.py::test_llama_with_tokenizer_json_alone",
-            "tests/jobs/test_llama3_merge.py::test_merges_from_either_layout_as_peft_does",
-            "tests/jobs/test_llama3_merge.py::test_merges_into_metas_layout",
+            "tests/jobs/test_llama3_merge.py::test_merges_from_either_layout_as_peft_does[...]",
+            "tests/jobs/test_llama3_merge.py::test_merges_into_metas_layout[...]",
         ),
     ),
     Base(
