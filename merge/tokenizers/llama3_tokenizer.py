@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +164,8 @@ def recover_ranks(fast: Mapping[str, Any], path: Path) -> dict[bytes, int]:
             expected='"model": {"vocab": tokens with their ids}',
             remedy="fetch it again, or save the tokenizer again with transformers",
         )
-    given = model.get("merges")
-    merges = [_pair(entry) for entry in given] if isinstance(given, list) else []
-    if not merges:
+    merges = model.get("merges")
+    if not isinstance(merges, list) or not merges:
         raise _no_llama3(path, "the merges of a byte-level BPE", "no merges")
     added = {entry["content"] for entry in read_added_tokens(fast, path)}
     ranks = _read_ranks(model["vocab"], added, path)
@@ -174,9 +174,10 @@ def recover_ranks(fast: Mapping[str, Any], path: Path) -> dict[bytes, int]:
         raise _no_llama3(path, f"text cut by {SPLIT_PATTERN}", repr(patterns)[:300])
     if model.get("ignore_merges") is not True:
         raise _no_llama3(path, '"ignore_merges": true', repr(model.get("ignore_merges")))
-    wanted = [(spell(left), spell(right)) for left, right in list_merges(ranks)]
-    if merges != wanted:
-        raise _no_llama3(path, f"{len(wanted):,} merges, by the ranks", f"{len(merges):,} others")
+    wanted = ((spell(left), spell(right)) for left, right in list_merges(ranks))
+    if any(_pair(given) != pair for given, pair in zip_longest(merges, wanted)):
+        expected = "every merge that the ranks imply, in their order"
+        raise _no_llama3(path, expected, f"{len(merges):,} others")
     return ranks
 
 

@@ -15,6 +15,7 @@ from ..errors import FormatError, UsageError
 from ..storage.atomic_write import write_atomically
 from ..untrusted.placeholders import refuse_placeholder
 from .file_names import MODEL_NAME
+from .tiktoken_model import is_tiktoken
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -50,6 +51,7 @@ def read_model(path: Path) -> ModelProto:
     file = find_model_file(path)
     content = file.read_bytes()
     refuse_placeholder(file, content)
+    _refuse_tiktoken(content, file)
     model = _parse_checked(content, file)
     _require_unique_pieces(model, file)
     load_processor(content, file)
@@ -69,6 +71,7 @@ def load_processor(content: bytes, file: Path | None = None) -> SentencePiecePro
     ``file`` is where they are from, for errors. Raises ``FormatError`` for what SentencePiece
     cannot load, and for pieces that are not UTF-8.
     """
+    _refuse_tiktoken(content, file)
     from sentencepiece import SentencePieceProcessor
 
     processor = SentencePieceProcessor()
@@ -83,6 +86,16 @@ def load_processor(content: bytes, file: Path | None = None) -> SentencePiecePro
             remedy="fetch it again; LLaMA's has 499723 bytes",
         ) from None
     return processor
+
+
+def _refuse_tiktoken(content: bytes, file: Path | None) -> None:
+    if is_tiktoken(content):
+        raise FormatError(
+            f"this {MODEL_NAME} is a tiktoken file, as Llama 3 has, and no SentencePiece model",
+            file=file,
+            expected="the SentencePiece model of LLaMA 1 or 2",
+            remedy="merges and conversions read Llama 3's; for this command name another tokenizer",
+        )
 
 
 def list_pieces(processor: SentencePieceProcessor) -> list[str]:

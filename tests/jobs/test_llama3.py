@@ -15,7 +15,7 @@ from merge.errors import UsageError, VocabularyError
 from merge.jobs.convert_checkpoint import convert_checkpoint
 from tests.kit.files import Tensors, load_weights
 from tests.kit.llama3_models import llama3_params, make_llama3
-from tests.kit.meta_models import meta_tensors, params, save_meta, split
+from tests.kit.meta_models import make_meta, meta_tensors, params, save_meta
 from tests.kit.run import ROOT, run_merge
 from tests.kit.tiktoken_encodings import MetaTokenizer
 from tests.kit.transformers_446 import needs_transformers_446, run_in_transformers_446
@@ -254,6 +254,12 @@ def test_alpaca_template_needs_llamas_tokenizer(tmp_path: Path, real_data: Path)
         convert_checkpoint(meta, tmp_path / "hf", chat_template="alpaca")
 
 
+def test_llama_3s_template_needs_its_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--chat_template llama3 needs"):
+        convert_checkpoint(make_meta(tmp_path / "meta"), tmp_path / "hf", chat_template="llama3")
+    assert not (tmp_path / "hf").exists()
+
+
 def test_vocabularies_that_differ_are_refused(tmp_path: Path, real_data: Path) -> None:
     meta = make_llama3(tmp_path / "meta", real_data)
     convert_checkpoint(meta, tmp_path / "hf")
@@ -266,10 +272,13 @@ def test_vocabularies_that_differ_are_refused(tmp_path: Path, real_data: Path) -
         convert_checkpoint(tmp_path / "hf", tmp_path / "other")
 
 
-def test_split_by_rows_is_read_with_any_number_of_files(tmp_path: Path, real_data: Path) -> None:
-    tensors = meta_tensors(4, 128_256, torch.bfloat16)
-    for count in (1, 4):
-        folder = make_llama3(tmp_path / f"{count}", real_data, "3", count)
-        assert len(split(tensors, count, embeddings_by_rows=True)) == count
-        convert_checkpoint(folder, tmp_path / f"hf-{count}", safe_serialization=True)
-    require_equal(load_weights(tmp_path / "hf-1"), load_weights(tmp_path / "hf-4"))
+def test_tokenizer_may_be_named_or_lie_above_the_folder(tmp_path: Path, real_data: Path) -> None:
+    one, four = (make_llama3(tmp_path / f"{n}" / "8B", real_data, "3", n) for n in (1, 4))
+    (one / "tokenizer.model").unlink()
+    (four / "tokenizer.model").rename(four.parent / "tokenizer.model")
+    named = real_data / "tokenizers" / "llama3_tiktoken.model"
+    convert_checkpoint(one, tmp_path / "named", safe_serialization=True, tokenizer=named)
+    convert_checkpoint(four, tmp_path / "above", safe_serialization=True)
+    require_equal(load_weights(tmp_path / "named"), load_weights(tmp_path / "above"))
+    files = [(tmp_path / name / "tokenizer.json").read_bytes() for name in ("named", "above")]
+    assert files[0] == files[1]

@@ -117,5 +117,11 @@ def test_refuses_a_tokenizer_json_that_no_tiktoken_file_gives(made: dict[str, An
         with pytest.raises(VocabularyError) as error:
             recover_ranks(document, FILE)
         assert words in str(error.value)
+    for merges in (5, {}, [5], [["a"]], ["a"], [None]):
+        with pytest.raises(VocabularyError):
+            recover_ranks(change(made, merges=merges), FILE)
+    for added in (5, [5], [{"content": 5}]):
+        with pytest.raises(FormatError):
+            recover_ranks(made | {"added_tokens": added}, FILE)
     with pytest.raises(FormatError, match="holds no vocabulary"):
         recover_ranks({"model": None}, FILE)

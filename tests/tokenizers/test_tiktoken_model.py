@@ -6,8 +6,11 @@ import base64
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from merge.errors import FormatError, VocabularyError
+from merge.tokenizers.sentencepiece_tokenizer import read_tokenizer
 from merge.tokenizers.tiktoken_model import (
     dump_ranks,
     is_tiktoken_file,
@@ -72,6 +75,26 @@ def test_refuses_what_is_no_tiktoken_file(content: bytes, found: str) -> None:
     with pytest.raises(FormatError, match="no tiktoken vocabulary") as error:
         parse_ranks(content, FILE)
     assert found in error.value.facts["found"]
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"IQ==", b"IQ", b" ", b"0", b"1", b"99999999", b"\n", b"\r", b"\0", b"="]),
+        max_size=30,
+    )
+)
+def test_damaged_text_is_refused_and_nothing_worse(parts: list[bytes]) -> None:
+    content = lines(BYTES) + b"".join(parts)
+    try:
+        ranks = parse_ranks(content, FILE)
+    except FormatError:
+        return
+    assert parse_ranks(dump_ranks(ranks), FILE) == ranks
+
+
+def test_commands_for_sentencepiece_name_what_it_is(real_data: Path) -> None:
+    with pytest.raises(FormatError, match="tiktoken file, as Llama 3 has"):
+        read_tokenizer(real_data / "tokenizers" / "llama3_tiktoken.model")
 
 
 def test_accepts_windows_line_ends_and_no_last_one() -> None:
