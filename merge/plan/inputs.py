@@ -23,7 +23,7 @@ from ..tokenizers.sentencepiece_tokenizer import (
     read_tokenizer,
 )
 from ..tokenizers.tiktoken_model import is_tiktoken_file
-from .tokenizer_kinds import (
+from .llama3_tokenizer import (
     find_tiktoken,
     find_tokenizer_model,
     holds_tokenizer,

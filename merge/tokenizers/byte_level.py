@@ -7,7 +7,7 @@ from functools import cache
 
 
 @cache
-def _characters() -> tuple[str, ...]:
+def _list_characters() -> tuple[str, ...]:
     """GPT-2's character for each byte: itself where Latin-1 prints it, else 256 and on."""
     printed = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
@@ -15,8 +15,8 @@ def _characters() -> tuple[str, ...]:
 
 
 @cache
-def _bytes() -> dict[str, int]:
-    return {character: byte for byte, character in enumerate(_characters())}
+def _map_bytes() -> dict[str, int]:
+    return {character: byte for byte, character in enumerate(_list_characters())}
 
 
 def spell(token: bytes) -> str:
@@ -25,7 +25,7 @@ def spell(token: bytes) -> str:
     >>> spell(b" the"), spell("的".encode())
     ('Ġthe', 'çļĦ')
     """
-    characters = _characters()
+    characters = _list_characters()
     return "".join([characters[byte] for byte in token])
 
 
@@ -35,7 +35,7 @@ def unspell(text: str) -> bytes | None:
     >>> unspell("Ġthe")
     b' the'
     """
-    known = _bytes()
+    known = _map_bytes()
     return bytes([known[c] for c in text]) if all(c in known for c in text) else None
 
 

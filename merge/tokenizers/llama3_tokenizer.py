@@ -63,11 +63,15 @@ def build_tokenizer_json(ranks: Mapping[bytes, int], special: Mapping[str, int])
             for name, id_ in special.items()
         ],
         "normalizer": None,
-        "pre_tokenizer": _sequence("pretokenizers", _split(), _byte_level(False, True, False)),
-        "post_processor": _sequence(
-            "processors", _byte_level(True, False, True), _template(special[BEGIN_OF_TEXT])
+        "pre_tokenizer": _make_sequence(
+            "pretokenizers", _make_split(), _make_byte_level(False, True, False)
         ),
-        "decoder": _byte_level(True, True, True),
+        "post_processor": _make_sequence(
+            "processors",
+            _make_byte_level(True, False, True),
+            _make_template(special[BEGIN_OF_TEXT]),
+        ),
+        "decoder": _make_byte_level(True, True, True),
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -83,16 +87,16 @@ def build_tokenizer_json(ranks: Mapping[bytes, int], special: Mapping[str, int])
     }
 
 
-def _sequence(key: str, *steps: Mapping[str, Any]) -> dict[str, Any]:
+def _make_sequence(key: str, *steps: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "Sequence", key: list(steps)}
 
 
-def _split() -> dict[str, Any]:
+def _make_split() -> dict[str, Any]:
     pattern = {"Regex": SPLIT_PATTERN}
     return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
 
 
-def _byte_level(add_prefix_space: bool, trim_offsets: bool, use_regex: bool) -> dict[str, Any]:
+def _make_byte_level(add_prefix_space: bool, trim_offsets: bool, use_regex: bool) -> dict[str, Any]:
     return {
         "type": "ByteLevel",
         "add_prefix_space": add_prefix_space,
@@ -101,7 +105,7 @@ def _byte_level(add_prefix_space: bool, trim_offsets: bool, use_regex: bool) -> 
     }
 
 
-def _template(bos: int) -> dict[str, Any]:
+def _make_template(bos: int) -> dict[str, Any]:
     def parts(name: str, type_id: int) -> list[dict[str, Any]]:
         return [
             {"SpecialToken": {"id": BEGIN_OF_TEXT, "type_id": type_id}},
@@ -166,18 +170,18 @@ def recover_ranks(fast: Mapping[str, Any], path: Path) -> dict[bytes, int]:
         )
     merges = model.get("merges")
     if not isinstance(merges, list) or not merges:
-        raise _no_llama3(path, "the merges of a byte-level BPE", "no merges")
+        raise _make_refusal(path, "the merges of a byte-level BPE", "no merges")
     added = {entry["content"] for entry in read_added_tokens(fast, path)}
     ranks = _read_ranks(model["vocab"], added, path)
-    patterns = list(_patterns(fast.get("pre_tokenizer")))
+    patterns = list(_list_patterns(fast.get("pre_tokenizer")))
     if patterns != [SPLIT_PATTERN] or fast.get("normalizer"):
-        raise _no_llama3(path, f"text cut by {SPLIT_PATTERN}", repr(patterns)[:300])
+        raise _make_refusal(path, f"text cut by {SPLIT_PATTERN}", repr(patterns)[:300])
     if model.get("ignore_merges") is not True:
-        raise _no_llama3(path, '"ignore_merges": true', repr(model.get("ignore_merges")))
+        raise _make_refusal(path, '"ignore_merges": true', repr(model.get("ignore_merges")))
     wanted = ((spell(left), spell(right)) for left, right in list_merges(ranks))
-    if any(_pair(given) != pair for given, pair in zip_longest(merges, wanted)):
+    if any(_read_pair(given) != pair for given, pair in zip_longest(merges, wanted)):
         expected = "every merge that the ranks imply, in their order"
-        raise _no_llama3(path, expected, f"{len(merges):,} others")
+        raise _make_refusal(path, expected, f"{len(merges):,} others")
     return ranks
 
 
@@ -188,15 +192,15 @@ def _read_ranks(vocab: Mapping[str, Any], added: Container[str], path: Path) -> 
         if text not in added:
             token = unspell(text)
             if token is None or type(id_) is not int:
-                raise _no_llama3(path, "a vocabulary of bytes", f"{text!r}: {id_!r}")
+                raise _make_refusal(path, "a vocabulary of bytes", f"{text!r}: {id_!r}")
             ranks[token] = id_
     if not has_llama3_ranks(ranks):
-        raise _no_llama3(path, LLAMA3_RANKS, f"{len(ranks):,} tokens")
+        raise _make_refusal(path, LLAMA3_RANKS, f"{len(ranks):,} tokens")
     require_llama3(ranks, path)
     return dict(sorted(ranks.items(), key=lambda item: item[1]))
 
 
-def _pair(entry: object) -> tuple[str, str]:
+def _read_pair(entry: object) -> tuple[str, str]:
     """A merge, which older releases of ``tokenizers`` write as text."""
     left, _, right = entry.partition(" ") if isinstance(entry, str) else ("", "", "")
     if isinstance(entry, list) and len(entry) == 2:
@@ -204,13 +208,13 @@ def _pair(entry: object) -> tuple[str, str]:
     return str(left), str(right)
 
 
-def _patterns(step: object) -> Iterator[object]:
+def _list_patterns(step: object) -> Iterator[object]:
     """What a pre-tokenizer cuts text by, with None for a step of another kind."""
     if not isinstance(step, dict):
         return
     if step.get("type") == "Sequence":
         for part in step.get("pretokenizers") or ():
-            yield from _patterns(part)
+            yield from _list_patterns(part)
     elif step.get("type") == "Split" and step.get("behavior") == "Isolated":
         pattern = step.get("pattern")
         yield pattern.get("Regex") if isinstance(pattern, dict) else None
@@ -218,7 +222,7 @@ def _patterns(step: object) -> Iterator[object]:
         yield None
 
 
-def _no_llama3(path: Path, expected: str, found: str) -> VocabularyError:
+def _make_refusal(path: Path, expected: str, found: str) -> VocabularyError:
     return VocabularyError(
         "no tiktoken file gives the ids of this tokenizer.json",
         file=path,
@@ -234,14 +238,14 @@ def is_byte_level(tokenizer: OpaqueTokenizer) -> bool:
     if TOKENIZER_JSON_NAME not in tokenizer.contents:
         return False
     fast = parse_json(tokenizer.contents[TOKENIZER_JSON_NAME], tokenizer.path)
-    return "ByteLevel" in _kinds(fast.get("pre_tokenizer"))
+    return "ByteLevel" in _list_kinds(fast.get("pre_tokenizer"))
 
 
-def _kinds(step: object) -> list[object]:
+def _list_kinds(step: object) -> list[object]:
     if not isinstance(step, dict):
         return []
     parts = step.get("pretokenizers")
-    return [step.get("type")] + [k for part in parts or () for k in _kinds(part)]
+    return [step.get("type")] + [k for part in parts or () for k in _list_kinds(part)]
 
 
 def recover_tiktoken_file(tokenizer: OpaqueTokenizer, rows: int) -> bytes:
@@ -258,10 +262,10 @@ def recover_tiktoken_file(tokenizer: OpaqueTokenizer, rows: int) -> bytes:
     if added not in (special_tokens("3"), special_tokens("3.1")):
         odd = sorted(added.items() - special_tokens("3").items() - special_tokens("3.1").items())
         found = f"{odd[0][0]!r} as {odd[0][1]}" if odd else f"{len(added)} added tokens"
-        raise _no_llama3(path, "the 256 special tokens of Meta's code, 128000 and on", found)
+        raise _make_refusal(path, "the 256 special tokens of Meta's code, 128000 and on", found)
     if len(ranks) > N_RANKS or rows != N_RANKS + N_SPECIAL:
         found = f"{len(ranks)} ranks, {rows} rows of embeddings"
-        raise _no_llama3(path, f"{N_RANKS} ranks, and {N_RANKS + N_SPECIAL} rows", found)
+        raise _make_refusal(path, f"{N_RANKS} ranks, and {N_RANKS + N_SPECIAL} rows", found)
     return dump_ranks(ranks)
 
 

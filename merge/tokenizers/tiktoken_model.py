@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import FormatError, VocabularyError
-from ..storage.folder import Folder
 from ..untrusted.strict_json import read_small
-from .file_names import MODEL_NAME
 
 Llama3Release = Literal["3", "3.1"]
 """Releases that name the special tokens alike; 3.2 and 3.3 do as 3.1."""
@@ -84,11 +82,6 @@ def is_tiktoken(content: bytes) -> bool:
     return _LINE.match(content[: 2 * _LONGEST_TOKEN]) is not None
 
 
-def has_tiktoken(folder: Folder) -> bool:
-    """Whether a folder's ``tokenizer.model`` is a tiktoken file."""
-    return MODEL_NAME in folder.files and is_tiktoken_file(folder.path / MODEL_NAME)
-
-
 def is_tiktoken_file(path: Path) -> bool:
     """Whether a file begins as a tiktoken file does."""
     with path.open("rb") as stream:
@@ -110,31 +103,31 @@ def parse_ranks(content: bytes, path: Path) -> dict[bytes, int]:
     for number, line in enumerate(content.splitlines(), start=1):
         if not line:
             continue
-        token = _token(line, path, number)
+        token = _parse_token(line, path, number)
         if token in ranks:
-            raise _damaged(path, number, "each token once", f"{token!r} again")
+            raise _make_error(path, number, "each token once", f"{token!r} again")
         ranks[token] = int(line.rpartition(b" ")[2])
     if len(set(ranks.values())) < len(ranks):
-        raise _damaged(path, None, "a rank of its own for each token", "a rank given twice")
+        raise _make_error(path, None, "a rank of its own for each token", "a rank given twice")
     if lacking := [byte for byte in range(256) if bytes([byte]) not in ranks]:
-        raise _damaged(path, None, "a token for each of the 256 bytes", f"none for {lacking[0]}")
+        raise _make_error(path, None, "a token for each of the 256 bytes", f"none for {lacking[0]}")
     return dict(sorted(ranks.items(), key=lambda item: item[1]))
 
 
-def _token(line: bytes, path: Path, number: int) -> bytes:
+def _parse_token(line: bytes, path: Path, number: int) -> bytes:
     expected = "the token's bytes in base64, and its rank"
     if not _LINE.fullmatch(line):
-        raise _damaged(path, number, expected, repr(line[:60]))
+        raise _make_error(path, number, expected, repr(line[:60]))
     try:
         token = base64.b64decode(line.partition(b" ")[0], validate=True)
     except binascii.Error as error:
-        raise _damaged(path, number, expected, str(error)) from None
+        raise _make_error(path, number, expected, str(error)) from None
     if len(token) > _LONGEST_TOKEN:
-        raise _damaged(path, number, f"at most {_LONGEST_TOKEN} bytes", f"{len(token)} bytes")
+        raise _make_error(path, number, f"at most {_LONGEST_TOKEN} bytes", f"{len(token)} bytes")
     return token
 
 
-def _damaged(path: Path, number: int | None, expected: str, found: str) -> FormatError:
+def _make_error(path: Path, number: int | None, expected: str, found: str) -> FormatError:
     return FormatError(
         "the file is no tiktoken vocabulary",
         file=path,
@@ -146,10 +139,10 @@ def _damaged(path: Path, number: int | None, expected: str, found: str) -> Forma
 
 def dump_ranks(ranks: Mapping[bytes, int]) -> bytes:
     """A tiktoken file of these tokens, in the order of their ranks, byte for byte as Meta's."""
-    return b"".join(_lines(sorted(ranks.items(), key=lambda item: item[1])))
+    return b"".join(_format_lines(sorted(ranks.items(), key=lambda item: item[1])))
 
 
-def _lines(entries: Iterable[tuple[bytes, int]]) -> Iterable[bytes]:
+def _format_lines(entries: Iterable[tuple[bytes, int]]) -> Iterable[bytes]:
     for token, rank in entries:
         yield base64.b64encode(token) + b" %d\n" % rank
 

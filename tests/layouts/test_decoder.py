@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from merge import merge_lora, verify_merge
 from merge.commands.merge_lora import main, main_to_hf
-from merge.errors import LayoutError, MergeError, OutputError, UsageError
+from merge.errors import LayoutError, MergeError, OutputError, VocabularyError
 from tests.kit.adapters import LINEAR, load, logits_of, logits_with_peft, make_lora, merge_with_peft
 from tests.kit.decoders import SIZES, make_decoder, make_tokenizer
 from tests.kit.files import load_weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import VocabularyError
-from ..layouts.config import CONFIG_NAME, rope_scaling
+from ..layouts.config import CONFIG_NAME, get_rope_scaling
 from ..layouts.model_folder import ModelFolder
 from ..layouts.params import read_params
 from ..tokenizers.byte_level import spell
@@ -79,7 +79,7 @@ def _find_release(model: ModelFolder) -> Llama3Release:
     """Llama 3.1 and later scale their rotary positions."""
     if model.is_meta:
         return "3.1" if read_params(model).get("use_scaled_rope") else "3"
-    scaling = rope_scaling(model.config) if CONFIG_NAME in model.files else None
+    scaling = get_rope_scaling(model.config) if CONFIG_NAME in model.files else None
     return "3.1" if scaling and scaling.get("type") == "llama3" else "3"
 
 
