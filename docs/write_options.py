@@ -24,6 +24,7 @@ COMMANDS = {
     "compare_checkpoints.py": "compare_checkpoints",
     "merge_tokenizers.py": "merge_tokenizers",
     "train_chinese_tokenizer.py": "train_chinese_tokenizer",
+    "extend_llama3_tokenizer.py": "extend_llama3_tokenizer",
     "compare_tokenizers.py": "compare_tokenizers",
 }
 _HEAD = """\

@@ -1,4 +1,4 @@
-"""One tokenizer, opened by SentencePiece or by transformers, behind one interface."""
+"""One tokenizer, opened by SentencePiece, tiktoken or transformers, behind one interface."""
 
 from __future__ import annotations
 
@@ -13,7 +13,18 @@ from typing import Any
 from merge.checksums import known_tokenizers as known
 from merge.errors import FormatError, UsageError
 from merge.tokenizers import sentencepiece_model as spm
+from merge.tokenizers.byte_level import unspell
 from merge.tokenizers.file_names import MODEL_NAME
+from merge.tokenizers.tiktoken_model import N_RANKS
+
+from .llama3_base import (
+    Llama3Tokenizer,
+    format_token,
+    is_llama3,
+    is_text,
+    list_readable_tokens,
+    read_llama3,
+)
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -34,6 +45,33 @@ class BackendTokenizer:
     fallback_ids: frozenset[int]
     unknown_ids: frozenset[int]
     encode: Callable[[list[str]], list[list[int]]]
+
+
+def open_tokenizer(path: Path, name: str) -> BackendTokenizer:
+    """Open a tokenizer with the library that its model was made with: Llama 3's with tiktoken."""
+    if is_llama3(path):
+        return open_llama3(read_llama3(path), name)
+    return open_sentencepiece(path, name)
+
+
+def open_llama3(tokenizer: Llama3Tokenizer, name: str) -> BackendTokenizer:
+    """Open Llama 3's tokenizer, or one grown from it, with tiktoken.
+
+    Fallback are tokens that hold part of a character.
+    """
+    import tiktoken
+
+    encode = tokenizer.load_encoding().encode_ordinary
+    return BackendTokenizer(
+        name=name,
+        library=f"tiktoken {tiktoken.__version__}",
+        path=tokenizer.path,
+        known_as="Llama 3" if len(tokenizer.ranks) == N_RANKS else None,
+        pieces=list_readable_tokens(tokenizer),
+        fallback_ids=frozenset(i for token, i in tokenizer.ranks.items() if not is_text(token)),
+        unknown_ids=frozenset(),
+        encode=lambda lines: [encode(line) for line in lines],
+    )
 
 
 def open_sentencepiece(path: Path, name: str) -> BackendTokenizer:
@@ -66,6 +104,11 @@ def open_transformers(path: Path, name: str, trust_remote_code: bool = False) ->
     transformers.utils.logging.set_verbosity_error()
     loaded = _load(transformers.AutoTokenizer, path, trust_remote_code)
     pieces = loaded.convert_ids_to_tokens(list(range(len(loaded))))
+    fallback = {i for i, p in enumerate(pieces) if _BYTE_PIECE.fullmatch(p or "")}
+    if is_llama3(path):
+        tokens = [unspell(piece) for piece in pieces]  # special tokens have no other characters
+        fallback = {i for i, token in enumerate(tokens) if token and not is_text(token)}
+        pieces = [p if t is None else format_token(t) for p, t in zip(pieces, tokens, strict=True)]
     unknown = loaded.unk_token_id
     return BackendTokenizer(
         name=f"{name} (transformers)",
@@ -73,7 +116,7 @@ def open_transformers(path: Path, name: str, trust_remote_code: bool = False) ->
         path=path,
         known_as=_recognize(path),
         pieces=pieces,
-        fallback_ids=frozenset(i for i, p in enumerate(pieces) if _BYTE_PIECE.fullmatch(p or "")),
+        fallback_ids=frozenset(fallback),
         unknown_ids=frozenset() if unknown is None else frozenset({unknown}),
         encode=lambda lines: loaded(lines, add_special_tokens=False)["input_ids"],
     )
@@ -110,9 +153,8 @@ def _load(auto: Any, path: Path, trust_remote_code: bool) -> Any:
             return auto.from_pretrained(str(path), **options)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            (folder / MODEL_NAME).write_bytes(path.read_bytes())
-            config = json.dumps({"tokenizer_class": "LlamaTokenizer"})
-            (folder / "tokenizer_config.json").write_text(config, encoding="utf-8")
+            for file, content in _build_files(path).items():
+                (folder / file).write_bytes(content)
             return auto.from_pretrained(str(folder), **options)
     except (OSError, ValueError, KeyError) as error:
         raise FormatError(
@@ -123,6 +165,16 @@ def _load(auto: Any, path: Path, trust_remote_code: bool) -> Any:
         ) from error
 
 
+def _build_files(path: Path) -> dict[str, bytes]:
+    """The files of a folder in which transformers finds the tokenizer of one file."""
+    if is_llama3(path):
+        return read_llama3(path).documents
+    config = json.dumps({"tokenizer_class": "LlamaTokenizer"})
+    return {MODEL_NAME: path.read_bytes(), "tokenizer_config.json": config.encode("utf-8")}
+
+
 def _recognize(path: Path) -> str | None:
+    if is_llama3(path):
+        return None
     found = known.recognize_file(spm.find_model_file(path))
     return found.name if found else None

@@ -29,7 +29,8 @@ def make_parser() -> argparse.ArgumentParser:
         "characters, byte fallback, coverage of its commonest Han characters, for the whole and "
         "for its Chinese, English and code lines; and the lines that two of them cut differently. "
         "With --library transformers: the lines on which AutoTokenizer gives other tokens than "
-        "SentencePiece does from the same file; then the exit code is 1 if there are any.",
+        "SentencePiece does from the same file, or tiktoken of Llama 3; then the exit code is 1 if "
+        "there are any.",
     )
     add = parser.add_argument
     add(
@@ -38,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="DIR_OR_FILE",
-        help="SentencePiece models, or folders with a tokenizer.model",
+        help="SentencePiece models, Llama 3's tokenizer.model, or folders with a tokenizer",
     )
     add(
         "--text",
@@ -98,11 +99,11 @@ def _command(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace) -> tuple[list[BackendTokenizer], list[tuple[int, int]]]:
     """Open the tokenizers and say which to compare: all with all, or each with its double."""
-    from tokenizer_tools.backends import open_sentencepiece, open_transformers, shorten_names
+    from tokenizer_tools.backends import open_tokenizer, open_transformers, shorten_names
 
     tokenizers: list[BackendTokenizer] = []
     for path, name in zip(args.tokenizers, shorten_names(args.tokenizers), strict=True):
-        tokenizers.append(open_sentencepiece(path, name))
+        tokenizers.append(open_tokenizer(path, name))
         if args.library == "transformers":
             tokenizers.append(open_transformers(path, name, args.trust_remote_code))
     if args.library == "transformers":

@@ -12,12 +12,15 @@ from ..interruption import raise_if_interrupted
 def write_atomically(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Write files into ``folder``, each beside its final name first, replacing what was there.
 
-    Nothing is moved into place before everything has been written, and nothing unfinished stays.
+    A name may have a folder in front. Nothing is moved into place before everything has been
+    written, and nothing unfinished stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    partials = {name: folder / f".{name}.partial" for name in contents}
+    places = {name: folder / name for name in contents}
+    partials = {name: place.with_name(f".{place.name}.partial") for name, place in places.items()}
     try:
         for name, content in contents.items():
+            partials[name].parent.mkdir(exist_ok=True)
             _write_durably(partials[name], content)
         raise_if_interrupted()
         for name, partial in partials.items():

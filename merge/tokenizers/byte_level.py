@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import pairwise
+from math import inf
 
 
 @cache
@@ -50,3 +52,20 @@ def list_merges(ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
         pairs = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
         known = [pair for pair in pairs if pair[0] in ranks and pair[1] in ranks]
         yield from sorted(known, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+
+
+def split_by_ranks(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
+    """What tiktoken's merges make of bytes: the lowest rank first, of equal ones the first place.
+
+    Unlike there, bytes that are a token are not taken whole, so this tells whether merges reach it.
+    For short texts: the time grows with the square of the length.
+    """
+    parts = [token[place : place + 1] for place in range(len(token))]
+    while len(parts) > 1:
+        joined = [left + right for left, right in pairwise(parts)]
+        best = min(joined, key=lambda pair: ranks.get(pair, inf))
+        if best not in ranks:
+            break
+        place = joined.index(best)
+        parts[place : place + 2] = [best]
+    return parts

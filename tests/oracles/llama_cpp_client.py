@@ -1,6 +1,7 @@
 """Runs llama.cpp on one GGUF file, away from torch; started by tests with a job on stdin.
 
-Standard input: JSON ``{"model", "lines", "prompts", "more"}``. Writes ``result.json`` into the
+Standard input: JSON ``{"model", "lines", "prompts", "more"}``; a file of a vocabulary alone has no
+prompts. Writes ``result.json`` into the
 folder named by the argument, ``{"ids", "continuations"}``: the ids of every line, and for every
 prompt of ids the ``more`` likeliest that follow; and ``logits.npz``, for every prompt the logits
 after each of its tokens.
@@ -30,6 +31,7 @@ def main() -> None:
         n_threads=1,
         n_gpu_layers=0,
         logits_all=True,
+        vocab_only=not prompts,
         type_k=GGML_TYPE_F32,  # float16 by default, which is a hundred times coarser
         type_v=GGML_TYPE_F32,
         verbose=False,

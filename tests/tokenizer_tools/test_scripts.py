@@ -10,7 +10,12 @@ import pytest
 
 from tests.kit.run import ROOT
 
-NAMES = ["merge_tokenizers", "train_chinese_tokenizer", "compare_tokenizers"]
+NAMES = [
+    "merge_tokenizers",
+    "train_chinese_tokenizer",
+    "extend_llama3_tokenizer",
+    "compare_tokenizers",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
