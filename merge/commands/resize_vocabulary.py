@@ -28,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     inputs = parser.add_argument_group("what is resized")
     inputs.add_argument("--base_model", required=True, metavar="DIR_OR_HUB_ID", help="a LLaMA")
     inputs.add_argument(
-        "--tokenizer", required=True, metavar="DIR", help="folder of the larger tokenizer.model"
+        "--tokenizer", required=True, metavar="DIR", help="folder of the larger tokenizer"
     )
     inputs.add_argument("--output_dir", required=True, metavar="DIR", help="output folder")
     add_options(parser, ResizeSettings, inputs)

@@ -12,6 +12,8 @@ import torch
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
 from ..tensors.lazy import LazyTensor, RowReader, block_rows
 from ..tokenizers.file_names import MODEL_NAME
+from ..tokenizers.llama3_tokenizer import split_into_old_tokens
+from ..tokenizers.opaque_tokenizer import OpaqueTokenizer, Tokenizer
 from ..tokenizers.sentencepiece_model import load_processor, parse_model, serialize_model
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 
@@ -105,7 +107,7 @@ class Grown(LazyTensor):
 
 def grow_to_tokenizer(
     tensors: Mapping[str, LazyTensor],
-    tokenizer: SentencePieceTokenizer,
+    tokenizer: Tokenizer,
     rows: int,
     known: int,
     init: str,
@@ -117,7 +119,7 @@ def grow_to_tokenizer(
     ``normal`` takes its standard deviation from ``config``, as transformers does.
     """
     std = float(config.get("initializer_range") or _INITIALIZER_RANGE)
-    new = NewRows(init, split_into_old_pieces(tokenizer, known), std, seed)
+    new = NewRows(init, split_new_tokens(tokenizer, known), std, seed)
     grown = dict(tensors)
     for name in (EMBED_TOKENS, LM_HEAD):
         if name in tensors:
@@ -127,10 +129,20 @@ def grow_to_tokenizer(
     return grown
 
 
-def split_into_old_pieces(
+def split_new_tokens(tokenizer: Tokenizer, known: int) -> tuple[tuple[int, ...], ...]:
+    """For each token from ``known`` on, the first ``known`` tokens that spell it.
+
+    Raises ``VocabularyError`` for a tokenizer that is neither SentencePiece's nor Llama 3's.
+    """
+    if isinstance(tokenizer, OpaqueTokenizer):
+        return split_into_old_tokens(tokenizer, known)
+    return _split_into_old_pieces(tokenizer, known)
+
+
+def _split_into_old_pieces(
     tokenizer: SentencePieceTokenizer, known: int
 ) -> tuple[tuple[int, ...], ...]:
-    """For each token from ``known`` on, the first ``known`` pieces that spell it.
+    """The same of SentencePiece's.
 
     The old vocabulary is the new one without its later pieces, so ids mean the same in both.
     """

@@ -7,15 +7,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import VocabularyError
 from ..layouts.model_folder import ModelFolder
 from ..options import takes_options
 from ..plan.documents import find_config
-from ..plan.inputs import Sources, find_tokenizer, resolve, resolve_tokenizer
+from ..plan.inputs import Sources, choose_any_tokenizer, find_tokenizer, resolve
+from ..plan.llama3_tokenizer import holds_tokenizer, read_copied_tokenizer
 from ..plan.vocabulary import require_extension
 from ..settings import OnProgress, ResizeSettings, make_settings
 from ..storage.offload import Offload
-from ..tokenizers.opaque_tokenizer import require_sentencepiece
-from ..tokenizers.sentencepiece_tokenizer import read_tokenizer
+from ..tokenizers.opaque_tokenizer import OpaqueTokenizer, Tokenizer
 from .planned import Input, PlannedJob, write_and_report
 from .writing import Report, lock_output
 
@@ -53,8 +54,10 @@ def resize_vocabulary(
 
 def _find_sources(base_model: str, tokenizer: str, offload: Offload) -> Sources:
     base = ModelFolder(resolve(base_model, "base model", offload))
-    new = read_tokenizer(resolve_tokenizer(tokenizer, offload).path)
-    own = find_tokenizer([base])
+    new = choose_any_tokenizer(tokenizer, base, offload)
+    own: Tokenizer | None = find_tokenizer([base])
+    if own is None and isinstance(new, OpaqueTokenizer) and holds_tokenizer(base):
+        own = read_copied_tokenizer(base, base)
     if own is not None:
         require_extension(own, new)
     return Sources(base_model, (), base, (), new, own)
@@ -75,8 +78,8 @@ def _plan_job(sources: Sources, settings: ResizeSettings, offload: Offload) -> P
     base = add_checkpoint_digests(open_checkpoint(sources.base, offload))
     config = find_config(sources, base)
     base_rows = base.tensors[EMBED_TOKENS].rows
-    tokenizer = require_sentencepiece(sources.tokenizer, "growing the vocabulary")
-    tokens = tokenizer.n_tokens
+    tokenizer = sources.tokenizer
+    tokens = _count_tokens(tokenizer)
     rows = _count_rows(tokens, base_rows, settings.pad_to_multiple_of)
     own = sources.base_tokenizer
     known = min(base_rows, own.n_tokens or tokens if own is not None else tokens)
@@ -106,6 +109,19 @@ def _plan_job(sources: Sources, settings: ResizeSettings, offload: Offload) -> P
         (f"rows       {base_rows} -> {rows}, new ones from {settings.init}{padding}",),
         ("the new rows are a beginning: the model has to be trained on text that uses them",),
     )
+
+
+def _count_tokens(tokenizer: Tokenizer) -> int:
+    """Raises ``VocabularyError`` for a tokenizer in whose files there are no ids."""
+    if tokenizer.n_tokens is None:
+        raise VocabularyError(
+            "the files of this tokenizer do not say how many tokens it has",
+            file=tokenizer.path,
+            expected="a tokenizer.model or a tokenizer.json",
+            found=", ".join(getattr(tokenizer, "contents", ())),
+            remedy="name the folder of the larger tokenizer with --tokenizer",
+        )
+    return tokenizer.n_tokens
 
 
 def _count_rows(tokens: int, base_rows: int, pad_to_multiple_of: int | None) -> int:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ..checksums.known_tokenizers import KnownTokenizer, explain_mismatch
 from ..errors import VocabularyError
+from ..tokenizers.opaque_tokenizer import Tokenizer
 from ..tokenizers.padding_rows import are_padding
-from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 
 _NEW_TOKENS = (
     "\nor, if this tokenizer is meant and the model will be trained on, let the missing rows begin "
@@ -220,9 +220,9 @@ class Vocabulary:
         )
 
 
-def require_extension(old: SentencePieceTokenizer, new: SentencePieceTokenizer) -> None:
+def require_extension(old: Tokenizer, new: Tokenizer) -> None:
     """Raise ``VocabularyError`` unless ``new`` gives every old token its old id."""
-    olds, news = list(old.tokens), list(new.tokens)
+    olds, news = old.tokens, new.tokens
     if len(news) < len(olds):
         raise VocabularyError(
             "the vocabulary would shrink",
@@ -238,5 +238,6 @@ def require_extension(old: SentencePieceTokenizer, new: SentencePieceTokenizer) 
                 file=new.path,
                 expected=f"{ours!r} as token {id_}, as in {old.path}",
                 found=repr(theirs),
-                remedy="append pieces to the base's own tokenizer with merge_tokenizers.py",
+                remedy="append pieces to the base's own tokenizer with merge_tokenizers.py; grow "
+                "Llama 3's with extend_llama3_tokenizer.py",
             )

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import FormatError, UsageError, VocabularyError
 from ..untrusted.strict_json import dump_json, parse_json
-from .byte_level import list_merges, spell, unspell
+from .byte_level import list_merges, spell, split_by_ranks, unspell
 from .file_names import (
     CHAT_TEMPLATE_NAME,
     SPECIAL_TOKENS_NAME,
@@ -228,8 +228,8 @@ def _make_refusal(path: Path, expected: str, found: str) -> VocabularyError:
         file=path,
         expected=expected,
         found=found,
-        remedy="use --output_type huggingface, which takes tokenizer.json as it is; or take it "
-        "from where the Llama 3 model is from",
+        remedy="take it from where the Llama 3 model is from; Hugging Face's layout can hold it as "
+        "it is",
     )
 
 
@@ -267,6 +267,22 @@ def recover_tiktoken_file(tokenizer: OpaqueTokenizer, rows: int) -> bytes:
         found = f"{len(ranks)} ranks, {rows} rows of embeddings"
         raise _make_refusal(path, f"{N_RANKS} ranks, and {N_RANKS + N_SPECIAL} rows", found)
     return dump_ranks(ranks)
+
+
+def split_into_old_tokens(tokenizer: OpaqueTokenizer, known: int) -> tuple[tuple[int, ...], ...]:
+    """For each token from ``known`` on, the ids below ``known`` to which merges bring its bytes.
+
+    Raises ``VocabularyError`` for a tokenizer that is not Llama 3's, grown or not.
+    """
+    path = tokenizer.path / TOKENIZER_JSON_NAME
+    fast = parse_json(tokenizer.contents[TOKENIZER_JSON_NAME], path)
+    ranks = recover_ranks(fast, path)
+    old = {token: rank for token, rank in ranks.items() if rank < known}
+    new = {rank: token for token, rank in ranks.items() if rank >= known}
+    for entry in read_added_tokens(fast, path):
+        new.setdefault(entry["id"], entry["content"].encode("utf-8"))
+    wanted = range(known, tokenizer.n_tokens or 0)
+    return tuple(tuple(old[part] for part in split_by_ranks(new[id_], old)) for id_ in wanted)
 
 
 def with_turns(tokenizer: object, template: bytes) -> OpaqueTokenizer:

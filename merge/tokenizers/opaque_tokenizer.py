@@ -28,7 +28,7 @@ from .file_names import (
 from .sentencepiece_model import load_processor
 from .sentencepiece_tokenizer import SentencePieceTokenizer
 from .special_tokens import get_content
-from .tokenizer_json import read_added_tokens
+from .tokenizer_json import list_tokens, read_added_tokens
 
 # A folder has a tokenizer if it has one of these.
 _VOCABULARIES = (
@@ -67,6 +67,17 @@ class OpaqueTokenizer:
         """Whether there is a chat template."""
         config = json.loads(self.contents.get(TOKENIZER_CONFIG_NAME, b"{}"))
         return CHAT_TEMPLATE_NAME in self.contents or bool(config.get("chat_template"))
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Every token by id, as ``tokenizer.json`` spells it; empty for an id without one.
+
+        Raises ``FormatError`` where no such file lists tokens.
+        """
+        folder = self.path if self.path.is_dir() else self.path.parent
+        fast = json.loads(self.contents.get(TOKENIZER_JSON_NAME, b"{}"))
+        listed = list_tokens(fast, folder / TOKENIZER_JSON_NAME)
+        return tuple(listed.get(id_, "") for id_ in range(max(listed, default=-1) + 1))
 
     @property
     def vocabulary(self) -> bytes:

@@ -97,6 +97,12 @@ def require_same_pieces(
         )
 
 
+def list_tokens(fast: Mapping[str, Any], file: Path) -> dict[int, str]:
+    """Every token by id, added ones included. Raises ``FormatError`` where there are none."""
+    tokens = {id_: text for text, id_ in _list_ids(fast, file)}
+    return tokens | {entry["id"]: entry["content"] for entry in read_added_tokens(fast, file)}
+
+
 def _list_ids(fast: Mapping[str, Any], file: Path) -> Iterator[tuple[str, int]]:
     """Pieces with their ids: of BPE by name, of a unigram model in the order of a list."""
     model = fast.get("model")
