@@ -40,6 +40,7 @@ class MergeOptions(OutputOptions, total=False):
     ignore_file: Sequence[str]
     delta_embeddings: str
     context_length: int | None
+    allow_quantized_input: bool
     verify_base: bool
     vocab_mismatch: str
     new_token_init: str | None

@@ -289,6 +289,12 @@ class MergeSettings(OutputSettings):
         default_text="that of the published model it looks like, named in the summary",
         **COUNT,
     )
+    allow_quantized_input: bool = option(
+        False,
+        INPUTS,
+        "merge into a GGUF base in q8_0, whose values are dequantized; what its quantization lost "
+        "stays lost",
+    )
     verify_base: bool = option(
         False,
         INPUTS,

@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EPILOG)
-    parser.add_argument("adapter", metavar="DIR", help="adapter folder, zipped folder or Hub id")
+    parser.add_argument(
+        "adapter", metavar="DIR", help="adapter folder, zipped folder, .gguf file or Hub id"
+    )
     parser.add_argument(
         "--base_model",
         metavar="DIR_OR_HUB_ID",

@@ -60,8 +60,8 @@ def _add_inputs(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         "--base_model",
         required=True,
         metavar="DIR_OR_HUB_ID",
-        help="LLaMA, in Hugging Face's layout or in Meta's (consolidated.*.pth, params.json); for "
-        "--output_type huggingface any decoder in Hugging Face's",
+        help="LLaMA, in Hugging Face's layout, in Meta's (consolidated.*.pth, params.json) or in "
+        "GGUF (file or folder); for --output_type huggingface any decoder in Hugging Face's",
     )
     group.add_argument(
         "--lora_model",
@@ -69,7 +69,8 @@ def _add_inputs(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         nargs="+",
         action="extend",
         metavar="DIR_OR_HUB_ID",
-        help="one or more adapters in the order of merging: a,b or a b or the option repeated",
+        help="one or more adapters in the order of merging: a,b or a b or the option repeated; "
+        "folders of PEFT's, zipped or not, or .gguf files",
     )
     group.add_argument(
         "--output_dir", default="./", metavar="DIR", help="output folder (default: %(default)s)"
@@ -82,8 +83,8 @@ def _add_inputs(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument(
         "--tokenizer",
         metavar="DIR",
-        help="folder of the result's tokenizer (default: the last adapter that has one, else the "
-        "base)",
+        help="folder of the result's tokenizer, or a .gguf file that has it (default: the last "
+        "adapter that has one, else the base)",
     )
     for pasted in _WITHOUT_EFFECT:  # of recipes for other scripts
         group.add_argument(f"--{pasted}", help=argparse.SUPPRESS)

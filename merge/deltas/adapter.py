@@ -87,6 +87,14 @@ class Adapter:
         return get_file_digest(self.weights)
 
     @property
+    def digests(self) -> dict[Path, str]:
+        """SHA-256 of every file that is read, the configuration's first where it is one apart."""
+        config = self.config.path
+        first = {} if config == self.weights else {config: self.folder.digest(config.name)}
+        further = {path: get_file_digest(path) for path in self.files.further}
+        return {**first, self.weights: self.digest, **further}
+
+    @property
     def published(self) -> str | None:
         """The name under which it was published. Only what may have one is read for its digest."""
         columns = next((tensor.shape[-1] for tensor in self.replaced.values()), None)
@@ -118,9 +126,11 @@ def open_adapter(
     configuration, and empty adapters.
     """
     config = replace(folder.adapter_config, weight=weight)
-    files = find_files(folder, (WEIGHT_NAMES, _RAW_NAMES, (FSDP_NAME,), (MLX_NAME,)), ignore_file)
+    names: tuple[tuple[str, ...], ...] = (WEIGHT_NAMES, _RAW_NAMES, (FSDP_NAME,), (MLX_NAME,))
+    names = names if folder.gguf is None else ((folder.gguf.path.name,),)
+    files = find_files(folder, names, ignore_file)
     path = files.weights
-    tensors = _open_tensors(files, offload)
+    tensors = folder.gguf.tensors if folder.gguf is not None else _open_tensors(files, offload)
     _require_not_empty(path, tensors)
     copies = _pair_duplicates(files, tensors, offload)
     trained = _read_trainable_params(files, offload)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import AdapterError
 from ..layouts.model_folder import ModelFolder
@@ -19,6 +19,9 @@ from .foreign_config import as_peft
 from .kinds import KNOWN_FIELDS
 from .patterns import RULES, Rule, find_possible_rules
 from .refusals import Refusal, find_refusal
+
+if TYPE_CHECKING:
+    from .gguf_adapter import GgufAdapter
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -154,11 +157,28 @@ def _fits(config: AdapterConfig, rule: Rule, ranks: Mapping[str, int]) -> bool:
 
 
 class AdapterFolder(ModelFolder):
-    """A folder that PEFT saved; it may hold configuration and tokenizer of the model as well."""
+    """A folder that PEFT saved; it may hold configuration and tokenizer of the model as well.
+
+    Or a LoRA in GGUF form: the file itself, or a folder with it and no ``adapter_config.json``.
+    """
+
+    @cached_property
+    def gguf(self) -> GgufAdapter | None:
+        """The adapter in GGUF form, None for one of PEFT's.
+
+        Raises as ``read_gguf_adapter`` does.
+        """
+        if CONFIG_NAME in self.files or not self.matching("*.gguf"):
+            return None
+        from .gguf_adapter import read_gguf_adapter  # needs torch
+
+        return read_gguf_adapter(self)
 
     @cached_property
     def fields(self) -> dict[str, Any]:
         """The fields of ``adapter_config.json``. Raises ``AdapterError`` when there is none."""
+        if self.gguf is not None:
+            return {"peft_type": "LORA", "base_model_name_or_path": self.gguf.base}
         if CONFIG_NAME not in self.files:
             raise _explain_missing(self)
         return self.read_json(CONFIG_NAME)
@@ -178,6 +198,8 @@ class AdapterFolder(ModelFolder):
         Raises ``AdapterError`` when it is missing, lacks what the arithmetic needs, or describes a
         kind of adapter that is not merged here.
         """
+        if self.gguf is not None:
+            return self.gguf.config()
         return _parse_adapter_config(self.path / CONFIG_NAME, self.fields)
 
 

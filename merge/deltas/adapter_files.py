@@ -34,6 +34,8 @@ READ = {
     "adapter_model-*-of-*": "the adapter's tensors in several files, all of which must be there",
     "adapter_model.*.index.json": "which of several files holds which tensor",
     MLX_NAME: "the adapter's tensors, as mlx-lm saves them",
+    "*.gguf": "the adapter as llama.cpp's convert_lora_to_gguf.py writes it, where there is no "
+    "adapter_config.json; the file may be named itself",
     TRAINABLE_PARAMS: "LongLoRA's trained embeddings and norms, which replace the base's before "
     "the LoRA is added",
     NEW_EMBEDDINGS: "vLLM's rows of added tokens, which follow the base's on both sides "

@@ -13,7 +13,7 @@ from ..layouts.llama import EMBED_TOKENS, LM_HEAD
 from ..tensors.lazy import LazyTensor, RowReader, block_rows
 from ..tokenizers.file_names import MODEL_NAME
 from ..tokenizers.llama3_tokenizer import split_into_old_tokens
-from ..tokenizers.opaque_tokenizer import OpaqueTokenizer, Tokenizer
+from ..tokenizers.opaque_tokenizer import OpaqueTokenizer, Tokenizer, require_sentencepiece
 from ..tokenizers.sentencepiece_model import load_processor, parse_model, serialize_model
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 
@@ -136,7 +136,7 @@ def split_new_tokens(tokenizer: Tokenizer, known: int) -> tuple[tuple[int, ...],
     """
     if isinstance(tokenizer, OpaqueTokenizer):
         return split_into_old_tokens(tokenizer, known)
-    return _split_into_old_pieces(tokenizer, known)
+    return _split_into_old_pieces(require_sentencepiece(tokenizer, "a new token"), known)
 
 
 def _split_into_old_pieces(

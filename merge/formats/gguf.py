@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import torch
@@ -34,8 +34,10 @@ _PLAIN = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
 _Q8_0 = 8
 # ggml's other types that files in circulation hold, to call them by their names.
 _OTHER_TYPES = {
-    **{2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K"},
-    **{13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 20: "IQ4_NL", 23: "IQ4_XS", 28: "F64"},
+    **{2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K"},
+    **{13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S"},
+    **{20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 28: "F64", 29: "IQ1_M", 34: "TQ1_0"},
+    **{35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"},
 }
 _MOST_DIMENSIONS = 4
 _LARGEST = 1 << 40
@@ -43,16 +45,21 @@ _WINDOW = 1 << 18
 # Far more than any vocabulary has; beyond it a header is noise that must not fill the memory.
 _LONGEST_VALUE = 1 << 24
 
+ValueType = tuple[int, int | None]
+"""GGUF's number for the type of a value, and for that of the entries where it is a list."""
+
 
 @dataclass(frozen=True)
 class GgufFile:
     """What a file holds: its metadata by key, and its tensors by their names there.
 
-    Shapes are in rows and columns, the reverse of how ggml counts dimensions.
+    Shapes are in rows and columns, the reverse of how ggml counts dimensions. ``types`` are those
+    of the metadata, by key.
     """
 
     metadata: dict[str, Any]
     tensors: dict[str, LazyTensor]
+    types: dict[str, ValueType] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,9 +98,10 @@ def read(file: InputFile) -> GgufFile:
     """
     cursor = _Cursor(file)
     tensor_count, value_count = _read_counts(cursor)
-    metadata = dict(
+    values = dict(
         _refuse_repeated(cursor, (_read_key_value(cursor) for _ in range(value_count)), "key")
     )
+    metadata = {key: value for key, (value, _) in values.items()}
     infos = dict(
         _refuse_repeated(cursor, (_read_tensor_info(cursor) for _ in range(tensor_count)), "tensor")
     )
@@ -102,7 +110,7 @@ def read(file: InputFile) -> GgufFile:
         raise cursor.damaged_error(f"an alignment of {alignment!r}")
     start = -(-cursor.position // alignment) * alignment
     tensors = {name: _open_tensor(file, name, info, start) for name, info in infos.items()}
-    return GgufFile(metadata, tensors)
+    return GgufFile(metadata, tensors, {key: kind for key, (_, kind) in values.items()})
 
 
 def _read_counts(cursor: _Cursor) -> tuple[int, int]:
@@ -133,9 +141,12 @@ def _refuse_repeated(
         yield name, value
 
 
-def _read_key_value(cursor: _Cursor) -> tuple[str, Any]:
-    key = cursor.read_text()
-    return key, cursor.read_value(cursor.read_number("I"))
+def _read_key_value(cursor: _Cursor) -> tuple[str, tuple[Any, ValueType]]:
+    key, kind = cursor.read_text(), cursor.read_number("I")
+    if kind != _ARRAY:
+        return key, (cursor.read_value(kind), (kind, None))
+    entry = cursor.read_number("I")
+    return key, (cursor.read_array(entry, cursor.read_number("Q")), (kind, entry))
 
 
 def _read_tensor_info(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], int, int]]:
@@ -214,16 +225,15 @@ class _Cursor:
             raise self.damaged_error(f"text that is not UTF-8: {data[:20]!r}") from None
 
     def read_value(self, kind: int) -> Any:
-        """A value of metadata: number, string, or a list of either."""
+        """A number or a string of the metadata."""
         if kind in _SCALARS:
             return self.read_number(_SCALARS[kind])
         if kind == _STRING:
             return self.read_text()
-        if kind == _ARRAY:
-            return self._read_array(self.read_number("I"), self.read_number("Q"))
         raise self.damaged_error(f"metadata of type {kind}")
 
-    def _read_array(self, kind: int, count: int) -> list[Any]:
+    def read_array(self, kind: int, count: int) -> list[Any]:
+        """A list of ``count`` numbers or strings."""
         if count > _LONGEST_VALUE:
             raise self.damaged_error(f"a list of {count:,} values")
         if kind == _STRING:

@@ -52,7 +52,8 @@ def describe_adapter(
     if digest:
         start_digests(folder.path / name for name in WEIGHT_NAMES)
     yield f"adapter    {folder.path}"
-    yield f"kind       {fields.get('peft_type', 'LORA')}, PEFT {_guess_release(fields)}"
+    release = "in GGUF form" if folder.gguf is not None else f"PEFT {_guess_release(fields)}"
+    yield f"kind       {fields.get('peft_type', 'LORA')}, {release}"
     yield f"base       {fields.get('base_model_name_or_path') or 'not recorded'}"
 
     from ..deltas.adapter import open_adapter
@@ -177,6 +178,8 @@ def _describe_fit(
     sources = find_sources(base_model, [adapter], None, offload)
     jobs: dict[str, MergeJob] = {}
     refused: dict[str, MergeError] = {}
+    if sources.base.is_gguf and layouts == QUICK_LAYOUTS:
+        layouts = ("gguf",)  # the others need a tokenizer that such a base does not have
     for layout in layouts:
         try:
             settings = MergeSettings(layout, allow_unknown_combination=not digest)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checksums.check_files import require_published
-from ..checksums.file_digests import get_file_digest, start_digests
+from ..checksums.file_digests import start_digests
 from ..deltas.adapter_config import WEIGHT_NAMES
 from ..options import takes_options
 from ..output.fingerprint import JobInputs
@@ -30,6 +30,7 @@ from ..plan.vocabulary import Vocabulary, require_extension
 from ..reports.merge_text import describe_changes, describe_inputs, describe_notes
 from ..settings import MergeSettings, OnProgress, make_settings
 from ..storage.offload import Offload
+from ..tokenizers.embedded_tokenizer import EmbeddedTokenizer
 from ..tokenizers.opaque_tokenizer import require_sentencepiece
 from .writing import Report, lock_output, write
 
@@ -128,10 +129,8 @@ class MergeJob:
         models = {"base_model": self.plain}
         if self.delta is not None:
             models["delta_model"] = self.delta
-        configs = {a.config.path: a.folder.digest(a.config.path.name) for a in self.adapters}
-        more = [path for a in self.adapters for path in a.files.further]
-        digests = configs | {path: get_file_digest(path) for path in more}
-        return JobInputs(models, digests | {a.weights: a.digest for a in self.adapters})
+        digests = {path: digest for a in self.adapters for path, digest in a.digests.items()}
+        return JobInputs(models, digests)
 
     def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this merge."""
@@ -143,11 +142,7 @@ class MergeJob:
                 {
                     "source": source,
                     "weight": a.config.weight,
-                    "files": [
-                        describe_file(a.config.path, a.folder.digest(a.config.path.name)),
-                        describe_file(a.weights, a.digest),
-                        *map(describe_file, a.files.further),
-                    ],
+                    "files": [describe_file(*pair) for pair in a.digests.items()],
                     **({"ignored": list(a.files.ignored)} if a.files.ignored else {}),
                 }
                 for source, a in zip(self.sources.lora_models, self.adapters, strict=True)
@@ -184,7 +179,7 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     Raises ``MergeError`` for every mistake that headers show.
     """
     any_decoder = sources.delta is None
-    if not sources.model.is_meta:
+    if not (sources.model.is_meta or sources.model.is_gguf):
         described = find_config(sources, any_decoder=any_decoder)
         if settings.output_type == "gguf":
             require_llama(described, sources.tokenizer, LLAMA_ONLY["gguf"])
@@ -196,7 +191,7 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     from ..plan.placement import Model, plan_output
     from ..tensors.lazy import parse_dtype
 
-    plain, delta, base, delta_notes = _open_base(sources, settings, offload)
+    plain, delta, base, base_notes = _open_base(sources, settings, offload)
     config = find_config(sources, base, any_decoder, settings.copy_code)
     adapters = _open_adapters(sources, settings, offload, base)
     base, before_new_rows, config = _adapt_base(base, adapters, config, settings)
@@ -212,37 +207,43 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     model = Model(tensors, merged.tied, rows, config, sources.tokenizer, named)
     plan = plan_output(model, settings)
     parts = (vocabulary, base, adapters, merged, plan, plain, delta)
-    return MergeJob(sources, settings, config, *parts, (*delta_notes, *order_notes))
+    return MergeJob(sources, settings, config, *parts, (*base_notes, *order_notes))
 
 
 def _open_base(
     sources: Sources, settings: MergeSettings, offload: Offload
 ) -> tuple[Checkpoint, Checkpoint | None, Checkpoint, tuple[str, ...]]:
-    """Open the plain base and the dense delta; return both, their sum, and notes on the delta."""
+    """Open the plain base and the dense delta; return both, their sum, and notes on the two."""
     from ..deltas.dense import open_model
+    from ..layouts.gguf.base import require_quantized_allowed
     from ..layouts.opening import open_checkpoint
     from ..tensors.digests import add_checkpoint_digests
 
     any_decoder = sources.delta is None
-    plain = add_checkpoint_digests(
-        open_checkpoint(sources.base, offload, settings.context_length, any_decoder=any_decoder)
+    opened = open_checkpoint(
+        sources.base, offload, settings.context_length, any_decoder=any_decoder
     )
+    lost = require_quantized_allowed(opened, settings.allow_quantized_input)
+    plain = add_checkpoint_digests(opened)
     delta = add_checkpoint_digests(open_model(sources.delta, offload)) if sources.delta else None
-    return plain, delta, *_with_delta(sources, settings, plain, delta)
+    base, notes = _with_delta(sources, settings, plain, delta)
+    return plain, delta, base, (*lost, *notes)
 
 
 def _open_adapters(
     sources: Sources, settings: MergeSettings, offload: Offload, base: Checkpoint
 ) -> tuple[Adapter, ...]:
-    """Open the adapters, their tensors under the base's names."""
+    """Open the adapters, their tensors under the base's names and in its order of rows."""
     from ..deltas.adapter import open_adapter
+    from ..deltas.gguf_adapter import fit_to_base
     from ..deltas.prefixes import rename_as_base
 
     weights = settings.weights(len(sources.adapters))
-    return tuple(
+    opened = [
         rename_as_base(open_adapter(folder, offload, weight, settings.ignore_file), base.tensors)
         for folder, weight in zip(sources.adapters, weights, strict=True)
-    )
+    ]
+    return tuple(fit_to_base(one, base, settings.allow_quantized_input) for one in opened)
 
 
 def _adapt_base(
@@ -313,5 +314,7 @@ def _with_new_rows(
     tokenizer = require_sentencepiece(sources.tokenizer, "--new_token_init")
     total = tokenizer.n_tokens
     if own is not None and own.n_tokens == rows:
-        require_extension(require_sentencepiece(own, "--new_token_init"), tokenizer)
+        if not isinstance(own, EmbeddedTokenizer):
+            own = require_sentencepiece(own, "--new_token_init")
+        require_extension(own, tokenizer)
     return grow_to_tokenizer(tensors, tokenizer, total, rows, init, config.config), total

@@ -22,6 +22,8 @@ from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from ..version import MANIFEST_NAME
 
 if TYPE_CHECKING:
+    from ..tensors.lazy import Checkpoint
+    from ..verification.adapters import AdapterContents
     from ..verification.elementwise import Exactness
     from ..verification.expected import MergeInputs
     from ..verification.manifest import Manifest
@@ -242,8 +244,9 @@ class _LoadedInputs:
 
     @property
     def adapters(self) -> list[ModelFolder]:
-        """The adapters' folders, the last one first."""
-        return [ModelFolder(adapter.folder) for adapter in self.merge_inputs.adapters[::-1]]
+        """The adapters' folders, the last one first; not those that are a file."""
+        folders = [adapter.folder for adapter in self.merge_inputs.adapters[::-1]]
+        return [ModelFolder(folder) for folder in folders if folder.is_dir()]
 
     def tokenizer(self) -> SentencePieceTokenizer | None:
         """LLaMA's tokenizer of a merge with the defaults, if it has one."""
@@ -272,7 +275,7 @@ def _load_inputs(named: _NamedInputs, manifest: Manifest | None, offload: Offloa
     """The inputs, named or the manifest's."""
     from ..layouts.opening import open_checkpoint
     from ..tensors.lazy import parse_dtype
-    from ..verification.adapters import adopt_names, read_adapter
+    from ..verification.adapters import adopt_names
     from ..verification.expected import MergeInputs
 
     base_source = named.base or (manifest.base.source if manifest and manifest.base else None)
@@ -292,7 +295,7 @@ def _load_inputs(named: _NamedInputs, manifest: Manifest | None, offload: Offloa
         models = [dense_folder, base_folder]
     adapters = tuple(
         adopt_names(
-            read_adapter(_resolve_input(source, "adapter", offload).path, weight, offload),
+            _read_adapter(_resolve_input(source, "adapter", offload).path, weight, offload, base),
             base.tensors,
         )
         for source, weight in _list_adapters(named, manifest)
@@ -320,7 +323,18 @@ def _load_inputs(named: _NamedInputs, manifest: Manifest | None, offload: Offloa
     home = find_tokenizer_home(base_folder)
     last = giving[-1] if giving else home
     parents = [last] if last is not None and (last / MODEL_NAME).is_file() else []
+    parents = [base_folder.path] if not giving and base_folder.is_gguf else parents
     return _LoadedInputs(inputs, parents, models, mismatch, init)
+
+
+def _read_adapter(path: Path, weight: float, offload: Offload, base: Checkpoint) -> AdapterContents:
+    """An adapter of either kind: a folder of PEFT's, or a LoRA in GGUF form."""
+    from ..verification.adapters import read_adapter
+    from ..verification.gguf_adapter import find_gguf_adapter, read_gguf_adapter
+
+    if (file := find_gguf_adapter(path)) is not None:
+        return read_gguf_adapter(path, file, weight, base.config)
+    return read_adapter(path, weight, offload)
 
 
 def _find_source(manifest: Manifest | None, role: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LayoutError
 from ..storage.folder import Folder
@@ -13,6 +13,9 @@ from ..storage.zipped_adapter import ADAPTER_CONFIG_NAME
 from .config import CONFIG_NAME
 from .llama import META_SHARD
 from .params import PARAMS_NAME
+
+if TYPE_CHECKING:
+    from .gguf.base import GgufMetadata
 
 _HF_WEIGHTS = ("pytorch_model*.bin", "*.safetensors", "*.bin.index.json")
 
@@ -42,7 +45,16 @@ class ModelFolder(Folder):
     @property
     def config_path(self) -> Path:
         """The file that describes the model."""
+        if self.is_gguf:
+            return next(iter(self.matching("*.gguf")), self.path)
         return self.path / (PARAMS_NAME if self.is_meta else CONFIG_NAME)
+
+    @cached_property
+    def gguf_metadata(self) -> GgufMetadata:
+        """What a model in GGUF says of itself. Imports torch."""
+        from .gguf.base import read_metadata
+
+        return read_metadata(self)
 
     def require_config(self) -> None:
         """Raise ``LayoutError`` or ``FormatError`` unless a file describes the model."""

@@ -14,6 +14,7 @@ from ..errors import FormatError, UsageError
 from ..layouts.decoder import HEAD_OF, VOCABULARY_TENSORS, count_embedding_rows, embeddings
 from ..layouts.model_folder import ModelFolder
 from ..settings import MergeSettings
+from ..storage.folder import Folder
 from ..tensors.lazy import Checkpoint
 from ..tokenizers.opaque_tokenizer import OpaqueTokenizer
 from ..untrusted.strict_json import read_small
@@ -113,7 +114,10 @@ def _require_known_order(
 def _read_merged_names(base: ModelFolder) -> list[str | None] | None:
     """Return published names of the adapters that the base's manifest says were merged into it."""
     try:
-        manifest = base.read_json(MANIFEST_NAME) if MANIFEST_NAME in base.files else {}
+        folder: Folder = base if base.path.is_dir() else Folder(base.path.parent)
+        manifest = folder.read_json(MANIFEST_NAME) if MANIFEST_NAME in folder.files else {}
+        if base.path.is_file() and base.path.name not in manifest.get("files", ()):
+            return None
         entries = manifest["inputs"]["adapters"] if manifest else None
         digests = [[str(f["sha256"]) for f in entry["files"]] for entry in entries or ()]
     except (FormatError, KeyError, TypeError):  # not a manifest of ours

@@ -26,6 +26,7 @@ from ..layouts.config import (
 from ..layouts.model_folder import ModelFolder
 from ..layouts.params import PARAMS_NAME, build_params_json
 from ..storage.folder import Folder
+from ..tokenizers.embedded_tokenizer import EmbeddedTokenizer
 from ..tokenizers.file_names import (
     ADDED_TOKENS_NAME,
     CHAT_TEMPLATE_NAME,
@@ -33,7 +34,12 @@ from ..tokenizers.file_names import (
     TOKENIZER_CONFIG_NAME,
 )
 from ..tokenizers.llama3_tokenizer import is_byte_level, recover_tiktoken_file, with_turns
-from ..tokenizers.opaque_tokenizer import OpaqueTokenizer, Tokenizer, require_sentencepiece
+from ..tokenizers.opaque_tokenizer import (
+    OpaqueTokenizer,
+    Tokenizer,
+    require_files,
+    require_sentencepiece,
+)
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from ..tokenizers.sentencepiece_tokenizer import build_documents as tokenizer_documents
 from ..untrusted.strict_json import dump_json, parse_json, read_small
@@ -41,6 +47,7 @@ from ..untrusted.value_kinds import CHAT_TEMPLATE, GENERATION, require_kinds
 from .inputs import Sources
 
 if TYPE_CHECKING:
+    from ..layouts.gguf.base import KeptMetadata
     from ..tensors.lazy import Checkpoint
 
 _MAX_CODE_BYTES = 16 << 20
@@ -53,7 +60,7 @@ class ModelConfig:
     """``config.json`` and ``generation_config.json`` of the result, as their owners wrote them.
 
     ``shape`` is None for a model that is no LLaMA. ``code`` are the files of its own modelling
-    code, where ``config.json`` names some.
+    code, where ``config.json`` names some. ``gguf`` is what a base in GGUF says beside.
     """
 
     path: Path
@@ -62,6 +69,7 @@ class ModelConfig:
     generation: Mapping[str, Any]
     notes: tuple[str, ...]
     code: Mapping[str, bytes] = field(default_factory=dict)
+    gguf: KeptMetadata | None = None
 
 
 def find_config(
@@ -98,7 +106,19 @@ def find_config(
     names = [name for name in ours if name != "tie_word_embeddings"]
     _require_same(theirs, path, ours, base_path, names)
     code = _read_python_files(*sources.adapters) if copy_code else {}
-    return ModelConfig(path, config, shape, generation, tuple(_build_notes(path, config)), code)
+    notes, kept = tuple(_build_notes(path, config)), _find_kept(sources, base, own is None)
+    return ModelConfig(path, config, shape, generation, notes, code, kept)
+
+
+def _find_kept(
+    sources: Sources, base: Checkpoint | None, is_described: bool
+) -> KeptMetadata | None:
+    """What of a base in GGUF goes on, where it is the model that the adapters are merged into."""
+    if base is None or not sources.model.is_gguf:
+        return None
+    from ..layouts.gguf.base import KeptMetadata
+
+    return KeptMetadata(sources.model.gguf_metadata, base.rotary_factors, is_described)
 
 
 # What fixes the shapes of a decoder that is no LLaMA, in the words of different families.
@@ -221,8 +241,10 @@ def with_chat_template(tokenizer: Tokenizer, name: str) -> Tokenizer:
     Raises ``UsageError`` for a tokenizer of another generation than the template.
     """
     template = _CHAT_TEMPLATES[name].encode("utf-8")
+    if isinstance(tokenizer, EmbeddedTokenizer) and tokenizer.is_sentencepiece and name == "alpaca":
+        return tokenizer.with_template(_CHAT_TEMPLATES[name])
     if name == "llama3":
-        return with_turns(tokenizer, template)
+        return with_turns(require_files(tokenizer, f"--chat_template {name}"), template)
     understood = require_sentencepiece(tokenizer, f"--chat_template {name}")
     return replace(understood, contents={**understood.contents, CHAT_TEMPLATE_NAME: template})
 
@@ -232,12 +254,16 @@ def build_huggingface_documents(
 ) -> dict[str, bytes]:
     """``config.json``, ``generation_config.json`` and the tokenizer's files.
 
-    Beside a tokenizer that is copied from the configuration's own folder, the special tokens' ids
-    stay as the configurations have them; one from elsewhere says where text ends.
-    Raises ``LayoutError`` for a chat template that is none.
+    That of a GGUF file has none. Beside a tokenizer that is copied from the configuration's own
+    folder, the special tokens' ids stay as the configurations have them; one from elsewhere says
+    where text ends. Raises ``LayoutError`` for a chat template that is none.
     """
     if isinstance(tokenizer, OpaqueTokenizer):
         return _build_copied_documents(found, tokenizer, vocab_size, dtype, tied)
+    if isinstance(tokenizer, EmbeddedTokenizer):
+        documents = {CONFIG_NAME: build_merged_config(found.config, vocab_size, dtype, tied)}
+        documents |= {GENERATION_CONFIG_NAME: dict(found.generation)} if found.generation else {}
+        return {name: dump_json(document) for name, document in documents.items()}
     ids = {
         f"{name}_id": token.id if token else None
         for name in ("bos_token", "eos_token", "pad_token")
@@ -289,13 +315,14 @@ def require_llama(
 ) -> tuple[LlamaShape, SentencePieceTokenizer]:
     """The shape and tokenizer of a LLaMA, for ``layout``, which can hold no other model.
 
-    Raises ``LayoutError`` for another model, ``UsageError`` for a tokenizer that can only be
+    Raises as ``require_llama_shape`` does, and ``UsageError`` for a tokenizer that can only be
     copied.
     """
-    return _require_llama_shape(found, layout), require_sentencepiece(tokenizer, layout)
+    return require_llama_shape(found, layout), require_sentencepiece(tokenizer, layout)
 
 
-def _require_llama_shape(found: ModelConfig, layout: str) -> LlamaShape:
+def require_llama_shape(found: ModelConfig, layout: str) -> LlamaShape:
+    """The shape of a LLaMA, for ``layout``. Raises ``LayoutError`` for another model."""
     if found.shape is None:
         biases = " with biases" if found.config.get("model_type") in LLAMA_MODEL_TYPES else ""
         raise LayoutError(
@@ -309,13 +336,31 @@ def _require_llama_shape(found: ModelConfig, layout: str) -> LlamaShape:
     return found.shape
 
 
+def require_rotary_numbers(found: ModelConfig) -> None:
+    """Raise ``LayoutError`` where a GGUF file holds rotary factors as a tensor, for layouts that
+    need the numbers of which they were made.
+    """
+    kept = found.gguf
+    if kept is None or not kept.is_described or kept.rotary_factors is None:
+        return
+    raise LayoutError(
+        "the base says its rotary scaling as a tensor of factors, for which config.json and "
+        "params.json have no place",
+        file=found.path,
+        tensor=kept.rotary_factors.origin,
+        expected="a base without such a tensor",
+        found=f"{kept.rotary_factors.rows} factors",
+        remedy="write --output_type gguf, or give the Hugging Face folder of the base",
+    )
+
+
 def require_meta_model(found: ModelConfig, tokenizer: Tokenizer) -> LlamaShape:
     """The shape of a model that Meta's layout can hold, with its kind of tokenizer.
 
     Raises ``LayoutError`` for a model that is no LLaMA, ``UsageError`` for a tokenizer that is
     neither SentencePiece's nor byte-level.
     """
-    shape = _require_llama_shape(found, LLAMA_ONLY["pth"])
+    shape = require_llama_shape(found, LLAMA_ONLY["pth"])
     if not (isinstance(tokenizer, OpaqueTokenizer) and is_byte_level(tokenizer)):
         require_sentencepiece(tokenizer, LLAMA_ONLY["pth"])
     return shape
@@ -336,7 +381,8 @@ def build_meta_documents(
     params = dump_json(build_params_json(found.config, shape, vocab_size, found.path))
     if isinstance(tokenizer, OpaqueTokenizer):
         return {PARAMS_NAME: params, MODEL_NAME: recover_tiktoken_file(tokenizer, vocab_size)}
-    documents = {PARAMS_NAME: params, MODEL_NAME: tokenizer.vocabulary}
-    if tokenizer.added_tokens:
-        documents[ADDED_TOKENS_NAME] = dump_json(tokenizer.added_tokens)
+    understood = require_sentencepiece(tokenizer, LLAMA_ONLY["pth"])
+    documents = {PARAMS_NAME: params, MODEL_NAME: understood.vocabulary}
+    if understood.added_tokens:
+        documents[ADDED_TOKENS_NAME] = dump_json(understood.added_tokens)
     return documents

@@ -55,7 +55,8 @@ def split_list(values: list[str]) -> list[str]:
 
 
 def resolve(source: str, role: str, offload: Offload | None = None) -> Path:
-    """Return the folder of a local path or Hub id; a Hub repository is downloaded first.
+    """Return the folder of a local path or Hub id; a Hub repository is downloaded first. A
+    ``.gguf`` file is a model or an adapter by itself.
 
     An id may name a folder of its repository and a revision: ``owner/name/folder@revision``.
 
@@ -72,6 +73,8 @@ def resolve(source: str, role: str, offload: Offload | None = None) -> Path:
         inside = find_adapter_folder(path)
         if inside is not None:
             return unpack(path, inside, offload)
+    if path.suffix == ".gguf" and path.is_file() and role in ("base model", "adapter"):
+        return path
     if path.exists():
         raise UsageError(
             f"the {role} is a file, a folder is needed",
@@ -191,9 +194,10 @@ class Sources:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """Every folder that is read."""
+        """Every folder that is read, also that of a ``.gguf`` file."""
         models = filter(None, [self.base, self.delta, *self.adapters])
-        return *(folder.path for folder in models), self.tokenizer.path
+        paths = [*(folder.path for folder in models), self.tokenizer.path]
+        return tuple(path.parent if path.suffix == ".gguf" else path for path in paths)
 
 
 def find_sources(
@@ -206,7 +210,8 @@ def find_sources(
     """Find every input, and read what is small: adapter configurations and tokenizers.
 
     The tokenizer is the one named, else the last adapter's that has one, else the delta's, else the
-    base's. For a LLaMA that is a ``tokenizer.model`` where there is any.
+    base's. For a LLaMA that is a ``tokenizer.model`` where there is any; a base in GGUF has its
+    tokenizer in its metadata.
     """
     names = split_list(lora_models)
     if not names:
@@ -234,6 +239,9 @@ def _choose_tokenizers(
     named: ModelFolder | None, adapters: Sequence[ModelFolder], models: Sequence[ModelFolder]
 ) -> tuple[Tokenizer | None, Tokenizer]:
     """The tokenizer of the last of ``models`` that has one, and that of the result."""
+    adapters = [folder for folder in adapters if folder.path.is_dir()]
+    if models[-1].is_gguf or (named is not None and _has_embedded_tokenizer(named)):
+        return _choose_beside_gguf(named, adapters, models)
     if _holds_llama(models[0]):
         pieces = find_tokenizer(models)
         folders = [*adapters, *models]
@@ -246,6 +254,50 @@ def _choose_tokenizers(
     copied = named or next(filter(holds_tokenizer, adapters), home or models[-1])
     own = read_copied_tokenizer(home, models[-1]) if home else None
     return own, own if own and copied is home else read_copied_tokenizer(copied, models[-1])
+
+
+def _choose_beside_gguf(
+    named: ModelFolder | None, adapters: Sequence[ModelFolder], models: Sequence[ModelFolder]
+) -> tuple[Tokenizer | None, Tokenizer]:
+    """The same where the base or ``named`` is a GGUF file, whose tokenizer is in its metadata.
+
+    Raises ``VocabularyError`` for an adapter that says something of a tokenizer without having one:
+    there is no ``tokenizer.model`` that it could be of.
+    """
+    from ..layouts.gguf.base import read_embedded_tokenizer
+
+    folders = [folder for folder in models if not folder.is_gguf]
+    own: Tokenizer | None = find_tokenizer(folders)
+    if own is None and models[-1].is_gguf:
+        own = read_embedded_tokenizer(models[-1].gguf_metadata)
+    if named is not None and _has_embedded_tokenizer(named):
+        return own, read_embedded_tokenizer(named.gguf_metadata)
+    folders = [*adapters, *folders]
+    if named is not None:
+        return own, _read_named(named, folders) or read_copied_tokenizer(named, models[-1])
+    found: Tokenizer | None = find_tokenizer(folders)
+    if found is None and (home := next(filter(holds_tokenizer, folders), None)):
+        found = read_copied_tokenizer(home, models[-1])
+    for folder in adapters if found is None else ():
+        if has_details(folder.path) or has_template_file(folder.path):
+            raise VocabularyError(
+                "the adapter says which tokens are special, but neither it nor the base has the "
+                "tokenizer.model that this belongs to",
+                file=folder.path,
+                expected=MODEL_NAME,
+                found=f"a base in GGUF, {models[-1].path.name}",
+                remedy=f"name the base itself with --tokenizer {models[-1].path} to keep its "
+                "tokenizer as it is; or a folder with the tokenizer that the adapter was trained "
+                "with",
+            )
+    chosen = found or own
+    assert chosen is not None, "a base in GGUF has a tokenizer"
+    return own, chosen
+
+
+def _has_embedded_tokenizer(folder: ModelFolder) -> bool:
+    """Whether a folder, or a file, has no tokenizer but that of a model in GGUF."""
+    return folder.is_gguf and (folder.path.is_file() or not holds_tokenizer(folder))
 
 
 def find_tokenizer(folders: Sequence[ModelFolder]) -> SentencePieceTokenizer | None:

@@ -20,14 +20,21 @@ from ..settings import MergeSettings, OutputSettings
 from ..tensors.digests import add_digests
 from ..tensors.finite import check_finite
 from ..tensors.lazy import LazyTensor, get_dtype_name
-from ..tokenizers.opaque_tokenizer import OpaqueTokenizer, Tokenizer
+from ..tokenizers.embedded_tokenizer import EmbeddedTokenizer
+from ..tokenizers.opaque_tokenizer import (
+    OpaqueTokenizer,
+    Tokenizer,
+    require_files,
+    require_sentencepiece,
+)
 from .documents import (
     LLAMA_ONLY,
     ModelConfig,
     build_huggingface_documents,
     build_meta_documents,
-    require_llama,
+    require_llama_shape,
     require_meta_model,
+    require_rotary_numbers,
     with_chat_template,
 )
 
@@ -90,6 +97,9 @@ def plan_output(model: Model, settings: OutputSettings) -> Plan:
 
     Raises ``UsageError`` and ``LayoutError`` for what the layout cannot hold.
     """
+    if settings.output_type != "gguf":
+        require_files(model.tokenizer, f"--output_type {settings.output_type}")
+        require_rotary_numbers(model.config)
     if settings.chat_template:
         named = with_chat_template(model.tokenizer, settings.chat_template)
         model = replace(model, tokenizer=named)
@@ -138,7 +148,10 @@ def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
     from ..layouts.gguf import metadata as gguf_metadata
     from ..layouts.gguf import output as gguf_output
 
-    shape, tokenizer = require_llama(model.config, model.tokenizer, LLAMA_ONLY["gguf"])
+    shape = require_llama_shape(model.config, LLAMA_ONLY["gguf"])
+    tokenizer = model.tokenizer
+    if not isinstance(tokenizer, EmbeddedTokenizer):
+        tokenizer = require_sentencepiece(tokenizer, LLAMA_ONLY["gguf"])
     kept = isinstance(settings, MergeSettings) and settings.vocab_mismatch == "keep_base_rows"
     gguf_metadata.require_vocab_matches_rows(model.rows, tokenizer, kept)
     require_plain_llama(model.config.config, model.config.path)
@@ -154,6 +167,7 @@ def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
         build_huggingface_documents(*parts),
         settings.model_name,
         model.sources,
+        model.config.gguf,
     )
     result, checked = _checked(gguf_output.stored(model.tensors, outtype), settings)
     made = gguf_output.place_tensors(checked, description, outtype, settings.split_bytes)

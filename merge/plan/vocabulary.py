@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..checksums.known_tokenizers import KnownTokenizer, explain_mismatch
 from ..errors import VocabularyError
+from ..tokenizers.embedded_tokenizer import EmbeddedTokenizer
 from ..tokenizers.opaque_tokenizer import Tokenizer
 from ..tokenizers.padding_rows import are_padding
 
@@ -223,6 +224,11 @@ class Vocabulary:
 def require_extension(old: Tokenizer, new: Tokenizer) -> None:
     """Raise ``VocabularyError`` unless ``new`` gives every old token its old id."""
     olds, news = old.tokens, new.tokens
+    if isinstance(old, EmbeddedTokenizer):  # llama.cpp's converter spells added ones so
+        olds, news = (
+            tuple(token.replace("\N{LOWER ONE EIGHTH BLOCK}", " ") for token in tokens)
+            for tokens in (olds, news)
+        )
     if len(news) < len(olds):
         raise VocabularyError(
             "the vocabulary would shrink",

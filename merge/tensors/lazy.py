@@ -160,7 +160,8 @@ class Checkpoint:
 
     ``files`` hold the tensors; ``dropped`` names those in them that are left out. ``notes`` tell
     what the configuration assumes, for layouts that do not say everything. ``extra`` are tensors
-    of models that are a LLaMA with more beside it.
+    of models that are a LLaMA with more beside it. ``rotary_factors`` are those by which a GGUF
+    file divides rotary frequencies, where it says them as a tensor.
     """
 
     tensors: Mapping[str, LazyTensor]
@@ -169,6 +170,7 @@ class Checkpoint:
     dropped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     extra: Mapping[str, LazyTensor] = field(default_factory=dict)
+    rotary_factors: LazyTensor | None = None
 
 
 class _Scratch(threading.local):

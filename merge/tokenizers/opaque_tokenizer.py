@@ -16,6 +16,7 @@ from ..errors import FormatError, UsageError
 from ..storage.folder import Folder
 from ..untrusted.strict_json import dump_json, parse_json, read_json
 from .chat_templates import read_templates
+from .embedded_tokenizer import EmbeddedTokenizer
 from .file_names import (
     ADDED_TOKENS_NAME,
     CHAT_TEMPLATE_NAME,
@@ -85,7 +86,7 @@ class OpaqueTokenizer:
         return next(iter(self.contents.values()))
 
 
-Tokenizer = SentencePieceTokenizer | OpaqueTokenizer
+Tokenizer = SentencePieceTokenizer | OpaqueTokenizer | EmbeddedTokenizer
 """LLaMA's own is read, every other is copied."""
 
 
@@ -93,13 +94,29 @@ def require_sentencepiece(tokenizer: Tokenizer, purpose: str) -> SentencePieceTo
     """Raise ``UsageError`` for a tokenizer that can only be copied; ``purpose`` needs more."""
     if isinstance(tokenizer, SentencePieceTokenizer):
         return tokenizer
+    in_files = require_files(tokenizer, purpose)
     raise UsageError(
         f"{purpose} needs LLaMA's own kind of tokenizer",
         file=tokenizer.path,
         expected=MODEL_NAME,
-        found=", ".join(tokenizer.contents),
-        remedy=f"name a folder with the model's {MODEL_NAME} with --tokenizer; if it has none, "
-        "only --output_type huggingface with the tokenizer as it is can be made",
+        found=", ".join(in_files.contents),
+        remedy=f"name a folder with the model's {MODEL_NAME} with --tokenizer, or a base in GGUF "
+        "itself to keep its tokenizer; if there is neither, only --output_type huggingface with "
+        "the tokenizer as it is can be made",
+    )
+
+
+def require_files(tokenizer: Tokenizer, purpose: str) -> SentencePieceTokenizer | OpaqueTokenizer:
+    """Raise ``UsageError`` for the tokenizer of a GGUF file; ``purpose`` needs one in files."""
+    if not isinstance(tokenizer, EmbeddedTokenizer):
+        return tokenizer
+    raise UsageError(
+        f"{purpose} needs a tokenizer in files, which cannot be made of that in a GGUF file",
+        file=tokenizer.path,
+        expected=f"{MODEL_NAME} or {TOKENIZER_JSON_NAME}",
+        found=f"{tokenizer.n_tokens} tokens in the metadata",
+        remedy="name a folder with the model's tokenizer with --tokenizer, or write "
+        "--output_type gguf",
     )
 
 

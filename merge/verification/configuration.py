@@ -88,7 +88,9 @@ def _list_sources(inputs: MergeInputs) -> Iterator[tuple[Path, Mapping[str, Any]
             yield adapter.folder / CONFIG_NAME, read_json(adapter.folder / CONFIG_NAME)
             break
     model = inputs.dense or inputs.base
-    yield ModelFolder(model.files[0].parent).config_path, model.config
+    first = model.files[0]
+    in_gguf = first.suffix == ".gguf"
+    yield first if in_gguf else ModelFolder(first.parent).config_path, model.config
 
 
 def _normalize(config: Mapping[str, Any]) -> dict[str, Any]:

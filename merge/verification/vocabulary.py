@@ -76,7 +76,9 @@ def check_vocabulary(
     yield from counts
     yield from _check_ids(ours, result, ours.path)
     for parent in parents:
-        parent_tokens = read_vocabulary(parent)
+        # Beside an adapter's tokenizer.model, a GGUF file is the adapter once more.
+        in_files = (parent / MODEL_NAME).is_file()
+        parent_tokens = _read_files(parent) if in_files else read_vocabulary(parent)
         yield from _check_order(ours, parent_tokens)
         if not may_be_shorter and not counts:
             yield from _check_missing(ours, parent_tokens, rows)
@@ -84,8 +86,10 @@ def check_vocabulary(
 
 def read_vocabulary(folder: Path) -> TokenList:
     """The tokens of a folder in any layout. Raises ``MergeError`` for a tokenizer that is none."""
-    if ModelFolder(folder).is_gguf:
-        return _read_gguf(folder)
+    return _read_gguf(folder) if ModelFolder(folder).is_gguf else _read_files(folder)
+
+
+def _read_files(folder: Path) -> TokenList:
     path = folder / MODEL_NAME
     if path.is_file() and is_tiktoken_file(path):
         return _read_tiktoken(path)
@@ -200,9 +204,10 @@ def _check_missing(
 
 def _check_order(ours: TokenList, parent_tokens: TokenList) -> Iterator[VerificationError]:
     """Every id must mean the same as in a tokenizer that the rows come from."""
-    boundary = " " if ModelFolder(ours.path).is_gguf else _WORD_BOUNDARY
+    is_gguf = any(ModelFolder(tokens.path).is_gguf for tokens in (ours, parent_tokens))
     for id_, (one, other) in enumerate(zip(ours.tokens, parent_tokens.tokens, strict=False)):
-        if one not in (other, other.replace(_WORD_BOUNDARY, boundary)):
+        pair = {t.replace(_WORD_BOUNDARY, " ") if is_gguf else t for t in (one, other)}
+        if len(pair) > 1:
             yield VerificationError(
                 "the tokenizer gives an id another token than the tokenizer its rows come from",
                 file=ours.path,

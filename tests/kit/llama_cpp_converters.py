@@ -10,8 +10,12 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import runpy
 import sys
 from pathlib import Path
+
+# Those that have no function to call.
+_SCRIPTS = ("convert_lora_to_gguf",)
 
 
 class _Kept(logging.Handler):
@@ -31,11 +35,13 @@ def main() -> None:
     results = []
     for name, *arguments in json.load(sys.stdin):
         kept.lines = []
-        module = importlib.import_module(name)
         sys.argv = [name, *arguments]
         error = None
         try:
-            module.main()
+            if name in _SCRIPTS:
+                runpy.run_path(str(converters / f"{name}.py"), run_name="__main__")
+            else:
+                importlib.import_module(name).main()
         except (Exception, SystemExit) as raised:  # noqa: BLE001 - whatever it stops with
             error = f"{type(raised).__name__}: {raised}"
         results.append({"error": error, "warnings": kept.lines})

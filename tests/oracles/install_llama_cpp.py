@@ -28,6 +28,7 @@ BUILD = (
 )
 CONVERTERS = (
     "convert_hf_to_gguf.py",
+    "convert_lora_to_gguf.py",
     "conversion",
     "examples/convert_legacy_llama.py",
     "gguf-py/gguf",

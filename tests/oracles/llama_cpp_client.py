@@ -1,10 +1,10 @@
 """Runs llama.cpp on one GGUF file, away from torch; started by tests with a job on stdin.
 
 Standard input: JSON ``{"model", "lines", "prompts", "more"}``; a file of a vocabulary alone has no
-prompts. Writes ``result.json`` into the
-folder named by the argument, ``{"ids", "continuations"}``: the ids of every line, and for every
-prompt of ids the ``more`` likeliest that follow; and ``logits.npz``, for every prompt the logits
-after each of its tokens.
+prompts; ``"lora"`` is an adapter on the model. Writes ``result.json`` into the folder named by
+the argument, ``{"ids", "continuations"}``: the ids of every line, and for every prompt of ids the
+``more`` likeliest that follow; and ``logits.npz``, for every prompt the logits after each of its
+tokens.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def main() -> None:
     prompts = job["prompts"]
     llm = Llama(
         job["model"],
+        lora_path=job.get("lora"),
         n_ctx=CONTEXT,
         n_threads=1,
         n_gpu_layers=0,

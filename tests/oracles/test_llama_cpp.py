@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,8 +21,9 @@ from demo import text
 from merge import convert_checkpoint, merge_lora
 from merge.tokenizers import sentencepiece_model as spm
 from tests.kit.adapters import make_adapter
+from tests.kit.llama_cpp_runs import run_llama_cpp
 from tests.kit.llamas import llama_config
-from tests.kit.run import ROOT, quick_environment
+from tests.kit.run import ROOT
 from tests.kit.tokenizer_models import TEXT
 from tokenizer_tools import extend
 
@@ -35,7 +34,6 @@ pytestmark = [
         reason="llama.cpp is not installed: make llama_cpp compiles it",
     ),
 ]
-CLIENT = Path(__file__).with_name("llama_cpp_client.py")
 PROMPTS = ["如果你今天去那个村庄，还能看见那棵柳树。", "The quick brown fox 跳过了 the lazy dog"]
 LINES, MORE = 500, 32
 OUTPUTS: dict[str, dict[str, Any]] = {
@@ -133,26 +131,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def _run(model: Model, outtype: str, lines: list[str], out: Path) -> dict[str, Any]:
-    """What llama.cpp says of the GGUF file; in a process of its own, as it may end that."""
-    job = {
-        "model": str(model.gguf(outtype)),
-        "lines": lines,
-        "prompts": list(_prompts(model)),
-        "more": MORE,
-    }
-    done = subprocess.run(
-        [sys.executable, str(CLIENT), str(out)],
-        input=json.dumps(job),
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-        env=quick_environment(),
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))
-    with np.load(out / "logits.npz") as arrays:
-        return result | {"logits": [torch.from_numpy(arrays[name]) for name in arrays]}
+    return run_llama_cpp(model.gguf(outtype), out, list(_prompts(model)), MORE, lines)
 
 
 def _prompts(model: Model) -> Iterator[list[int]]:

@@ -13,12 +13,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ...errors import LayoutError, VocabularyError
+from ...tokenizers.embedded_tokenizer import EmbeddedTokenizer
 from ...tokenizers.file_names import TOKENIZER_CONFIG_NAME
 from ...tokenizers.padding_rows import are_padding
 from ...tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from ...untrusted.strict_json import read_json
 from ...untrusted.value_kinds import NO_NEGATIVE, OBJECT, ValueKinds, require_kinds
 from ..config import LlamaShape, get_rope_scaling, get_rope_theta
+from .base import KeptMetadata, add_embedded_tokenizer
 from .tokens import adds_dummy_prefix, list_tokens
 
 if TYPE_CHECKING:
@@ -40,16 +42,18 @@ class Description:
     ``config`` is from the file ``source``, and its values are of their kinds
     (``config.require_values``). ``documents`` are those of a Hugging Face folder. ``name`` is what
     the model is called, and ``sources`` are the names of the models that it was made from.
+    ``kept`` is what a base in GGUF says, where there is one.
     """
 
     config: Mapping[str, Any]
     source: Path
     shape: LlamaShape
     rows: int
-    tokenizer: SentencePieceTokenizer
+    tokenizer: SentencePieceTokenizer | EmbeddedTokenizer
     documents: Mapping[str, bytes]
     name: str
     sources: Sequence[str]
+    kept: KeptMetadata | None = None
 
     def add_to(self, writer: GGUFWriter, file_type: str) -> None:
         """Add every key, in the order in which llama.cpp's converter does.
@@ -66,12 +70,20 @@ class Description:
                 (folder / name).write_bytes(data)
             writer.add_type(GGUFType.MODEL)
             self._build_general(writer, folder).set_gguf_meta_model(writer)
-            self._add_hyperparameters(writer)
+            if self.kept is not None and self.kept.is_described:
+                self.kept.add_hyperparameters(writer)
+            else:
+                self._add_hyperparameters(writer)
             writer.add_file_type(LlamaFileType[file_type])
             writer.add_vocab_size(self.rows)
             writer.add_rope_dimension_count(self.shape.head_dim)
             writer.add_quantization_version(GGML_QUANT_VERSION)
-            self._add_vocabulary(writer, folder)
+            if isinstance(self.tokenizer, EmbeddedTokenizer):
+                add_embedded_tokenizer(writer, self.tokenizer)
+            else:
+                self._add_vocabulary(writer, folder, self.tokenizer)
+            if self.kept is not None:
+                self.kept.add_others(writer)
 
     def _build_general(self, writer: GGUFWriter, folder: Path) -> Metadata:
         from gguf import Metadata, size_label
@@ -80,9 +92,7 @@ class Description:
         metadata = Metadata.load(None, folder, None, counts[0])
         metadata.name = metadata.name or folder.name
         metadata.size_label = metadata.size_label or size_label(*counts)
-        metadata.base_models = metadata.base_models or [
-            _describe_source(name) for name in self.sources
-        ]
+        metadata.base_models = metadata.base_models or self._describe_sources()
         # Current llama.cpp reads these two also under transformers' names.
         generation = Metadata.load_generation_config(folder)
         if metadata.sampling_temp is None:
@@ -90,6 +100,11 @@ class Description:
         if metadata.sampling_penalty_repeat is None:
             metadata.sampling_penalty_repeat = generation.get("repetition_penalty")
         return metadata
+
+    def _describe_sources(self) -> list[dict[str, str]]:
+        described = [_describe_source(name) for name in self.sources]
+        own = self.kept.describe_base() if self.kept is not None else {}
+        return [own, *described[1:]] if own else described
 
     @property
     def context_length(self) -> int:
@@ -140,30 +155,33 @@ class Description:
             if values:
                 add(values[0])
 
-    def _add_vocabulary(self, writer: GGUFWriter, folder: Path) -> None:
+    def _add_vocabulary(
+        self, writer: GGUFWriter, folder: Path, tokenizer: SentencePieceTokenizer
+    ) -> None:
         from gguf import SpecialVocab
 
         config = read_json(folder / TOKENIZER_CONFIG_NAME)
         if config.get("add_prefix_space") is not None:
             writer.add_add_space_prefix(config["add_prefix_space"])
-        elif not adds_dummy_prefix(self.tokenizer):
+        elif not adds_dummy_prefix(tokenizer):
             writer.add_add_space_prefix(False)
-        tokens = list_tokens(self.tokenizer, folder, config, self.rows)
+        tokens = list_tokens(tokenizer, folder, config, self.rows)
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_list([token.text.encode("utf-8") for token in tokens])
         writer.add_token_scores([token.score for token in tokens])
         writer.add_token_types([token.kind for token in tokens])
         special = SpecialVocab(folder, n_vocab=len(tokens))
-        self._complete_special(special)
+        _complete_special(special, tokenizer)
         special.add_to_gguf(writer, quiet=True)
 
-    def _complete_special(self, special: SpecialVocab) -> None:
-        """Add what only the tokenizer says: the unknown token, an end that config.json lists."""
-        for kind in ("bos", "eos", "unk", "pad"):
-            token = getattr(self.tokenizer, f"{kind}_token")
-            if token is not None:
-                special.special_token_ids.setdefault(kind, token.id)
+
+def _complete_special(special: SpecialVocab, tokenizer: SentencePieceTokenizer) -> None:
+    """Add what only the tokenizer says: the unknown token, an end that config.json lists."""
+    for kind in ("bos", "eos", "unk", "pad"):
+        token = getattr(tokenizer, f"{kind}_token")
+        if token is not None:
+            special.special_token_ids.setdefault(kind, token.id)
 
 
 def _describe_source(name: str) -> dict[str, str]:
@@ -173,7 +191,8 @@ def _describe_source(name: str) -> dict[str, str]:
     title: Callable[[str], str] = Metadata.id_to_title
     path = Path(name).expanduser()
     if path.exists():
-        return {"name": title(path.resolve().name.encode("utf-8", "replace").decode())}
+        called = path.resolve().name.removesuffix(".gguf")
+        return {"name": title(called.encode("utf-8", "replace").decode())}
     organization, _, model = name.rpartition("/")
     entry = {"name": title(model)}
     if organization:
@@ -182,13 +201,17 @@ def _describe_source(name: str) -> dict[str, str]:
     return entry
 
 
-def require_vocab_matches_rows(rows: int, tokenizer: SentencePieceTokenizer, kept: bool) -> None:
+def require_vocab_matches_rows(
+    rows: int, tokenizer: SentencePieceTokenizer | EmbeddedTokenizer, kept: bool
+) -> None:
     """llama.cpp loads no model whose tokens and rows differ; rows that are padding are given tokens
     that are never used. ``kept``: so the user wants all rows beyond the tokens to be. Raises
     ``VocabularyError`` for tokens without a row, and for rows that are no padding.
     """
     surplus = rows - tokenizer.n_tokens
-    if surplus and not are_padding(surplus, rows) and not (kept and surplus > 0):
+    is_copied = isinstance(tokenizer, EmbeddedTokenizer)  # which gets no token that it lacks
+    is_padded = are_padding(surplus, rows) or (kept and surplus > 0)
+    if surplus and (is_copied or not is_padded):
         raise VocabularyError(
             "a GGUF file must have a token for each row of the embeddings",
             file=tokenizer.path,

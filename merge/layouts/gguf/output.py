@@ -19,6 +19,7 @@ from ...errors import LayoutError, NumberError
 from ...formats.gguf import ALIGNMENT, BLOCK, BLOCK_BYTES
 from ...tensors.lazy import LazyTensor, RowReader, block_rows, scratch
 from ...tensors.patched import PatchedTensor
+from ...tokenizers.embedded_tokenizer import EmbeddedTokenizer
 from .. import llama
 from ..config import get_rope_scaling, get_rope_theta
 from ..placement import Piece, PlacedTensor
@@ -145,9 +146,10 @@ def place_tensors(
     import numpy as np
     from gguf import GGMLQuantizationType, GGUFWriter
 
-    require_bpe(description.tokenizer)
+    if not isinstance(description.tokenizer, EmbeddedTokenizer):
+        require_bpe(description.tokenizer)
     shape, scaling = description.shape, get_rope_scaling(description.config)
-    items = _build_rotary_factors(description)
+    items = _find_rotary_factors(description)
     for entry in llama.entries(shape):
         if entry.hf in tensors:
             tensor = tensors[entry.hf]
@@ -175,8 +177,10 @@ def place_tensors(
         for hf, name, tensor in items
     )
     headers = dict(zip(files, _build_headers(writer), strict=True))
-    notes = (*_build_notes(tensors, outtype, scaling), *describe_limits(description.tokenizer))
-    return GgufPlan(placed, headers, notes)
+    notes = _build_notes(tensors, outtype, scaling)
+    if not isinstance(description.tokenizer, EmbeddedTokenizer):
+        notes += describe_limits(description.tokenizer)
+    return GgufPlan(placed, headers, tuple(notes))
 
 
 def _build_headers(writer: GGUFWriter) -> list[bytes]:
@@ -209,6 +213,14 @@ def _build_notes(
             "llama.cpp does not: beyond its context length it will answer otherwise"
         )
     return notes
+
+
+def _find_rotary_factors(description: Description) -> list[tuple[str, str, LazyTensor]]:
+    """The factors of a base in GGUF as they are, else those that ``config.json`` asks for."""
+    kept = description.kept
+    if kept is None or not kept.is_described:
+        return _build_rotary_factors(description)
+    return [(ROTARY_FACTORS, ROTARY_FACTORS, t) for t in [kept.rotary_factors] if t is not None]
 
 
 def _build_rotary_factors(description: Description) -> list[tuple[str, str, LazyTensor]]:

@@ -77,9 +77,10 @@ def open_gguf(folder: Folder, io: IoMode = "auto") -> Checkpoint:
     metadata, stored = read_split_files(files, io)
     config = _derive_config(metadata, stored, files[0])
     shape = LlamaShape.from_config(config, files[0])
-    dropped = (ROTARY_FACTORS,) if stored.pop(ROTARY_FACTORS, None) is not None else ()
+    _require_whole_heads_turned(metadata, shape, files[0])
+    factors = stored.pop(ROTARY_FACTORS, None)
     tensors = _check_and_order(stored, shape, files[0])
-    return Checkpoint(tensors, config, files, dropped)
+    return Checkpoint(tensors, config, files, rotary_factors=factors)
 
 
 def read_split_files(
@@ -121,6 +122,7 @@ def _derive_config(
     metadata: Mapping[str, Any], tensors: Mapping[str, LazyTensor], source: Path
 ) -> dict[str, Any]:
     """What ``config.json`` would say, by the keys that llama.cpp reads."""
+    _require_model(metadata, source)
     architecture = metadata.get("general.architecture")
     if architecture != ARCHITECTURE:
         raise LayoutError(
@@ -157,14 +159,61 @@ def _derive_config(
     }
 
 
+def _require_model(metadata: Mapping[str, Any], source: Path) -> None:
+    """A GGUF file may hold other things than a model, and a model of several experts a layer."""
+    kind = metadata.get("general.type", "model")
+    if kind != "model":
+        is_adapter = kind == "adapter"
+        raise LayoutError(
+            "this GGUF file holds no model",
+            file=source,
+            expected='general.type "model"',
+            found=repr(kind),
+            remedy="give an adapter with --lora_model" if is_adapter else "give the model's file",
+        )
+    if experts := metadata.get(f"{ARCHITECTURE}.expert_count"):
+        raise LayoutError(
+            "this GGUF file holds a mixture of experts, whose stacked tensors are not read here",
+            file=source,
+            expected=f"no {ARCHITECTURE}.expert_count",
+            found=f"{experts} experts",
+            remedy="give the model's Hugging Face folder",
+        )
+
+
+def _require_whole_heads_turned(
+    metadata: Mapping[str, Any], shape: LlamaShape, source: Path
+) -> None:
+    """q and k are put in order by whole heads, all of whose places rotary positions turn."""
+    turned = metadata.get(f"{ARCHITECTURE}.rope.dimension_count", shape.head_dim)
+    if turned != shape.head_dim:
+        raise LayoutError(
+            "the model turns a part of each head alone, which a LLaMA does not",
+            file=source,
+            expected=f"{ARCHITECTURE}.rope.dimension_count {shape.head_dim}",
+            found=turned,
+            remedy="only LLaMA 1, LLaMA 2 and models of their architecture are read here",
+        )
+
+
+# What else a file says of yarn, and the names of the same in config.json.
+_YARN = {
+    "original_context_length": "original_max_position_embeddings",
+    "yarn_ext_factor": "extrapolation_factor",
+    "yarn_attn_factor": "attention_factor",
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+}
+
+
 def _derive_rope_scaling(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     prefix = f"{ARCHITECTURE}.rope.scaling."
     said = {key.removeprefix(prefix): v for key, v in metadata.items() if key.startswith(prefix)}
     if said.get("type") in (None, "none"):
-        return None
-    scaling = {"rope_type": said["type"], "factor": said.get("factor")}
-    length = said.get("original_context_length")
-    return scaling if length is None else scaling | {"original_max_position_embeddings": length}
+        linear = metadata.get(f"{ARCHITECTURE}.rope.scale_linear", 1.0)  # in files of 2023
+        return None if linear in (0.0, 1.0) else {"rope_type": "linear", "factor": linear}
+    more = {name: said[key] for key, name in _YARN.items() if said.get(key) is not None}
+    return {"rope_type": said["type"], "factor": said.get("factor"), **more}
 
 
 def _check_and_order(
