@@ -26,6 +26,7 @@ PACKAGES = {
     "plan": "finds inputs, checks vocabulary and configuration files, assigns tensors to output "
     "files",
     "deltas": "what is added to a base: adapters, dense deltas, new vocabulary rows",
+    "peft_layers": "PEFT's layers on a model without weights: what PEFT makes of one module",
     "layouts": "models in files: Hugging Face's layout, Meta's, GGUF; one table of tensor names",
     "tokenizers": "reads and checks tokenizer folders, and writes the merged model's",
     "formats": "containers of tensors: torch, safetensors, GGUF; reader and writer of each",

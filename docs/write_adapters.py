@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT))
 
 from merge.deltas.adapter_files import FOREIGN, READ, SAYS_NOTHING  # noqa: E402
 from merge.deltas.kinds import HANDLED, HARMLESS  # noqa: E402
+from merge.deltas.peft_methods import VARIANTS  # noqa: E402
 from merge.deltas.refusals import REFUSED  # noqa: E402
 from merge.layouts.decoder import HEAD_OF  # noqa: E402
 
@@ -27,6 +28,11 @@ BY_FIELD = (
     "any other start of its own",
     "fused q, k, v (enable_lora)",
     "Megatron",
+    "ShadowPEFT",
+    "multitask prompt tuning",
+    "context-aware prompt tuning",
+    "Cartridge",
+    "LLaMA-Adapter",
 )
 
 
@@ -41,6 +47,7 @@ class Base:
 
 _AGAINST_PEFT = "tests/layouts/test_decoder.py::test_any_decoder_merges_as_peft_does"
 _REFUSED = "tests/layouts/test_decoder.py::test_tensors_of_unusual_names_are_refused_by_name"
+_EXPERTS = "tests/deltas/test_peft_methods.py::test_fused_experts_of_a_base_that"
 BASES = (
     Base(
         "Qwen2, Qwen3, Mistral, Phi-3, LLaMA with biases",
@@ -99,9 +106,13 @@ BASES = (
     Base(
         "Mixtral, Qwen-MoE, GPT-OSS",
         "an adapter on attention is merged; trained tensors that are called neither `weight` nor "
-        "`bias` (`experts.down_proj`, `self_attn.sinks`) are refused by name, and so are adapters "
-        "on fused experts (`target_parameters`)",
-        tuple(f"{_REFUSED}[{name}]" for name in ("experts of Mixtral", "sinks of GPT-OSS")),
+        "`bias` (`experts.down_proj`, `self_attn.sinks`) are refused by name. An adapter on fused "
+        "experts (`target_parameters`) is merged if the base's files hold the fused tensors, as "
+        "those of GPT-OSS do, and otherwise refused",
+        (
+            *(f"{_REFUSED}[{name}]" for name in ("experts of Mixtral", "sinks of GPT-OSS")),
+            *(f"{_EXPERTS}_{rest}" for rest in ("holds_them", "holds_each_are_refused")),
+        ),
     ),
     Base(
         "Mamba and others whose embeddings have another name",
@@ -122,6 +133,24 @@ def name_test_of_refusal(name: str) -> str:
     """The test of a kind that is refused."""
     how = "field" if name in BY_FIELD else "kind_that_peft_made"
     return f"tests/deltas/test_refusals.py::test_{how}_is_refused_by_name[{name}]"
+
+
+def list_methods() -> str:
+    """The methods of the installed PEFT that it merges here, as docs/adapters.md lists them."""
+    from peft import __version__
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as METHODS
+
+    names = {method.value for method in METHODS} - {"LORA", "TRAINABLE_TOKENS"}
+    merged = [n for n in names if not any(r.field == "peft_type" and r.applies(n) for r in REFUSED)]
+    listed = ", ".join(f"`{name}`" for name in sorted(merged))
+    return f"Of PEFT {__version__}'s methods these {len(merged)}: {listed}."
+
+
+def list_variants() -> str:
+    """The variants of LoRA that PEFT merges here, a row of a table each."""
+    rows = ["| variant | detected by | what is done |", "| :-- | :-- | :-- |"]
+    rows += [f"| {v.name} | `{v.field}` | {v.result} |" for v in VARIANTS]
+    return "\n".join(rows)
 
 
 def build_tables() -> dict[str, str]:
@@ -153,6 +182,8 @@ def build_tables() -> dict[str, str]:
         "silent": ", ".join(f"`{pattern}`" for pattern in SAYS_NOTHING) + ".",
         "unclaimed": "\n".join(unclaimed),
         "merged": "\n".join(handled),
+        "methods": list_methods(),
+        "variants": list_variants(),
         "refused": "\n".join(refused),
         "bases": "\n".join(bases),
         "embeddings": "\n".join(["| embeddings | LM head |", "| :-- | :-- |", *names]),

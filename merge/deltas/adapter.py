@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from ..checksums.known_files import identify_adapter
 from ..errors import AdapterError
 from ..formats import open_container
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
+from ..peft_layers.tuner import split_tensors
 from ..storage.offload import Offload
 from ..tensors.lazy import LazyTensor, get_dtype_name
 from ..tensors.patched import Patch
@@ -33,6 +34,10 @@ from .saved_modules import Copies, collect_saved_modules
 
 # What a Trainer's checkpoint calls the same; taken when adapter_config.json lies beside it.
 _RAW_NAMES = ("model.safetensors", "pytorch_model.bin")
+_PARTS_OF_LORA = (
+    *("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"),
+    "lora_bias",
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class Adapter:
     the others are the base's own copy. ``ignored`` are known keys that are not used.
     ``copies`` are what ``require_equal_copies`` has to compare before anything is written;
     ``renamed`` says how its names were made the base's, where they were not. ``new_rows`` follow
-    the base's rows of the vocabulary before anything is added.
+    the base's rows of the vocabulary before anything is added. ``by_peft`` are the tensors that
+    PEFT merges, by its names, where it does.
     """
 
     folder: AdapterFolder
@@ -56,14 +62,19 @@ class Adapter:
     copies: Copies = field(default_factory=dict)
     renamed: str = ""
     new_rows: Mapping[str, LazyTensor] = field(default_factory=dict)
+    by_peft: Mapping[str, LazyTensor] = field(default_factory=dict)
 
     @cached_property
     def changes_nothing(self) -> bool:
         """Whether merging it would leave the base as it is: every ``lora_B`` zero."""
         patches = [patch for stage in self.added.values() for patch in stage]
-        return not self.replaced and all(
-            isinstance(patch, LowRank) and not (_has_values(patch.b) and _has_values(patch.a))
-            for patch in patches
+        return (
+            not self.replaced
+            and not self.by_peft
+            and all(
+                isinstance(patch, LowRank) and not (_has_values(patch.b) and _has_values(patch.a))
+                for patch in patches
+            )
         )
 
     @property
@@ -131,8 +142,11 @@ def open_adapter(
     files = find_files(folder, names, ignore_file)
     path = files.weights
     tensors = folder.gguf.tensors if folder.gguf is not None else _open_tensors(files, offload)
-    _require_not_empty(path, tensors)
     copies = _pair_duplicates(files, tensors, offload)
+    by_peft: dict[str, LazyTensor] = {}
+    if config.method is not None:
+        by_peft, tensors = split_tensors(config.peft_type, tensors)
+    _require_not_empty(path, {**by_peft, **tensors}, by_peft)
     trained = _read_trainable_params(files, offload)
     for name, tensor in trained.items():
         key = next((key for key in tensors if normalize_key(key) == name), None)
@@ -142,6 +156,7 @@ def open_adapter(
             copies[f"{name} of {TRAINABLE_PARAMS} and {key}"] = (tensor, tensors[key])
     keys = sort_keys(path, tensors)
     _require_no_delta(path, keys)
+    _require_no_lora(path, config, keys)
     require_no_collisions(path, config, keys)
     config = config.with_resolved_rule(collect_ranks(keys))
     replaced, by_training, unused, pairs = collect_saved_modules(path, config, keys)
@@ -155,6 +170,7 @@ def open_adapter(
         unused,
         {**pairs, **copies},
         new_rows=_read_new_rows(files.new_rows, offload),
+        by_peft=by_peft,
     )
 
 
@@ -245,7 +261,9 @@ def _read_trainable_params(files: AdapterFiles, offload: Offload | None) -> dict
     return {normalize_key(key): tensor for key, tensor in found.items()}
 
 
-def _require_not_empty(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
+def _require_not_empty(
+    path: Path, tensors: Mapping[str, LazyTensor], by_peft: Container[str] = ()
+) -> None:
     if not tensors:
         raise AdapterError(
             "the adapter is empty: the training script saved it wrongly",
@@ -266,7 +284,7 @@ def _require_not_empty(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
                 remedy="DeepSpeed ZeRO-3 keeps tensors in parts; gather them when saving "
                 "(stage3_gather_16bit_weights_on_model_save) or run zero_to_fp32.py",
             )
-        if not tensor.dtype.is_floating_point:
+        if not tensor.dtype.is_floating_point and name not in by_peft:
             raise AdapterError(
                 "a tensor of the adapter is quantized",
                 file=path,
@@ -275,6 +293,21 @@ def _require_not_empty(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
                 found=get_dtype_name(tensor.dtype),
                 remedy="save the adapter in floating point",
             )
+
+
+def _require_no_lora(path: Path, config: AdapterConfig, keys: AdapterKeys) -> None:
+    """Raise ``AdapterError`` for LoRA's matrices in an adapter of a method that has none."""
+    found = [module for part in _PARTS_OF_LORA for module in keys.parts[part]]
+    if config.method is not None and found:
+        raise AdapterError(
+            f"the adapter's configuration says {config.peft_type}, but its tensors are a LoRA's",
+            file=path,
+            tensor=found[0],
+            expected=f"tensors of {config.peft_type}, beside whole modules and trained tokens",
+            found=f"LoRA matrices of {len(found)} modules",
+            remedy="weights and adapter_config.json are from different runs: take both from one "
+            "place",
+        )
 
 
 def _require_no_delta(path: Path, keys: AdapterKeys) -> None:

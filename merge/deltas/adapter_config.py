@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import AdapterError
 from ..layouts.model_folder import ModelFolder
+from ..peft_layers.installed import require_known_method
 from ..untrusted.safe_regex import is_plain
 from .foreign_config import as_peft
 from .kinds import KNOWN_FIELDS
 from .patterns import RULES, Rule, find_possible_rules
+from .peft_methods import find_method
 from .refusals import Refusal, find_refusal
 
 if TYPE_CHECKING:
@@ -40,7 +42,8 @@ _OF_THIS_RUN = "take adapter_config.json from the run that trained the adapter"
 class AdapterConfig:
     """The fields of a LoRA's ``adapter_config.json`` that say how it is added.
 
-    ``weight`` is not from the file: the user's factor for everything that is added. ``rules`` are
+    ``weight`` is not from the file: the user's factor for everything that is added. ``method`` is
+    set for an adapter whose modules PEFT merges, not this program. ``rules`` are
     those by which PEFT may have read the patterns, the newest first; ``with_resolved_rule`` leaves
     one.
     """
@@ -63,6 +66,8 @@ class AdapterConfig:
     bias: str | None = None
     task_type: str | None = None
     weight: float = 1.0
+    peft_type: str = "LORA"
+    method: str | None = None
     rules: tuple[Rule, ...] = RULES[:1]
 
     def rank(self, module: str) -> int:
@@ -247,6 +252,8 @@ def _parse_adapter_config(path: Path, fields: dict[str, Any]) -> AdapterConfig:
             found=f'"{refused.field}": {fields.get(refused.field)!r}',
             remedy=refused.remedy,
         )
+    if method := find_method(fields):
+        return _parse_method(path, fields, method)
     for field in unknown:
         if fields[field]:
             raise AdapterError(
@@ -278,6 +285,33 @@ def _parse_adapter_config(path: Path, fields: dict[str, Any]) -> AdapterConfig:
         bias=_read_text(fields, "bias"),
         task_type=_read_text(fields, "task_type"),
         rules=find_possible_rules(fields),
+    )
+
+
+def _parse_method(path: Path, fields: Mapping[str, Any], method: str) -> AdapterConfig:
+    """An adapter that PEFT merges: its arithmetic is for PEFT to read, all else is as with LoRA.
+
+    Raises ``AdapterError`` for a method that the installed PEFT does not know, and ``UsageError``
+    where there is none.
+    """
+    require_known_method(fields, path)
+    return AdapterConfig(
+        path=path,
+        r=1,
+        lora_alpha=1.0,
+        use_rslora=False,
+        rank_pattern={},
+        alpha_pattern={},
+        ensure_weight_tying=bool(fields.get("ensure_weight_tying")),
+        base_model_name_or_path=_read_text(fields, "base_model_name_or_path"),
+        unknown=(),
+        modules_to_save=_read_names(fields, "modules_to_save", path),
+        trainable_token_indices=_read_token_indices(fields, path),
+        peft_version=_read_text(fields, "peft_version"),
+        bias=_read_text(fields, "bias"),
+        task_type=_read_text(fields, "task_type"),
+        peft_type=str(fields.get("peft_type", "LORA")),
+        method=method,
     )
 
 

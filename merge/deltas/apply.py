@@ -16,6 +16,7 @@ from ..tensors.patched import Patch, PatchedTensor
 from .adapter import Adapter
 from .completeness import find_completeness_warnings, require_declared
 from .patches import AddedVector, DoraColumnScale, DoraRowScale, LowRank, ReplacedRows
+from .peft_patches import MergedByPeft, attach_siblings
 from .saved_modules import equal_values
 from .tied_embeddings import (
     find_tied_sides,
@@ -23,6 +24,8 @@ from .tied_embeddings import (
     mirror_to_lm_head,
     require_equal_sides,
 )
+
+MERGED_BY_PEFT = "merged by PEFT"
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,15 @@ def apply_adapters(
     def merged(name: str) -> PatchedTensor:
         return makings[name].result(dtype or starts[name].dtype, round_each_adapter)
 
+    def so_far(name: str) -> LazyTensor:
+        exact = None if round_each_adapter else torch.float32
+        return makings[name].so_far(exact or dtype or starts[name].dtype, round_each_adapter)
+
     for number, adapter in enumerate(adapters, start=1):
         fitted = _transpose_patches(adapter, base.config)
         if sides is not None:
             fitted = mirror_to_lm_head(fitted, sides)
+        fitted = attach_siblings(fitted, so_far)
         for making in makings.values():
             making.merge(number, fitted)
         if sides is not None and not have_same_values(merged(sides.embeddings), merged(sides.head)):
@@ -148,6 +156,12 @@ class _TensorBuilder:
             start.shape, dtype, start.origin, start, tuple(self._stages), round_each_adapter
         )
 
+    def so_far(self, dtype: torch.dtype, round_each_adapter: bool) -> LazyTensor:
+        """The tensor as it is now, to be read beside the result."""
+        start = self._start.without_digest()
+        stages = tuple(self._stages)
+        return PatchedTensor(start.shape, dtype, start.origin, start, stages, round_each_adapter)
+
     def _is_own_copy(self, adapter: Adapter) -> bool:
         """Whether the adapter only holds the base's tensor, which earlier adapters have changed.
 
@@ -192,7 +206,8 @@ class _TensorBuilder:
         before = self._start.rows
         if rows >= before:
             return
-        if any(isinstance(patch, DoraColumnScale) for stage in self._stages for patch in stage):
+        of_all_rows = (DoraColumnScale, MergedByPeft)
+        if any(isinstance(patch, of_all_rows) for stage in self._stages for patch in stage):
             raise self._dora_rows_error(adapter, before, rows)
         self._start = take_rows(self._start, rows)
         self.steps.append(Step(number, "cut", before, rows))
@@ -207,6 +222,8 @@ class _TensorBuilder:
                 return Step(number, action, rows, rows, patch.rank, patch.scaling)
             if isinstance(patch, AddedVector):
                 return Step(number, "added", rows, rows, None, patch.scaling)
+            if isinstance(patch, MergedByPeft):
+                return Step(number, MERGED_BY_PEFT, rows, rows)
         return Step(number, "rows replaced", rows, rows)
 
     def _require_fits(self, adapter: Adapter, stage: tuple[Patch, ...]) -> None:
@@ -219,6 +236,8 @@ class _TensorBuilder:
                 free = self._mismatch != "error" and patch.shape[1:] == shape[1:]
                 if patch.shape != shape and not free:
                     raise _size_error(adapter, self._name, shape, patch.shape)
+            if isinstance(patch, MergedByPeft) and patch.shape != shape:
+                raise _size_error(adapter, self._name, shape, patch.shape)
             if isinstance(patch, AddedVector) and patch.vector.shape != shape:
                 raise _size_error(adapter, self._name, shape, patch.vector.shape)
             if isinstance(patch, ReplacedRows):
@@ -242,7 +261,8 @@ class _TensorBuilder:
 
     def _dora_rows_error(self, adapter: Adapter, expected: int, found: int) -> AdapterError:
         return AdapterError(
-            "a DoRA of the vocabulary fits only the rows that it was trained with",
+            "a DoRA of the vocabulary, or what PEFT merges into it, fits only the rows that it was "
+            "trained with",
             file=adapter.weights,
             tensor=self._name,
             expected=f"{expected} rows, as in the base model",

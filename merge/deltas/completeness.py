@@ -150,7 +150,7 @@ def _require_biases(declared: _Declared) -> None:
 
 def _require_targets(declared: _Declared) -> None:
     targets = _list_modules(declared.fields.get("target_modules"))
-    if not targets:
+    if not targets or declared.adapter.config.method:  # PEFT says what it expects
         return
     present = _low_rank(declared.adapter)
     tied = declared.adapter.config.ensure_weight_tying

@@ -23,6 +23,7 @@ from ..layouts.llama import is_rotary_buffer
 from ..layouts.names import without_wrappers
 from ..tensors.lazy import LazyTensor
 from .kinds import HANDLED, PLAIN_KEY
+from .peft_methods import find_method_of_tensor
 from .refusals import find_key_refusal
 
 _PREFIX = "base_model.model."
@@ -126,6 +127,13 @@ def _unknown_key_error(path: Path, key: str) -> AdapterError:
             file=path,
             tensor=key,
             remedy=kind.remedy,
+        )
+    if method := find_method_of_tensor(key):
+        return AdapterError(
+            f"the adapter holds a tensor of {method}, but its configuration describes a LoRA",
+            file=path,
+            tensor=key,
+            remedy="take adapter_config.json from the run that trained the adapter",
         )
     return AdapterError(
         "the adapter holds a tensor of a kind that is not known here",

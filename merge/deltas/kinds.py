@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from .peft_methods import VARIANTS
 from .refusals import REFUSED
 
 # A module's name, and the adapter's name that a raw training dict puts behind the part.
@@ -202,4 +203,5 @@ KNOWN_FIELDS = (
     HARMLESS
     | {name for kind in HANDLED for name in kind.fields}
     | {refusal.field for refusal in REFUSED}
+    | {variant.field for variant in VARIANTS}
 )

@@ -23,7 +23,7 @@ class Refusal:
 
 
 TRAINABLE_TOKENS = "TRAINABLE_TOKENS"
-_MERGE_WITH_PEFT = "merge it with PEFT's own merge_and_unload on a machine with enough memory"
+_NO_WEIGHTS = "it is no change of weights"
 _USE_UNMERGED = "use it unmerged, with PEFT"
 _CONVERT = (
     "save it once with PEFT's path_initial_model_for_weight_conversion, which turns it into a "
@@ -31,20 +31,21 @@ _CONVERT = (
 )
 _RESIDUAL = (
     "give the residual base that was saved with the run, and write true for init_lora_weights into "
-    "this file; or merge it with PEFT's merge_and_unload on the plain base, which makes the start "
-    "anew"
+    "this file; or save it with PEFT's path_initial_model_for_weight_conversion"
 )
+_RANDOM = "its initialisation is a randomised decomposition of the base, different each time"
 _OTHER_BASE = (
     "it was trained relative to a base that the initialisation changed, so on the plain base it "
     "gives another model"
 )
-# Starts that leave the base as it is.
+# Starts that leave the base as it is, and those that PEFT makes again from the plain base.
 _PLAIN_STARTS = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
+_REPEATABLE_STARTS = ("pissa", "olora")
 
 
-def _is_plain_start(value: object) -> bool:
-    """Whether ``init_lora_weights`` leaves the base alone: yes or no, or one of the names."""
-    named = isinstance(value, str) and value.lower() in _PLAIN_STARTS
+def _is_known_start(value: object) -> bool:
+    """Whether ``init_lora_weights`` is yes or no, or a start that can be merged."""
+    named = isinstance(value, str) and value.lower() in (*_PLAIN_STARTS, *_REPEATABLE_STARTS)
     return value is None or isinstance(value, bool) or named
 
 
@@ -57,48 +58,35 @@ def _type(name: str, peft_type: str, reason: str, remedy: str, *marks: str) -> R
     return Refusal(name, "peft_type", lambda value: value == peft_type, reason, remedy, marks)
 
 
-def _start(name: str, *starts: str, remedy: str = _CONVERT) -> Refusal:
+def _start(name: str, start: str, *, remedy: str = _CONVERT, reason: str = _OTHER_BASE) -> Refusal:
     def applies(value: object) -> bool:
-        return isinstance(value, str) and value.lower().startswith(starts)
+        return isinstance(value, str) and value.lower().startswith(start)
 
-    return Refusal(name, "init_lora_weights", applies, _OTHER_BASE, remedy)
+    return Refusal(name, "init_lora_weights", applies, reason, remedy)
 
 
 REFUSED = (
     _type(
-        "AdaLoRA",
-        "ADALORA",
-        "its product has a third factor",
-        _MERGE_WITH_PEFT,
-        "lora_E",
-        "ranknum",
-    ),
-    _type("IA³", "IA3", "it scales activations and adds nothing", _MERGE_WITH_PEFT, "ia3_l"),
-    _type("VeRA", "VERA", "its matrices are random and shared", _MERGE_WITH_PEFT, "vera_lambda"),
-    _type("LoHa", "LOHA", "its delta is a Hadamard product", _MERGE_WITH_PEFT, "hada_"),
-    _type("LoKr", "LOKR", "its delta is a Kronecker product", _MERGE_WITH_PEFT, "lokr_"),
-    _type(
         "X-LoRA", "XLORA", "it mixes several adapters anew for each token", _USE_UNMERGED, "xlora"
     ),
-    _type("prefix tuning", "PREFIX_TUNING", "it is no change of weights", _USE_UNMERGED),
-    _type("prompt tuning", "PROMPT_TUNING", "it is no change of weights", _USE_UNMERGED),
-    _type("p-tuning", "P_TUNING", "it is no change of weights", _USE_UNMERGED, "prompt_embeddings"),
-    Refusal(
-        "any other peft_type",
-        "peft_type",
-        lambda value: value not in ("LORA", TRAINABLE_TOKENS),
-        "this kind of adapter is no LoRA",
-        _MERGE_WITH_PEFT + ", if PEFT can merge this kind at all",
-    ),
-    _start("PiSSA", "pissa", remedy=_RESIDUAL),
-    _start("OLoRA", "olora", remedy=_RESIDUAL),
+    _type("Poly", "POLY", "it mixes its skills anew for each task", _USE_UNMERGED, "poly_lora"),
+    _type("Lily", "LILY", "it chooses its experts anew for each token", _USE_UNMERGED, "lily_"),
+    _type("ShadowPEFT", "SHADOW", "it runs a second network beside the model", _USE_UNMERGED),
+    _type("prefix tuning", "PREFIX_TUNING", _NO_WEIGHTS, _USE_UNMERGED),
+    _type("prompt tuning", "PROMPT_TUNING", _NO_WEIGHTS, _USE_UNMERGED),
+    _type("p-tuning", "P_TUNING", _NO_WEIGHTS, _USE_UNMERGED, "prompt_embeddings"),
+    _type("multitask prompt tuning", "MULTITASK_PROMPT_TUNING", _NO_WEIGHTS, _USE_UNMERGED),
+    _type("context-aware prompt tuning", "CPT", _NO_WEIGHTS, _USE_UNMERGED),
+    _type("Cartridge", "CARTRIDGE", _NO_WEIGHTS, _USE_UNMERGED),
+    _type("LLaMA-Adapter", "ADAPTION_PROMPT", _NO_WEIGHTS, _USE_UNMERGED, "adaption_"),
+    _start("randomised PiSSA", "pissa_niter", remedy=_RESIDUAL, reason=_RANDOM),
     _start("CorDA", "corda"),
     _start("LoRA-GA", "lora_ga"),
     _start("LoftQ", "loftq"),
     Refusal(
         "any other start of its own",
         "init_lora_weights",
-        lambda value: not _is_plain_start(value),
+        lambda value: not _is_known_start(value),
         "it is not known here whether that initialisation changed the base",
         _CONVERT,
     ),
@@ -106,22 +94,15 @@ REFUSED = (
         "fused q, k, v (enable_lora)",
         "enable_lora",
         bool,
-        "it is for fused q, k, v matrices",
-        _MERGE_WITH_PEFT,
+        "it is for fused q, k, v matrices, which PEFT knew before 0.3 only",
+        "merge it with PEFT 0.2",
     ),
     Refusal(
         "layer replication",
         "layer_replication",
         bool,
         "it repeats layers of the base",
-        _MERGE_WITH_PEFT,
-    ),
-    Refusal(
-        "target_parameters",
-        "target_parameters",
-        bool,
-        "it adds to bare parameters such as experts",
-        _MERGE_WITH_PEFT,
+        "merge it with PEFT's own merge_and_unload on a machine with enough memory",
     ),
     Refusal(
         "activated LoRA",
@@ -130,8 +111,6 @@ REFUSED = (
         "activated LoRA acts on some positions only, so it cannot be merged",
         _USE_UNMERGED,
     ),
-    Refusal("QALoRA", "use_qalora", bool, "QALoRA pools the inputs of lora_A", _MERGE_WITH_PEFT),
-    Refusal("BD-LoRA", "use_bdlora", _is_set, "its factors are block-diagonal", _MERGE_WITH_PEFT),
     Refusal(
         "Arrow",
         "arrow_config",
@@ -139,30 +118,6 @@ REFUSED = (
         "Arrow routes between adapters",
         _USE_UNMERGED,
         ("lora_arrow",),
-    ),
-    Refusal(
-        "KaSA",
-        "kasa_config",
-        _is_set,
-        "KaSA changes the base and the product",
-        _MERGE_WITH_PEFT,
-        ("lora_diag",),
-    ),
-    Refusal(
-        "VeLoRA",
-        "velora_config",
-        _is_set,
-        "VeLoRA is not known here",
-        _MERGE_WITH_PEFT,
-        ("velora",),
-    ),
-    Refusal(
-        "MonteCLoRA",
-        "monteclora_config",
-        _is_set,
-        "MonteCLoRA samples its weights",
-        _MERGE_WITH_PEFT,
-        ("monteclora",),
     ),
     Refusal(
         "Megatron",

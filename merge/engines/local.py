@@ -25,7 +25,7 @@ from ..sizes import OnBytes
 from ..storage.input_file import view_as_bytes
 from ..tensors.digests import FreshDigests
 from ..tensors.lazy import LazyTensor, RowReader, block_rows, scratch
-from .threads import ComputePool
+from ..tensors.threads import ComputePool
 from .writers import OutputFiles
 
 _SPAN_BYTES = 4 << 20

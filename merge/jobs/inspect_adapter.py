@@ -139,11 +139,13 @@ def _describe_contents(adapter: Adapter) -> Iterator[str]:
     for patch_name, words in _OTHERS.items():
         if others[patch_name]:
             yield f"adds       {words}: {others[patch_name]} tensors"
+    if adapter.config.method:
+        yield f"merged     by PEFT ({adapter.config.method}): {len(adapter.by_peft)} tensors"
     for name, tensor in adapter.replaced.items():
         trained = "" if name in adapter.trained else " (the base's own copy, or a resized one)"
         yield f"replaces   {name}: {tuple(tensor.shape)}{trained}"
     dtypes = {patch.a.dtype for patch in adapter.low_rank.values()}
-    dtypes |= {tensor.dtype for tensor in adapter.replaced.values()}
+    dtypes |= {tensor.dtype for tensor in (*adapter.replaced.values(), *adapter.by_peft.values())}
     yield f"dtypes     {', '.join(sorted(map(get_dtype_name, dtypes))) or 'none'}"
     yield f"vocabulary {count_vocabulary_rows(adapter) or 'no'} rows"
     for ignored in adapter.ignored:

@@ -130,7 +130,14 @@ class MergeJob:
         if self.delta is not None:
             models["delta_model"] = self.delta
         digests = {path: digest for a in self.adapters for path, digest in a.digests.items()}
-        return JobInputs(models, digests)
+        return JobInputs(models, digests, self._describe_peft())
+
+    def _describe_peft(self) -> dict[str, Any]:
+        """The releases whose arithmetic the result is, where PEFT merged an adapter."""
+        from ..peft_layers.installed import get_versions
+
+        by_peft = any(adapter.config.method for adapter in self.adapters)
+        return {"merged_by": get_versions()} if by_peft else {}
 
     def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this merge."""
@@ -160,6 +167,7 @@ class MergeJob:
             "allow_unknown_combination",
         )
         how: dict[str, Any] = {name: getattr(self.settings, name) for name in recorded}
+        how |= self._describe_peft()
         how["tokenizer_named"] = self.sources.tokenizer_named
         if self.delta is not None:
             how["delta"] = {"embeddings": self.settings.delta_embeddings}
@@ -187,6 +195,7 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
             require_meta_model(described, sources.tokenizer)
 
     from ..deltas.apply import apply_adapters
+    from ..deltas.peft_patches import attach_peft_to_all
     from ..plan.adapter_checks import build_vocabulary, read_value_heads, require_compatible
     from ..plan.placement import Model, plan_output
     from ..tensors.lazy import parse_dtype
@@ -201,6 +210,7 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     rows = vocabulary.require_rows(settings.new_token_init is not None)
     per_adapter = settings.rounding == "per_adapter"
     dtype = parse_dtype(settings.dtype)
+    adapters = attach_peft_to_all(adapters, base)
     merged = apply_adapters(base, adapters, dtype, per_adapter, settings.vocab_mismatch)
     tensors, rows = _with_new_rows(merged.tensors, rows, sources, settings, config)
     named = (sources.base_model, *filter(None, [sources.delta_model]), *sources.lora_models)

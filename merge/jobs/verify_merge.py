@@ -276,6 +276,7 @@ def _load_inputs(named: _NamedInputs, manifest: Manifest | None, offload: Offloa
     from ..layouts.opening import open_checkpoint
     from ..tensors.lazy import parse_dtype
     from ..verification.adapters import adopt_names
+    from ..verification.by_peft import ask_peft
     from ..verification.expected import MergeInputs
 
     base_source = named.base or (manifest.base.source if manifest and manifest.base else None)
@@ -300,6 +301,9 @@ def _load_inputs(named: _NamedInputs, manifest: Manifest | None, offload: Offloa
         )
         for source, weight in _list_adapters(named, manifest)
     )
+    for adapter in adapters:
+        if adapter.method is not None:
+            adapter.peft = ask_peft(adapter, base, manifest.merged_by if manifest else None)
     rounding = named.rounding or (manifest.rounding if manifest else "once")
     mismatch = named.vocab_mismatch or (manifest.vocab_mismatch if manifest else "error")
     # Without adapters, new rows are the delta's.

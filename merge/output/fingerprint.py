@@ -121,6 +121,8 @@ def require_same_run(folder: Path, then: Mapping[str, Any], now: Mapping[str, An
         before, after = then["settings"].get(name), now["settings"].get(name)
         if before != after:
             sentence = f"the interrupted run had another --{name}"
+            if name == "merged_by":
+                sentence = "the interrupted run merged adapters with other releases of PEFT"
             raise _different_run_error(sentence, folder, before, after)
     raise _different_run_error("the interrupted run was to write another model", folder, None, None)
 

@@ -78,6 +78,8 @@ def _known(model: str | None) -> str:
 
 
 def _scalings(adapter: Adapter) -> str:
+    if adapter.config.method:
+        return f"{adapter.config.method}, merged by PEFT"
     pairs = sorted({(patch.rank, patch.scaling) for patch in adapter.low_rank.values()})
     if not pairs:
         return "no LoRA matrices"  # whole tensors or rows only
@@ -91,6 +93,7 @@ def describe_changes(job: PlannedMerge) -> Iterator[str]:
     for number, _ in enumerate(job.adapters, start=1):
         mine = [step for step in steps if step.adapter == number]
         added = sum(step.action.startswith("added") for step in mine)
+        by_peft = sum(step.action == "merged by PEFT" for step in mine)
         rows = sum(step.action in ("rows replaced", "cut") for step in mine)
         replaced = [step for step in mine if step.action == "replaced"]
         grown = sorted(
@@ -98,6 +101,7 @@ def describe_changes(job: PlannedMerge) -> Iterator[str]:
         )
         growth = "".join(f", grown from {before} to {after} rows" for before, after in grown)
         changed = f", changed rows of {rows}" if rows else ""
+        changed += f", {by_peft} merged by PEFT" if by_peft else ""
         yield (
             f"adapter {number}: added to {added} tensors, replaced {len(replaced)}{growth}{changed}"
         )

@@ -10,7 +10,7 @@ import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import AdapterError
 from ..formats import open_container
@@ -19,6 +19,9 @@ from ..storage.zipped_adapter import ADAPTER_CONFIG_NAME
 from ..tensors.lazy import LazyTensor
 from ..untrusted.safe_regex import compile_matcher
 from ..untrusted.strict_json import read_json
+
+if TYPE_CHECKING:
+    from .by_peft import PeftModules
 
 _WEIGHTS = (
     "adapter_model.safetensors",
@@ -47,7 +50,14 @@ _KEY = re.compile(
     r"|lora_magnitude_vector|modules_to_save|original_module|base_layer|trainable_tokens_delta"
     r"|trainable_tokens_original)(?:\.(?P<rest>.+))?"
 )
+# What an adapter of LoRA sets that other code than this merges: PEFT's, as for all other methods.
+_PEFT_FIELDS = (
+    *("target_parameters", "use_qalora", "use_bdlora", "kasa_config", "velora_config"),
+    "monteclora_config",
+)
+_PEFT_STARTS = ("pissa", "olora")
 _PARTS_BY_NAME = ("products", "whole", "magnitudes", "rows", "vectors")
+_NOT_BY_PEFT = ("whole", "modules_to_save", "trainable_tokens_delta")
 _UNUSED = ("original_module", "trainable_tokens_original")
 
 
@@ -89,6 +99,32 @@ class AdapterContents:
     trained: set[str] = field(default_factory=set)
     unread: tuple[str, ...] = ()
     new_rows: dict[str, LazyTensor] = field(default_factory=dict)
+    by_key: Mapping[str, LazyTensor] = field(default_factory=dict)
+    peft: PeftModules | None = None
+
+    @property
+    def method(self) -> str | None:
+        """The method by whose own code PEFT merges the adapter; None for what is computed here."""
+        kind = self.config.get("peft_type", "LORA")
+        if kind not in ("LORA", "TRAINABLE_TOKENS"):
+            return str(kind)
+        is_set = (self.config.get(name) not in (None, False, [], "") for name in _PEFT_FIELDS)
+        start = str(self.config.get("init_lora_weights")).lower()
+        return "a variant of LoRA" if any(is_set) or start in _PEFT_STARTS else None
+
+    def may_change_by_peft(self, name: str) -> bool:
+        """Whether PEFT's merge may change a tensor: the file has parts of its module, or the
+        configuration names it, or does not say in names what it is for.
+        """
+        if self.method is None:
+            return False
+        module, told = name.rpartition(".")[0], self.config.get("target_modules")
+        keys = [_strip_name(key) for key in self.by_key]
+        if any(key.startswith(f"{module}.") and key != name for key in keys):
+            return True
+        if isinstance(told, list) and told != ["all-linear"]:
+            return f".{module}".endswith(tuple(f".{target}" for target in told))
+        return not any(key.startswith("model.layers.") for key in keys)
 
     def trains(self, name: str) -> bool:
         """Whether a whole tensor was trained; otherwise it is a copy of the base's."""
@@ -166,13 +202,16 @@ def read_adapter(folder: Path, weight: float, offload: Offload | None = None) ->
         folder, path, _to_lora_fields(read_json(folder / ADAPTER_CONFIG_NAME))
     )
     parts = _sort_by_part(_transpose_patches(tensors) if path.name == _MLX else tensors)
+    contents.by_key = tensors
+    if contents.method is not None:
+        parts = {kind: parts.get(kind, {}) for kind in _NOT_BY_PEFT}
     for kind in ("base_layer", "whole", "modules_to_save"):  # the trained copy wins
         contents.whole |= parts.get(kind, {})
     contents.trained |= parts.get("modules_to_save", {}).keys()
     replaced = folder / _LONG_LORA
     if replaced.is_file():
         for key, tensor in open_container(replaced, offload).items():
-            name = _WRAPPED.sub("", key).removeprefix("base_model.model.")
+            name = _strip_name(key)
             contents.whole.setdefault(name, tensor)
             contents.trained.add(name)
     for name in _NEW_ROWS:
@@ -224,9 +263,13 @@ def _find_unread(folder: Path, weights: Sequence[Path]) -> Iterator[str]:
             yield path.name
 
 
+def _strip_name(key: str) -> str:
+    return _WRAPPED.sub("", key).removeprefix("base_model.model.")
+
+
 def _sort_by_part(tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, LazyTensor]]:
     """Tensors by part and by module, whole tensors by their own name."""
-    names = {_WRAPPED.sub("", key).removeprefix("base_model.model."): key for key in tensors}
+    names = {_strip_name(key): key for key in tensors}
     matches = {name: _KEY.fullmatch(name) for name in names}
     adapters = {"default"}
     for match in matches.values():

@@ -13,12 +13,12 @@ from math import prod
 
 import torch
 
-from ..engines.threads import use_one_torch_thread
 from ..errors import LayoutError
 from ..formats.file_tensor import FileTensor
 from ..formats.gguf import BLOCK, Q8_0_NAME, get_type_name
 from ..settings import OnProgress
 from ..tensors.lazy import LazyTensor, get_dtype_name
+from ..tensors.threads import use_one_torch_thread
 from .reading import Rows, iter_rows_together
 from .reference import compute_block_error, compute_half_ulp
 from .ulps import INCOMPARABLE, choose_coarser, count_ulps, format_ulps, view_as_integers

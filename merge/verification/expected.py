@@ -14,6 +14,7 @@ from ..layouts.decoder import HEAD_OF, embeddings
 from ..layouts.llama import EMBED_TOKENS
 from ..tensors.lazy import Checkpoint, LazyTensor, block_rows
 from .adapters import AdapterContents
+from .by_peft import merge_again
 from .expected_tensor import ExpectedTensor, RowSegment
 from .reference import (
     AddDense,
@@ -294,11 +295,32 @@ def _apply_adapters(
         if rows is not None:
             expected = expected.with_step(ReplaceRows(*rows))
         expected = _apply_adapter(source, expected, adapter, inputs)
+        if adapter.peft is not None:
+            expected = _ask_peft(source, expected, number, inputs)
         last = number == len(inputs.adapters) - 1
         if inputs.round_each and not last and expected is not before:
             expected = expected.with_step(Round(dtype))
         tied = tied and _keeps_tied(adapter, inputs)
     return expected
+
+
+def _ask_peft(
+    name: str, expected: ExpectedTensor, number: int, inputs: MergeInputs
+) -> ExpectedTensor:
+    """What PEFT's merge makes of a tensor, where what it is given is known to the bit."""
+    adapter, earlier = inputs.adapters[number], inputs.adapters[:number]
+    whole = len(expected.segments) == 1 and not expected.segments[0].steps
+
+    def find_start(other: str) -> LazyTensor | None:
+        if other == name:
+            return expected.segments[0].start if whole else None
+        changed = inputs.dense is not None or any(a.touches(other) or a.peft for a in earlier)
+        return adapter.whole.get(other, None if changed else inputs.base.tensors.get(other))
+
+    again = merge_again(adapter, name, (expected.rows, *expected.columns), find_start)
+    if isinstance(again, str):
+        return replace(expected, uncovered=again)
+    return expected if again is None else expected.with_replacement(again)
 
 
 def _is_copy(tensor: LazyTensor, plain: ExpectedTensor) -> bool:

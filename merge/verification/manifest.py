@@ -77,7 +77,8 @@ class Manifest:
     begin that only the tokenizer asks for; ``is_resized`` where the model's own rows end with its
     tokens, and ``multiple`` is then the number of rows that theirs is rounded up to.
     ``delta_embeddings`` and ``delta_token_init`` say how a delta stores the vocabulary, and what
-    was taken for rows that the base lacks.
+    was taken for rows that the base lacks. ``merged_by`` are the releases of the libraries that
+    merged adapters, where some did.
     """
 
     files: Mapping[str, FileEntry]
@@ -95,6 +96,7 @@ class Manifest:
     delta_token_init: str = "zeros"
     allow_unknown: bool = False
     tokenizer_named: bool = False
+    merged_by: str | None = None
 
     @property
     def base(self) -> ModelEntry | None:
@@ -165,6 +167,7 @@ def _parse_manifest(content: Mapping[str, Any]) -> Manifest:
         ),
         content.get("allow_unknown_combination") is True,
         content.get("tokenizer_named") is True,
+        str(content["merged_by"]) if "merged_by" in content else None,
     )
 
 

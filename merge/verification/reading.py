@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..engines.threads import ComputePool
 from ..tensors.lazy import LazyTensor, RowReader, block_rows
+from ..tensors.threads import ComputePool
 
 # Two of these are in memory at a time, over all tensors that are read together.
 _SPAN_BYTES = 4 << 20

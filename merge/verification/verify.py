@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..checksums.file_digests import get_file_digest, hash_file
-from ..engines.threads import ComputePool, use_one_torch_thread
 from ..errors import MergeError, VerificationError
 from ..layouts.decoder import VOCABULARY_TENSORS, count_embedding_rows
 from ..layouts.model_folder import ModelFolder
 from ..settings import OnProgress
 from ..tensors.lazy import Checkpoint, LazyTensor, get_dtype_name
+from ..tensors.threads import ComputePool, use_one_torch_thread
 from .configuration import check_configuration
 from .elementwise import Exactness, TensorResult, check_tensor, get_blocks
 from .expected import ExpectedModel, MergeInputs, build_expected_model
@@ -35,11 +35,12 @@ class ResultFindings(Findings):
     """What was found of a result, and how near its elements are to float64.
 
     ``exactness`` covers all elements that were compared with float64, ``furthest`` names the tensor
-    in which they are least exact.
+    in which they are least exact. ``unchecked_tensors`` are those with rows that were not compared.
     """
 
     exactness: Exactness = field(default_factory=Exactness)
     furthest: str | None = None
+    unchecked_tensors: set[str] = field(default_factory=set)
 
 
 def check_result(
@@ -64,6 +65,7 @@ def check_result(
         tensors, made = _check_outline(found, folder, result, manifest, inputs)
     others: list[TensorResult] = []
     worst = Exactness()
+    unchecked: dict[str, list[str]] = {}
     total = count_bytes(tensors, made) + count_file_bytes(folder, manifest)
     progress = Progress(on_progress, total)
     with (
@@ -89,7 +91,10 @@ def check_result(
                 found.faults += _check_numbers(checked, tensor)
                 worst = _count_exactness(found, checked, worst)
             if inputs is not None:
-                found.unchecked += [f"{name}: {why}" for why in checked.unchecked]
+                for why in checked.unchecked:
+                    unchecked.setdefault(why, []).append(name)
+                    found.unchecked_tensors.add(name)
+        found.unchecked += _describe_unchecked(unchecked)
         found.faults[:0] = [*files.result(), *_check_inputs(others, manifest, inputs)]
     if manifest is not None and (bare := manifest.tensors.keys() - _list_digested(manifest)):
         found.unchecked.append(f"content of {len(bare)} tensors: the manifest has no digest of it")
@@ -111,6 +116,13 @@ def _check_outline(
     found.faults += _check_shapes(folder, tensors, model, inputs, entries)
     found.add(_check_configuration(folder, result, manifest is not None, inputs))
     return _drop_same_head(tensors, result, model, inputs), model.tensors
+
+
+def _describe_unchecked(unchecked: Mapping[str, list[str]]) -> Iterator[str]:
+    """Tensors by the reason why they are not checked, all of one reason in one line."""
+    for why, names in unchecked.items():
+        more = f" and {len(names) - 1} more" if names[1:] else ""
+        yield f"{names[0]}{more}: {why}"
 
 
 def _count_exactness(found: ResultFindings, checked: TensorResult, worst: Exactness) -> Exactness:
@@ -344,9 +356,7 @@ def _describe_checks(
         if digests := len(_merge_extra(result).keys() & _list_digested(manifest)):
             yield f"content    {digests} tensors by their digests"
     if inputs is not None:
-        partly = len(
-            {line.partition(":")[0] for line in found.unchecked} & _merge_extra(result).keys()
-        )
+        partly = len(found.unchecked_tensors & _merge_extra(result).keys())
         yield (
             f"arithmetic {count - partly} tensors, each element and 4 random sums of each row"
             + (f"; {partly} not or in part" if partly else "")

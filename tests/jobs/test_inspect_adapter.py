@@ -71,7 +71,9 @@ def test_what_an_adapter_is_and_whether_it_fits(tmp_path: Path, said: Said) -> N
         assert words in told
 
 
-@pytest.mark.parametrize("fields", [{"peft_type": "ADALORA"}, {"use_dora": True}])
+@pytest.mark.parametrize(
+    "fields", [{"peft_type": "VERA"}, {"peft_type": "LILY"}, {"use_dora": True}]
+)
 def test_refusal_is_foretold(tmp_path: Path, said: Said, fields: dict[str, object]) -> None:
     adapter = save_adapter(tmp_path / "lora", adapter_tensors(), **fields)
     code, told = said(adapter)
