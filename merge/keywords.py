@@ -15,6 +15,7 @@ class OutputOptions(TypedDict, total=False):
     output_type: OutputType
     num_shards: int | None
     outtype: str
+    imatrix: str | Path | None
     split_max_size: int | str | None
     chat_template: str | None
     dtype: str

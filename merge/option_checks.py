@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,12 @@ _LONGEST_NAME = 255
 def require_one_of(name: str, value: object, choices: Sequence[str]) -> None:
     """Require one of an option's values."""
     if value not in choices:
+        close = get_close_matches(str(value), choices, 1)
         raise UsageError(
-            f"--{name} is not one of its values", expected=", ".join(choices), found=repr(value)
+            f"--{name} is not one of its values",
+            expected=", ".join(choices),
+            found=repr(value),
+            remedy=f"did you mean {close[0]}?" if close else None,
         )
 
 
@@ -126,7 +131,7 @@ def require_gguf() -> None:
     found = find_spec("gguf")
     if found is None or found.origin is None:  # a mere folder of that name
         raise UsageError(
-            "writing GGUF needs llama.cpp's package gguf, which is not installed",
+            "GGUF needs llama.cpp's package gguf, which is not installed",
             remedy="pip install 'chinese-llama-merge[gguf]'",
         )
 

@@ -39,6 +39,7 @@ from .options import (
     options_of,
     require_known,
 )
+from .outtypes import GUIDED_OUTTYPES, QUANTISED_OUTTYPES, require_quantizer
 from .sizes import parse_size
 
 IoMode = Literal["auto", "direct", "buffered"]
@@ -55,7 +56,7 @@ NEW_TOKEN_INITS = ("subtokens", "mean", "zeros", "normal")
 OUTPUT_TYPES: tuple[OutputType, ...] = get_args(OutputType)
 SHORT_NAMES: dict[str, OutputType] = {"hf": "huggingface"}
 DTYPES = ("auto", "float16", "bfloat16", "float32")
-OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
+OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0", *QUANTISED_OUTTYPES)
 CHAT_TEMPLATES = ("alpaca", "llama3")
 # What a sum is rounded to when only the type in a GGUF file is said.
 _DTYPE_FOR = {"f32": "float32", "bf16": "bfloat16", "q8_0": "float32"}
@@ -93,9 +94,24 @@ class OutputSettings:
     outtype: str = option(
         "auto",
         OUTPUT,
-        "type of the matrices in a GGUF file; auto: bf16 for a model in bfloat16, else f16",
+        "type of the matrices in a GGUF file; auto: bf16 for a model in bfloat16, else f16; one of "
+        + ", ".join(OUTTYPES[1:])
+        + "; those after q8_0 need the extra llama_cpp",
         only_for="gguf",
-        choices=OUTTYPES,
+        check=lambda name, value: require_one_of(name, value, OUTTYPES),
+        metavar="TYPE",
+    )
+    imatrix: str | Path | None = option(
+        None,
+        OUTPUT,
+        "importance matrix of llama.cpp (llama-imatrix), for quantized types of --outtype; "
+        + ", ".join(GUIDED_OUTTYPES)
+        + " need one",
+        default_text="none",
+        only_for="gguf",
+        of_run=True,  # its content counts: see Plan.imatrix
+        metavar="FILE",
+        check=require_path,
     )
     split_max_size: int | str | None = option(
         None,
@@ -178,6 +194,8 @@ class OutputSettings:
     def __post_init__(self) -> None:
         if self.output_type in SHORT_NAMES:
             object.__setattr__(self, "output_type", SHORT_NAMES[self.output_type])
+        if isinstance(self.outtype, str):  # llama.cpp writes them in capitals: Q4_K_M
+            object.__setattr__(self, "outtype", self.outtype.lower())
         require_one_of("output_type", self.output_type, OUTPUT_TYPES)
         if not self.dtype:
             object.__setattr__(self, "dtype", _DTYPE_FOR.get(str(self.outtype), "float16"))
@@ -200,6 +218,7 @@ class OutputSettings:
         if self.output_type == "gguf":
             require_model_name(self.model_name)
             require_gguf()
+            require_quantizer(self.outtype, self.imatrix is not None)
 
     def result_values(self) -> dict[str, Any]:
         """Return the values that shape the result: all but those of the run."""
@@ -225,9 +244,11 @@ class OutputSettings:
     def workers(self) -> int:
         """Threads that compute, as many as the budget of memory has room for.
 
-        More than two rarely help: the disk is the limit.
+        More than two rarely help: the disk is the limit, except where blocks are quantized.
         """
-        wanted = self.num_workers or min(2, os.cpu_count() or 1)
+        cores = os.cpu_count() or 1
+        useful = cores if self.outtype in QUANTISED_OUTTYPES else min(2, cores)
+        wanted = self.num_workers or useful
         return min(wanted, max(1, self.memory // WORKER_BYTES))
 
     @property
@@ -368,6 +389,7 @@ class HuggingFaceSettings(ConvertSettings):
     output_type: OutputType = "huggingface"
     num_shards: int | None = None
     outtype: str = "auto"
+    imatrix: str | Path | None = None
     split_max_size: int | str | None = None
 
 

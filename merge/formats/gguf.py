@@ -8,7 +8,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -16,22 +16,21 @@ import torch
 
 from ..errors import FormatError
 from ..storage.input_file import InputFile
-from ..tensors.lazy import LazyTensor, RowReader, block_rows, get_dtype_name, scratch
+from ..tensors.lazy import LazyTensor, get_dtype_name
+from .blocks import BlockTensor
 from .container import ContainerWriter, Sink, TensorInfo
 from .file_tensor import FileTensor, get_contiguous_strides
+from .ggml import BLOCKS, TYPE_NUMBERS, count_row_bytes
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32
-# Q8_0: 32 elements of a row as a float16 scale and 32 int8.
-BLOCK, BLOCK_BYTES = 32, 34
-Q8_0_NAME = "q8_0"
 
 _ALIGNMENT_KEY = "general.alignment"
 _VERSIONS = (2, 3)
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _STRING, _ARRAY = 8, 9
 _PLAIN = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
-_Q8_0 = 8
+_IN_BLOCKS = {number: kind for kind, number in TYPE_NUMBERS.items()}
 # ggml's other types that files in circulation hold, to call them by their names.
 _OTHER_TYPES = {
     **{2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K"},
@@ -62,39 +61,19 @@ class GgufFile:
     types: dict[str, ValueType] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Q8Tensor(LazyTensor):
-    """A Q8_0 matrix as float32; ``blocks`` are its bytes, shape (rows, columns / 32 x 34)."""
-
-    blocks: LazyTensor
-
-    def reader(self) -> RowReader:
-        block_rows_of = self.blocks.reader()
-        grid = block_rows(self.shape)
-
-        def fill(start: int, stop: int, out: torch.Tensor) -> None:
-            for begin in range(start, stop, grid):
-                end = min(begin + grid, stop)
-                raw = scratch("q8_0", (end - begin, *self.blocks.shape[1:]), torch.uint8)
-                block_rows_of(begin, end, raw)
-                pairs = raw.view(-1, BLOCK_BYTES)
-                scales = pairs[:, :2].contiguous().view(torch.float16)
-                values = out[begin - start : end - start].view(-1, BLOCK)
-                torch.mul(pairs[:, 2:].view(torch.int8), scales.float(), out=values)
-
-        return fill
-
-
 def get_type_name(tensor: LazyTensor) -> str:
-    """What a file holds a tensor in: its dtype by name, or ``q8_0``, which is read as float32."""
-    return Q8_0_NAME if isinstance(tensor, Q8Tensor) else get_dtype_name(tensor.dtype)
+    """What a file holds a tensor in: its dtype by name, or such as ``q8_0``, read as float32."""
+    if isinstance(tensor, BlockTensor):
+        return tensor.kind.lower()
+    return get_dtype_name(tensor.dtype)
 
 
-def read(file: InputFile) -> GgufFile:
+def read(file: InputFile, any_quantized: bool = False) -> GgufFile:
     """Return metadata and tensors of a file, from its header alone.
 
-    f32, f16 and bf16 come as they are, q8_0 as float32. Raises ``FormatError`` for other types, for
-    headers that promise more than the file holds, and for files of another version or byte order.
+    f32, f16 and bf16 come as they are, q8_0 as float32, and so do other quantized types with
+    ``any_quantized``. Raises ``FormatError`` for other types, for headers that promise more than
+    the file holds, and for files of another version or byte order.
     """
     cursor = _Cursor(file)
     tensor_count, value_count = _read_counts(cursor)
@@ -109,7 +88,8 @@ def read(file: InputFile) -> GgufFile:
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise cursor.damaged_error(f"an alignment of {alignment!r}")
     start = -(-cursor.position // alignment) * alignment
-    tensors = {name: _open_tensor(file, name, info, start) for name, info in infos.items()}
+    kinds = _IN_BLOCKS if any_quantized else {TYPE_NUMBERS["Q8_0"]: "Q8_0"}
+    tensors = {name: _open_tensor(file, name, info, start, kinds) for name, info in infos.items()}
     return GgufFile(metadata, tensors, {key: kind for key, (_, kind) in values.items()})
 
 
@@ -161,17 +141,21 @@ def _read_tensor_info(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], int,
 
 
 def _open_tensor(
-    file: InputFile, name: str, info: tuple[tuple[int, ...], int, int], start: int
+    file: InputFile,
+    name: str,
+    info: tuple[tuple[int, ...], int, int],
+    start: int,
+    kinds: Mapping[int, str],
 ) -> LazyTensor:
     shape, kind, offset = info
     origin = f"{file.path.name}: {name}"
     place = start + offset
     if kind in _PLAIN:
         return _make_tensor(file, shape, _PLAIN[kind], origin, place)
-    if kind == _Q8_0 and len(shape) == 2 and shape[1] % BLOCK == 0:
-        width = shape[1] // BLOCK * BLOCK_BYTES
+    if kind in kinds and len(shape) == 2 and shape[1] % BLOCKS[kinds[kind]][0] == 0:
+        width = count_row_bytes(kinds[kind], shape[1])
         blocks = _make_tensor(file, (shape[0], width), torch.uint8, origin, place)
-        return Q8Tensor(shape, torch.float32, origin, blocks)
+        return BlockTensor(shape, torch.float32, origin, blocks, kinds[kind])
     raise FormatError(
         "the tensor has a type that is not supported",
         file=file.path,

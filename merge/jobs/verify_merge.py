@@ -170,7 +170,9 @@ def _check_result(
     from ..verification.vocabulary import check_special_ids, check_tokenizer, check_vocabulary
 
     try:
-        result = open_checkpoint(folder, offload, with_extra=True, any_decoder=True)
+        result = open_checkpoint(
+            folder, offload, with_extra=True, any_decoder=True, any_quantized=True
+        )
         merge_inputs = _add_growth(folder, inputs, manifest) if inputs is not None else None
     except MergeError as error:
         files = check_files(folder, manifest, hash_file) if manifest is not None else ()

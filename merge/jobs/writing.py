@@ -88,7 +88,8 @@ def write(
     if settings.resume and not folder.leftovers and replaced:
         planned = job.manifest(dict.fromkeys(plan.files, WrittenFile(0, "")))
         reads = job.reads()
-        inputs = [*reads.adapters, *(path for m in reads.models.values() for path in m.files)]
+        models = (path for model in reads.models.values() for path in model.files)
+        inputs = [*reads.adapters, *models, *filter(None, [plan.imatrix])]
         if is_complete(output, planned, plan.files, inputs):
             return ("complete already: the result of the same run is there, as it was written",)
         if not settings.overwrite:

@@ -23,14 +23,16 @@ def open_checkpoint(
     context_length: int | None = None,
     with_extra: bool = False,
     any_decoder: bool = False,
+    any_quantized: bool = False,
 ) -> Checkpoint:
     """Open a model in any layout, under Hugging Face's names and order.
 
     ``model`` may be a ``.gguf`` file too. ``context_length`` is for Meta's layout, which does not
     say it. With ``with_extra`` a Hugging Face folder may hold more than a LLaMA does; that is kept
     apart. With ``any_decoder`` it may hold a model that is no LLaMA, which keeps its own names and
-    order. Raises ``LayoutError`` and ``FormatError`` for what is no whole model, ``UsageError`` for
-    a ``context_length`` that the folder's own ``config.json`` would contradict.
+    order. With ``any_quantized`` a GGUF file may be in any type of blocks, as no base may be.
+    Raises ``LayoutError`` and ``FormatError`` for what is no whole model, ``UsageError`` for a
+    ``context_length`` that the folder's own ``config.json`` would contradict.
     """
     folder = model if isinstance(model, ModelFolder) else ModelFolder(model)
     if folder.is_meta:
@@ -40,7 +42,7 @@ def open_checkpoint(
     if folder.is_gguf:
         from .gguf import reading as gguf
 
-        return gguf.open_gguf(folder, offload.io if offload else "auto")
+        return gguf.open_gguf(folder, offload.io if offload else "auto", any_quantized)
     if context_length is not None:
         raise UsageError(
             "--context_length is only for models in Meta's layout, which does not say it",

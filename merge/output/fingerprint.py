@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checksums.file_digests import get_file_digest
 from ..errors import OutputError
 from ..settings import OutputSettings
 from ..storage.offload import is_offloaded
@@ -52,7 +53,9 @@ class JobInputs:
 
 def compute_fingerprint(plan: Plan, settings: OutputSettings, inputs: JobInputs) -> dict[str, Any]:
     """What the result's bytes depend on, as JSON holds it."""
-    files = list(_describe_inputs(inputs))
+    imatrix = plan.imatrix
+    digests = {} if imatrix is None else {imatrix: get_file_digest(imatrix)}
+    files = list(_describe_inputs(replace(inputs, adapters={**inputs.adapters, **digests})))
     value = {
         "version": __version__,
         "inputs": dict(files),

@@ -44,7 +44,11 @@ def build_manifest(
     }
     return {
         "tool": {"name": "chinese-llama-merge", "version": __version__},
-        "inputs": {**inputs, "tokenizer": {"sha256": sha256(tokenizer.vocabulary).hexdigest()}},
+        "inputs": {
+            **inputs,
+            "tokenizer": {"sha256": sha256(tokenizer.vocabulary).hexdigest()},
+            **({"imatrix": describe_file(plan.imatrix)} if plan.imatrix else {}),
+        },
         **how,
         "files": weights | documents,
         "tensors": {

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 from ..errors import LayoutError
 from ..formats.container import TensorInfo
@@ -49,7 +50,8 @@ class Plan:
     ``tensors`` are those of the model under their Hugging Face names, each of which makes its
     digest as it is written; ``checked`` are the same, whose numbers are looked at too. ``headers``
     stand in weight files before what their container writes;
-    ``notes`` are lines for people.
+    ``notes`` are lines for people. ``imatrix`` is the file of an importance matrix, which
+    shapes the result too.
     """
 
     placed: tuple[PlacedTensor, ...]
@@ -58,6 +60,7 @@ class Plan:
     headers: Mapping[str, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     checked: Mapping[str, LazyTensor] = field(default_factory=dict)
+    imatrix: Path | None = None
 
     @cached_property
     def files(self) -> dict[str, list[TensorInfo]]:
@@ -155,20 +158,21 @@ def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
     kept = isinstance(settings, MergeSettings) and settings.vocab_mismatch == "keep_base_rows"
     gguf_metadata.require_vocab_matches_rows(model.rows, tokenizer, kept)
     require_plain_llama(model.config.config, model.config.path)
-    outtype = gguf_output.choose_outtype(model.tensors, settings.outtype)
+    typed = gguf_output.convert_tensors(model.tensors, settings.outtype, shape, settings.imatrix)
     dtype = get_dtype_name(model.tensors[EMBED_TOKENS].dtype)
-    parts = (model.config, model.tokenizer, model.rows, dtype, model.tied)
+    said = (model.config, model.tokenizer, model.rows, dtype, model.tied)
     description = gguf_metadata.Description(
         model.config.config,
         model.config.path,
         shape,
         model.rows,
         tokenizer,
-        build_huggingface_documents(*parts),
+        build_huggingface_documents(*said),
         settings.model_name,
         model.sources,
         model.config.gguf,
     )
-    result, checked = _checked(gguf_output.stored(model.tensors, outtype), settings)
-    made = gguf_output.place_tensors(checked, description, outtype, settings.split_bytes)
-    return Plan(made.placed, {}, result, made.headers, made.notes, checked)
+    result, checked = _checked(typed.tensors, settings)
+    made = gguf_output.place_tensors(checked, description, typed, settings.split_bytes)
+    plan = Plan(made.placed, {}, result, made.headers, made.notes, checked)
+    return replace(plan, imatrix=typed.importance.path)

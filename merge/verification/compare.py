@@ -14,8 +14,9 @@ from math import prod
 import torch
 
 from ..errors import LayoutError
+from ..formats.blocks import BLOCK, Q8_0_NAME
 from ..formats.file_tensor import FileTensor
-from ..formats.gguf import BLOCK, Q8_0_NAME, get_type_name
+from ..formats.gguf import get_type_name
 from ..settings import OnProgress
 from ..tensors.lazy import LazyTensor, get_dtype_name
 from ..tensors.threads import use_one_torch_thread

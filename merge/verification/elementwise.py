@@ -18,10 +18,11 @@ import torch
 from torch.nn.functional import linear
 from xxhash import xxh3_128
 
-from ..formats.gguf import Q8Tensor
+from ..formats.blocks import BlockTensor
 from ..storage.input_file import view_as_bytes
 from ..tensors.digests import compute_digest
 from ..tensors.lazy import LazyTensor
+from .block_rows import find_far_rows, limit_of_share
 from .expected_tensor import ExpectedTensor, RowSegment
 from .reading import Rows, iter_rows_together, slice_rows
 from .reference import SIGMAS, Change, ExpectedRows, Operation, Quantize, Round, to_float64
@@ -80,7 +81,8 @@ class Counts:
 
     ``failed`` counts elements outside their tolerance, ``first`` describes one: its index, what it
     must be, by how much it may be off, what it is. ``failed_rows`` counts rows whose probe is off.
-    ``added`` and ``squares`` are sums of which ``TensorResult.share_added`` is the ratio.
+    ``added`` and ``squares`` are sums of which ``TensorResult.share_added`` is the ratio, ``noise``
+    is the sum of squares of what the first of them adds up beside the share.
     """
 
     elements: int = 0
@@ -89,6 +91,7 @@ class Counts:
     first: tuple[tuple[int, ...], float, float, float] | None = None
     added: float = 0.0
     squares: float = 0.0
+    noise: float = 0.0
     exactness: Exactness = field(default_factory=Exactness)
 
     def add(self, other: Counts) -> None:
@@ -99,12 +102,15 @@ class Counts:
         self.first = self.first or other.first
         self.added += other.added
         self.squares += other.squares
+        self.noise += other.noise
         self.exactness.add(other.exactness)
 
 
 @dataclass(kw_only=True)
 class TensorResult(Counts):
     """What was found out about one tensor; ``unchecked`` says which rows are not checked and why.
+
+    ``kind`` is ggml's name of blocks whose elements have no bound; see ``block_rows.py``.
 
     ``digest`` is the XXH3 of its content, ``base_digest`` that of the base's tensor where all of it
     was read.
@@ -114,11 +120,29 @@ class TensorResult(Counts):
     unchecked: list[str] = field(default_factory=list)
     digest: str = ""
     base_digest: str | None = None
+    kind: str | None = None
 
     @property
     def is_within_tolerance(self) -> bool:
-        """Whether every element and every row is within its tolerance."""
-        return not self.failed and not self.failed_rows
+        """Whether every element and every row is within its tolerance, and the share that was
+        added where elements have none.
+        """
+        share, limit = self.share_added, self.limit_of_share
+        is_share_right = share is None or limit is None or abs(share - 1) <= limit
+        is_right = is_share_right or self.is_share_unseen
+        return not self.failed and not self.failed_rows and is_right
+
+    @property
+    def limit_of_share(self) -> float | None:
+        """By how much the share may miss 1; None where each element has its own tolerance."""
+        if self.kind is None or not self.squares:
+            return None
+        return limit_of_share(self.kind, self.noise, self.squares, SIGMAS)
+
+    @property
+    def is_share_unseen(self) -> bool:
+        """Whether the error of blocks may hide that nothing was added."""
+        return self.limit_of_share is not None and self.limit_of_share >= 1
 
     @property
     def share_added(self) -> float | None:
@@ -145,7 +169,7 @@ def check_tensor(
 
     ``base`` gets a digest where all of it is read. Without ``expected`` only the digest is made.
     """
-    result = TensorResult(name=name)
+    result = TensorResult(name=name, kind=get_unbounded_kind(found))
     hashing, blocks = xxh3_128(), get_blocks(found)
     for segment, why in _list_segments(found, expected):
         tensors = [slice_rows(found, segment.first, segment.last)]
@@ -181,7 +205,13 @@ def check_tensor(
 
 def get_blocks(tensor: LazyTensor) -> LazyTensor | None:
     """The blocks of a quantized matrix, in Hugging Face's order of rows; None for any other."""
-    return tensor.blocks if isinstance(tensor, Q8Tensor) else None
+    return tensor.blocks if isinstance(tensor, BlockTensor) else None
+
+
+def get_unbounded_kind(tensor: LazyTensor) -> str | None:
+    """ggml's name of the tensor's blocks where single elements have no bound."""
+    is_unbounded = isinstance(tensor, BlockTensor) and not tensor.is_q8_0
+    return tensor.kind if isinstance(tensor, BlockTensor) and is_unbounded else None
 
 
 def _list_segments(
@@ -222,6 +252,7 @@ class _SegmentCheck:
         self._columns = _count_columns(found)
         self._probe_vectors = _make_probe_vectors(name, self._columns)
         self._is_quantized = get_blocks(found) is not None
+        self._kind = get_unbounded_kind(found)
         self._is_exact = not segment.steps and not self._is_quantized
         last = Quantize() if self._is_quantized else Round(found.dtype)
         self._last = last.prepare(self._probe_vectors)
@@ -268,6 +299,8 @@ class _SegmentCheck:
         if not self._is_quantized:
             rounded = round_to_nearest(piece.values, self._rounded_to)
             exactness = Exactness.of(found.reshape(len(found), -1).to(rounded.dtype), rounded)
+        if self._kind is not None:
+            return self._compare_rows(self._kind, piece, actual)
         self._last(piece, 0, ())
         off_by = torch.sub(actual, piece.values).float().abs_().sub_(piece.tolerance)
         failed = None
@@ -288,7 +321,21 @@ class _SegmentCheck:
             place,
             float(((seen - piece.probe + piece.added) * piece.added).sum()),
             float(piece.added.square().sum()),
-            exactness,
+            exactness=exactness,
+        )
+
+    def _compare_rows(self, kind: str, piece: ExpectedRows, actual: torch.Tensor) -> Counts:
+        """Blocks without a bound for elements: rows by their norm, and the share that was added."""
+        piece.resolve_relative()
+        far = find_far_rows(kind, actual, piece.values, piece.tolerance)
+        off = (linear(actual, self._probe_vectors) - piece.probe).mul_(piece.added)
+        squares = float(piece.added.square().sum())
+        return Counts(
+            actual.numel(),
+            failed_rows=int(far.sum()),
+            added=float(off.sum()) + squares,
+            squares=squares,
+            noise=float(off.square().sum()),
         )
 
     def _describe_first(

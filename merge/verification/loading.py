@@ -29,7 +29,7 @@ class LoadedCheckpoint:
 
     @property
     def dtypes(self) -> str:
-        """Every type that occurs: dtypes by name, and q8_0."""
+        """Every type that occurs: dtypes by name, and such as q8_0."""
         return ", ".join(sorted(set(map(get_type_name, self.tensors.values()))))
 
     def with_head(self) -> Mapping[str, LazyTensor]:
@@ -49,7 +49,7 @@ def open_any(path: Path, offload: Offload | None = None) -> LoadedCheckpoint:
     """
     folder = ModelFolder(path)
     if path.exists() and folder.is_gguf:
-        found = gguf.open_gguf(folder, offload.io if offload else "auto")
+        found = gguf.open_gguf(folder, offload.io if offload else "auto", any_quantized=True)
         return LoadedCheckpoint(path, "GGUF", found.tensors, found.config)
     if path.is_file():
         return LoadedCheckpoint(path, "one file", _drop_buffers(open_container(path, offload)), {})

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import linear
 
-from ..formats.gguf import BLOCK
+from ..formats.blocks import BLOCK
 from ..tensors.lazy import LazyTensor, block_rows
 from .adapters import Product
 

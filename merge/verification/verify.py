@@ -14,12 +14,14 @@ from ..layouts.model_folder import ModelFolder
 from ..settings import OnProgress
 from ..tensors.lazy import Checkpoint, LazyTensor, get_dtype_name
 from ..tensors.threads import ComputePool, use_one_torch_thread
+from .block_rows import describe_block_checks
 from .configuration import check_configuration
 from .elementwise import Exactness, TensorResult, check_tensor, get_blocks
 from .expected import ExpectedModel, MergeInputs, build_expected_model
 from .expected_tensor import ExpectedTensor
 from .findings import Findings
 from .manifest import Manifest, TensorEntry, check_files
+from .numbers_off import check_numbers
 from .progress import Progress, count_bytes, count_file_bytes
 from .ulps import format_ulps
 
@@ -64,6 +66,7 @@ def check_result(
     if inputs is not None:
         tensors, made = _check_outline(found, folder, result, manifest, inputs)
     others: list[TensorResult] = []
+    in_blocks: list[TensorResult] = []
     worst = Exactness()
     unchecked: dict[str, list[str]] = {}
     total = count_bytes(tensors, made) + count_file_bytes(folder, manifest)
@@ -88,8 +91,10 @@ def check_result(
             if _has_other_base(checked, manifest):
                 others.append(checked)
             else:
-                found.faults += _check_numbers(checked, tensor)
+                found.faults += check_numbers(checked, tensor)
                 worst = _count_exactness(found, checked, worst)
+            if checked.kind is not None and not checked.unchecked:
+                in_blocks.append(checked)
             if inputs is not None:
                 for why in checked.unchecked:
                     unchecked.setdefault(why, []).append(name)
@@ -98,7 +103,10 @@ def check_result(
         found.faults[:0] = [*files.result(), *_check_inputs(others, manifest, inputs)]
     if manifest is not None and (bare := manifest.tensors.keys() - _list_digested(manifest)):
         found.unchecked.append(f"content of {len(bare)} tensors: the manifest has no digest of it")
-    found.checked += _describe_checks(result, manifest, inputs, found)
+    checked_lines, unchecked_lines = describe_block_checks(in_blocks)
+    found.checked += _describe_checks(result, manifest, inputs, found, len(in_blocks))
+    found.checked += checked_lines
+    found.unchecked += unchecked_lines
     return found
 
 
@@ -307,50 +315,14 @@ def _check_inputs(
             )
 
 
-def _check_numbers(checked: TensorResult, tensor: LazyTensor) -> Iterator[VerificationError]:
-    if checked.is_within_tolerance:
-        return
-    where, found = "", f"{checked.failed_rows} rows whose random sums are off"
-    if checked.first is not None:
-        index, expected, tolerance, actual = checked.first
-        where = f"{expected:.9g} at {list(index)}, give or take {tolerance:.2g}"
-        found = (
-            f"{actual:.9g}; {checked.failed:,} of {checked.elements:,} elements are off, and the "
-            f"random sums of {checked.failed_rows:,} rows"
-        )
-    yield VerificationError(
-        "a tensor is not what its inputs make of it",
-        tensor=tensor.origin,
-        expected=where or "sums within rounding",
-        found=found + _describe_share(checked),
-        remedy=_suggest_remedy(checked),
-    )
-
-
-def _describe_share(checked: TensorResult) -> str:
-    share = checked.share_added
-    return "" if share is None else f"; what was added is {share:.3g} times what the adapters add"
-
-
-def _suggest_remedy(checked: TensorResult) -> str:
-    share = checked.share_added
-    if share is not None and abs(share) < 0.02:
-        return "it looks as if the adapter had not been merged: check --lora_model, merge again"
-    if checked.name.endswith(("q_proj.weight", "k_proj.weight")) and checked.failed_rows > 1:
-        return "rows of q and k in another layout's rotary order would look so; merge again"
-    return (
-        "check that base, adapters and --lora_weights are those of the merge (lora_alpha and r are "
-        "in adapter_config.json); then merge again"
-    )
-
-
 def _describe_checks(
     result: Checkpoint,
     manifest: Manifest | None,
     inputs: MergeInputs | None,
     found: ResultFindings,
+    in_blocks: int,
 ) -> Iterator[str]:
-    count = len(_merge_extra(result))
+    count = len(_merge_extra(result)) - in_blocks
     if manifest is not None:
         yield f"files      {len(manifest.files)} by size and SHA-256"
         if digests := len(_merge_extra(result).keys() & _list_digested(manifest)):

@@ -136,7 +136,7 @@ def _read_folder(tokenizer: SentencePieceTokenizer) -> TokenList:
 def _read_gguf(path: Path) -> TokenList:
     """The tokens that llama.cpp will use; their special ids are in the configuration made of it."""
     first = find_gguf_files(ModelFolder(path))[0]
-    tokens = read_gguf(InputFile(first)).metadata.get(_GGUF_TOKENS)
+    tokens = read_gguf(InputFile(first), any_quantized=True).metadata.get(_GGUF_TOKENS)
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise VerificationError(
             "the GGUF file lists no tokens, without which llama.cpp loads no model",

@@ -7,7 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ import pytest
 CONVERTERS = "CHINESE_LLAMA_MERGE_LLAMA_CPP"
 LEGACY, HUGGINGFACE, LORA = "convert_legacy_llama", "convert_hf_to_gguf", "convert_lora_to_gguf"
 _DRIVER = Path(__file__).with_name("llama_cpp_converters.py")
+# Not in this folder: there, this module would hide the package llama_cpp.
+_QUANTIZER = Path(__file__).parents[1] / "oracles" / "llama_cpp_quantizer.py"
 
 
 class Conversion(NamedTuple):
@@ -70,3 +73,21 @@ def gguf_contents(path: Path) -> dict[str, Any]:
         digest = hashlib.sha256(tensor.data.tobytes()).hexdigest()
         contents[f"tensor {tensor.name}"] = (tensor.tensor_type.name, tuple(tensor.shape), digest)
     return contents
+
+
+def quantize(jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Run llama.cpp's quantizer, or skip; see ``llama_cpp_quantizer.py``."""
+    if find_spec("llama_cpp") is None:
+        pytest.skip("llama.cpp is not installed: make llama_cpp compiles it")
+    done = subprocess.run(
+        [sys.executable, str(_QUANTIZER)],
+        input=json.dumps(list(jobs), default=str),
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    assert not [answer["log"] for answer in answers if answer["code"]]
+    return answers

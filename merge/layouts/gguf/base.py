@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import LayoutError, VocabularyError
 from ...formats import gguf as container
+from ...formats.blocks import BlockTensor
 from ...storage.folder import Folder
 from ...storage.input_file import InputFile
 from ...tensors.lazy import Checkpoint, LazyTensor
@@ -124,7 +125,7 @@ def add_embedded_tokenizer(writer: GGUFWriter, tokenizer: EmbeddedTokenizer) -> 
 
 def list_quantized(checkpoint: Checkpoint) -> list[str]:
     """Names of the tensors of an opened GGUF file that are quantized there."""
-    return [n for n, t in checkpoint.tensors.items() if isinstance(t, container.Q8Tensor)]
+    return [n for n, t in checkpoint.tensors.items() if isinstance(t, BlockTensor)]
 
 
 def require_quantized_allowed(checkpoint: Checkpoint, allowed: bool) -> tuple[str, ...]:

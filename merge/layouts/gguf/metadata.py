@@ -55,12 +55,17 @@ class Description:
     sources: Sequence[str]
     kept: KeptMetadata | None = None
 
-    def add_to(self, writer: GGUFWriter, file_type: str) -> None:
+    def add_to(
+        self, writer: GGUFWriter, file_type: str, more: Mapping[str, int | str], by_quantizer: bool
+    ) -> None:
         """Add every key, in the order in which llama.cpp's converter does.
+
+        With ``by_quantizer`` the two that llama.cpp's quantizer sets anew come last, as there, and
+        after them ``more``.
 
         Raises ``LayoutError`` for what ``config.json`` must say for that and does not.
         """
-        from gguf import GGML_QUANT_VERSION, GGUFType, LlamaFileType
+        from gguf import GGML_QUANT_VERSION, GGUFType, Keys, LlamaFileType
 
         require_kinds(self.config, _READ_BY_THE_PACKAGE, self.source)
         with TemporaryDirectory() as parent:
@@ -84,6 +89,15 @@ class Description:
                 self._add_vocabulary(writer, folder, self.tokenizer)
             if self.kept is not None:
                 self.kept.add_others(writer)
+        if by_quantizer:
+            values = writer.kv_data[0]
+            for key in (Keys.General.QUANTIZATION_VERSION, Keys.General.FILE_TYPE):
+                values[key] = values.pop(key)
+        for key, value in more.items():
+            if isinstance(value, int):
+                writer.add_uint32(key, value)
+            else:
+                writer.add_string(key, value)
 
     def _build_general(self, writer: GGUFWriter, folder: Path) -> Metadata:
         from gguf import Metadata, size_label

@@ -1,7 +1,8 @@
 """A model placed into GGUF: the type of each tensor in the file, which file, and the headers.
 
-Names, types and metadata are those of llama.cpp's ``convert_hf_to_gguf.py``; the ``gguf`` package
-makes the headers, distributes tensors over files and quantizes.
+Names, types and metadata are those of llama.cpp's ``convert_hf_to_gguf.py``, and of its
+``llama-quantize`` for the types that the converter does not make; the ``gguf`` package makes the
+headers and distributes tensors over files.
 """
 
 from __future__ import annotations
@@ -15,70 +16,29 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...errors import LayoutError, NumberError
-from ...formats.gguf import ALIGNMENT, BLOCK, BLOCK_BYTES
-from ...tensors.lazy import LazyTensor, RowReader, block_rows, scratch
-from ...tensors.patched import PatchedTensor
+from ...errors import LayoutError
+from ...formats.ggml import BLOCKS
+from ...formats.gguf import ALIGNMENT
+from ...outtypes import QUANTISED_OUTTYPES
+from ...tensors.lazy import LazyTensor, RowReader
 from ...tokenizers.embedded_tokenizer import EmbeddedTokenizer
 from .. import llama
-from ..config import get_rope_scaling, get_rope_theta
+from ..config import LlamaShape, get_rope_scaling, get_rope_theta
 from ..placement import Piece, PlacedTensor
 from ..rotary import to_interleaved
+from .file_types import FILE_TYPES, Traits, choose_type, sort_key
+from .importance import Importance, read_importance
 from .metadata import Description
+from .quantized import convert_to_type
 from .reading import ARCHITECTURE, ROTARY_FACTORS
 from .tokens import describe_limits, require_bpe
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-_PLAIN = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-# What llama.cpp calls a file by the type of its matrices.
-_FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 # What llama.cpp's converter takes Llama 3.1's scaling to be that does not say it.
 _LLAMA_3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LLAMA_3_LENGTH = 8192
-# A block's scale is a float16, for which its largest element is divided by 127.
-_LARGEST_Q8_0 = 65504.0 * 127
-
-
-@dataclass(frozen=True)
-class QuantizedTensor(LazyTensor):
-    """A matrix in Q8_0: uint8, shape (rows, columns / 32 x 34), quantized row by row."""
-
-    base: LazyTensor
-
-    def reader(self) -> RowReader:
-        from gguf import GGMLQuantizationType
-        from gguf.quants import quantize
-
-        base_rows = self.base.reader()
-        grid = block_rows(self.base.shape)
-
-        def fill(start: int, stop: int, out: torch.Tensor) -> None:
-            begin = start
-            while begin < stop:  # by the base's own blocks, which it would make whole anyway
-                end = min(begin - begin % grid + grid, stop)
-                rows = scratch("quantized", (end - begin, *self.base.shape[1:]), self.base.dtype)
-                base_rows(begin, end, rows)
-                floats = rows.float()
-                self._require_representable(floats, begin)
-                blocks = quantize(floats.numpy(), GGMLQuantizationType.Q8_0)
-                out[begin - start : end - start].copy_(torch.from_numpy(blocks))
-                begin = end
-
-        return fill
-
-    def _require_representable(self, rows: torch.Tensor, first: int) -> None:
-        low, high = (float(bound) for bound in torch.aminmax(rows))
-        if low >= -_LARGEST_Q8_0 and high <= _LARGEST_Q8_0:  # false for NaN too
-            return
-        raise NumberError(
-            "a value cannot be quantized",
-            tensor=f"{self.origin}, rows {first} to {first + len(rows)}",
-            expected=f"finite values up to {_LARGEST_Q8_0:g}",
-            found=f"values from {low:g} to {high:g}",
-            remedy="write --outtype bf16 or f32; if the value is inf or nan, an input is damaged",
-        )
 
 
 @dataclass(frozen=True)
@@ -94,32 +54,48 @@ class ComputedTensor(LazyTensor):
         return fill
 
 
-def choose_outtype(tensors: Mapping[str, LazyTensor], outtype: str) -> str:
-    """``auto`` is bf16 for a model in bfloat16, else f16, as in llama.cpp's converter."""
-    if outtype != "auto":
-        return outtype
-    return "bf16" if tensors[llama.EMBED_TOKENS].dtype == torch.bfloat16 else "f16"
-
-
-def stored(tensors: Mapping[str, LazyTensor], outtype: str) -> dict[str, LazyTensor]:
-    """The tensors as the file will hold them, still under Hugging Face's names and order of rows.
-
-    Vectors become float32, matrices what ``outtype`` says. Rows that Q8_0 cannot hold, because
-    they are no multiple of 32 long, become float16.
+@dataclass(frozen=True)
+class TypedTensors:
+    """Tensors as a file of type ``outtype`` holds them, under Hugging Face's names and in its order
+    of rows; ``types`` are ggml's names of theirs.
     """
-    return {name: _store(tensor, outtype) for name, tensor in tensors.items()}
+
+    outtype: str
+    tensors: Mapping[str, LazyTensor]
+    types: Mapping[str, str]
+    importance: Importance
 
 
-def _store(tensor: LazyTensor, outtype: str) -> LazyTensor:
-    dtype = _PLAIN.get(outtype, torch.float16)
-    if len(tensor.shape) < 2:
-        dtype = torch.float32
-    elif outtype == "q8_0" and tensor.shape[1] % BLOCK == 0:
-        shape = (tensor.rows, tensor.shape[1] // BLOCK * BLOCK_BYTES)
-        return QuantizedTensor(shape, torch.uint8, tensor.origin, tensor)
-    if tensor.dtype == dtype:
-        return tensor
-    return PatchedTensor(tensor.shape, dtype, tensor.origin, tensor)
+def convert_tensors(
+    tensors: Mapping[str, LazyTensor],
+    outtype: str,
+    shape: LlamaShape,
+    imatrix: str | Path | None = None,
+) -> TypedTensors:
+    """Give each tensor its type in the file; see ``file_types``.
+
+    ``auto`` is bf16 for a model in bfloat16, else f16, as in llama.cpp's converter. ``imatrix`` is
+    the file of an importance matrix; see ``read_importance`` for what is raised.
+    """
+    if outtype == "auto":
+        outtype = "bf16" if tensors[llama.EMBED_TOKENS].dtype == torch.bfloat16 else "f16"
+    names = {entry.hf: entry.gguf for entry in llama.entries(shape)}
+    importance = read_importance(imatrix, tensors, names)
+    traits = Traits(
+        shape.num_hidden_layers,
+        shape.num_attention_heads // shape.num_key_value_heads,
+        is_tied=llama.LM_HEAD not in tensors,
+        has_importance=imatrix is not None,
+    )
+    types = {
+        name: choose_type(outtype, names[name], tensor.shape, traits)
+        for name, tensor in tensors.items()
+    }
+    converted = {
+        name: convert_to_type(tensor, types[name], importance.factors.get(name))
+        for name, tensor in tensors.items()
+    }
+    return TypedTensors(outtype, converted, types, importance)
 
 
 @dataclass(frozen=True)
@@ -134,10 +110,12 @@ class GgufPlan:
 def place_tensors(
     tensors: Mapping[str, LazyTensor],
     description: Description,
-    outtype: str,
+    typed: TypedTensors,
     split_max_size: int,
 ) -> GgufPlan:
-    """Rename and reorder ``stored`` tensors, distribute them over files and make the headers.
+    """Rename and reorder ``tensors``, distribute them over files and make the headers.
+
+    They are those of ``typed``, which may have been wrapped.
 
     Files are split as by ``gguf-split``: the next one begins with the tensor that would make one
     larger than ``split_max_size`` bytes (0: never). Raises ``LayoutError`` for rotary positions
@@ -148,6 +126,8 @@ def place_tensors(
 
     if not isinstance(description.tokenizer, EmbeddedTokenizer):
         require_bpe(description.tokenizer)
+    outtype, types = typed.outtype, typed.types
+    is_quantized = outtype in QUANTISED_OUTTYPES
     shape, scaling = description.shape, get_rope_scaling(description.config)
     items = _find_rotary_factors(description)
     for entry in llama.entries(shape):
@@ -157,19 +137,15 @@ def place_tensors(
             items.append(
                 (entry.hf, entry.gguf, to_interleaved(tensor, shape.head_dim) if rotary else tensor)
             )
-    kinds = {
-        torch.float32: GGMLQuantizationType.F32,
-        torch.float16: GGMLQuantizationType.F16,
-        torch.bfloat16: GGMLQuantizationType.BF16,
-        torch.uint8: GGMLQuantizationType.Q8_0,
-    }
+    if is_quantized:
+        items.sort(key=lambda item: sort_key(item[1]))
     writer = GGUFWriter(None, ARCHITECTURE, split_max_size=split_max_size)
-    for _, name, tensor in items:
+    for hf, name, tensor in items:
         # A uint8 is taken for bytes of blocks, everything else for elements.
         numpy_type = np.dtype(np.uint8 if tensor.dtype == torch.uint8 else np.float32)
-        kind = kinds[tensor.dtype]
+        kind = GGMLQuantizationType[types.get(hf, "F32")]
         writer.add_tensor_info(name, tensor.shape, numpy_type, tensor.nbytes, raw_dtype=kind)
-    description.add_to(writer, _FILE_TYPES[outtype])
+    description.add_to(writer, FILE_TYPES[outtype][0], typed.importance.keys, is_quantized)
     files = [path.name for path in writer.format_shard_names(Path(f"ggml-model-{outtype}.gguf"))]
     places = {name: file for file, held in zip(files, writer.tensors, strict=True) for name in held}
     placed = tuple(
@@ -177,7 +153,7 @@ def place_tensors(
         for hf, name, tensor in items
     )
     headers = dict(zip(files, _build_headers(writer), strict=True))
-    notes = _build_notes(tensors, outtype, scaling)
+    notes = _build_notes(types, outtype, scaling)
     if not isinstance(description.tokenizer, EmbeddedTokenizer):
         notes += describe_limits(description.tokenizer)
     return GgufPlan(placed, headers, tuple(notes))
@@ -198,13 +174,13 @@ def _build_headers(writer: GGUFWriter) -> list[bytes]:
 
 
 def _build_notes(
-    tensors: Mapping[str, LazyTensor], outtype: str, scaling: Mapping[str, object] | None
+    types: Mapping[str, str], outtype: str, scaling: Mapping[str, object] | None
 ) -> list[str]:
     notes = []
-    whole = [n for n, t in tensors.items() if len(t.shape) > 1 and t.dtype != torch.uint8]
-    if outtype == "q8_0" and whole:
+    whole = [name for name, kind in types.items() if kind == "F16"]
+    if FILE_TYPES[outtype][1] in BLOCKS and whole:
         notes.append(
-            f"{len(whole)} tensors have rows that are no multiple of {BLOCK} long, which q8_0 "
+            f"{len(whole)} tensors have rows that are no multiple of 32 long, which {outtype} "
             f"cannot hold; they are f16: {', '.join(whole[:3])}{', ...' if whole[3:] else ''}"
         )
     if scaling is not None and scaling["type"] == "dynamic":

@@ -14,6 +14,7 @@ from typing import Any
 
 from ...errors import LayoutError
 from ...formats import gguf as container
+from ...formats.blocks import BlockTensor
 from ...settings import IoMode
 from ...storage.folder import Folder
 from ...storage.input_file import InputFile
@@ -67,14 +68,15 @@ def _match_numbers(files: list[Path]) -> list[tuple[Path, re.Match[str] | None]]
     return [(file, _NUMBERED.fullmatch(file.name)) for file in files]
 
 
-def open_gguf(folder: Folder, io: IoMode = "auto") -> Checkpoint:
+def open_gguf(folder: Folder, io: IoMode = "auto", any_quantized: bool = False) -> Checkpoint:
     """Open a LLaMA from a ``.gguf`` file or a folder of one, under Hugging Face's names and order.
 
-    q8_0 is read as float32. ``config.json`` is derived from the metadata. Raises ``LayoutError``
-    for other architectures and for what is no whole model, ``FormatError`` for damaged files.
+    q8_0 is read as float32, and with ``any_quantized`` other types in blocks too. ``config.json``
+    is derived from the metadata. Raises ``LayoutError`` for other architectures and for what is no
+    whole model, ``FormatError`` for damaged files.
     """
     files = find_gguf_files(folder)
-    metadata, stored = read_split_files(files, io)
+    metadata, stored = read_split_files(files, io, any_quantized)
     config = _derive_config(metadata, stored, files[0])
     shape = LlamaShape.from_config(config, files[0])
     _require_whole_heads_turned(metadata, shape, files[0])
@@ -84,7 +86,7 @@ def open_gguf(folder: Folder, io: IoMode = "auto") -> Checkpoint:
 
 
 def read_split_files(
-    files: tuple[Path, ...], io: IoMode
+    files: tuple[Path, ...], io: IoMode, any_quantized: bool = False
 ) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
     """The metadata of the first file, and the tensors of all, by their names there.
 
@@ -95,7 +97,7 @@ def read_split_files(
     for path in files:
         file = InputFile(path, io)
         file.read_head()
-        found = container.read(file)
+        found = container.read(file, any_quantized)
         metadata = metadata or found.metadata
         if twice := found.tensors.keys() & tensors.keys():
             raise LayoutError(
@@ -259,6 +261,6 @@ def _check_and_order(
 
 def _to_half_split(tensor: LazyTensor, head_dim: int) -> LazyTensor:
     """q or k in Hugging Face's order; of quantized ones it is the blocks that are put in order."""
-    if isinstance(tensor, container.Q8Tensor):
+    if isinstance(tensor, BlockTensor):
         return replace(tensor, blocks=to_half_split(tensor.blocks, head_dim))
     return to_half_split(tensor, head_dim)

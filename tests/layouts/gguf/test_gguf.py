@@ -220,7 +220,7 @@ def test_a_value_that_q8_0_cannot_hold_leaves_no_file(tmp_path: Path) -> None:
         ({"output_type": "gguf", "safe_serialization": True}, "--output_type huggingface"),
         ({"output_type": "pth", "max_shard_size": "2GB"}, "--output_type huggingface"),
         ({"output_type": "pth", "chat_template": "alpaca"}, "chat_template has no place"),
-        ({"output_type": "gguf", "outtype": "q4_0"}, "outtype"),
+        ({"output_type": "gguf", "outtype": "q4_km"}, "outtype"),
         ({"output_type": "gguf", "split_max_size": "large"}, "split_max_size"),
         ({"output_type": "gguf", "split_max_size": "0"}, "split_max_size"),
     ],

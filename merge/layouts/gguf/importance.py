@@ -1,0 +1,88 @@
+"""The importance matrix that a GGUF file is quantized with, held against the model's matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ...errors import LayoutError, UsageError
+from ...formats.imatrix import Imatrix, iter_misfits, read_imatrix
+from ...tensors.lazy import LazyTensor
+
+# Longer texts are cut off, as by llama-quantize.
+_LONGEST_TEXT = 127
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Factors for the columns of matrices (float32), by Hugging Face name; none without a file.
+
+    ``keys`` are what the GGUF file says about it, in llama-quantize's order.
+    """
+
+    factors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    keys: Mapping[str, int | str] = field(default_factory=dict)
+    path: Path | None = None
+
+
+def read_importance(
+    path: str | Path | None, tensors: Mapping[str, LazyTensor], names: Mapping[str, str]
+) -> Importance:
+    """Read the file; ``names`` are GGUF's, by Hugging Face name.
+
+    Raises ``UsageError`` where there is no such file, ``FormatError`` where it is another kind of
+    file, ``LayoutError`` where it is one of another model.
+    """
+    if path is None:
+        return Importance()
+    file = Path(path).expanduser()
+    if "\0" in str(file) or not file.is_file():
+        raise UsageError(
+            "the importance matrix does not exist", file=file, remedy="give the path of a file"
+        )
+    found = read_imatrix(file)
+    columns = {
+        names[name]: tensor.shape[-1] for name, tensor in tensors.items() if len(tensor.shape) > 1
+    }
+    _require_same_model(found, columns)
+    factors = {
+        name: found.factors[names[name]]
+        for name, tensor in tensors.items()
+        if len(found.factors.get(names[name], ())) == tensor.shape[-1]
+    }
+    return Importance(factors, _list_keys(found), file)
+
+
+def _require_same_model(imatrix: Imatrix, columns: Mapping[str, int]) -> None:
+    misfits = list(iter_misfits(imatrix, columns))
+    if not misfits:
+        return
+    name, expected, found = misfits[0]
+    matrices = f"{len(columns)} matrices"
+    raise LayoutError(
+        "the importance matrix is one of another model",
+        file=imatrix.path,
+        tensor=name,
+        expected=f"no such matrix; the model has {matrices}"
+        if expected is None
+        else f"{expected} factors, one for each column",
+        found=(f"{found} factors" if found else "none") + f"; {len(misfits)} matrices do not fit",
+        remedy="make one of this model, with llama-imatrix on its GGUF file in f16",
+    )
+
+
+def _list_keys(imatrix: Imatrix) -> dict[str, int | str]:
+    keys: dict[str, int | str] = {"quantize.imatrix.file": _shorten(imatrix.path.name)}
+    if imatrix.dataset:
+        keys["quantize.imatrix.dataset"] = _shorten(imatrix.dataset)
+    keys["quantize.imatrix.entries_count"] = len(imatrix.factors)
+    if imatrix.chunks > 0:
+        keys["quantize.imatrix.chunks_count"] = imatrix.chunks
+    return keys
+
+
+def _shorten(text: str) -> str:
+    return text.encode("utf-8", "replace")[:_LONGEST_TEXT].decode("utf-8", "ignore")
