@@ -16,6 +16,7 @@ class OutputOptions(TypedDict, total=False):
     num_shards: int | None
     outtype: str
     imatrix: str | Path | None
+    modelfile: str | None
     split_max_size: int | str | None
     chat_template: str | None
     dtype: str

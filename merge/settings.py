@@ -57,6 +57,7 @@ OUTPUT_TYPES: tuple[OutputType, ...] = get_args(OutputType)
 SHORT_NAMES: dict[str, OutputType] = {"hf": "huggingface"}
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0", *QUANTISED_OUTTYPES)
+MODELFILES = ("alpaca", "alpaca2", "llama3")
 CHAT_TEMPLATES = ("alpaca", "llama3")
 # What a sum is rounded to when only the type in a GGUF file is said.
 _DTYPE_FOR = {"f32": "float32", "bf16": "bfloat16", "q8_0": "float32"}
@@ -112,6 +113,15 @@ class OutputSettings:
         of_run=True,  # its content counts: see Plan.imatrix
         metavar="FILE",
         check=require_path,
+    )
+    modelfile: str | None = option(
+        None,
+        OUTPUT,
+        "write an Ollama Modelfile beside the GGUF file, with template, stop words and system "
+        "prompt of Chinese-Alpaca, Chinese-Alpaca-2 or Llama-3-Chinese-Instruct",
+        default_text="none",
+        only_for="gguf",
+        choices=MODELFILES,
     )
     split_max_size: int | str | None = option(
         None,
@@ -390,6 +400,7 @@ class HuggingFaceSettings(ConvertSettings):
     num_shards: int | None = None
     outtype: str = "auto"
     imatrix: str | Path | None = None
+    modelfile: str | None = None
     split_max_size: int | str | None = None
 
 

@@ -150,6 +150,7 @@ def _checked(
 def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
     from ..layouts.gguf import metadata as gguf_metadata
     from ..layouts.gguf import output as gguf_output
+    from ..layouts.gguf.modelfile import build_modelfile
 
     shape = require_llama_shape(model.config, LLAMA_ONLY["gguf"])
     tokenizer = model.tokenizer
@@ -174,5 +175,8 @@ def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
     )
     result, checked = _checked(typed.tensors, settings)
     made = gguf_output.place_tensors(checked, description, typed, settings.split_bytes)
-    plan = Plan(made.placed, {}, result, made.headers, made.notes, checked)
+    documents = {}
+    if settings.modelfile is not None:
+        documents = build_modelfile(settings.modelfile, [*made.headers], description.documents)
+    plan = Plan(made.placed, documents, result, made.headers, made.notes, checked)
     return replace(plan, imatrix=typed.importance.path)
