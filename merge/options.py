@@ -31,7 +31,7 @@ class Option:
     ``default_text`` is what help says where the default's own text says too little; ``arguments``
     are argparse's. ``check(name, value)`` raises ``UsageError`` for a value that means nothing.
     An option that is ``only_for`` one output type is refused with another. One ``of_run`` changes
-    no byte of the result.
+    no byte of the result by its value; a file that it names may, by its content.
     """
 
     default: Any

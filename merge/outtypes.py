@@ -15,7 +15,7 @@ GUIDED_OUTTYPES = (
     *("q2_k_s", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs"),
 )
 """Those for which it asks for an importance matrix."""
-QUANTISED_OUTTYPES = FREE_OUTTYPES + GUIDED_OUTTYPES
+QUANTIZED_OUTTYPES = FREE_OUTTYPES + GUIDED_OUTTYPES
 LLAMA_CPP_REMEDY = "pip install 'chinese-llama-merge[gguf,llama_cpp]'"
 
 
@@ -24,11 +24,11 @@ def require_quantizer(outtype: str, has_imatrix: bool) -> None:
 
     Raises ``UsageError``.
     """
-    if outtype not in QUANTISED_OUTTYPES:
+    if outtype not in QUANTIZED_OUTTYPES:
         if has_imatrix:
             raise UsageError(
                 "--imatrix means nothing for this type of file",
-                expected="--outtype " + ", ".join(QUANTISED_OUTTYPES),
+                expected="--outtype " + ", ".join(QUANTIZED_OUTTYPES),
                 found=f"--outtype {outtype}",
                 remedy="leave --imatrix out, or change the type",
             )

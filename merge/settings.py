@@ -39,7 +39,7 @@ from .options import (
     options_of,
     require_known,
 )
-from .outtypes import GUIDED_OUTTYPES, QUANTISED_OUTTYPES, require_quantizer
+from .outtypes import GUIDED_OUTTYPES, QUANTIZED_OUTTYPES, require_quantizer
 from .sizes import parse_size
 
 IoMode = Literal["auto", "direct", "buffered"]
@@ -56,7 +56,7 @@ NEW_TOKEN_INITS = ("subtokens", "mean", "zeros", "normal")
 OUTPUT_TYPES: tuple[OutputType, ...] = get_args(OutputType)
 SHORT_NAMES: dict[str, OutputType] = {"hf": "huggingface"}
 DTYPES = ("auto", "float16", "bfloat16", "float32")
-OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0", *QUANTISED_OUTTYPES)
+OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0", *QUANTIZED_OUTTYPES)
 MODELFILES = ("alpaca", "alpaca2", "llama3")
 CHAT_TEMPLATES = ("alpaca", "llama3")
 # What a sum is rounded to when only the type in a GGUF file is said.
@@ -257,7 +257,7 @@ class OutputSettings:
         More than two rarely help: the disk is the limit, except where blocks are quantized.
         """
         cores = os.cpu_count() or 1
-        useful = cores if self.outtype in QUANTISED_OUTTYPES else min(2, cores)
+        useful = cores if self.outtype in QUANTIZED_OUTTYPES else min(2, cores)
         wanted = self.num_workers or useful
         return min(wanted, max(1, self.memory // WORKER_BYTES))
 

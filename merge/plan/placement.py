@@ -5,7 +5,7 @@ A plan is a value, made from headers alone. It can be printed, tested, and hande
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from ..layouts.config import require_plain_llama
 from ..layouts.decoder import embeddings
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
 from ..layouts.placement import PlacedTensor, files
+from ..outtypes import QUANTIZED_OUTTYPES
 from ..settings import MergeSettings, OutputSettings
 from ..tensors.digests import add_digests
 from ..tensors.finite import check_finite
@@ -178,5 +179,18 @@ def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
     documents = {}
     if settings.modelfile is not None:
         documents = build_modelfile(settings.modelfile, [*made.headers], description.documents)
-    plan = Plan(made.placed, documents, result, made.headers, made.notes, checked)
+    notes = (*made.notes, *_describe_time(typed.tensors.values(), settings))
+    plan = Plan(made.placed, documents, result, made.headers, notes, checked)
     return replace(plan, imatrix=typed.importance.path)
+
+
+def _describe_time(tensors: Iterable[LazyTensor], settings: OutputSettings) -> Iterator[str]:
+    """How long quantizing takes where only the plan is asked for; measuring takes a moment."""
+    if settings.dry_run and settings.outtype in QUANTIZED_OUTTYPES:
+        from ..layouts.gguf.quantized import estimate_seconds
+
+        seconds = estimate_seconds(tensors) / settings.workers
+        yield (
+            f"quantizing takes about {max(1, round(seconds)):,} s with {settings.workers} threads "
+            "here, beside reading and writing"
+        )

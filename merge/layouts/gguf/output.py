@@ -19,7 +19,7 @@ import torch
 from ...errors import LayoutError
 from ...formats.ggml import BLOCKS
 from ...formats.gguf import ALIGNMENT
-from ...outtypes import QUANTISED_OUTTYPES
+from ...outtypes import QUANTIZED_OUTTYPES
 from ...tensors.lazy import LazyTensor, RowReader
 from ...tokenizers.embedded_tokenizer import EmbeddedTokenizer
 from .. import llama
@@ -127,7 +127,7 @@ def place_tensors(
     if not isinstance(description.tokenizer, EmbeddedTokenizer):
         require_bpe(description.tokenizer)
     outtype, types = typed.outtype, typed.types
-    is_quantized = outtype in QUANTISED_OUTTYPES
+    is_quantized = outtype in QUANTIZED_OUTTYPES
     shape, scaling = description.shape, get_rope_scaling(description.config)
     items = _find_rotary_factors(description)
     for entry in llama.entries(shape):

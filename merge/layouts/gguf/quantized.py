@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
@@ -15,10 +18,12 @@ from ...tensors.patched import PatchedTensor
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # A block's scale is a float16, for which its largest element is divided by 127.
 _LARGEST_Q8_0 = 65504.0 * 127
+# Elements of a row that the speed of a type is measured on.
+_SAMPLE = 4096
 
 
 @dataclass(frozen=True)
-class Quantized(LazyTensor):
+class QuantizedTensor(LazyTensor):
     """A matrix in blocks: uint8, shape (rows, bytes of a row), quantized row by row.
 
     ``kind`` is ggml's name of the type. ``importance`` has a factor for each column, which
@@ -81,7 +86,29 @@ def convert_to_type(
     """The tensor as a file holds it in the type ``kind``, one that fits its shape."""
     if kind in ggml.BLOCKS:
         shape = (tensor.rows, ggml.count_row_bytes(kind, tensor.shape[1]))
-        return Quantized(shape, torch.uint8, tensor.origin, tensor, kind, importance)
+        return QuantizedTensor(shape, torch.uint8, tensor.origin, tensor, kind, importance)
     if tensor.dtype == _PLAIN[kind]:
         return tensor
     return PatchedTensor(tensor.shape, _PLAIN[kind], tensor.origin, tensor)
+
+
+def estimate_seconds(tensors: Iterable[LazyTensor]) -> float:
+    """How long llama.cpp takes to quantize these on one core, by a few rows of each type here."""
+    elements: Counter[tuple[str, bool]] = Counter()
+    for tensor in tensors:
+        if isinstance(tensor, QuantizedTensor) and tensor.kind != "Q8_0":
+            elements[tensor.kind, tensor.importance is not None] += prod(tensor.base.shape)
+    return sum(
+        count * _measure_seconds(kind, torch.ones(_SAMPLE) if is_weighed else None)
+        for (kind, is_weighed), count in elements.items()
+    )
+
+
+def _measure_seconds(kind: str, importance: torch.Tensor | None) -> float:
+    """Seconds for an element, of rows of random numbers."""
+    rows = torch.randn((2, _SAMPLE), generator=torch.Generator().manual_seed(0))
+    out = torch.empty((2, ggml.count_row_bytes(kind, _SAMPLE)), dtype=torch.uint8)
+    ggml.quantize_rows(kind, rows[:1], out[:1], importance, "a sample")  # which prepares tables
+    started = time.perf_counter()
+    ggml.quantize_rows(kind, rows, out, importance, "a sample")
+    return (time.perf_counter() - started) / rows.numel()

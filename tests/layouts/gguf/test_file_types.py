@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from merge.layouts.gguf.file_types import FILE_TYPES, Traits, choose_type, sort_key
-from merge.outtypes import GUIDED_OUTTYPES, QUANTISED_OUTTYPES
+from merge.outtypes import GUIDED_OUTTYPES, QUANTIZED_OUTTYPES
 from merge.settings import OUTTYPES
 from tests.kit.llama_cpp import quantize
 
@@ -106,12 +106,12 @@ def test_types_and_order_are_those_of_llama_quantize(
         imatrix = tmp_path / "imatrix.npz"
         np.savez(imatrix, **{"output.weight": np.ones(shape.hidden, np.float32)})
     common = {"source": source, "target": tmp_path / "none.gguf", "dry_run": True}
-    jobs = [{**common, "file_type": one, "imatrix": imatrix} for one in QUANTISED_OUTTYPES]
+    jobs = [{**common, "file_type": one, "imatrix": imatrix} for one in QUANTIZED_OUTTYPES]
     names = dict(shape.tensors())
     traits = Traits(
         shape.layers, shape.heads // shape.keys, shape.experts, shape.is_tied, bool(imatrix)
     )
-    for outtype, found in zip(QUANTISED_OUTTYPES, quantize(jobs), strict=True):
+    for outtype, found in zip(QUANTIZED_OUTTYPES, quantize(jobs), strict=True):
         expected = {
             name: choose_type(outtype, name, names[name], traits)
             for name in sorted(names, key=sort_key)

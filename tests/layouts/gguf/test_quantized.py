@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,17 @@ def test_without_llama_cpp_the_extra_is_named(
         _convert(base, tmp_path / "out")
     assert "llama_cpp" in caught.value.facts["remedy"]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_says_disk_and_time_and_writes_nothing(tmp_path: Path, base: Path) -> None:
+    options: dict[str, Any] = {"output_type": "gguf", "outtype": "q4_k_m"}
+    report = convert_checkpoint(base, tmp_path / "out", dry_run=True, **options)
+    assert re.search(r"quantizing takes about [\d,]+ s with \d+ threads", report.summary())
+    assert not (tmp_path / "out").exists()
+    written = convert_checkpoint(base, tmp_path / "out", **options)
+    size = (tmp_path / "out" / "ggml-model-q4_k_m.gguf").stat().st_size
+    assert report.plan.tensor_bytes <= size <= report.plan.disk_bytes
+    assert "quantizing takes" not in written.summary()
 
 
 def test_capitals_mean_the_same(tmp_path: Path, base: Path) -> None:
