@@ -178,7 +178,7 @@ class OutputSettings:
         None,
         RESOURCES,
         "threads that compute, at most as many as --max_memory has room for",
-        default_text="up to 2",
+        default_text="up to 2, or all where blocks are quantized by llama.cpp",
         of_run=True,
         **COUNT,
     )

@@ -18,6 +18,7 @@ from tests.kit.imatrices import CHUNKS, DATASET, TOKENS, make_factors, write_ggu
 from tests.kit.llama_cpp import quantize
 from tests.kit.llamas import make_base
 
+pytestmark = pytest.mark.slow
 GGUFReader = pytest.importorskip("gguf", reason="needs the package gguf").GGUFReader
 
 _WHOLE = {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32"}
@@ -54,7 +55,6 @@ def test_each_type_is_what_llama_cpp_makes_of_the_same_weights(
         assert ours.read_bytes() == Path(job["target"]).read_bytes(), job["file_type"]
 
 
-@pytest.mark.slow
 def test_an_importance_matrix_weighs_errors_as_in_llama_cpp(tmp_path: Path) -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 256, "num_key_value_heads": 1}
     base = make_base(tmp_path / "base", num_hidden_layers=1, num_attention_heads=4, **sizes)

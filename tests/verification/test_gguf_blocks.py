@@ -16,6 +16,8 @@ from merge.formats import ggml
 from merge.layouts.opening import open_checkpoint
 from merge.output.preflight import MANIFEST_NAME
 from merge.verification.block_rows import FURTHEST_ROW, find_far_rows
+from merge.verification.compare import compare_checkpoints
+from merge.verification.loading import open_any
 from tests.kit.adapters import make_adapter
 from tests.kit.llamas import make_base
 from tests.kit.spoiled_results import gguf_tensor
@@ -102,6 +104,19 @@ def test_an_adapter_merged_with_another_weight_is_found(
     (output / MANIFEST_NAME).unlink()
     faults = [str(f) for f in verify_merge(output, base_model=base, lora_model=lora).faults]
     assert any("times what the adapters add" in said for said in faults)
+
+
+def test_two_files_in_blocks_are_compared_as_the_numbers_they_are(
+    tmp_path: Path, base: Path
+) -> None:
+    for name, outtype in (("one", "q4_k_m"), ("two", "q4_k_m"), ("whole", "f32")):
+        convert_checkpoint(base, tmp_path / name, output_type="gguf", outtype=outtype)
+    one, two, whole = (open_any(tmp_path / name) for name in ("one", "two", "whole"))
+    assert one.dtypes == "float32, q4_k, q6_k"
+    assert not compare_checkpoints(one.tensors, two.tensors).differ()
+    found = compare_checkpoints(one.tensors, whole.tensors)
+    different = {tensor.name for tensor in found.compared if tensor.differing}
+    assert different == {name for name, tensor in one.tensors.items() if len(tensor.shape) > 1}
 
 
 def test_such_a_file_is_no_base(tmp_path: Path, base: Path) -> None:
