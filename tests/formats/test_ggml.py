@@ -1,4 +1,4 @@
-"""llama.cpp's quantizer by rows: its types are those of ``gguf``, and its blocks what that reads."""
+"""llama.cpp's quantizer by rows: the types of ``gguf``, and blocks that it reads."""
 
 from __future__ import annotations
 
