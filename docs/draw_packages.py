@@ -33,8 +33,8 @@ PACKAGES = {
     "checksums": "SHA-256 of files; published checksums, and the order of published adapters",
     "tensors": "`LazyTensor` and its wrappers: patches, digests, the check for NaN and Inf",
     "storage": "files, O_DIRECT, locks, zip archives, temporary space for unpacked inputs",
-    "untrusted": "parses untrusted input in bounded time and memory: JSON, regular expressions, "
-    "zip, value types",
+    "untrusted": "parses untrusted input in bounded time and memory: JSON, YAML, regular "
+    "expressions, zip, value types",
     "merge": "modules that every package may use: errors, options, settings, sizes, interruption, "
     "version",
 }

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "options.md"
 COMMANDS = {
     "merge_llama_with_chinese_lora.py": "merge_lora",
+    "merge_many.py": "merge_many",
     "apply_delta.py": "apply_delta",
     "make_delta.py": "make_delta",
     "convert_checkpoint.py": "convert_checkpoint",
@@ -36,7 +37,8 @@ are keyword arguments of the same names and defaults: `merge_lora`, `convert_che
 `apply_delta`, `make_delta`, `resize_vocabulary` of the package `merge`.
 
 `merge_llama_with_chinese_lora_to_hf.py` is `merge_llama_with_chinese_lora.py` with
-`--output_type huggingface` as the default.
+`--output_type huggingface` as the default. [many_merges.md](many_merges.md) describes the file of
+`merge_many.py`, in which the options of a merge stand by their names.
 """
 
 

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from .jobs.apply_delta import apply_delta, make_delta
     from .jobs.convert_checkpoint import convert_checkpoint
     from .jobs.merge_lora import MergeReport, merge_lora
+    from .jobs.merge_many import ManyReport, merge_many
     from .jobs.resize_vocabulary import resize_vocabulary
     from .jobs.verify_merge import Verification, verify_merge
 
 __all__ = [
+    "ManyReport",
     "MergeError",
     "MergeReport",
     "Verification",
@@ -26,11 +28,13 @@ __all__ = [
     "convert_checkpoint",
     "make_delta",
     "merge_lora",
+    "merge_many",
     "resize_vocabulary",
     "verify_merge",
 ]
 
 _HOME = {
+    "ManyReport": "jobs.merge_many",
     "MergeError": "errors",
     "MergeReport": "jobs.merge_lora",
     "Verification": "jobs.verify_merge",
@@ -38,6 +42,7 @@ _HOME = {
     "convert_checkpoint": "jobs.convert_checkpoint",
     "make_delta": "jobs.apply_delta",
     "merge_lora": "jobs.merge_lora",
+    "merge_many": "jobs.merge_many",
     "resize_vocabulary": "jobs.resize_vocabulary",
     "verify_merge": "jobs.verify_merge",
 }

@@ -6,6 +6,10 @@ program is an ``AssertionError`` instead.
 
 from __future__ import annotations
 
+import os
+import traceback
+from pathlib import Path
+
 # Longer than any path that a system allows.
 _LONGEST = 5000
 
@@ -94,3 +98,25 @@ class NumberError(MergeError):
 
 class VerificationError(MergeError):
     """What a check found: a file, a tensor or a tokenizer is not what it must be."""
+
+
+def as_merge_error(error: MergeError | OSError) -> MergeError:
+    """The same as a ``MergeError``: what the operating system refused, in which function of this
+    program, and to which file.
+    """
+    if isinstance(error, MergeError):
+        return error
+    operation = _find_operation(error)
+    return MergeError(
+        error.strerror or str(error),
+        file=os.fsdecode(str(error.filename)) if error.filename else None,
+        found=f"it failed in {operation}" if operation else None,
+    )
+
+
+def _find_operation(error: OSError) -> str:
+    """The function of this program that asked the system, by its name."""
+    package = str(Path(__file__).parent)
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    names = (frame.name.strip("_") for frame in frames if frame.filename.startswith(package))
+    return next(names, "")

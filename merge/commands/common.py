@@ -9,10 +9,9 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from inspect import signature
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..errors import MergeError, shown
+from ..errors import MergeError, as_merge_error
 from ..interruption import INTERRUPTED, Interrupted, deferred_signals
 from ..options import GROUPS, INPUTS, options_of
 
@@ -86,10 +85,8 @@ _ENDINGS = (MergeError, OSError, KeyboardInterrupt)
 
 def _report_end(error: BaseException, verbose: bool, is_done: bool) -> int:
     """Print what ended a command; return the exit code."""
-    if isinstance(error, MergeError):
-        return _print_message(f"error: {error}", verbose, WRONG_INPUT)
-    if isinstance(error, OSError):
-        return _print_message(f"error: {_format_os_error(error)}", verbose, WRONG_INPUT)
+    if isinstance(error, (MergeError, OSError)):
+        return _print_message(f"error: {as_merge_error(error)}", verbose, WRONG_INPUT)
     code = error.exit_code if isinstance(error, Interrupted) else INTERRUPTED
     unfinished = "nothing was written under a final name"
     state = str(error) or ("everything was done by then" if is_done else unfinished)
@@ -101,24 +98,6 @@ def _print_message(message: str, verbose: bool, code: int) -> int:
         traceback.print_exc()
     print(message, file=sys.stderr)
     return code
-
-
-def _format_os_error(error: OSError) -> str:
-    """Say what the operating system refused, by which operation, and to which file."""
-    lines = [error.strerror or str(error)]
-    if error.filename:
-        lines.append(f"  file:     {shown(os.fsdecode(str(error.filename)))}")
-    if operation := _find_operation(error):
-        lines.append(f"  found:    it failed in {operation}")
-    return "\n".join(lines)
-
-
-def _find_operation(error: OSError) -> str:
-    """The function of this program that asked the system, by its name."""
-    package = str(Path(__file__).parent.parent)
-    frames = reversed(traceback.extract_tb(error.__traceback__))
-    names = (frame.name.strip("_") for frame in frames if frame.filename.startswith(package))
-    return next(names, "")
 
 
 _NEGATIVE_NUMBERS = re.compile(r"-[\d.][\d.,e+-]*")

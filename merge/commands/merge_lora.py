@@ -113,26 +113,12 @@ def _merge(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     """Check what was just written, with the inputs that were just read."""
-    from ..jobs.verify_merge import verify_merge
-    from ..plan.inputs import split_list
+    from ..jobs.merge_lora import verify_result
     from .progress import progress_bar
     from .verify_merge import print_verification
 
-    as_asked = args.lora_weights or " ".join("1" for _ in split_list(args.lora_model))
-
     with progress_bar(args.quiet, "checking") as on_progress:
-        found = verify_merge(
-            args.output_dir,
-            base_model=args.base_model,
-            lora_model=args.lora_model,
-            lora_weights=as_asked,
-            delta_model=args.delta_model,
-            rounding=args.rounding,
-            context_length=args.context_length,
-            num_workers=args.num_workers,
-            offload_dir=args.offload_dir,
-            on_progress=on_progress,
-        )
+        found = verify_result(vars(args), on_progress)
     return print_verification(found, quiet=args.quiet, verbose=args.verbose)
 
 

@@ -25,7 +25,7 @@ from ..plan.documents import (
     require_llama,
     require_meta_model,
 )
-from ..plan.inputs import Sources, find_sources
+from ..plan.inputs import Sources, find_sources, split_list
 from ..plan.vocabulary import Vocabulary, require_extension
 from ..reports.merge_text import describe_changes, describe_inputs, describe_notes
 from ..settings import MergeSettings, OnProgress, make_settings
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ..output.journal import WrittenFile
     from ..plan.placement import Plan
     from ..tensors.lazy import Checkpoint, LazyTensor
+    from .verify_merge import Verification
 
 
 @takes_options(MergeSettings)
@@ -102,6 +103,29 @@ def merge_lora(
             (*resumed, *describe_notes(job)),
             job,
         )
+
+
+def verify_result(
+    keywords: Mapping[str, Any], on_progress: OnProgress | None = None
+) -> Verification:
+    """Check what ``merge_lora(**keywords)`` has written, with the inputs that it has read."""
+    from .verify_merge import verify_merge
+
+    loras = keywords["lora_model"]
+    names = [loras] if isinstance(loras, (str, Path)) else loras
+    as_asked = " ".join("1" for _ in split_list([str(name) for name in names]))
+    return verify_merge(
+        keywords["output_dir"],
+        base_model=keywords["base_model"],
+        lora_model=loras,
+        lora_weights=keywords.get("lora_weights") or as_asked,
+        delta_model=keywords.get("delta_model"),
+        rounding=keywords.get("rounding", "once"),
+        context_length=keywords.get("context_length"),
+        num_workers=keywords.get("num_workers"),
+        offload_dir=keywords.get("offload_dir"),
+        on_progress=on_progress,
+    )
 
 
 @dataclass(frozen=True)

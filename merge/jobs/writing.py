@@ -26,6 +26,8 @@ from ..version import MANIFEST_NAME
 if TYPE_CHECKING:
     from ..plan.placement import Plan
 
+_COMPLETE_ALREADY = "complete already: the result of the same run is there, as it was written"
+
 
 class Job(Protocol):
     """A job that has been checked and planned from headers."""
@@ -91,11 +93,10 @@ def write(
         models = (path for model in reads.models.values() for path in model.files)
         inputs = [*reads.adapters, *models, *filter(None, [plan.imatrix])]
         if is_complete(output, planned, plan.files, inputs):
-            return ("complete already: the result of the same run is there, as it was written",)
+            return (_COMPLETE_ALREADY,)
         if not settings.overwrite:
             raise existing_model_error(output, replaced)
-    left_behind = sum(path.lstat().st_size for path in folder.leftovers)
-    require_space(output, plan.disk_bytes, left_behind)
+    require_space(output, plan.disk_bytes, sum_sizes(folder.leftovers))
     if settings.dry_run:
         return ()
 
@@ -130,6 +131,11 @@ def write(
             staged.write(name, data)
         staged.write(MANIFEST_NAME, dump_json(job.manifest(written_files)))
     return _describe_resume(past, plan) if settings.resume else ()
+
+
+def sum_sizes(paths: Iterable[Path]) -> int:
+    """Bytes of files on disk; a link counts by itself."""
+    return sum(path.lstat().st_size for path in paths)
 
 
 def _byte_counter(on_progress: OnProgress | None, total: int) -> Callable[[int], None]:
@@ -208,6 +214,11 @@ class Report:
     inputs: tuple[str, ...]
     changes: tuple[str, ...]
     notes: tuple[str, ...]
+
+    @property
+    def was_complete(self) -> bool:
+        """Whether ``resume`` found the result of the same run there, complete."""
+        return _COMPLETE_ALREADY in self.notes
 
     def summary(self) -> str:
         """Describe it in a few lines."""

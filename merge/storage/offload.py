@@ -17,15 +17,15 @@ from .lock import FolderLock, is_abandoned
 _OFFLOAD = ".offload-"
 
 
-def require_space(folder: Path, needed: int, reclaimable: int = 0) -> None:
+def require_space(folder: Path, needed: int, reclaimable: int = 0, of: str = "the result") -> None:
     """Raise ``OutputError`` unless the disk that will hold ``folder`` has ``needed`` bytes free.
 
-    ``reclaimable`` bytes are taken there by files that will go.
+    ``reclaimable`` bytes are taken there by files that will go; ``of`` is what needs them.
     """
     free = shutil.disk_usage(find_existing(folder)).free + reclaimable
     if free < needed:
         raise OutputError(
-            "not enough disk space for the result",
+            f"not enough disk space for {of}",
             file=folder,
             expected=f"{size_text(needed)} free",
             found=f"{size_text(free)} free",

@@ -23,11 +23,12 @@ from tests.kit.run import ROOT
 
 COMMANDS = ROOT / "merge" / "commands"
 MIB = 1 << 20
-# Jobs whose commands are two; inspect_adapter tells what the merge would say.
+# Jobs whose commands are two; inspect_adapter and merge_many tell what the merge would say.
 _ALSO = {
     "apply_delta": ("make_delta",),
     "convert_checkpoint": ("convert_llama_weights_to_hf",),
     "inspect_adapter": ("merge_lora",),
+    "merge_many": ("merge_lora",),
 }
 _NO_COMMANDS = ("__init__", "common", "progress")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")

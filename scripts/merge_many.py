@@ -1,0 +1,13 @@
+"""Merge many adapters, each into a model of its own, from a file of jobs. --help tells how."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from merge.commands.merge_many import main
+
+if __name__ == "__main__":
+    sys.exit(main())
