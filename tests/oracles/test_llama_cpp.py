@@ -199,7 +199,7 @@ def test_a_tokenizer_that_puts_no_space_before_text_gives_the_same_ids(tmp_path:
     base.mkdir()
     tokenizer = ModelProto.FromString(text.train_base_tokenizer(text.read_lines("english")))
     tokenizer.normalizer_spec.add_dummy_prefix = False
-    _write_base(base, len(tokenizer.pieces))
+    _write_base(base, tokenizer.n_pieces)
     spm.write_model(tokenizer, base / "tokenizer.model")
     convert_checkpoint(base, out / "hf")
     convert_checkpoint(base, out / "f32", output_type="gguf", outtype="f32")

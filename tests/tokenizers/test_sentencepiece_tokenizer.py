@@ -31,7 +31,7 @@ def json_of(files: dict[str, bytes], name: str) -> dict[str, Any]:
 
 def test_model_alone_says_everything(folder_with: FolderWith, n_pieces: int) -> None:
     folder = read_tokenizer(folder_with())
-    assert len(folder.pieces) == folder.n_tokens == n_pieces
+    assert folder.n_pieces == folder.n_tokens == n_pieces
     assert folder.added_tokens == {}
     assert folder.bos_token == SpecialToken("<s>", 1)
     assert folder.eos_token == SpecialToken("</s>", 2)
