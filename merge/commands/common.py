@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from inspect import signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import MergeError, as_merge_error
@@ -134,6 +135,24 @@ def keywords_of(job: Callable[..., object], args: argparse.Namespace) -> dict[st
     {'resume': True}
     """
     return {name: value for name, value in vars(args).items() if name in signature(job).parameters}
+
+
+def add_corpus_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the text that a tokenizer is trained on."""
+    parser.add_argument(
+        "--input",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE_OR_DIR",
+        help="UTF-8 text: .txt, .jsonl, either also as .gz; of a folder everything below it",
+    )
+    parser.add_argument(
+        "--json_field",
+        default="text",
+        metavar="NAME",
+        help="of .jsonl lines (default: %(default)s)",
+    )
 
 
 def add_output_volume_options(parser: argparse.ArgumentParser) -> None:

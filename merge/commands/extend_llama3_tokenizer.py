@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, add_output_volume_options, run
+from .common import DONE, add_corpus_options, add_output_volume_options, run
 
 if TYPE_CHECKING:
     from tokenizer_tools.compare import TokenizerComparison
@@ -19,11 +19,12 @@ _COMPARISON_NAME = "comparison.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; see :func:`merge.commands.common.run` for the exit code."""
+    """Run the command; see ``merge.commands.common.run`` for the exit code."""
     return run(make_parser(), _command, argv)
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of this command."""
     parser = argparse.ArgumentParser(
         prog="extend_llama3_tokenizer.py",
         description="Grow Llama 3's vocabulary: go on with its BPE training on Chinese text. Old "
@@ -39,20 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="of a Llama 3 to 3.3: Meta's or a Hugging Face folder, which tell how its special "
         "tokens are named; or a tokenizer.model alone; also one that was grown before",
     )
-    add(
-        "--input",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="FILE_OR_DIR",
-        help="UTF-8 text: .txt, .jsonl, either also as .gz; of a folder everything below it",
-    )
-    add(
-        "--json_field",
-        default="text",
-        metavar="NAME",
-        help="of .jsonl lines (default: %(default)s)",
-    )
+    add_corpus_options(parser)
     add(
         "--vocab_size",
         type=int,

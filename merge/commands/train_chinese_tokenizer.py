@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .common import DONE, add_output_volume_options, run
+from .common import DONE, add_corpus_options, add_output_volume_options, run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,20 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
         "seed give the same file.",
     )
     add = parser.add_argument
-    add(
-        "--input",
-        type=Path,
-        nargs="+",
-        required=True,
-        metavar="FILE_OR_DIR",
-        help="UTF-8 text: .txt, .jsonl, either also as .gz; of a folder everything below it",
-    )
-    add(
-        "--json_field",
-        default="text",
-        metavar="NAME",
-        help="of .jsonl lines (default: %(default)s)",
-    )
+    add_corpus_options(parser)
     add("--vocab_size", type=int, required=True, metavar="N", help="pieces to learn, such as 20000")
     add("--output_dir", type=Path, required=True, metavar="DIR", help="output folder")
     add("--overwrite", action="store_true", help="replace a trained model in DIR")
