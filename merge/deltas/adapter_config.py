@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import AdapterError
 from ..layouts.model_folder import ModelFolder
+from ..layouts.replicated_layers import FIELD as LAYER_REPLICATION
+from ..layouts.replicated_layers import LayerRange, read_layer_ranges
 from ..peft_layers.installed import require_known_method
 from ..untrusted.safe_regex import is_plain
 from .foreign_config import as_peft
@@ -69,6 +71,7 @@ class AdapterConfig:
     peft_type: str = "LORA"
     method: str | None = None
     rules: tuple[Rule, ...] = RULES[:1]
+    layer_replication: tuple[LayerRange, ...] = ()
 
     def rank(self, module: str) -> int:
         """Rank of ``module``: its pattern's, else ``r``."""
@@ -285,6 +288,7 @@ def _parse_adapter_config(path: Path, fields: dict[str, Any]) -> AdapterConfig:
         bias=_read_text(fields, "bias"),
         task_type=_read_text(fields, "task_type"),
         rules=find_possible_rules(fields),
+        layer_replication=read_layer_ranges(fields, path),
     )
 
 
@@ -295,6 +299,15 @@ def _parse_method(path: Path, fields: Mapping[str, Any], method: str) -> Adapter
     where there is none.
     """
     require_known_method(fields, path)
+    if fields.get(LAYER_REPLICATION):
+        raise AdapterError(
+            f"layer replication together with {method} is not merged: copies of a layer share its "
+            "weights, which PEFT changes where it makes the adapter",
+            file=path,
+            expected=f'"{LAYER_REPLICATION}" with a plain LoRA, rsLoRA or DoRA',
+            found=f'"{LAYER_REPLICATION}": {fields[LAYER_REPLICATION]!r}'[:200],
+            remedy="use it unmerged, with PEFT",
+        )
     return AdapterConfig(
         path=path,
         r=1,

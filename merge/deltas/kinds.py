@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..layouts.replicated_layers import FIELD
 from .peft_methods import VARIANTS
 from .refusals import REFUSED
 
@@ -66,6 +67,14 @@ HANDLED = (
         "`target_modules`, `exclude_modules`, `layers_to_transform`, `layers_pattern`",
         "the tensors in the file decide; if a list names modules, they must be those",
         ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    ),
+    Kind(
+        "layer replication",
+        "0.10",
+        "`layer_replication`",
+        "the result has a copy of the base's layer for each number in the ranges, and the LoRA is "
+        "added to each copy",
+        (FIELD,),
     ),
     Kind(
         "fan_in_fan_out",

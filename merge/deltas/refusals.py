@@ -98,13 +98,6 @@ REFUSED = (
         "merge it with PEFT 0.2",
     ),
     Refusal(
-        "layer replication",
-        "layer_replication",
-        bool,
-        "it repeats layers of the base",
-        "merge it with PEFT's own merge_and_unload on a machine with enough memory",
-    ),
-    Refusal(
         "activated LoRA",
         "alora_invocation_tokens",
         lambda value: value is not None,

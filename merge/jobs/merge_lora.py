@@ -247,8 +247,11 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
 def _open_base(
     sources: Sources, settings: MergeSettings, offload: Offload
 ) -> tuple[Checkpoint, Checkpoint | None, Checkpoint, tuple[str, ...]]:
-    """Open the plain base and the dense delta; return both, their sum, and notes on the two."""
+    """Open the plain base and the dense delta; return both, the base that adapters are merged into,
+    which is their sum with the layers that an adapter repeats, and notes.
+    """
     from ..deltas.dense import open_model
+    from ..deltas.replication import replicate_layers
     from ..layouts.gguf.base import require_quantized_allowed
     from ..layouts.opening import open_checkpoint
     from ..tensors.digests import add_checkpoint_digests
@@ -260,8 +263,9 @@ def _open_base(
     lost = require_quantized_allowed(opened, settings.allow_quantized_input)
     plain = add_checkpoint_digests(opened)
     delta = add_checkpoint_digests(open_model(sources.delta, offload)) if sources.delta else None
-    base, notes = _with_delta(sources, settings, plain, delta)
-    return plain, delta, base, (*lost, *notes)
+    summed, notes = _with_delta(sources, settings, plain, delta)
+    base, replicated = replicate_layers(summed, sources.adapters)
+    return plain, delta, base, (*lost, *notes, *replicated)
 
 
 def _open_adapters(

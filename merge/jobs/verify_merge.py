@@ -280,6 +280,7 @@ def _load_inputs(named: _NamedInputs, manifest: Manifest | None, offload: Offloa
     from ..verification.adapters import adopt_names
     from ..verification.by_peft import ask_peft
     from ..verification.expected import MergeInputs
+    from ..verification.repeated_layers import find_repeated_layers
 
     base_source = named.base or (manifest.base.source if manifest and manifest.base else None)
     if base_source is None:
@@ -296,13 +297,14 @@ def _load_inputs(named: _NamedInputs, manifest: Manifest | None, offload: Offloa
         dense_folder = _resolve_input(dense_source, "delta", offload)
         dense = open_checkpoint(dense_folder, offload, with_extra=True, any_decoder=True)
         models = [dense_folder, base_folder]
-    adapters = tuple(
-        adopt_names(
-            _read_adapter(_resolve_input(source, "adapter", offload).path, weight, offload, base),
-            base.tensors,
-        )
+    read = [
+        _read_adapter(_resolve_input(source, "adapter", offload).path, weight, offload, base)
         for source, weight in _list_adapters(named, manifest)
-    )
+    ]
+    repeated = find_repeated_layers(read, base)
+    base = repeated.repeat(base)
+    dense = repeated.repeat(dense) if dense is not None else None
+    adapters = tuple(adopt_names(adapter, base.tensors) for adapter in read)
     for adapter in adapters:
         if adapter.method is not None:
             adapter.peft = ask_peft(adapter, base, manifest.merged_by if manifest else None)
@@ -324,6 +326,7 @@ def _load_inputs(named: _NamedInputs, manifest: Manifest | None, offload: Offloa
         delta_embeddings=named.delta_embeddings
         or (manifest.delta_embeddings if manifest else "auto"),
         delta_mean=mean,
+        repeated=repeated,
     )
     giving = [adapter.folder for adapter in adapters if inputs.embeddings in adapter.whole]
     home = find_tokenizer_home(base_folder)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..deltas.replication import adapt_config
 from ..errors import LayoutError
 from ..layouts.config import (
     CONFIG_NAME,
@@ -86,7 +87,10 @@ def find_config(
     files of adapters are somebody else's code: they go along only with ``copy_code``.
     """
     base_path = sources.model.config_path
-    base_config = base.config if base is not None else sources.model.config
+    if base is None:
+        base_config = adapt_config(sources.model.config, sources.adapters)
+    else:
+        base_config = base.config
     own = next((f for f in sources.adapters[::-1] if CONFIG_NAME in f.files), None)
     path = own.path / CONFIG_NAME if own else base_path
     config = own.config if own else base_config
@@ -118,7 +122,8 @@ def _find_kept(
         return None
     from ..layouts.gguf.base import KeptMetadata
 
-    return KeptMetadata(sources.model.gguf_metadata, base.rotary_factors, is_described)
+    metadata = sources.model.gguf_metadata.with_block_count(base.config["num_hidden_layers"])
+    return KeptMetadata(metadata, base.rotary_factors, is_described)
 
 
 # What fixes the shapes of a decoder that is no LLaMA, in the words of different families.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from .reference import (
     ScaleRows,
     to_float64,
 )
+from .repeated_layers import RepeatedLayers
 
 # Rows that tell whether a delta stores the vocabulary whole, and the cosine from which it does.
 _DETECTION_ROWS = 256
@@ -69,6 +70,7 @@ class MergeInputs:
     growth: VocabularyGrowth | None = None
     delta_embeddings: str = "auto"
     delta_mean: bool = False
+    repeated: RepeatedLayers = field(default_factory=RepeatedLayers)
 
     @property
     def config(self) -> Mapping[str, Any]:

@@ -88,7 +88,7 @@ def check_result(
                 found.faults.append(error)
                 continue
             found.faults += _check_digests(checked, tensor, entries, folder)
-            if _has_other_base(checked, manifest):
+            if _has_other_base(checked, manifest, inputs):
                 others.append(checked)
             else:
                 found.faults += check_numbers(checked, tensor)
@@ -278,8 +278,11 @@ def _check_digests(
         )
 
 
-def _has_other_base(checked: TensorResult, manifest: Manifest | None) -> bool:
-    merged = _get_merged_base(manifest).get(checked.name)
+def _has_other_base(
+    checked: TensorResult, manifest: Manifest | None, inputs: MergeInputs | None
+) -> bool:
+    name = inputs.repeated.find_own_name(checked.name) if inputs is not None else checked.name
+    merged = _get_merged_base(manifest).get(name)
     digest = merged.digest if merged is not None else None
     return digest is not None and checked.base_digest not in (None, digest)
 
@@ -294,11 +297,12 @@ def _check_inputs(
     others: list[TensorResult], manifest: Manifest | None, inputs: MergeInputs | None
 ) -> Iterator[VerificationError]:
     """Inputs that are read now must be those that were merged."""
-    if others:
+    if others and inputs is not None:
+        own_name = inputs.repeated.find_own_name(others[0].name)
         yield VerificationError(
             "the base is not the one that was merged: its tensors have other content",
             tensor=others[0].name,
-            expected=f"XXH3 {_get_merged_base(manifest)[others[0].name].digest}",
+            expected=f"XXH3 {_get_merged_base(manifest)[own_name].digest}",
             found=f"XXH3 {others[0].base_digest}; {len(others)} tensors differ",
             remedy="give the base that was merged with --base_model",
         )

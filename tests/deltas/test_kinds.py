@@ -44,6 +44,22 @@ CASES: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
         "excluded": ({}, {"exclude_modules": ["layers.0.self_attn.q_proj"]}),
         "a name that is nowhere": ({}, {"target_modules": ["q_proj", "xxx"]}),
     },
+    "layer replication": {
+        "overlapping": ({"num_hidden_layers": 3}, {"layer_replication": [[0, 2], [1, 3]]}),
+        "backwards, and one left out": (
+            {"num_hidden_layers": 3},
+            {"layer_replication": [[2, 3], [0, 1], [0, 1]], "target_modules": LINEAR},
+        ),
+        "DoRA": ({}, {"layer_replication": [[0, 2], [0, 2]], "use_dora": True}),
+        "whole norms, tied": (
+            {"tie_word_embeddings": True},
+            {"layer_replication": [[0, 2], [0, 2]], "modules_to_save": ["input_layernorm"]},
+        ),
+        "chosen copies": (
+            {},
+            {"layer_replication": [[0, 2], [0, 2]], "layers_to_transform": [0, 3]},
+        ),
+    },
     "fan_in_fan_out": {"nothing to a linear layer": ({}, {"fan_in_fan_out": True})},
     "embedding LoRA": {
         "alone": ({}, {"target_modules": ["embed_tokens"]}),

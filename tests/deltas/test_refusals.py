@@ -34,7 +34,6 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
     "randomised PiSSA": ("LoraConfig", LORA | {"init_lora_weights": "pissa_niter_4"}),
     # PEFT's own step before it, over data, changes the base; what is saved says no more than this.
     "LoRA-GA": ("LoraConfig", LORA | {"init_lora_weights": "lora_ga"}),
-    "layer replication": ("LoraConfig", LORA | {"layer_replication": [(0, 2), (0, 2)]}),
     "activated LoRA": (
         "LoraConfig",
         LORA | {"alora_invocation_tokens": [1, 2], "task_type": "CAUSAL_LM"},

@@ -121,8 +121,22 @@ def merge_with_peft(base: Path, adapters: Sequence[Path], rows: int | None = Non
         own = _saved_rows(adapter) if rows is None else None
         if own is not None and own != model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(own, mean_resizing=False)
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        adapted = PeftModel.from_pretrained(model, adapter)
+        if adapted.peft_config["default"].layer_replication:
+            separate_copies(adapted)
+        model = adapted.merge_and_unload()
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def separate_copies(model: torch.nn.Module) -> None:
+    """Give each copy of a layer parameters of its own.
+
+    PEFT lets copies share the base's, and its ``merge_and_unload`` adds what is of one copy to all.
+    """
+    for name, module in model.named_modules():
+        if ".layers." in name:
+            for key, parameter in module.named_parameters(recurse=False):
+                setattr(module, key, torch.nn.Parameter(parameter.detach().clone()))
 
 
 def _saved_rows(adapter: Path) -> int | None:

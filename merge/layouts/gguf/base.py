@@ -57,6 +57,10 @@ class GgufMetadata:
                 entry_type = None if entry is None else GGUFValueType(entry)
                 writer.add_key_value(key, value, GGUFValueType(kind), entry_type)
 
+    def with_block_count(self, layers: int) -> GgufMetadata:
+        """The metadata of a model of so many layers."""
+        return replace(self, values={**self.values, f"{ARCHITECTURE}.block_count": layers})
+
 
 @dataclass(frozen=True)
 class KeptMetadata:
