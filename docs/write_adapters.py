@@ -47,7 +47,7 @@ class Base:
 
 _AGAINST_PEFT = "tests/layouts/test_decoder.py::test_any_decoder_merges_as_peft_does"
 _REFUSED = "tests/layouts/test_decoder.py::test_tensors_of_unusual_names_are_refused_by_name"
-_EXPERTS = "tests/deltas/test_peft_methods.py::test_fused_experts_of_a_base_that"
+_EXPERTS = "tests/deltas/test_fused_experts.py::test"
 BASES = (
     Base(
         "Qwen2, Qwen3, Mistral, Phi-3, LLaMA with biases",
@@ -107,11 +107,13 @@ BASES = (
         "Mixtral, Qwen-MoE, GPT-OSS",
         "an adapter on attention is merged; trained tensors that are called neither `weight` nor "
         "`bias` (`experts.down_proj`, `self_attn.sinks`) are refused by name. An adapter on fused "
-        "experts (`target_parameters`) is merged if the base's files hold the fused tensors, as "
-        "those of GPT-OSS do, and otherwise refused",
+        "experts (`target_parameters`, as transformers 5 trains them) is merged into fused "
+        "tensors, as GPT-OSS has them, and into experts that the files hold each by itself "
+        "(`experts.0.w1`, `experts.0.gate_proj`), by transformers' own table of names",
         (
             *(f"{_REFUSED}[{name}]" for name in ("experts of Mixtral", "sinks of GPT-OSS")),
-            *(f"{_EXPERTS}_{rest}" for rest in ("holds_them", "holds_each_are_refused")),
+            f"{_EXPERTS}_files_that_hold_the_stacks",
+            f"{_EXPERTS}_experts_held_apart_merge_as_peft_merges_the_stack[...]",
         ),
     ),
     Base(

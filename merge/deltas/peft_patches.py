@@ -9,11 +9,13 @@ import torch
 
 from ..errors import AdapterError, UsageError
 from ..layouts.decoder import VOCABULARY_TENSORS, count_embedding_rows, embeddings
+from ..peft_layers.experts import find_expert_factors
 from ..peft_layers.tuner import PeftTuner, open_tuner
 from ..tensors.lazy import Checkpoint, LazyTensor
 from ..tensors.patched import Blocks, Patch, RowPatch
 from .adapter import Adapter
 from .kinds import HARMLESS
+from .patches import LowRank
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,11 @@ def _attach_peft(adapter: Adapter, base: Checkpoint, rows: int) -> Adapter:
         adapter.weights, adapter.config.path, fields, adapter.by_peft, base.config, rows, HARMLESS
     )
     added = dict(adapter.added)
-    for module, parameters in tuner.modules.items():
+    stacks = find_expert_factors(tuner, base.config, base.tensors)
+    for experts in stacks.values():
+        added |= {name: (LowRank(f.a, f.b, f.scaling),) for name, f in experts.items()}
+    for module, changed in tuner.modules.items():
+        parameters = [name for name in changed if f"{module}.{name}" not in stacks]
         shapes = {name: _find_shape(adapter, base, module, name, rows) for name in parameters}
         for name, shape in shapes.items():
             patch = MergedByPeft(tuner, module, name, shape)
@@ -100,10 +106,12 @@ def _find_shape(
     name = f"{module}.{parameter}"
     if name not in base.tensors and ".experts." in f"{name}.":
         raise AdapterError(
-            "the adapter is on fused experts, and the base's files hold each expert by itself",
+            "the adapter is on fused experts, and the base's files hold each expert by itself, "
+            "under other names or not all of them",
             file=adapter.weights,
             tensor=name,
-            expected="a base whose files hold the fused tensors, as those of GPT-OSS do",
+            expected="the fused tensors, as in the files of GPT-OSS, or every expert by the names "
+            "from which transformers fuses them",
             found=", ".join([n for n in base.tensors if ".experts." in n][:2]) + ", ...",
             remedy="merge it with PEFT's own merge_and_unload on a machine with enough memory",
         )

@@ -144,6 +144,23 @@ class PeftTuner:
             )
         return merged
 
+    def find_factors(
+        self, module: str, parameter: str
+    ) -> tuple[torch.Tensor, torch.Tensor, float] | None:
+        """B (experts, out, r), A (experts, r, in) and the scaling of a LoRA on a stack of matrices
+        ``(experts, out, in)``; None where PEFT has no plain LoRA on this parameter.
+        """
+        from peft.tuners.lora.layer import ParamWrapper
+
+        layer = self._holder.get_base_model().get_submodule(module)
+        while isinstance(layer, ParamWrapper) and layer.parameter_name != parameter:
+            layer = layer.base_layer
+        if not isinstance(layer, ParamWrapper) or _ADAPTER in layer.lora_variant:
+            return None
+        with self._in_peft(module), torch.no_grad():
+            b, a, scaling = layer.get_delta_factors(_ADAPTER)
+        return b.detach(), a.detach(), float(scaling)
+
     def _inject(self, config: Any, skeleton: torch.nn.Module) -> Any:
         from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as TUNERS
         from peft.tuners.tuners_utils import BaseTuner

@@ -93,6 +93,26 @@ class LazyTensor(ABC):
 
 
 @dataclass(frozen=True)
+class HeldTensor(LazyTensor):
+    """A small tensor that is in memory already."""
+
+    values: torch.Tensor = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, values: torch.Tensor, origin: str) -> HeldTensor:
+        """``values``, which are not copied."""
+        return cls(tuple(values.shape), values.dtype, origin, values)
+
+    def reader(self) -> RowReader:
+        values = self.values
+
+        def fill(start: int, stop: int, out: torch.Tensor) -> None:
+            out.copy_(values[start:stop])
+
+        return fill
+
+
+@dataclass(frozen=True)
 class _Transposed(LazyTensor):
     """A matrix by its columns; its reader holds all of ``base``, which must be small."""
 

@@ -122,6 +122,8 @@ class AdapterContents:
         keys = [_strip_name(key) for key in self.by_key]
         if any(key.startswith(f"{module}.") and key != name for key in keys):
             return True
+        if self.config.get("target_parameters") and ".experts." in name:
+            return True  # the file has them stacked
         if isinstance(told, list) and told != ["all-linear"]:
             return f".{module}".endswith(tuple(f".{target}" for target in told))
         return not any(key.startswith("model.layers.") for key in keys)

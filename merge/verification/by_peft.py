@@ -17,7 +17,7 @@ import torch
 from ..layouts.decoder import count_embedding_rows
 from ..storage.zipped_adapter import ADAPTER_CONFIG_NAME
 from ..tensors.lazy import Checkpoint, LazyTensor, RowReader
-from .adapters import AdapterContents
+from .adapters import AdapterContents, Product
 
 if TYPE_CHECKING:
     from ..peft_layers.tuner import PeftTuner
@@ -40,10 +40,12 @@ class PeftModules:
 def ask_peft(contents: AdapterContents, base: Checkpoint, merged_by: str | None) -> PeftModules:
     """Let PEFT load the adapter again. ``merged_by`` are the releases of the merge, if recorded.
 
+    What it adds to single experts of a stack goes into ``contents``, to be checked as a product.
     Raises ``AdapterError`` for an adapter that PEFT refuses.
     """
     if any(find_spec(package) is None for package in ("peft", "transformers")):
         return PeftModules(why="PEFT is not installed here")
+    from ..peft_layers.experts import find_expert_factors
     from ..peft_layers.installed import get_versions
     from ..peft_layers.tuner import open_tuner, split_tensors
 
@@ -55,6 +57,8 @@ def ask_peft(contents: AdapterContents, base: Checkpoint, merged_by: str | None)
     path = contents.folder / ADAPTER_CONFIG_NAME
     config = contents.config
     tuner = open_tuner(contents.weights, path, config, tensors, base.config, rows, config)
+    for experts in find_expert_factors(tuner, base.config, base.tensors).values():
+        contents.products |= {name: Product(f.a, f.b, f.scaling) for name, f in experts.items()}
     return PeftModules(tuner)
 
 

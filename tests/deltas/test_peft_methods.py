@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GptOssConfig, GptOssForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from merge import convert_checkpoint, merge_lora, verify_merge
 from merge.deltas.peft_methods import VARIANTS as HANDLED_VARIANTS
@@ -25,12 +24,7 @@ from tests.kit.peft_methods import (
     make_method,
     merge_method_with_peft,
 )
-from tests.kit.tokenizer_models import write_tokenizer
 
-ON_EXPERTS: dict[str, Any] = {
-    "target_modules": [],
-    "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
-}
 # Methods that have layers, whose output is no product of the input with some matrix.
 UNMERGEABLE = {"LILY", "POLY", "SHADOW", "XLORA"}
 BY_OTHER_TESTS = {"LORA", TRAINABLE_TOKENS}
@@ -194,34 +188,6 @@ def test_lora_before_and_after_another_method(tmp_path: Path, base: Path, vera: 
     found, expected = load_weights(tmp_path / "out"), merge_with_peft(base, loras)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5)
-
-
-def test_fused_experts_of_a_base_that_holds_them(tmp_path: Path) -> None:
-    base = make_experts(tmp_path / "base", GptOssConfig, GptOssForCausalLM)
-    adapter = make_method(tmp_path / "adapter", base, "LORA", **ON_EXPERTS)
-    merge_lora(base, adapter, tmp_path / "out", output_type="huggingface")
-    assert_equal(
-        load_weights(tmp_path / "out"), merge_method_with_peft(base, adapter, torch.float16)
-    )
-    assert not verify_merge(tmp_path / "out").faults
-
-
-def test_fused_experts_of_a_base_that_holds_each_are_refused(tmp_path: Path) -> None:
-    base = make_experts(tmp_path / "base", MixtralConfig, MixtralForCausalLM)
-    adapter = make_method(tmp_path / "adapter", base, "LORA", **ON_EXPERTS)
-    error = refused(base, adapter, tmp_path / "out")
-    assert "each expert by itself" in error.sentence
-
-
-def make_experts(folder: Path, config: Any, model: Any) -> Path:
-    """A tiny model with four experts in each of its two layers."""
-    sizes = {"hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 16}
-    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
-    torch.manual_seed(0)
-    made = model(config(vocab_size=101, max_position_embeddings=64, **sizes))
-    made.half().save_pretrained(folder)
-    write_tokenizer(folder, 101)
-    return folder
 
 
 def test_whole_modules_beside_another_method(tmp_path: Path, base: Path) -> None:

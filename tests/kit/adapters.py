@@ -122,7 +122,7 @@ def merge_with_peft(base: Path, adapters: Sequence[Path], rows: int | None = Non
         if own is not None and own != model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(own, mean_resizing=False)
         adapted = PeftModel.from_pretrained(model, adapter)
-        if adapted.peft_config["default"].layer_replication:
+        if getattr(adapted.peft_config["default"], "layer_replication", None):
             separate_copies(adapted)
         model = adapted.merge_and_unload()
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
