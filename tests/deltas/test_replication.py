@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from merge import merge_lora, verify_merge
+from merge import make_delta, merge_lora, verify_merge
 from merge.errors import MergeError
+from merge.layouts.replicated_layers import replicate_config
 from tests.kit.adapters import (
     LINEAR,
     logits_of,
@@ -19,6 +20,7 @@ from tests.kit.adapters import (
     make_lora,
     merge_with_peft,
 )
+from tests.kit.decoders import SIZES, make_decoder, make_tokenizer
 from tests.kit.files import load_weights, save_shards
 from tests.kit.llamas import make_base
 from tests.kit.refusals import refused_merge
@@ -98,6 +100,42 @@ def count_layers(folder: Path) -> int:
     gguf = pytest.importorskip("gguf", reason="needs the package gguf")
     fields = gguf.GGUFReader(next(folder.glob("*.gguf"))).fields
     return int(fields["llama.block_count"].contents())
+
+
+def test_decoder_other_than_llama_keeps_what_it_lists_for_each_layer(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(tmp_path / "tokenizer")
+    base = make_decoder(tmp_path / "base", "Qwen2Config", SIZES, tokenizer)
+    adapter = make_lora(tmp_path / "lora", base, layer_replication=[[0, 2], [0, 2]])
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    assert config["layer_types"] == ["full_attention"] * 2
+    merge_lora(base, adapter, tmp_path / "out", output_type="huggingface", dtype="float32")
+    written = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    assert written["layer_types"] == ["full_attention"] * 4
+    # PEFT's own model does not run in transformers 5: its layer_types stay those of two layers.
+    found, expected = load_weights(tmp_path / "out"), merge_with_peft(base, [adapter])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert torch.isfinite(logits_of(tmp_path / "out")).all()
+    assert verify_merge(tmp_path / "out").faults == ()
+
+
+def test_copies_keep_the_attention_of_their_layers(tmp_path: Path) -> None:
+    config = {"model_type": "qwen3", "num_hidden_layers": 2, "layer_types": ["full", "sliding"]}
+    changed = replicate_config(config, (1, 0, 1), tmp_path)
+    assert changed["layer_types"] == ["sliding", "full", "sliding"]
+    assert changed["num_hidden_layers"] == 3
+
+
+def test_dense_delta_comes_before_the_copies(tmp_path: Path, base: Path, lora: Path) -> None:
+    target = make_base(tmp_path / "target", num_hidden_layers=5, seed=7)
+    make_delta(base, target, tmp_path / "delta")
+    options: dict[str, Any] = {"output_type": "huggingface", "delta_model": tmp_path / "delta"}
+    merge_lora(base, lora, tmp_path / "out", **options, dtype="float32")
+    merge_lora(target, lora, tmp_path / "direct", output_type="huggingface", dtype="float32")
+    found, expected = load_weights(tmp_path / "out"), load_weights(tmp_path / "direct")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-2, atol=1e-2, msg=name)
+    assert verify_merge(tmp_path / "out").faults == ()
 
 
 def test_gguf_base_gets_the_number_of_its_layers(tmp_path: Path, base: Path, lora: Path) -> None:
