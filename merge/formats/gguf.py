@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 import torch
@@ -66,6 +66,24 @@ def get_type_name(tensor: LazyTensor) -> str:
     if isinstance(tensor, BlockTensor):
         return tensor.kind.lower()
     return get_dtype_name(tensor.dtype)
+
+
+def split_stack(tensor: LazyTensor) -> list[LazyTensor]:
+    """The matrices of a tensor of a file along its first axis, each where it lies in the file."""
+    if isinstance(tensor, BlockTensor):
+        blocks, shape = split_stack(tensor.blocks), tensor.shape[1:]
+        return [replace(tensor, shape=shape, origin=b.origin, blocks=b) for b in blocks]
+    assert isinstance(tensor, FileTensor), "tensors of a file are read where they lie"
+    return [
+        replace(
+            tensor,
+            shape=tensor.shape[1:],
+            origin=f"{tensor.origin}, number {number}",
+            offset=tensor.offset + number * tensor.row_bytes,
+            strides=get_contiguous_strides(tensor.shape[1:]),
+        )
+        for number in range(tensor.rows)
+    ]
 
 
 def read(file: InputFile, any_quantized: bool = False) -> GgufFile:
@@ -152,9 +170,9 @@ def _open_tensor(
     place = start + offset
     if kind in _PLAIN:
         return _make_tensor(file, shape, _PLAIN[kind], origin, place)
-    if kind in kinds and len(shape) == 2 and shape[1] % BLOCKS[kinds[kind]][0] == 0:
-        width = count_row_bytes(kinds[kind], shape[1])
-        blocks = _make_tensor(file, (shape[0], width), torch.uint8, origin, place)
+    if kind in kinds and len(shape) > 1 and shape[-1] % BLOCKS[kinds[kind]][0] == 0:
+        width = count_row_bytes(kinds[kind], shape[-1])
+        blocks = _make_tensor(file, (*shape[:-1], width), torch.uint8, origin, place)
         return BlockTensor(shape, torch.float32, origin, blocks, kinds[kind])
     raise FormatError(
         "the tensor has a type that is not supported",

@@ -18,13 +18,8 @@ from ..deltas.adapter_config import WEIGHT_NAMES
 from ..options import takes_options
 from ..output.fingerprint import JobInputs
 from ..output.preflight import require_names_free
-from ..plan.documents import (
-    LLAMA_ONLY,
-    ModelConfig,
-    find_config,
-    require_llama,
-    require_meta_model,
-)
+from ..plan.documents import ModelConfig, find_config, require_meta_model
+from ..plan.gguf import require_gguf_model
 from ..plan.inputs import Sources, find_sources, split_list
 from ..plan.vocabulary import Vocabulary, require_extension
 from ..reports.merge_text import describe_changes, describe_inputs, describe_notes
@@ -214,7 +209,7 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     if not (sources.model.is_meta or sources.model.is_gguf):
         described = find_config(sources, any_decoder=any_decoder)
         if settings.output_type == "gguf":
-            require_llama(described, sources.tokenizer, LLAMA_ONLY["gguf"])
+            require_gguf_model(described, sources.tokenizer)
         elif settings.output_type == "pth":
             require_meta_model(described, sources.tokenizer)
 

@@ -194,7 +194,9 @@ def _check_result(
         if inputs is not None and any(map(has_tokenizer, inputs.adapters)):
             found.faults += check_copied_end(folder)
         return found
-    parents = inputs.parents if inputs is not None else []
+    named = manifest is not None and manifest.tokenizer_named
+    bpe = _find_bpe(inputs) if is_gguf and not named else None
+    parents = (inputs.parents if inputs is not None else []) or list(filter(None, [bpe]))
     merged = manifest.tokenizer if manifest is not None else None
     other_tokenizer = list(check_tokenizer(folder, merged))
     if merge_inputs is not None and merge_inputs.growth is not None:
@@ -204,13 +206,21 @@ def _check_result(
     padded = padded and not is_gguf
     found.faults += check_vocabulary(folder, result, parents, padded, may_be_shorter)
     found.checked.append(f"vocabulary {rows} rows and the tokenizer")
-    named = manifest is not None and manifest.tokenizer_named
     own = inputs.tokenizer() if inputs is not None and not named else None
     if own is not None and not is_gguf:
         found.faults += check_tokenizer_files(folder, own)
-    elif own is not None and manifest is None:
-        found.faults += check_special_ids(folder, result, own)
+    elif manifest is None and (known := own or bpe) is not None:
+        found.faults += check_special_ids(folder, result, known)
     return found
+
+
+def _find_bpe(inputs: _LoadedInputs | None) -> Path | None:
+    """The folder whose byte-level BPE a merge with the defaults takes."""
+    from ..verification.vocabulary import has_byte_level_bpe
+
+    folders = [*inputs.adapters, *inputs.models] if inputs is not None else []
+    paths = [folder.path for folder in folders if has_tokenizer(folder)]
+    return paths[0] if paths and has_byte_level_bpe(paths[0]) else None
 
 
 def _check_unmerged_files(

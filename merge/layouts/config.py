@@ -7,7 +7,7 @@ the older one is written, because transformers 5 and all older readers understan
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,26 +198,32 @@ def require_no_biases(config: Mapping[str, Any], source: object) -> None:
 
 def require_named_llama(config: Mapping[str, Any], source: object) -> None:
     """Raise ``LayoutError`` when ``architectures`` contradicts a ``model_type`` of LLaMA's."""
+    if config.get("model_type") in LLAMA_MODEL_TYPES:
+        require_class(config, source, "a LLaMA", LLAMA_ARCHITECTURES)
+
+
+def require_class(
+    config: Mapping[str, Any], source: object, kind: str, names: Sequence[str]
+) -> None:
+    """Raise ``LayoutError`` when ``architectures`` says none of ``names``, those of a ``kind``."""
     named = config.get("architectures")
-    if config.get("model_type") not in LLAMA_MODEL_TYPES or not named:
-        return
-    if not isinstance(named, list) or named[0] not in LLAMA_ARCHITECTURES:
+    if named and (not isinstance(named, list) or named[0] not in names):
         raise LayoutError(
-            "config.json calls the model a LLaMA and names the class of another one",
+            f"config.json calls the model {kind} and names the class of another one",
             file=source,
-            expected=f'"architectures": ["{LLAMA_ARCHITECTURES[0]}"]',
+            expected=f'"architectures": ["{names[0]}"]',
             found=repr(named),
-            remedy="write --output_type huggingface; if the weights are those of a plain LLaMA, "
-            "correct config.json",
+            remedy="write --output_type huggingface; if the weights are those of a plain "
+            f"{kind.removeprefix('a ')}, correct config.json",
         )
 
 
-def get_rope_theta(config: Mapping[str, Any]) -> float:
-    """Base of the rotary frequencies, 10000 when nothing is said.
+def get_rope_theta(config: Mapping[str, Any], default: float = DEFAULT_ROPE_THETA) -> float:
+    """Base of the rotary frequencies, ``default`` when nothing is said.
 
     transformers 5 keeps it in ``rope_parameters``, and reads it from ``rope_scaling`` too.
     """
-    return next(iter(_find_rope_thetas(config).values()), DEFAULT_ROPE_THETA)
+    return next(iter(_find_rope_thetas(config).values()), default)
 
 
 def _find_rope_thetas(config: Mapping[str, Any]) -> dict[str, float]:

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from ..tensors.lazy import Checkpoint
 
 _MAX_CODE_BYTES = 16 << 20
-# What the layouts are called that hold no other model than a LLaMA.
+# What the layouts are called that hold no other model than a LLaMA; GGUF a Mixtral too.
 LLAMA_ONLY = {"pth": "Meta's layout", "gguf": "GGUF"}
 
 
@@ -101,7 +101,8 @@ def find_config(
         config = {**config, "tie_word_embeddings": base_config.get("tie_word_embeddings")}
         code, notes = _read_code(config, sources.model)
         code |= _read_python_files(*sources.adapters) if copy_code else {}
-        return ModelConfig(path, config, None, generation, notes, code)
+        kept = _find_kept(sources, base, own is None)
+        return ModelConfig(path, config, None, generation, notes, code, kept)
     for one, source in ((base_config, base_path), (config, path)):
         require_values(one, source)
         require_no_biases(one, source)

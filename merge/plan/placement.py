@@ -13,7 +13,6 @@ from pathlib import Path
 from ..errors import LayoutError
 from ..formats.container import TensorInfo
 from ..layouts import huggingface, meta
-from ..layouts.config import require_plain_llama
 from ..layouts.decoder import embeddings
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
 from ..layouts.placement import PlacedTensor, files
@@ -22,23 +21,21 @@ from ..settings import MergeSettings, OutputSettings
 from ..tensors.digests import add_digests
 from ..tensors.finite import check_finite
 from ..tensors.lazy import LazyTensor, get_dtype_name
-from ..tokenizers.embedded_tokenizer import EmbeddedTokenizer
 from ..tokenizers.opaque_tokenizer import (
     OpaqueTokenizer,
     Tokenizer,
     require_files,
-    require_sentencepiece,
 )
 from .documents import (
     LLAMA_ONLY,
     ModelConfig,
     build_huggingface_documents,
     build_meta_documents,
-    require_llama_shape,
     require_meta_model,
     require_rotary_numbers,
     with_chat_template,
 )
+from .gguf import require_every_tensor, require_gguf_model
 
 # Room for containers' headers and for the manifest, beside the tensors themselves.
 _ALLOWANCE = 1 << 20
@@ -108,10 +105,10 @@ def plan_output(model: Model, settings: OutputSettings) -> Plan:
         named = with_chat_template(model.tokenizer, settings.chat_template)
         model = replace(model, tokenizer=named)
     headless = LM_HEAD not in model.tensors and not model.tied
-    if settings.output_type in LLAMA_ONLY and (headless or EMBED_TOKENS not in model.tensors):
+    layout = LLAMA_ONLY.get(settings.output_type)
+    if layout and (headless or EMBED_TOKENS not in model.tensors):
         raise LayoutError(
-            f"the model has no LM head, and {LLAMA_ONLY[settings.output_type]} is for models that "
-            "have one",
+            f"the model has no LM head, and {layout} is for models that have one",
             file=model.config.path.parent,
             expected=f"{EMBED_TOKENS} and {LM_HEAD}",
             found=", ".join(list(model.tensors)[:2]) + ", ...",
@@ -149,26 +146,25 @@ def _checked(
 
 
 def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
-    from ..layouts.gguf import metadata as gguf_metadata
     from ..layouts.gguf import output as gguf_output
+    from ..layouts.gguf.metadata import Description
     from ..layouts.gguf.modelfile import build_modelfile
+    from ..layouts.gguf.vocabulary import require_vocab_matches_rows
 
-    shape = require_llama_shape(model.config, LLAMA_ONLY["gguf"])
-    tokenizer = model.tokenizer
-    if not isinstance(tokenizer, EmbeddedTokenizer):
-        tokenizer = require_sentencepiece(tokenizer, LLAMA_ONLY["gguf"])
+    known = require_gguf_model(model.config, model.tokenizer)
     kept = isinstance(settings, MergeSettings) and settings.vocab_mismatch == "keep_base_rows"
-    gguf_metadata.require_vocab_matches_rows(model.rows, tokenizer, kept)
-    require_plain_llama(model.config.config, model.config.path)
-    typed = gguf_output.convert_tensors(model.tensors, settings.outtype, shape, settings.imatrix)
+    require_vocab_matches_rows(model.rows, known.tokenizer, kept)
+    require_every_tensor(model.tensors, known.shape, model.config.path, model.tied)
+    outtype, imatrix = settings.outtype, settings.imatrix
+    typed = gguf_output.convert_tensors(model.tensors, outtype, known.shape, imatrix)
     dtype = get_dtype_name(model.tensors[EMBED_TOKENS].dtype)
     said = (model.config, model.tokenizer, model.rows, dtype, model.tied)
-    description = gguf_metadata.Description(
-        model.config.config,
+    description = Description(
+        known.config,
         model.config.path,
-        shape,
+        known.shape,
         model.rows,
-        tokenizer,
+        known.tokenizer,
         build_huggingface_documents(*said),
         settings.model_name,
         model.sources,

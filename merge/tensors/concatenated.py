@@ -1,10 +1,11 @@
-"""A tensor that lies in several files, each with a range of its rows or columns."""
+"""A tensor made of several: parts in different files, or matrices put one after the other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from threading import Lock
 
 import torch
 
@@ -21,13 +22,9 @@ class _Concatenated(LazyTensor):
     def reader(self) -> RowReader:
         sizes = (part.shape[self.axis] for part in self.parts)
         ranges = list(pairwise(accumulate(sizes, initial=0)))
+        if self.axis == 0:
+            return self._make_row_filler(ranges)
         readers = [part.reader() for part in self.parts]
-
-        def fill_rows(start: int, stop: int, out: torch.Tensor) -> None:
-            for read, (first, last) in zip(readers, ranges, strict=True):
-                low, high = max(first, start), min(last, stop)
-                if low < high:
-                    read(low - first, high - first, out[low - start : high - start])
 
         def fill_columns(start: int, stop: int, out: torch.Tensor) -> None:
             step = block_rows(self.shape)
@@ -38,7 +35,38 @@ class _Concatenated(LazyTensor):
                     read(begin, end, part)
                     out[begin - start : end - start, first:last].copy_(part)
 
-        return fill_rows if self.axis == 0 else fill_columns
+        return fill_columns
+
+    def _make_row_filler(self, ranges: Sequence[tuple[int, int]]) -> RowReader:
+        """Rows are asked for in order, so few parts are open at a time: their readers may hold much
+        (the factors of a LoRA, say).
+        """
+        readers = _OpenReaders(self.parts)
+
+        def fill_rows(start: int, stop: int, out: torch.Tensor) -> None:
+            for number, (first, last) in enumerate(ranges):
+                low, high = max(first, start), min(last, stop)
+                if low < high:
+                    read = readers.get(number, is_end=high == last)
+                    read(low - first, high - first, out[low - start : high - start])
+
+        return fill_rows
+
+
+class _OpenReaders:
+    """The readers of parts, each opened when rows of it are first asked for."""
+
+    def __init__(self, parts: Sequence[LazyTensor]) -> None:
+        self._parts = parts
+        self._open: dict[int, RowReader] = {}
+        self._lock = Lock()
+
+    def get(self, number: int, is_end: bool) -> RowReader:
+        """The reader of a part; with its last rows it is let go."""
+        with self._lock:
+            if number not in self._open:
+                self._open[number] = self._parts[number].reader()
+            return self._open.pop(number) if is_end else self._open[number]
 
 
 def concatenate(parts: Sequence[LazyTensor], axis: int) -> LazyTensor:
@@ -48,5 +76,5 @@ def concatenate(parts: Sequence[LazyTensor], axis: int) -> LazyTensor:
     size = sum(part.shape[axis] for part in parts)
     rest = parts[0].shape[1 - axis]
     shape = (size, rest) if axis == 0 else (rest, size)
-    origin = f"{parts[0].origin} and {len(parts) - 1} more shards"
+    origin = f"{parts[0].origin} and {len(parts) - 1} more"
     return _Concatenated(shape, parts[0].dtype, origin, tuple(parts), axis)

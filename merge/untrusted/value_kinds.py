@@ -14,7 +14,7 @@ from ..errors import LayoutError
 
 # Beyond every model, and small enough to make a list of its tensors.
 _LARGEST = 1 << 40
-_MOST = {"num_hidden_layers": 10_000, "n_layers": 10_000}
+_MOST = {"num_hidden_layers": 10_000, "n_layers": 10_000, "num_local_experts": 1024}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import VerificationError
+from ..layouts import mixtral
 from ..layouts.config import CONFIG_NAME, DEFAULT_ROPE_THETA
 from ..layouts.gguf.reading import find_gguf_files
 from ..layouts.model_folder import ModelFolder
@@ -30,6 +31,7 @@ _IGNORED_KEYS = frozenset(
         *("dtype", "torch_dtype", "quantization_config", "use_cache", "initializer_range"),
         *("pretraining_tp", "gradient_checkpointing", "torchscript", "return_dict", "id2label"),
         *("output_attentions", "output_hidden_states", "task_specific_params", "label2id"),
+        *("output_router_logits", "router_aux_loss_coef", "router_jitter_noise"),
         *("vocab_size", "tie_word_embeddings", "rope_theta", "rope_scaling", "rope_parameters"),
     )
 )
@@ -97,6 +99,8 @@ def _normalize(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a configuration says of the arithmetic, in one spelling and with what goes without
     saying.
     """
+    if config.get("model_type") == mixtral.MODEL_TYPE:
+        config = {"hidden_act": "silu", **mixtral.complete_config(config)}
     stated = {
         key: value
         for key, value in config.items()
@@ -107,12 +111,13 @@ def _normalize(config: Mapping[str, Any]) -> dict[str, Any]:
     theta = config.get("rope_theta") or nested.get("rope_theta")
     if not theta and isinstance(scaling, Mapping):  # transformers 5 reads it there too
         theta = scaling.get("rope_theta")
+    heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     if config.get("model_type") == "llama":
-        heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
         stated = _LLAMA_DEFAULTS | {"num_key_value_heads": heads} | stated
-        if isinstance(hidden, int) and isinstance(heads, int) and heads:
-            stated.setdefault("head_dim", hidden // heads)
         theta = theta or DEFAULT_ROPE_THETA
+    is_known = config.get("model_type") in ("llama", mixtral.MODEL_TYPE)
+    if is_known and isinstance(hidden, int) and isinstance(heads, int) and heads:
+        stated.setdefault("head_dim", hidden // heads)
     if theta:
         stated["rope_theta"] = theta
     return {**stated, "rope_scaling": _normalize_scaling(scaling)}

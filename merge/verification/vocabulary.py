@@ -14,10 +14,13 @@ from ..layouts.decoder import HEAD_OF, count_embedding_rows, embeddings
 from ..layouts.gguf.reading import find_gguf_files
 from ..layouts.llama import EMBED_TOKENS
 from ..layouts.model_folder import ModelFolder
+from ..storage.folder import Folder
 from ..storage.input_file import InputFile
 from ..tensors.lazy import Checkpoint
 from ..tokenizers.byte_level import spell
-from ..tokenizers.file_names import MODEL_NAME
+from ..tokenizers.byte_level_bpe import find_byte_level_bpe
+from ..tokenizers.file_names import MODEL_NAME, TOKENIZER_JSON_NAME
+from ..tokenizers.opaque_tokenizer import read_opaque_tokenizer
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer, read_tokenizer
 from ..tokenizers.tiktoken_model import (
     is_tiktoken_file,
@@ -76,9 +79,7 @@ def check_vocabulary(
     yield from counts
     yield from _check_ids(ours, result, ours.path)
     for parent in parents:
-        # Beside an adapter's tokenizer.model, a GGUF file is the adapter once more.
-        in_files = (parent / MODEL_NAME).is_file()
-        parent_tokens = _read_files(parent) if in_files else read_vocabulary(parent)
+        parent_tokens = _read_parent(parent)
         yield from _check_order(ours, parent_tokens)
         if not may_be_shorter and not counts:
             yield from _check_missing(ours, parent_tokens, rows)
@@ -117,10 +118,42 @@ def check_tokenizer(folder: Path, sha256: str | None) -> Iterator[VerificationEr
 
 
 def check_special_ids(
-    folder: Path, result: Checkpoint, tokenizer: SentencePieceTokenizer
+    folder: Path, result: Checkpoint, tokenizer: SentencePieceTokenizer | Path
 ) -> Iterator[VerificationError]:
-    """Yield ids of bos and eos that a GGUF file gives otherwise than the ``tokenizer``."""
-    yield from _check_ids(_read_folder(tokenizer), result, find_gguf_files(ModelFolder(folder))[0])
+    """Yield ids of bos and eos that a GGUF file gives otherwise than the ``tokenizer``, or that of
+    a folder with a ``tokenizer.json``.
+    """
+    known = _read_parent(tokenizer) if isinstance(tokenizer, Path) else _read_folder(tokenizer)
+    yield from _check_ids(known, result, find_gguf_files(ModelFolder(folder))[0])
+
+
+def has_byte_level_bpe(folder: Path) -> bool:
+    """Whether the tokenizer of a folder is a ``tokenizer.json`` of byte-level BPE."""
+    return (folder / TOKENIZER_JSON_NAME).is_file() and _read_bpe(folder) is not None
+
+
+def _read_parent(folder: Path) -> TokenList:
+    """The tokens of a folder by its ``tokenizer.model``, else by byte-level BPE, else of GGUF.
+
+    Beside an adapter's tokenizer files, a GGUF file is the adapter once more.
+    """
+    if (folder / MODEL_NAME).is_file():
+        return _read_files(folder)
+    known = _read_bpe(folder) if (folder / TOKENIZER_JSON_NAME).is_file() else None
+    return known or read_vocabulary(folder)
+
+
+def _read_bpe(folder: Path) -> TokenList | None:
+    """The tokens of a byte-level BPE, None for another kind of tokenizer.
+
+    Ids without a token have the name that llama.cpp's converter gives them.
+    """
+    tokenizer = find_byte_level_bpe(read_opaque_tokenizer(Folder(folder)))
+    if tokenizer is None:
+        return None
+    tokens = tuple(text or f"[PAD{id_}]" for id_, text in enumerate(tokenizer.tokens))
+    special = {name.removesuffix("_id"): id_ for name, id_ in tokenizer.token_ids.items()}
+    return TokenList(tokenizer.path, tokens, special)
 
 
 def _read_folder(tokenizer: SentencePieceTokenizer) -> TokenList:

@@ -1,4 +1,4 @@
-"""What llama.cpp makes of one model: ids, logits, continuations."""
+"""What llama.cpp and transformers make of one model: ids, logits, continuations."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoModelForCausalLM
 
 from tests.kit.run import ROOT, quick_environment
 
@@ -45,3 +46,15 @@ def run_llama_cpp(
     result: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))
     with np.load(out / "logits.npz") as arrays:
         return result | {"logits": [torch.from_numpy(arrays[name]) for name in arrays]}
+
+
+def run_transformers(model: Path, prompt: list[int], more: int) -> tuple[torch.Tensor, list[int]]:
+    """Logits after every token of the prompt in float32, and the likeliest ids that follow."""
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        logits = loaded(input_ids=ids).logits[0]
+        for _ in range(more):
+            likeliest = loaded(input_ids=ids).logits[0, -1].argmax()
+            ids = torch.cat([ids, likeliest.reshape(1, 1)], 1)
+    return logits, ids[0, len(prompt) :].tolist()

@@ -21,16 +21,13 @@ from merge.layouts.opening import open_checkpoint
 from merge.tokenizers import sentencepiece_model as spm
 from tests.kit.adapters import make_adapter
 from tests.kit.files import load_weights
-from tests.kit.llama_cpp import HUGGINGFACE, convert, converters
+from tests.kit.llama_cpp import HUGGINGFACE, convert, converters, require_equal_files
 from tests.kit.llamas import make_base
 from tests.kit.tokenizer_models import write_tokenizer
 from tokenizer_tools.extend import extend, select_text_pieces
 
 pytestmark = pytest.mark.slow
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
-
-# What is written beyond the converter's keys; docs/llama_cpp.md says why.
-BEYOND = ("general.base_model.", "tokenizer.ggml.unknown_token_id")
 
 
 @dataclass(frozen=True)
@@ -197,7 +194,7 @@ def test_a_file_is_the_one_that_the_converter_writes(
     stem = ours[0].name.removesuffix(theirs[0].name.removeprefix("model"))
     assert [path.name for path in ours] == [stem + p.name.removeprefix("model") for p in theirs]
     for one, other in zip(ours, theirs, strict=True):
-        require_equal(one, other)
+        require_equal_files(one, other)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +253,7 @@ def test_a_merge_is_the_one_that_the_converter_writes(tmp_path: Path) -> None:
     _convert(jobs)
     for outtype in wanted:
         ours = tmp_path / outtype / "merged" / f"ggml-model-{outtype}.gguf"
-        require_equal(ours, tmp_path / f"hf-{outtype}" / "merged" / "m.gguf")
+        require_equal_files(ours, tmp_path / f"hf-{outtype}" / "merged" / "m.gguf")
 
 
 def test_the_published_vocabulary_is_the_converters(real_data: Path, tmp_path: Path) -> None:
@@ -278,23 +275,3 @@ def test_the_published_vocabulary_is_the_converters(real_data: Path, tmp_path: P
     assert list(mine.tensors) == list(wanted.tensors)
     for name, tensor in wanted.tensors.items():
         assert torch.equal(mine.tensors[name].read(), tensor.read()), name
-
-
-def require_equal(ours: Path, theirs: Path) -> None:
-    """Every key of the converter's file with its type and value, in its order; every tensor."""
-    one, other = gguf.GGUFReader(ours), gguf.GGUFReader(theirs)
-    mine = {key: (value.types, value.contents()) for key, value in one.fields.items()}
-    wanted = {key: (value.types, value.contents()) for key, value in other.fields.items()}
-    count = "GGUF.kv_count"
-    assert {k: mine.get(k) for k in wanted if k != count} == {
-        k: v for k, v in wanted.items() if k != count
-    }
-    assert [key for key in mine if key in wanted] == list(wanted)
-    assert [key for key in mine if key not in wanted and not key.startswith(BEYOND)] == []
-    assert [_told(tensor) for tensor in one.tensors] == [_told(tensor) for tensor in other.tensors]
-    for tensor, expected in zip(one.tensors, other.tensors, strict=True):
-        assert tensor.data.tobytes() == expected.data.tobytes(), tensor.name
-
-
-def _told(tensor: Any) -> tuple[str, int, list[int]]:
-    return tensor.name, int(tensor.tensor_type), tensor.shape.tolist()

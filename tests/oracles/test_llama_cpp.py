@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from demo import text
 from merge import convert_checkpoint, merge_lora
 from merge.tokenizers import sentencepiece_model as spm
 from tests.kit.adapters import make_adapter
-from tests.kit.llama_cpp_runs import run_llama_cpp
+from tests.kit.llama_cpp_runs import run_llama_cpp, run_transformers
 from tests.kit.llamas import llama_config
 from tests.kit.run import ROOT
 from tests.kit.tokenizer_models import TEXT
@@ -141,18 +141,6 @@ def _prompts(model: Model) -> Iterator[list[int]]:
         yield ids
 
 
-def _transformers(model: Model, prompt: list[int]) -> tuple[torch.Tensor, list[int]]:
-    """Logits after every token of the prompt in float32, and the likeliest ids that follow."""
-    loaded = AutoModelForCausalLM.from_pretrained(model.hf, dtype=torch.float32)
-    ids = torch.tensor([prompt])
-    with torch.no_grad():
-        logits = loaded(input_ids=ids).logits[0]
-        for _ in range(MORE):
-            likeliest = loaded(input_ids=ids).logits[0, -1].argmax()
-            ids = torch.cat([ids, likeliest.reshape(1, 1)], 1)
-    return logits, ids[0, len(prompt) :].tolist()
-
-
 def test_f32_gives_sentencepiece_ids_and_transformers_logits(model: Model, tmp_path: Path) -> None:
     lines = TEXT.read_text(encoding="utf-8").splitlines()[:LINES]
     assert len(lines) == LINES
@@ -161,7 +149,7 @@ def test_f32_gives_sentencepiece_ids_and_transformers_logits(model: Model, tmp_p
     for prompt, found, more in zip(
         _prompts(model), result["logits"], result["continuations"], strict=True
     ):
-        logits, expected = _transformers(model, prompt)
+        logits, expected = run_transformers(model.hf, prompt, MORE)
         assert found.shape == logits.shape
         difference = (found - logits).abs().max()
         assert float(difference) < 1e-3
@@ -170,7 +158,7 @@ def test_f32_gives_sentencepiece_ids_and_transformers_logits(model: Model, tmp_p
 
 def test_f16_continues_as_transformers_does(model: Model, tmp_path: Path) -> None:
     result = _run(model, "f16", [], tmp_path)
-    expected = [_transformers(model, prompt)[1] for prompt in _prompts(model)]
+    expected = [run_transformers(model.hf, prompt, MORE)[1] for prompt in _prompts(model)]
     assert result["continuations"] == expected
 
 
@@ -189,7 +177,7 @@ def test_q8_0_is_near_the_whole_model(model: Model, tmp_path: Path) -> None:
     """
     result = _run(model, "q8_0", [], tmp_path)
     for prompt, found in zip(_prompts(model), result["logits"], strict=True):
-        logits, _ = _transformers(model, prompt)
+        logits, _ = run_transformers(model.hf, prompt, MORE)
         difference = (found - logits).abs().max() / (logits.max() - logits.min())
         assert float(difference) < 0.05
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from ...errors import LayoutError, UsageError
 from ...formats.imatrix import Imatrix, iter_misfits, read_imatrix
 from ...tensors.lazy import LazyTensor
+from .names import StoredTensor
 
 # Longer texts are cut off, as by llama-quantize.
 _LONGEST_TEXT = 127
@@ -29,9 +30,9 @@ class Importance:
 
 
 def read_importance(
-    path: str | Path | None, tensors: Mapping[str, LazyTensor], names: Mapping[str, str]
+    path: str | Path | None, tensors: Mapping[str, LazyTensor], stored: Iterable[StoredTensor]
 ) -> Importance:
-    """Read the file; ``names`` are GGUF's, by Hugging Face name.
+    """Read the file; ``stored`` says which of ``tensors`` GGUF's are made of.
 
     Raises ``UsageError`` where there is no such file, ``FormatError`` where it is another kind of
     file, ``LayoutError`` where it is one of another model.
@@ -44,15 +45,20 @@ def read_importance(
             "the importance matrix does not exist", file=file, remedy="give the path of a file"
         )
     found = read_imatrix(file)
+    matrices = {}
+    for item in stored:
+        parts = [part for part in item.parts if part in tensors and len(tensors[part].shape) > 1]
+        if parts:
+            matrices[item.name] = parts
     columns = {
-        names[name]: tensor.shape[-1] for name, tensor in tensors.items() if len(tensor.shape) > 1
+        name: sum(tensors[part].shape[-1] for part in parts) for name, parts in matrices.items()
     }
     _require_same_model(found, columns)
-    factors = {
-        name: found.factors[names[name]]
-        for name, tensor in tensors.items()
-        if len(found.factors.get(names[name], ())) == tensor.shape[-1]
-    }
+    factors: dict[str, torch.Tensor] = {}
+    for name, parts in matrices.items():
+        if len(found.factors.get(name, ())) == columns[name]:
+            # One expert after the other, as in the file.
+            factors |= dict(zip(parts, found.factors[name].view(len(parts), -1), strict=True))
     return Importance(factors, _list_keys(found), file)
 
 

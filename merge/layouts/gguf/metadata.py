@@ -12,19 +12,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from ...errors import LayoutError, VocabularyError
-from ...tokenizers.embedded_tokenizer import EmbeddedTokenizer
-from ...tokenizers.file_names import TOKENIZER_CONFIG_NAME
-from ...tokenizers.padding_rows import are_padding
-from ...tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
-from ...untrusted.strict_json import read_json
+from ...errors import LayoutError
 from ...untrusted.value_kinds import NO_NEGATIVE, OBJECT, ValueKinds, require_kinds
 from ..config import LlamaShape, get_rope_scaling, get_rope_theta
-from .base import KeptMetadata, add_embedded_tokenizer
-from .tokens import adds_dummy_prefix, list_tokens
+from ..mixtral import MixtralShape
+from .base import KeptMetadata
+from .vocabulary import GgufTokenizer, add_vocabulary
 
 if TYPE_CHECKING:
-    from gguf import GGUFWriter, Metadata, SpecialVocab
+    from gguf import GGUFWriter, Metadata
 
 # What transformers takes a LLaMA's context to be that does not say it.
 _CONTEXT_LENGTH = 2048
@@ -49,7 +45,7 @@ class Description:
     source: Path
     shape: LlamaShape
     rows: int
-    tokenizer: SentencePieceTokenizer | EmbeddedTokenizer
+    tokenizer: GgufTokenizer
     documents: Mapping[str, bytes]
     name: str
     sources: Sequence[str]
@@ -83,10 +79,7 @@ class Description:
             writer.add_vocab_size(self.rows)
             writer.add_rope_dimension_count(self.shape.head_dim)
             writer.add_quantization_version(GGML_QUANT_VERSION)
-            if isinstance(self.tokenizer, EmbeddedTokenizer):
-                add_embedded_tokenizer(writer, self.tokenizer)
-            else:
-                self._add_vocabulary(writer, folder, self.tokenizer)
+            add_vocabulary(writer, folder, self.tokenizer, self.rows)
             if self.kept is not None:
                 self.kept.add_others(writer)
         if by_quantizer:
@@ -136,8 +129,13 @@ class Description:
         self._add_scaling(writer, get_rope_scaling(config) or {})
         writer.add_rope_freq_base(get_rope_theta(config))
         writer.add_layer_norm_rms_eps(config.get("rms_norm_eps", 1e-6))
-        writer.add_key_length(shape.head_dim)
-        writer.add_value_length(shape.head_dim)
+        if isinstance(shape, MixtralShape):
+            writer.add_expert_count(shape.num_local_experts)
+            writer.add_expert_used_count(shape.num_experts_per_tok)
+        # transformers fills it in for a LLaMA, but not for a Mixtral.
+        if config.get("head_dim") or not isinstance(shape, MixtralShape):
+            writer.add_key_length(shape.head_dim)
+            writer.add_value_length(shape.head_dim)
 
     def _add_scaling(self, writer: GGUFWriter, scaling: Mapping[str, Any]) -> None:
         from gguf import RopeScalingType
@@ -169,34 +167,6 @@ class Description:
             if values:
                 add(values[0])
 
-    def _add_vocabulary(
-        self, writer: GGUFWriter, folder: Path, tokenizer: SentencePieceTokenizer
-    ) -> None:
-        from gguf import SpecialVocab
-
-        config = read_json(folder / TOKENIZER_CONFIG_NAME)
-        if config.get("add_prefix_space") is not None:
-            writer.add_add_space_prefix(config["add_prefix_space"])
-        elif not adds_dummy_prefix(tokenizer):
-            writer.add_add_space_prefix(False)
-        tokens = list_tokens(tokenizer, folder, config, self.rows)
-        writer.add_tokenizer_model("llama")
-        writer.add_tokenizer_pre("default")
-        writer.add_token_list([token.text.encode("utf-8") for token in tokens])
-        writer.add_token_scores([token.score for token in tokens])
-        writer.add_token_types([token.kind for token in tokens])
-        special = SpecialVocab(folder, n_vocab=len(tokens))
-        _complete_special(special, tokenizer)
-        special.add_to_gguf(writer, quiet=True)
-
-
-def _complete_special(special: SpecialVocab, tokenizer: SentencePieceTokenizer) -> None:
-    """Add what only the tokenizer says: the unknown token, an end that config.json lists."""
-    for kind in ("bos", "eos", "unk", "pad"):
-        token = getattr(tokenizer, f"{kind}_token")
-        if token is not None:
-            special.special_token_ids.setdefault(kind, token.id)
-
 
 def _describe_source(name: str) -> dict[str, str]:
     """A model that went in, as ``general.base_model.*`` has it: local folders by their name."""
@@ -213,25 +183,3 @@ def _describe_source(name: str) -> dict[str, str]:
         entry["organization"] = title(organization)
         entry["repo_url"] = f"https://huggingface.co/{name}"
     return entry
-
-
-def require_vocab_matches_rows(
-    rows: int, tokenizer: SentencePieceTokenizer | EmbeddedTokenizer, kept: bool
-) -> None:
-    """llama.cpp loads no model whose tokens and rows differ; rows that are padding are given tokens
-    that are never used. ``kept``: so the user wants all rows beyond the tokens to be. Raises
-    ``VocabularyError`` for tokens without a row, and for rows that are no padding.
-    """
-    surplus = rows - tokenizer.n_tokens
-    is_copied = isinstance(tokenizer, EmbeddedTokenizer)  # which gets no token that it lacks
-    is_padded = are_padding(surplus, rows) or (kept and surplus > 0)
-    if surplus and (is_copied or not is_padded):
-        raise VocabularyError(
-            "a GGUF file must have a token for each row of the embeddings",
-            file=tokenizer.path,
-            expected=f"{rows} tokens, one for each row",
-            found=f"{tokenizer.n_tokens} tokens",
-            remedy="give the tokenizer that the model was trained with, with --tokenizer; for rows "
-            "that are padding, write --output_type huggingface and let llama.cpp's converter name "
-            "them",
-        )

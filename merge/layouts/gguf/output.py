@@ -8,7 +8,7 @@ headers and distributes tensors over files.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,18 +20,20 @@ from ...errors import LayoutError
 from ...formats.ggml import BLOCKS
 from ...formats.gguf import ALIGNMENT
 from ...outtypes import QUANTIZED_OUTTYPES
+from ...tensors.concatenated import concatenate
 from ...tensors.lazy import LazyTensor, RowReader
-from ...tokenizers.embedded_tokenizer import EmbeddedTokenizer
-from .. import llama
 from ..config import LlamaShape, get_rope_scaling, get_rope_theta
+from ..llama import EMBED_TOKENS, LM_HEAD
+from ..mixtral import MixtralShape
 from ..placement import Piece, PlacedTensor
 from ..rotary import to_interleaved
 from .file_types import FILE_TYPES, Traits, choose_type, sort_key
 from .importance import Importance, read_importance
 from .metadata import Description
+from .names import list_stored_tensors
 from .quantized import convert_to_type
 from .reading import ARCHITECTURE, ROTARY_FACTORS
-from .tokens import describe_limits, require_bpe
+from .vocabulary import describe_tokenizer_limits, require_known_to_llama_cpp
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -78,13 +80,15 @@ def convert_tensors(
     the file of an importance matrix; see ``read_importance`` for what is raised.
     """
     if outtype == "auto":
-        outtype = "bf16" if tensors[llama.EMBED_TOKENS].dtype == torch.bfloat16 else "f16"
-    names = {entry.hf: entry.gguf for entry in llama.entries(shape)}
-    importance = read_importance(imatrix, tensors, names)
+        outtype = "bf16" if tensors[EMBED_TOKENS].dtype == torch.bfloat16 else "f16"
+    stored = list(list_stored_tensors(shape))
+    names = {part: tensor.name for tensor in stored for part in tensor.parts}
+    importance = read_importance(imatrix, tensors, stored)
     traits = Traits(
         shape.num_hidden_layers,
         shape.num_attention_heads // shape.num_key_value_heads,
-        is_tied=llama.LM_HEAD not in tensors,
+        shape.num_local_experts if isinstance(shape, MixtralShape) else 0,
+        is_tied=LM_HEAD not in tensors,
         has_importance=imatrix is not None,
     )
     types = {
@@ -124,39 +128,58 @@ def place_tensors(
     import numpy as np
     from gguf import GGMLQuantizationType, GGUFWriter
 
-    if not isinstance(description.tokenizer, EmbeddedTokenizer):
-        require_bpe(description.tokenizer)
+    require_known_to_llama_cpp(description.tokenizer)
     outtype, types = typed.outtype, typed.types
     is_quantized = outtype in QUANTIZED_OUTTYPES
-    shape, scaling = description.shape, get_rope_scaling(description.config)
-    items = _find_rotary_factors(description)
-    for entry in llama.entries(shape):
-        if entry.hf in tensors:
-            tensor = tensors[entry.hf]
-            rotary = entry.row.rotary is not None
-            items.append(
-                (entry.hf, entry.gguf, to_interleaved(tensor, shape.head_dim) if rotary else tensor)
-            )
+    items = [*_find_rotary_factors(description), *_assemble(tensors, description.shape)]
     if is_quantized:
-        items.sort(key=lambda item: sort_key(item[1]))
+        items.sort(key=lambda item: sort_key(item.name))
     writer = GGUFWriter(None, ARCHITECTURE, split_max_size=split_max_size)
-    for hf, name, tensor in items:
+    for item in items:
         # A uint8 is taken for bytes of blocks, everything else for elements.
-        numpy_type = np.dtype(np.uint8 if tensor.dtype == torch.uint8 else np.float32)
-        kind = GGMLQuantizationType[types.get(hf, "F32")]
-        writer.add_tensor_info(name, tensor.shape, numpy_type, tensor.nbytes, raw_dtype=kind)
+        dtype, nbytes = item.tensor.dtype, item.tensor.nbytes
+        numpy_type = np.dtype(np.uint8 if dtype == torch.uint8 else np.float32)
+        kind = GGMLQuantizationType[types.get(item.source, "F32")]
+        writer.add_tensor_info(item.name, item.shape, numpy_type, nbytes, raw_dtype=kind)
     description.add_to(writer, FILE_TYPES[outtype][0], typed.importance.keys, is_quantized)
     files = [path.name for path in writer.format_shard_names(Path(f"ggml-model-{outtype}.gguf"))]
     places = {name: file for file, held in zip(files, writer.tensors, strict=True) for name in held}
     placed = tuple(
-        PlacedTensor(hf, tensor, (Piece(places[name], name, None, 0, 0),))
-        for hf, name, tensor in items
+        PlacedTensor(item.source, item.tensor, (Piece(places[item.name], item.name, None, 0, 0),))
+        for item in items
     )
     headers = dict(zip(files, _build_headers(writer), strict=True))
-    notes = _build_notes(types, outtype, scaling)
-    if not isinstance(description.tokenizer, EmbeddedTokenizer):
-        notes += describe_limits(description.tokenizer)
-    return GgufPlan(placed, headers, tuple(notes))
+    notes = _build_notes(types, outtype, description)
+    limits = describe_tokenizer_limits(description.tokenizer)
+    return GgufPlan(placed, headers, (*notes, *limits))
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A tensor of the file as it is streamed, its ``name`` and ``shape`` there; ``source`` is its
+    name in Hugging Face's layout, of stacked ones that of the first.
+    """
+
+    name: str
+    source: str
+    tensor: LazyTensor
+    shape: tuple[int, ...]
+
+
+def _assemble(tensors: Mapping[str, LazyTensor], shape: LlamaShape) -> Iterator[_Item]:
+    """The model's tensors by their names in the file: q and k in Meta's order, experts stacked.
+
+    Stacked matrices are streamed as one that has the rows of all.
+    """
+    for stored in list_stored_tensors(shape):
+        parts = [tensors[part] for part in stored.parts if part in tensors]
+        if not parts:  # an LM head that is the embeddings
+            continue
+        tensor = concatenate(parts, 0) if stored.is_stacked else parts[0]
+        if stored.rotary:
+            tensor = to_interleaved(tensor, shape.head_dim)
+        stack = (len(parts),) if stored.is_stacked else ()
+        yield _Item(stored.name, stored.parts[0], tensor, (*stack, *parts[0].shape))
 
 
 def _build_headers(writer: GGUFWriter) -> list[bytes]:
@@ -173,10 +196,8 @@ def _build_headers(writer: GGUFWriter) -> list[bytes]:
     return [content + bytes(-len(content) % ALIGNMENT) for content in contents]
 
 
-def _build_notes(
-    types: Mapping[str, str], outtype: str, scaling: Mapping[str, object] | None
-) -> list[str]:
-    notes = []
+def _build_notes(types: Mapping[str, str], outtype: str, description: Description) -> list[str]:
+    notes, scaling = [], get_rope_scaling(description.config)
     whole = [name for name, kind in types.items() if kind == "F16"]
     if FILE_TYPES[outtype][1] in BLOCKS and whole:
         notes.append(
@@ -188,18 +209,25 @@ def _build_notes(
             "the model scales rotary positions by the length of the text (dynamic), which "
             "llama.cpp does not: beyond its context length it will answer otherwise"
         )
+    window = description.config.get("sliding_window")
+    if window and isinstance(description.shape, MixtralShape):
+        notes.append(
+            f"the model looks back {window} tokens (sliding_window), but llama.cpp looks back to "
+            "the beginning of the text: beyond that length it will answer otherwise"
+        )
     return notes
 
 
-def _find_rotary_factors(description: Description) -> list[tuple[str, str, LazyTensor]]:
+def _find_rotary_factors(description: Description) -> Iterator[_Item]:
     """The factors of a base in GGUF as they are, else those that ``config.json`` asks for."""
     kept = description.kept
-    if kept is None or not kept.is_described:
-        return _build_rotary_factors(description)
-    return [(ROTARY_FACTORS, ROTARY_FACTORS, t) for t in [kept.rotary_factors] if t is not None]
+    is_kept = kept is not None and kept.is_described
+    factors = kept.rotary_factors if kept and is_kept else _build_rotary_factors(description)
+    if factors is not None:
+        yield _Item(ROTARY_FACTORS, ROTARY_FACTORS, factors, factors.shape)
 
 
-def _build_rotary_factors(description: Description) -> list[tuple[str, str, LazyTensor]]:
+def _build_rotary_factors(description: Description) -> LazyTensor | None:
     """The tensor that llama.cpp divides rotary frequencies by, for Llama 3.1's scaling.
 
     Short waves stay, long ones are stretched by ``factor``, in between it goes over smoothly.
@@ -210,7 +238,7 @@ def _build_rotary_factors(description: Description) -> list[tuple[str, str, Lazy
     scaling, shape = get_rope_scaling(description.config), description.shape
     kind = None if scaling is None else scaling["type"]
     if scaling is None or kind in ("linear", "yarn", "dynamic"):
-        return []
+        return None
     if kind != "llama3":
         raise LayoutError(
             "llama.cpp does not know how this model scales its rotary positions",
@@ -232,10 +260,4 @@ def _build_rotary_factors(description: Description) -> list[tuple[str, str, Lazy
     factors[waves < length / high] = 1.0
     factors[waves > length / low] = factor
     origin = "factors of the rotary frequencies, by config.json"
-    return [
-        (
-            ROTARY_FACTORS,
-            ROTARY_FACTORS,
-            ComputedTensor((len(factors),), torch.float32, origin, factors.float()),
-        )
-    ]
+    return ComputedTensor((len(factors),), torch.float32, origin, factors.float())

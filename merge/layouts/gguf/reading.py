@@ -19,9 +19,10 @@ from ...settings import IoMode
 from ...storage.folder import Folder
 from ...storage.input_file import InputFile
 from ...tensors.lazy import Checkpoint, LazyTensor, get_dtype_name
-from .. import llama
-from ..config import DEFAULT_ROPE_THETA, LlamaShape
+from .. import llama, mixtral
+from ..config import DEFAULT_ROPE_THETA, LLAMA_ARCHITECTURES, LLAMA_MODEL_TYPES, LlamaShape
 from ..rotary import to_half_split
+from .names import list_stored_tensors
 
 ARCHITECTURE = "llama"
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -69,7 +70,8 @@ def _match_numbers(files: list[Path]) -> list[tuple[Path, re.Match[str] | None]]
 
 
 def open_gguf(folder: Folder, io: IoMode = "auto", any_quantized: bool = False) -> Checkpoint:
-    """Open a LLaMA from a ``.gguf`` file or a folder of one, under Hugging Face's names and order.
+    """Open a LLaMA or Mixtral from a ``.gguf`` file or a folder of one, under Hugging Face's names
+    and order.
 
     q8_0 is read as float32, and with ``any_quantized`` other types in blocks too. ``config.json``
     is derived from the metadata. Raises ``LayoutError`` for other architectures and for what is no
@@ -78,7 +80,7 @@ def open_gguf(folder: Folder, io: IoMode = "auto", any_quantized: bool = False) 
     files = find_gguf_files(folder)
     metadata, stored = read_split_files(files, io, any_quantized)
     config = _derive_config(metadata, stored, files[0])
-    shape = LlamaShape.from_config(config, files[0])
+    shape = _read_shape(config, files[0])
     _require_whole_heads_turned(metadata, shape, files[0])
     factors = stored.pop(ROTARY_FACTORS, None)
     tensors = _check_and_order(stored, shape, files[0])
@@ -120,6 +122,12 @@ def read_split_files(
     return metadata, tensors
 
 
+def _read_shape(config: Mapping[str, Any], source: Path) -> LlamaShape:
+    if config["model_type"] == mixtral.MODEL_TYPE:
+        return mixtral.read_shape(config, source)
+    return LlamaShape.from_config(config, source)
+
+
 def _derive_config(
     metadata: Mapping[str, Any], tensors: Mapping[str, LazyTensor], source: Path
 ) -> dict[str, Any]:
@@ -132,16 +140,22 @@ def _derive_config(
             file=source,
             expected=f'general.architecture "{ARCHITECTURE}"',
             found=repr(architecture),
-            remedy="only LLaMA 1, LLaMA 2 and models of their architecture are read here",
+            remedy="only LLaMA, Mixtral and models of their architectures are read here",
         )
 
     def said(key: str) -> Any:
         return metadata.get(f"{ARCHITECTURE}.{key}")
 
     embeddings = tensors.get(llama.TABLE[0].gguf)
+    is_mixtral = bool(said("expert_count"))
+    experts = {
+        "num_local_experts": said("expert_count"),
+        "num_experts_per_tok": said("expert_used_count"),
+    }
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": list(mixtral.ARCHITECTURES if is_mixtral else LLAMA_ARCHITECTURES[:1]),
+        "model_type": mixtral.MODEL_TYPE if is_mixtral else LLAMA_MODEL_TYPES[0],
+        **(experts if is_mixtral else {}),
         "hidden_size": said("embedding_length"),
         "intermediate_size": said("feed_forward_length"),
         "num_hidden_layers": said("block_count"),
@@ -162,7 +176,7 @@ def _derive_config(
 
 
 def _require_model(metadata: Mapping[str, Any], source: Path) -> None:
-    """A GGUF file may hold other things than a model, and a model of several experts a layer."""
+    """A GGUF file may hold other things than a model."""
     kind = metadata.get("general.type", "model")
     if kind != "model":
         is_adapter = kind == "adapter"
@@ -172,14 +186,6 @@ def _require_model(metadata: Mapping[str, Any], source: Path) -> None:
             expected='general.type "model"',
             found=repr(kind),
             remedy="give an adapter with --lora_model" if is_adapter else "give the model's file",
-        )
-    if experts := metadata.get(f"{ARCHITECTURE}.expert_count"):
-        raise LayoutError(
-            "this GGUF file holds a mixture of experts, whose stacked tensors are not read here",
-            file=source,
-            expected=f"no {ARCHITECTURE}.expert_count",
-            found=f"{experts} experts",
-            remedy="give the model's Hugging Face folder",
         )
 
 
@@ -222,14 +228,14 @@ def _check_and_order(
     stored: Mapping[str, LazyTensor], shape: LlamaShape, source: Path
 ) -> dict[str, LazyTensor]:
     """Every tensor of the table, by its Hugging Face name; nothing else may be there."""
-    entries = {entry.gguf: entry for entry in llama.entries(shape)}
+    entries = {entry.name: entry for entry in list_stored_tensors(shape)}
     if shape.tie_word_embeddings:
         del entries[llama.TABLE[-1].gguf]
     missing = [name for name in entries if name not in stored]
     extra = [name for name in stored if name not in entries]
     for sentence, names in (
         ("the GGUF file lacks a tensor of the model that it describes", missing),
-        ("the GGUF file holds a tensor that a LLaMA does not have", extra),
+        ("the GGUF file holds a tensor that such a model does not have", extra),
     ):
         if names:
             raise LayoutError(
@@ -241,7 +247,7 @@ def _check_and_order(
                 remedy="another kind of model under LLaMA's name, or an unfinished file",
             )
     rows = stored[llama.TABLE[0].gguf].rows
-    tensors = {}
+    tensors: dict[str, LazyTensor] = {}
     for name, entry in entries.items():
         tensor = stored[name]
         wanted = entry.complete_shape(rows)
@@ -254,8 +260,10 @@ def _check_and_order(
                 found=tensor.shape,
                 remedy="fetch the file again, or make it anew",
             )
-        rotary = entry.row.rotary is not None
-        tensors[entry.hf] = _to_half_split(tensor, shape.head_dim) if rotary else tensor
+        parts = container.split_stack(tensor) if entry.is_stacked else [tensor]
+        if entry.rotary:
+            parts = [_to_half_split(part, shape.head_dim) for part in parts]
+        tensors |= dict(zip(entry.parts, parts, strict=True))
     return tensors
 
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import VocabularyError
 from ...tokenizers import sentencepiece_model as spm
-from ...tokenizers.file_names import ADDED_TOKENS_NAME, MODEL_NAME
+from ...tokenizers.file_names import ADDED_TOKENS_NAME, MODEL_NAME, TOKENIZER_CONFIG_NAME
 from ...tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
-from ...untrusted.strict_json import read_json
+from ...tokenizers.special_tokens import get_content
+from ...untrusted.strict_json import parse_json, read_json
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
@@ -48,18 +49,31 @@ def list_tokens(
 
     tokens = list(_iter_pieces(tokenizer.contents[MODEL_NAME]))
     added = read_json(folder / ADDED_TOKENS_NAME) if (folder / ADDED_TOKENS_NAME).is_file() else {}
-    tokens += [Token("", _ADDED_SCORE, TokenType.UNUSED)] * len(tokenizer.added_tokens)
+    special = set(_special_contents(tokenizer))
+    for text in tokenizer.added_tokens:
+        is_control = text in special or looks_special(text)
+        kind = TokenType.CONTROL if is_control else TokenType.USER_DEFINED
+        tokens.append(Token(text, _ADDED_SCORE, kind))
     for text, id_ in added.items():
         tokens[id_] = Token(text, _ADDED_SCORE, TokenType.USER_DEFINED)
     for id_, entry in config.get("added_tokens_decoder", {}).items():
         text = entry["content"]
-        is_control = entry.get("special") or _looks_special(text)
+        is_control = entry.get("special") or looks_special(text)
         kind = TokenType.CONTROL if is_control else TokenType.USER_DEFINED
         # llama.cpp looks for user-defined tokens in the text as it is typed.
         text = text if is_control else text.replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
         tokens[int(id_)] = Token(text, _ADDED_SCORE, kind)
     padding = range(len(tokens), rows)
     return tokens + [Token(f"[PAD{n}]", _PADDING_SCORE, TokenType.UNUSED) for n in padding]
+
+
+def _special_contents(tokenizer: SentencePieceTokenizer) -> Iterator[str]:
+    """Added tokens that are special by the files of the tokenizer's own folder."""
+    content = tokenizer.contents.get(TOKENIZER_CONFIG_NAME, b"{}")
+    config = parse_json(content, tokenizer.path / TOKENIZER_CONFIG_NAME)
+    for entry in (config.get("added_tokens_decoder") or {}).values():
+        if isinstance(entry, dict) and entry.get("special"):
+            yield get_content(entry)
 
 
 def _iter_pieces(model: bytes) -> Iterator[Token]:
@@ -77,7 +91,7 @@ def _iter_pieces(model: bytes) -> Iterator[Token]:
         yield Token(pieces.id_to_piece(id_), pieces.get_score(id_), kind)
 
 
-def _looks_special(text: str) -> bool:
+def looks_special(text: str) -> bool:
     """Whether llama.cpp's converter takes a token for a control token by its looks."""
     framed = (("<|", "|>"), ("<｜", "｜>"), ("<unused", ">"))
     return text in _LOOK_SPECIAL or any(
