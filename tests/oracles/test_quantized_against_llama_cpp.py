@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from merge import convert_checkpoint
+from merge import convert_checkpoint, merge_lora, verify_merge
 from merge.outtypes import FREE_OUTTYPES, GUIDED_OUTTYPES
 from tests.kit.imatrices import CHUNKS, DATASET, TOKENS, make_factors, write_gguf
 from tests.kit.llama_cpp import quantize
 from tests.kit.llamas import make_base
+from tests.kit.mixtrals import make_mixtral, make_mixtral_adapter
 
 pytestmark = pytest.mark.slow
 GGUFReader = pytest.importorskip("gguf", reason="needs the package gguf").GGUFReader
@@ -89,3 +90,56 @@ def test_an_importance_matrix_weighs_errors_as_in_llama_cpp(tmp_path: Path) -> N
         outtype = str(job["file_type"])
         ours = _convert(base, tmp_path / f"ours-{outtype}", outtype, imatrix=imatrix)
         assert ours.read_bytes() == Path(job["target"]).read_bytes(), outtype
+
+
+def _merge_mixtral(folder: Path, outtype: str, **options: Any) -> Path:
+    output = folder / f"ours-{outtype}"
+    settings = {"dtype": "float16", "model_name": "tiny", **options}
+    base, lora = folder / "base", folder / "lora"
+    merge_lora(base, lora, output, output_type="gguf", outtype=outtype, **settings)
+    return output / f"ggml-model-{outtype}.gguf"
+
+
+@pytest.mark.parametrize("experts", [4, 8])
+def test_experts_are_quantized_as_by_llama_cpp(tmp_path: Path, experts: int) -> None:
+    """llama.cpp has rules of its own for eight of them; routers stay whole."""
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 3}
+    base = make_mixtral(tmp_path / "base", num_local_experts=experts, **sizes)
+    make_mixtral_adapter(tmp_path / "lora", base)
+    source = _merge_mixtral(tmp_path, "f16")
+    jobs = [
+        {"source": source, "target": tmp_path / f"{one}.gguf", "file_type": one}
+        for one in ("q2_k", "q3_k_m", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "iq4_xs")
+    ]
+    quantize(jobs)
+    for job in jobs:
+        ours = _merge_mixtral(tmp_path, str(job["file_type"]))
+        assert ours.read_bytes() == Path(job["target"]).read_bytes(), job["file_type"]
+        assert not verify_merge(ours.parent).faults
+
+
+def test_an_importance_matrix_has_factors_for_each_expert(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+    make_mixtral_adapter(tmp_path / "lora", make_mixtral(tmp_path / "base", **sizes))
+    source = _merge_mixtral(tmp_path, "f16")
+    columns = {
+        tensor.name: int(tensor.shape[0]) * (int(tensor.shape[2]) if "_exps" in tensor.name else 1)
+        for tensor in GGUFReader(source).tensors
+        if len(tensor.shape) > 1 and tensor.name != "token_embd.weight"
+    }
+    sums = make_factors(columns)
+    imatrix = write_gguf(tmp_path / "imatrix.gguf", sums)
+    held = tmp_path / "imatrix.npz"
+    np.savez(held, **{name: values / np.float32(TOKENS) for name, values in sums.items()})
+    keys = {
+        "quantize.imatrix.file": imatrix.name,
+        "quantize.imatrix.dataset": DATASET,
+        "quantize.imatrix.entries_count": len(columns),
+        "quantize.imatrix.chunks_count": CHUNKS,
+    }
+    common = {"source": source, "imatrix": held, "overrides": keys}
+    outtypes = ("q4_k_m", "iq2_xs")
+    quantize([common | {"target": tmp_path / f"{t}.gguf", "file_type": t} for t in outtypes])
+    for outtype in outtypes:
+        ours = _merge_mixtral(tmp_path, outtype, imatrix=imatrix)
+        assert ours.read_bytes() == (tmp_path / f"{outtype}.gguf").read_bytes(), outtype
