@@ -41,7 +41,6 @@ from ..tokenizers.opaque_tokenizer import (
     require_files,
     require_sentencepiece,
 )
-from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from ..tokenizers.sentencepiece_tokenizer import build_documents as tokenizer_documents
 from ..untrusted.strict_json import dump_json, parse_json, read_small
 from ..untrusted.value_kinds import CHAT_TEMPLATE, GENERATION, require_kinds
@@ -314,17 +313,6 @@ def _with_ends(
         ids.pop("bos_token_id", None)
     mended = with_token_ids(config, ids, vocab_size)
     return {key: value for key, value in mended.items() if key in config or value is not None}
-
-
-def require_llama(
-    found: ModelConfig, tokenizer: Tokenizer, layout: str
-) -> tuple[LlamaShape, SentencePieceTokenizer]:
-    """The shape and tokenizer of a LLaMA, for ``layout``, which can hold no other model.
-
-    Raises as ``require_llama_shape`` does, and ``UsageError`` for a tokenizer that can only be
-    copied.
-    """
-    return require_llama_shape(found, layout), require_sentencepiece(tokenizer, layout)
 
 
 def require_llama_shape(found: ModelConfig, layout: str) -> LlamaShape:
