@@ -25,7 +25,7 @@ from ..sizes import OnBytes
 from ..storage.input_file import view_as_bytes
 from ..tensors.digests import FreshDigests
 from ..tensors.lazy import LazyTensor, RowReader, block_rows, scratch
-from ..tensors.threads import ComputePool
+from ..tensors.threads import ComputePool, use_one_torch_thread
 from .writers import OutputFiles
 
 _SPAN_BYTES = 4 << 20
@@ -81,7 +81,7 @@ def run(
     """
     files = OutputFiles(plan, staged, io, on_bytes, resume_point)
     digests = FreshDigests(named, resume_point.digests)
-    with _ThreadPools(num_workers) as pools:
+    with _ThreadPools(num_workers) as pools, use_one_torch_thread():
         for span, rows in _compute_in_order(
             pools.compute, plan, num_workers, max_memory, resume_point.done
         ):
@@ -101,11 +101,14 @@ def run(
 
 
 class _ThreadPools:
-    """The threads of a run: workers that compute, and one that writes."""
+    """The threads of a run: workers that compute, and one that writes.
+
+    Writing copies into buffers with torch, whose other threads would wait for work in a loop.
+    """
 
     def __init__(self, num_workers: int) -> None:
         self.compute = ComputePool(num_workers)
-        self.write = ThreadPoolExecutor(1)
+        self.write = ComputePool(1)
 
     def __enter__(self) -> _ThreadPools:
         return self

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 
 from ..errors import NumberError
+from .finite import is_below_largest
 from .lazy import LazyTensor, RowReader, block_rows, get_dtype_name, scratch
 
 # Changes a float32 block of rows, given the place of its first and last row, in place.
@@ -87,8 +88,9 @@ class PatchedTensor(LazyTensor):
                     start_rows(begin, end, source)
                 block = scratch("block", place.shape, torch.float32).copy_(source)
                 self._apply(block, stages, begin, end)
-                self._require_representable(block, begin)
                 place.copy_(block)
+                if not is_below_largest(place):
+                    self._require_representable(block, begin)
 
         def fill_any(first: int, last: int, out: torch.Tensor) -> None:
             # Whole blocks of a grid that the shape fixes: the product of a row must not depend on
@@ -141,7 +143,10 @@ class PatchedTensor(LazyTensor):
                 block.copy_(block.to(self.dtype))
 
     def _require_representable(self, block: torch.Tensor, first_row: int) -> None:
-        """Raise ``NumberError`` when a value is NaN or Inf, or would overflow."""
+        """Raise ``NumberError`` when a value is NaN or Inf, or would overflow.
+
+        It looks at the float32 sums: what is rounded down to the largest number is too large too.
+        """
         largest = torch.finfo(self.dtype).max
         low, high = (float(bound) for bound in torch.aminmax(block))
         if -largest <= low and high <= largest:  # false for NaN too

@@ -231,6 +231,20 @@ def test_two_merges_side_by_side_give_the_same_bytes_and_keep_torchs_threads(
     assert fresh == [before]
 
 
+def test_no_thread_of_a_merge_lets_torch_start_others(
+    base: Path, lora: Path, tmp_path: Path
+) -> None:
+    before, seen = torch.get_num_threads(), set()
+    torch.set_num_threads(3)
+    try:
+        merge_lora(base, lora, tmp_path, on_progress=lambda *_: seen.add(torch.get_num_threads()))
+        after = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {1}
+    assert after == 3
+
+
 MANY = """
 import gc, os, sys, threading
 from pathlib import Path

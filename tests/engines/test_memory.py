@@ -7,31 +7,19 @@ import os
 import sys
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import ones
 
 from merge.deltas.patches import LowRank
-from merge.tensors.lazy import LazyTensor, RowReader
 from merge.tensors.patched import PatchedTensor
 from tests.kit.adapters import make_lora
+from tests.kit.in_memory import lazy
 from tests.kit.llamas import make_base
 from tests.kit.run import command, run_python
-
-
-@dataclass(frozen=True)
-class InMemory(LazyTensor):
-    values: torch.Tensor
-
-    def reader(self) -> RowReader:
-        return lambda start, stop, out: out.copy_(self.values[start:stop])  # type: ignore[return-value]
-
-
-def lazy(*shape: int) -> InMemory:
-    return InMemory(shape, torch.float32, "memory", torch.ones(shape))
 
 
 @pytest.fixture
@@ -43,7 +31,7 @@ def without_collection() -> Iterator[None]:
 
 @pytest.mark.usefixtures("without_collection")
 def test_factors_go_with_the_reader_and_wait_for_no_garbage_collection() -> None:
-    start, patch = lazy(300, 16), LowRank(lazy(4, 16), lazy(300, 4), 0.5)
+    start, patch = lazy(ones(300, 16)), LowRank(lazy(ones(4, 16)), lazy(ones(300, 4)), 0.5)
     reader = PatchedTensor(start.shape, start.dtype, start.origin, start, ((patch,),)).reader()
     out = torch.empty(100, 16)
     reader(150, 250, out)

@@ -9,9 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from merge.deltas.dense import Added
 from merge.errors import NumberError
 from merge.jobs.convert_checkpoint import convert_checkpoint
-from merge.tensors.finite import is_finite
+from merge.tensors.finite import is_below_largest, is_finite
+from merge.tensors.patched import PatchedTensor
+from tests.kit.in_memory import lazy
 from tests.kit.inputs import Inputs
 from tests.kit.models import (
     LLAMA_ROWS,
@@ -36,6 +39,31 @@ def test_any_value_in_any_place_is_seen(dtype: torch.dtype, value: float, place:
     assert is_finite(rows)
     rows.view(-1)[place] = value
     assert not is_finite(rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_number_of_16_bits_is_judged_by_its_bits_as_by_its_value(dtype: torch.dtype) -> None:
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    below = numbers.float().abs() < torch.finfo(dtype).max
+    assert [is_finite(one) for one in numbers.split(1)] == numbers.isfinite().tolist()
+    assert [is_below_largest(one) for one in numbers.split(1)] == below.tolist()
+
+
+@pytest.mark.parametrize("largest", [65504.0, -65504.0])
+def test_sum_beyond_the_largest_number_is_refused_even_where_it_rounds_to_that(
+    largest: float,
+) -> None:
+    base = torch.tensor([[1.0, largest]]).half()
+    assert _add(base, 0.0).tolist() == [[1.0, largest]]
+    assert (base.float() + largest / 2**13).half().tolist()[0][1] == largest
+    with pytest.raises(NumberError, match="cannot be written in this dtype"):
+        _add(base, largest / 2**13)
+
+
+def _add(base: torch.Tensor, added: float) -> torch.Tensor:
+    """``base`` with a float32 number added to each element, in its own dtype."""
+    patch, start = Added(lazy(torch.full(base.shape, added))), lazy(base)
+    return PatchedTensor(start.shape, start.dtype, start.origin, start, ((patch,),)).read()
 
 
 @pytest.mark.parametrize("value", VALUES)

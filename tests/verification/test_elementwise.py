@@ -11,24 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from merge.tensors.lazy import LazyTensor, RowReader
 from merge.verification.adapters import Product
 from merge.verification.elementwise import Exactness, TensorResult, check_tensor
 from merge.verification.expected_tensor import ExpectedTensor, RowSegment
 from merge.verification.reference import AddProduct, compute_half_ulp
 from merge.verification.ulps import INCOMPARABLE, round_to_nearest
-
-
-@dataclass(frozen=True)
-class InMemory(LazyTensor):
-    values: torch.Tensor
-
-    def reader(self) -> RowReader:
-        return lambda start, stop, out: out.copy_(self.values[start:stop])  # type: ignore[return-value]
-
-
-def lazy(values: torch.Tensor) -> InMemory:
-    return InMemory(tuple(values.shape), values.dtype, "memory", values)
+from tests.kit.in_memory import lazy
 
 
 @dataclass(frozen=True)
