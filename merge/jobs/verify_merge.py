@@ -24,7 +24,7 @@ from ..version import MANIFEST_NAME
 if TYPE_CHECKING:
     from ..tensors.lazy import Checkpoint
     from ..verification.adapters import AdapterContents
-    from ..verification.elementwise import Exactness
+    from ..verification.exactness import Exactness
     from ..verification.expected import MergeInputs
     from ..verification.manifest import Manifest
     from ..verification.verify import ResultFindings

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from functools import reduce
 from hashlib import sha256
 
+import numpy as np
 import torch
-from torch.nn.functional import linear
+from numpy.typing import NDArray
 from xxhash import xxh3_128
 
 from ..formats.blocks import BlockTensor
@@ -23,56 +24,30 @@ from ..storage.input_file import view_as_bytes
 from ..tensors.digests import compute_digest
 from ..tensors.lazy import LazyTensor
 from .block_rows import find_far_rows, limit_of_share
+from .exactness import Exactness
 from .expected_tensor import ExpectedTensor, RowSegment
 from .reading import Rows, iter_rows_together, slice_rows
-from .reference import SIGMAS, Change, ExpectedRows, Operation, Quantize, Round, to_float64
-from .ulps import INCOMPARABLE, choose_coarser, count_ulps, round_to_nearest, view_as_integers
+from .reference import (
+    SIGMAS,
+    Change,
+    ExpectedRows,
+    Operation,
+    Quantize,
+    Round,
+    compute_half_ulp,
+    project,
+    to_float64,
+)
+from .ulps import choose_coarser, round_to_nearest, view_as_integers
 
 # Random vectors of the probe. Each misses a wrong row with its own chance.
 _VECTORS = 4
-# A piece of the arithmetic: its float64 copies stay in a core's cache.
-_PIECE_ELEMENTS = 1 << 16
+# A piece of the arithmetic: large beside what each call of torch costs.
+_PIECE_ELEMENTS = 1 << 17
 # Below it float32 has fewer digits, or none: terms may vanish, and so may tolerances.
 _FLOAT32_TINY = torch.finfo(torch.float32).tiny
-
-
-@dataclass
-class Exactness:
-    """How near elements are to their float64 values, rounded once to the dtype of the result.
-
-    ``max_ulp`` is the largest distance in units in the last place, ``INCOMPARABLE`` where one side
-    alone is NaN or infinite. Elements of quantized blocks are not counted.
-    """
-
-    elements: int = 0
-    identical: int = 0
-    max_ulp: int = 0
-
-    @property
-    def share(self) -> float:
-        """Share of the elements that are identical; 1 where none is counted."""
-        return self.identical / self.elements if self.elements else 1.0
-
-    def add(self, other: Exactness) -> None:
-        """Count further elements."""
-        self.elements += other.elements
-        self.identical += other.identical
-        self.max_ulp = max(self.max_ulp, other.max_ulp)
-
-    @classmethod
-    def of(cls, found: torch.Tensor, expected: torch.Tensor) -> Exactness:
-        """Compare elements with what they must be, both of one dtype and shape; -0 is 0."""
-        ours, theirs = found.flatten(), expected.flatten()
-        if torch.equal(view_as_integers(ours), view_as_integers(theirs)):
-            return cls(len(ours), len(ours))
-        places = (view_as_integers(ours) != view_as_integers(theirs)).nonzero().flatten()
-        ours, theirs = (view_as_integers(side)[places].view(side.dtype) for side in (ours, theirs))
-        apart = torch.full((len(places),), INCOMPARABLE)
-        if found.dtype.is_floating_point:
-            apart = count_ulps(ours, theirs)
-        apart[ours.double() == theirs.double()] = 0
-        identical = found.numel() - int(apart.count_nonzero())
-        return cls(found.numel(), identical, int(apart.max()))
+# Above it a norm in float32 loses nothing by squares of elements that vanish.
+_LEAST_NORM = 1e-15
 
 
 @dataclass
@@ -243,6 +218,20 @@ def _split_rows(rows: Rows) -> Iterator[tuple[int, Rows]]:
         yield begin, tuple(part[begin : begin + step] for part in rows)
 
 
+def _find_places(mask: NDArray[np.bool_]) -> torch.Tensor:
+    """Where a mask is true, by flat index. numpy compares several times as fast as torch."""
+    return torch.from_numpy(np.flatnonzero(mask))
+
+
+def _bound_sums(tolerance: torch.Tensor) -> torch.Tensor:
+    """How far the random sums of rows may be off, in float64."""
+    norms: torch.Tensor = torch.linalg.vector_norm(tolerance, dim=1).double()
+    are_exact = (norms > _LEAST_NORM) & norms.isfinite()
+    if not bool(are_exact.all()):
+        norms = torch.linalg.vector_norm(tolerance, dim=1, dtype=torch.float64)
+    return norms.mul_(SIGMAS).clamp_(min=_FLOAT32_TINY)
+
+
 class _SegmentCheck:
     """The comparison of a segment's rows, with the factors of its steps at hand."""
 
@@ -254,8 +243,6 @@ class _SegmentCheck:
         self._is_quantized = get_blocks(found) is not None
         self._kind = get_unbounded_kind(found)
         self._is_exact = not segment.steps and not self._is_quantized
-        last = Quantize() if self._is_quantized else Round(found.dtype)
-        self._last = last.prepare(self._probe_vectors)
         roundings = (step.dtype for step in segment.steps if isinstance(step, Round))
         self._rounded_to = reduce(choose_coarser, roundings, found.dtype)
         self._steps: list[tuple[Operation, Change]] = [
@@ -272,51 +259,40 @@ class _SegmentCheck:
 
     def _compare_bits(self, first: int, found: torch.Tensor, expected: torch.Tensor) -> Counts:
         """What is only carried over must have the same bits."""
-        same = view_as_integers(found) == view_as_integers(expected)
-        if bool(same.all()):
+        sides = (view_as_integers(side).reshape(len(found), -1) for side in (found, expected))
+        failed = _find_places(np.not_equal(*(side.numpy() for side in sides)))
+        if not len(failed):
             exactness = Exactness(found.numel(), found.numel())
             return Counts(found.numel(), exactness=exactness)
-        failed = (~same).flatten(1) if found.dim() > 1 else (~same).unsqueeze(1)
-        flat = found.reshape(len(found), -1).double(), expected.reshape(len(found), -1).double()
-        none = torch.zeros_like(flat[0])
-        place = self._describe_first(first, failed, flat[1], none, flat[0])
-        rows = int(failed.any(dim=1).sum())
+        none = torch.zeros(found.numel())
+        place = self._describe_first(first, failed, expected, none, found)
         exactness = Exactness.of(found, expected)
-        return Counts(found.numel(), int(failed.sum()), rows, place, exactness=exactness)
+        return Counts(
+            found.numel(), len(failed), self._count_rows(failed), place, exactness=exactness
+        )
 
     def _compare_with_tolerance(
         self, first: int, found: torch.Tensor, start: torch.Tensor, given: Sequence[torch.Tensor]
     ) -> Counts:
-        piece = ExpectedRows.of(start, self._probe_vectors)
+        piece = self._apply_steps(first, start, given)
         actual = to_float64(found)
-        if start.dtype == torch.float64:
-            piece.relative = 2.0**-24
-        streams = iter(given)
-        for step, change in self._steps:
-            along = [next(streams).reshape(len(found), -1) for _ in step.streams]
-            change(piece, self._segment.first + first, along)
-        exactness = Exactness()
-        if not self._is_quantized:
-            rounded = round_to_nearest(piece.values, self._rounded_to)
-            exactness = Exactness.of(found.reshape(len(found), -1).to(rounded.dtype), rounded)
         if self._kind is not None:
             return self._compare_rows(self._kind, piece, actual)
-        self._last(piece, 0, ())
-        off_by = torch.sub(actual, piece.values).float().abs_().sub_(piece.tolerance)
-        failed = None
-        if not bool(off_by.max() <= _FLOAT32_TINY):  # NaN fails too
-            failed = ~(off_by <= _FLOAT32_TINY)
-        seen = linear(actual, self._probe_vectors)
-        # In float32 the squares of tolerances below 1e-23 would vanish.
-        allowed = torch.linalg.vector_norm(piece.tolerance, dim=1, dtype=torch.float64)
-        allowed = allowed.mul_(SIGMAS).clamp_(min=_FLOAT32_TINY)
-        off = ~((seen - piece.probe).abs() <= allowed.unsqueeze(1))
+        seen = project(actual, self._probe_vectors)
+        limits = self._allow_last_rounding(piece)
+        off_by = actual.sub_(piece.values).float().abs_()
+        with np.errstate(invalid="ignore"):
+            places = _find_places(~(off_by.numpy() < limits.numpy()))  # NaN is among them
+        exactness = self._measure_exactness(found, piece.values, places)
+        beyond = off_by.flatten()[places].sub_(piece.tolerance.flatten()[places])
+        failed = places[~(beyond <= _FLOAT32_TINY)]
+        off = ~((seen - piece.probe).abs() <= _bound_sums(piece.tolerance).unsqueeze(1))
         place = None
-        if failed is not None:
-            place = self._describe_first(first, failed, piece.values, piece.tolerance, actual)
+        if len(failed):
+            place = self._describe_first(first, failed, piece.values, piece.tolerance, found)
         return Counts(
             found.numel(),
-            0 if failed is None else int(failed.sum()),
+            len(failed),
             int(off.any(dim=1).sum()),
             place,
             float(((seen - piece.probe + piece.added) * piece.added).sum()),
@@ -324,11 +300,53 @@ class _SegmentCheck:
             exactness=exactness,
         )
 
+    def _apply_steps(
+        self, first: int, start: torch.Tensor, given: Sequence[torch.Tensor]
+    ) -> ExpectedRows:
+        """What the rows must be before their last rounding."""
+        piece = ExpectedRows.of(start, self._probe_vectors)
+        if start.dtype == torch.float64:
+            piece.relative = 2.0**-24
+        streams = iter(given)
+        for step, change in self._steps:
+            along = [next(streams).reshape(len(start), -1) for _ in step.streams]
+            change(piece, self._segment.first + first, along)
+        return piece
+
+    def _allow_last_rounding(self, piece: ExpectedRows) -> torch.Tensor:
+        """Complete the tolerances; return limits below which nothing has to be looked at.
+
+        What is off by less than half a unit in the last place is what the value rounds to, and
+        within every tolerance. A value that float32 may have rounded up to a power of two has the
+        unit of the numbers below it.
+        """
+        if self._is_quantized:
+            Quantize().prepare(self._probe_vectors)(piece, 0, ())
+            return piece.tolerance
+        magnitudes = piece.resolve_relative()
+        limits = compute_half_ulp(magnitudes * (1 - 2.0**-23), self._dtype)
+        piece.allow_rounding(magnitudes, self._dtype)
+        return limits
+
+    def _measure_exactness(
+        self, found: torch.Tensor, values: torch.Tensor, places: torch.Tensor
+    ) -> Exactness:
+        """How near all elements are; those that are not at ``places`` are identical."""
+        if self._is_quantized:
+            return Exactness()
+        if self._rounded_to != self._dtype:
+            rounded = round_to_nearest(values, self._rounded_to)
+            return Exactness.of(found.reshape(len(found), -1).to(rounded.dtype), rounded)
+        ours = view_as_integers(found).flatten()[places].view(self._dtype)
+        apart = Exactness.of(ours, round_to_nearest(values.flatten()[places], self._dtype))
+        identical = found.numel() - len(places) + apart.identical
+        return Exactness(found.numel(), identical, apart.max_ulp)
+
     def _compare_rows(self, kind: str, piece: ExpectedRows, actual: torch.Tensor) -> Counts:
         """Blocks without a bound for elements: rows by their norm, and the share that was added."""
         piece.resolve_relative()
         far = find_far_rows(kind, actual, piece.values, piece.tolerance)
-        off = (linear(actual, self._probe_vectors) - piece.probe).mul_(piece.added)
+        off = (project(actual, self._probe_vectors) - piece.probe).mul_(piece.added)
         squares = float(piece.added.square().sum())
         return Counts(
             actual.numel(),
@@ -338,6 +356,9 @@ class _SegmentCheck:
             noise=float(off.square().sum()),
         )
 
+    def _count_rows(self, places: torch.Tensor) -> int:
+        return len(torch.unique(places // self._columns))
+
     def _describe_first(
         self,
         first: int,
@@ -346,7 +367,7 @@ class _SegmentCheck:
         tolerance: torch.Tensor,
         actual: torch.Tensor,
     ) -> tuple[tuple[int, ...], float, float, float]:
-        row, column = map(int, failed.nonzero()[0])
-        values = (float(side[row, column]) for side in (expected, tolerance, actual))
+        row, column = divmod(int(failed[0]), self._columns)
+        values = (float(side.flatten()[failed[0]]) for side in (expected, tolerance, actual))
         index = (self._segment.first + first + row, column)
         return (index if self._columns > 1 else index[:1]), *values  # type: ignore[return-value]

@@ -63,16 +63,27 @@ def count_ulps(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         same_sign, (magnitudes[0] - magnitudes[1]).abs(), magnitudes[0] + magnitudes[1]
     )
     apart = torch.where(apart < 0, INCOMPARABLE, apart)  # float64 of opposite signs
+    if not (_are_finite(one) and _are_finite(other)):
+        apart = _regard_nonfinite(one, other, apart)
+    return torch.where((ours != theirs) & (apart == 0), 1, apart)
+
+
+def _regard_nonfinite(one: torch.Tensor, other: torch.Tensor, apart: torch.Tensor) -> torch.Tensor:
+    """Distances of two kinds of number are none, those of two NaN are 0."""
     kinds = _classify(one), _classify(other)
     both_nan = (kinds[0] == _NAN) & (kinds[1] == _NAN)
     apart = torch.where(both_nan, torch.zeros_like(apart), apart)
-    apart = torch.where((ours != theirs) & (apart == 0), 1, apart)
     return torch.where(kinds[0] != kinds[1], INCOMPARABLE, apart)
 
 
 def format_ulps(ulp: int) -> str:
     """``3 ulp``; a number beside NaN or infinity is no number of ulp apart."""
     return f"{ulp:,} ulp" if ulp != INCOMPARABLE else "no number of ulp (NaN, infinity or integers)"
+
+
+def _are_finite(tensor: torch.Tensor) -> bool:
+    tensor = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # float8 cannot be asked
+    return bool(tensor.isfinite().all())
 
 
 def _classify(tensor: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,8 @@ from ..tensors.lazy import Checkpoint, LazyTensor, get_dtype_name
 from ..tensors.threads import ComputePool, use_one_torch_thread
 from .block_rows import describe_block_checks
 from .configuration import check_configuration
-from .elementwise import Exactness, TensorResult, check_tensor, get_blocks
+from .elementwise import TensorResult, check_tensor, get_blocks
+from .exactness import Exactness
 from .expected import ExpectedModel, MergeInputs, build_expected_model
 from .expected_tensor import ExpectedTensor
 from .findings import Findings

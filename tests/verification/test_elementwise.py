@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merge.verification.adapters import Product
-from merge.verification.elementwise import Exactness, TensorResult, check_tensor
+from merge.verification.elementwise import TensorResult, check_tensor
+from merge.verification.exactness import Exactness
 from merge.verification.expected_tensor import ExpectedTensor, RowSegment
 from merge.verification.reference import AddProduct, compute_half_ulp
 from merge.verification.ulps import INCOMPARABLE, round_to_nearest
@@ -29,6 +30,9 @@ class Case:
     def merged(self, dtype: torch.dtype) -> torch.Tensor:
         sums = torch.addmm(self.base.float(), self.b.float(), self.a.float(), alpha=self.scaling)
         return sums.to(dtype)
+
+    def exact(self) -> torch.Tensor:
+        return self.base.double().addmm(self.b.double(), self.a.double(), alpha=self.scaling)
 
     def check(self, result: torch.Tensor) -> TensorResult:
         step = AddProduct(Product(lazy(self.a), lazy(self.b), self.scaling))
@@ -69,7 +73,24 @@ def test_what_float32_gives_is_right(
     made = case(rows, columns, rank, scale, scaling, seed)
     result = made.merged(dtype)
     if result.isfinite().all():
-        assert made.check(result).is_within_tolerance
+        checked = made.check(result)
+        assert checked.is_within_tolerance
+        assert checked.exactness == Exactness.of(result, round_to_nearest(made.exact(), dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("found", ["next", float("nan"), float("inf")])
+def test_value_just_below_a_power_of_two_is_not_held_against_the_larger_unit_above_it(
+    dtype: torch.dtype, found: str | float
+) -> None:
+    one = torch.ones(40, 64, dtype=dtype)
+    made = Case(one, torch.ones(1, 64).half(), -torch.ones(40, 1).half(), 2.0**-40)
+    assert made.check(one).exactness == Exactness(one.numel(), one.numel())
+    below = 1 - torch.finfo(dtype).eps / 2 if found == "next" else float(found)
+    result = one.clone()
+    result[17, 3] = below
+    expected = Exactness(one.numel(), one.numel() - 1, 1 if found == "next" else INCOMPARABLE)
+    assert made.check(result).exactness == expected
 
 
 @pytest.mark.parametrize("scaling", [1e-12, 1e-22, 1e-34, 4.5e-97])

@@ -12,7 +12,7 @@ import torch
 
 from merge import apply_delta, convert_checkpoint, make_delta, merge_lora, verify_merge
 from merge.jobs.verify_merge import Verification
-from merge.verification.elementwise import Exactness
+from merge.verification.exactness import Exactness
 from tests.kit.adapters import make_adapter, merge_with_peft
 from tests.kit.compare import merge_in_float64, ulps
 from tests.kit.files import load_weights, save_shards
