@@ -6,18 +6,26 @@ Read without PEFT, whose import costs seconds and whose classes refuse fields of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ..errors import AdapterError
 from ..layouts.model_folder import ModelFolder
 from ..layouts.replicated_layers import FIELD as LAYER_REPLICATION
 from ..layouts.replicated_layers import LayerRange, read_layer_ranges
 from ..peft_layers.installed import require_known_method
-from ..untrusted.safe_regex import is_plain
+from .config_fields import (
+    LARGEST_FLOAT32,
+    read_names,
+    read_number,
+    read_pattern,
+    read_rank,
+    read_text,
+    read_token_indices,
+)
 from .foreign_config import as_peft
 from .kinds import KNOWN_FIELDS
 from .patterns import RULES, Rule, find_possible_rules
@@ -29,15 +37,9 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHT_NAMES = ("adapter_model.safetensors", "adapter_model.bin")
-_LARGEST_RANK = 2**31
 # Trainings use up to some hundreds.
 _LARGEST_SCALING = 1e6
-_LARGEST_FLOAT32 = 3.4028234663852886e38
-# Of expressions that are more than names, all together.
-_LONGEST_PATTERNS = 4000
-N = TypeVar("N", int, float)
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})(?:/|$)")
-_OF_THIS_RUN = "take adapter_config.json from the run that trained the adapter"
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,12 @@ class AdapterConfig:
         """
         trained = _compute_scaling(self, self.rules[0], module)
         scaling = self.weight * trained
-        if abs(scaling) > _LARGEST_FLOAT32:
+        if abs(scaling) > LARGEST_FLOAT32:
             raise AdapterError(
                 "what the adapter adds would be multiplied by more than float32 holds",
                 file=self.path,
                 tensor=module,
-                expected=f"at most {_LARGEST_FLOAT32:g}",
+                expected=f"at most {LARGEST_FLOAT32:g}",
                 found=f"{scaling:g}, with --lora_weights {self.weight:g}",
                 remedy="give --lora_weights near 1, and take adapter_config.json from the run "
                 "that trained the adapter",
@@ -271,22 +273,22 @@ def _parse_adapter_config(path: Path, fields: dict[str, Any]) -> AdapterConfig:
             )
     return AdapterConfig(
         path=path,
-        r=_read_rank(fields.get("r"), '"r"', path),
-        lora_alpha=_read_number(fields.get("lora_alpha"), '"lora_alpha"', path),
+        r=read_rank(fields.get("r"), '"r"', path),
+        lora_alpha=read_number(fields.get("lora_alpha"), '"lora_alpha"', path),
         use_rslora=bool(fields.get("use_rslora")),
-        rank_pattern=_read_pattern(fields, "rank_pattern", path, _read_rank),
-        alpha_pattern=_read_pattern(fields, "alpha_pattern", path, _read_number),
+        rank_pattern=read_pattern(fields, "rank_pattern", path, read_rank),
+        alpha_pattern=read_pattern(fields, "alpha_pattern", path, read_number),
         ensure_weight_tying=bool(fields.get("ensure_weight_tying")),
-        base_model_name_or_path=_read_text(fields, "base_model_name_or_path"),
+        base_model_name_or_path=read_text(fields, "base_model_name_or_path"),
         unknown=unknown,
         use_dora=bool(fields.get("use_dora")),
         lora_bias=bool(fields.get("lora_bias")),
         fan_in_fan_out=bool(fields.get("fan_in_fan_out")),
-        modules_to_save=_read_names(fields, "modules_to_save", path),
-        trainable_token_indices=_read_token_indices(fields, path),
-        peft_version=_read_text(fields, "peft_version"),
-        bias=_read_text(fields, "bias"),
-        task_type=_read_text(fields, "task_type"),
+        modules_to_save=read_names(fields, "modules_to_save", path),
+        trainable_token_indices=read_token_indices(fields, path),
+        peft_version=read_text(fields, "peft_version"),
+        bias=read_text(fields, "bias"),
+        task_type=read_text(fields, "task_type"),
         rules=find_possible_rules(fields),
         layer_replication=read_layer_ranges(fields, path),
     )
@@ -316,13 +318,13 @@ def _parse_method(path: Path, fields: Mapping[str, Any], method: str) -> Adapter
         rank_pattern={},
         alpha_pattern={},
         ensure_weight_tying=bool(fields.get("ensure_weight_tying")),
-        base_model_name_or_path=_read_text(fields, "base_model_name_or_path"),
+        base_model_name_or_path=read_text(fields, "base_model_name_or_path"),
         unknown=(),
-        modules_to_save=_read_names(fields, "modules_to_save", path),
-        trainable_token_indices=_read_token_indices(fields, path),
-        peft_version=_read_text(fields, "peft_version"),
-        bias=_read_text(fields, "bias"),
-        task_type=_read_text(fields, "task_type"),
+        modules_to_save=read_names(fields, "modules_to_save", path),
+        trainable_token_indices=read_token_indices(fields, path),
+        peft_version=read_text(fields, "peft_version"),
+        bias=read_text(fields, "bias"),
+        task_type=read_text(fields, "task_type"),
         peft_type=str(fields.get("peft_type", "LORA")),
         method=method,
     )
@@ -337,110 +339,3 @@ def _describe_kind(refused: Refusal, fields: Mapping[str, Any]) -> str:
 
 def _find_unknown(fields: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(sorted(fields.keys() - KNOWN_FIELDS))
-
-
-def _read_text(fields: Mapping[str, Any], key: str) -> str | None:
-    """Read a field that is only shown to people."""
-    value = fields.get(key)
-    return value if isinstance(value, str) else None
-
-
-def _read_names(fields: Mapping[str, Any], key: str, path: Path) -> tuple[str, ...]:
-    value = fields.get(key) or ()
-    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
-        raise AdapterError(
-            "the adapter configuration has a list of modules that is none",
-            file=path,
-            expected=f'"{key}": names of modules, or null',
-            found=repr(value),
-            remedy=_OF_THIS_RUN,
-        )
-    return tuple(value)
-
-
-def _read_token_indices(
-    fields: Mapping[str, Any], path: Path
-) -> tuple[int, ...] | Mapping[str, tuple[int, ...]]:
-    value = fields.get("trainable_token_indices") or ()
-    lists = list(value.values()) if isinstance(value, dict) else [value]
-    for indices in lists:
-        numbers = isinstance(indices, (list, tuple)) and all(
-            isinstance(index, int) and index >= 0 for index in indices
-        )
-        if not numbers or len(set(indices)) != len(indices):
-            raise AdapterError(
-                "the adapter configuration lists trained tokens in a way that says no rows",
-                file=path,
-                expected='"trainable_token_indices": different numbers from 0 on, in a list or in '
-                "lists by modules",
-                found=repr(value),
-                remedy=_OF_THIS_RUN,
-            )
-    if isinstance(value, dict):
-        return {str(module): tuple(indices) for module, indices in value.items()}
-    return tuple(value)
-
-
-def _read_pattern(
-    fields: Mapping[str, Any],
-    key: str,
-    path: Path,
-    read: Callable[[Any, str, Path], N],
-) -> dict[str, N]:
-    """Numbers by regular expressions of module names."""
-    pattern = fields.get(key) or {}
-    if not isinstance(pattern, dict):
-        raise AdapterError(
-            "the adapter configuration has a pattern of another kind",
-            file=path,
-            expected=f'"{key}": {{"a module\'s name": a number, ...}}',
-            found=repr(pattern),
-            remedy=_OF_THIS_RUN,
-        )
-    if sum(len(text) for text in pattern if not is_plain(text)) > _LONGEST_PATTERNS:
-        raise _refuse_expression(
-            path, key, f"more than {_LONGEST_PATTERNS} characters of expressions"
-        )
-    for text in pattern:
-        try:
-            for rule in RULES:
-                rule.require_valid(text)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise _refuse_expression(path, key, f"{text!r}: {error}") from None
-    return {text: read(value, f'"{key}" of "{text}"', path) for text, value in pattern.items()}
-
-
-def _refuse_expression(path: Path, key: str, found: str) -> AdapterError:
-    return AdapterError(
-        "the adapter configuration has a pattern that is no regular expression for names of "
-        "modules",
-        file=path,
-        expected=f'"{key}" with the names of modules, or expressions for them',
-        found=found,
-        remedy="write out the names of the modules, or " + _OF_THIS_RUN,
-    )
-
-
-def _read_rank(value: Any, key: str, path: Path) -> int:
-    """A rank: PEFT refuses those below 1."""
-    return int(_require_within(value, key, path, "a whole number from 1 on", 1, _LARGEST_RANK))
-
-
-def _read_number(value: Any, key: str, path: Path) -> float:
-    """An alpha: PEFT takes zero and negative ones, which add nothing or subtract."""
-    return float(_require_within(value, key, path, "a number", -_LARGEST_FLOAT32, _LARGEST_FLOAT32))
-
-
-def _require_within(
-    value: Any, key: str, path: Path, expected: str, low: float, high: float
-) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not low <= value <= high or (high == _LARGEST_RANK and value != int(value)):
-        raise AdapterError(
-            "the adapter configuration lacks a number that the scaling is made of",
-            file=path,
-            expected=f"{key}: {expected}",
-            found=repr(value)[:80],
-            remedy=_OF_THIS_RUN,
-        )
-    return float(value)
