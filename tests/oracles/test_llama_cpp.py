@@ -173,7 +173,7 @@ def test_several_files_are_the_model_in_one(model: Model, tmp_path: Path) -> Non
 def test_q8_0_is_near_the_whole_model(model: Model, tmp_path: Path) -> None:
     """In the larger vocabulary's model down_proj, of rows no multiple of 32 long, is f16.
 
-    llama.cpp quantises activations too; a fiftieth of the spread is what that makes.
+    llama.cpp quantizes activations too; a fiftieth of the spread is what that makes.
     """
     result = _run(model, "q8_0", [], tmp_path)
     for prompt, found in zip(_prompts(model), result["logits"], strict=True):
@@ -187,7 +187,7 @@ def test_a_tokenizer_that_puts_no_space_before_text_gives_the_same_ids(tmp_path:
     base.mkdir()
     tokenizer = ModelProto.FromString(text.train_base_tokenizer(text.read_lines("english")))
     tokenizer.normalizer_spec.add_dummy_prefix = False
-    _write_base(base, tokenizer.n_pieces)
+    _write_base(base, len(tokenizer.pieces))
     spm.write_model(tokenizer, base / "tokenizer.model")
     convert_checkpoint(base, out / "hf")
     convert_checkpoint(base, out / "f32", output_type="gguf", outtype="f32")
