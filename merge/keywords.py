@@ -1,4 +1,4 @@
-"""The keywords of each job, for type checkers; ``settings.py`` is the table of options."""
+"""The keywords of each job, for type checkers; ``settings.py`` and ``job_settings.py`` have the options."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from .settings import IoMode, OutputType, Rounding
+from .job_settings import Rounding
+from .settings import IoMode, OutputType
 
 
 class OutputOptions(TypedDict, total=False):

@@ -1,6 +1,6 @@
 """What an option is: a field of the settings that knows its help, its values and its check.
 
-``settings.py`` is the table of these fields. Commands make their parsers of them
+``settings.py`` and ``job_settings.py`` hold these fields. Commands make their parsers of them
 (``commands/common.py``), jobs their keywords (``takes_options``), and docs/options.md its rows.
 """
 

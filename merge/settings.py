@@ -1,4 +1,4 @@
-"""The table of options: a dataclass of fields for each job.
+"""The options that every job has, as fields of a dataclass; ``job_settings.py`` has the others.
 
 Values are checked when settings are made; ``keywords.py`` repeats their types, for type checkers.
 """
@@ -6,7 +6,7 @@ Values are checked when settings are made; ``keywords.py`` repeats their types, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from inspect import signature
 from pathlib import Path
@@ -16,25 +16,17 @@ from .errors import UsageError
 from .option_checks import (
     COUNT,
     SIZE,
-    parse_numbers,
-    require_finite,
     require_gguf,
-    require_integer,
     require_memory,
     require_model_name,
     require_one_of,
     require_path,
-    require_texts,
     size_in_bytes,
 )
 from .options import (
-    ARITHMETIC,
-    INPUTS,
     OUTPUT,
     RESOURCES,
-    VOCABULARY,
     check_values,
-    copy_option,
     option,
     options_of,
     require_known,
@@ -44,15 +36,10 @@ from .sizes import parse_size
 
 IoMode = Literal["auto", "direct", "buffered"]
 OutputType = Literal["pth", "huggingface", "gguf"]
-Rounding = Literal["once", "per_adapter"]
 
 IO_MODES: tuple[IoMode, ...] = get_args(IoMode)
-ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 OnProgress = Callable[[int, int], object]
 """Called with the bytes done so far and the bytes in all."""
-DELTA_EMBEDDINGS = ("auto", "whole", "difference")
-DELTA_TOKEN_INITS = ("zeros", "mean")
-NEW_TOKEN_INITS = ("subtokens", "mean", "zeros", "normal")
 OUTPUT_TYPES: tuple[OutputType, ...] = get_args(OutputType)
 SHORT_NAMES: dict[str, OutputType] = {"hf": "huggingface"}
 DTYPES = ("auto", "float16", "bfloat16", "float32")
@@ -61,7 +48,6 @@ MODELFILES = ("alpaca", "alpaca2", "llama3")
 CHAT_TEMPLATES = ("alpaca", "llama3")
 # What a sum is rounded to when only the type in a GGUF file is said.
 _DTYPE_FOR = {"f32": "float32", "bf16": "bfloat16", "q8_0": "float32"}
-VOCAB_MISMATCHES = ("error", "keep_base_rows", "truncate")
 LARGEST_MEMORY = "256MB"
 # What a worker needs: a block in float32 and the like, and the buffers of a span.
 WORKER_BYTES = 12 << 20
@@ -272,230 +258,6 @@ class OutputSettings:
     def offload_parent(self) -> Path | None:
         """``offload_dir`` as a path."""
         return Path(self.offload_dir).expanduser() if self.offload_dir else None
-
-
-@dataclass(frozen=True)
-class MergeSettings(OutputSettings):
-    """How adapters are merged: where sums are rounded (see ``tensors/patched.py``), and how rows
-    begin that the tokenizer asks for and no adapter has (see ``deltas/new_rows.py``).
-    """
-
-    lora_weights: str | Sequence[float] | None = option(
-        None,
-        INPUTS,
-        "factors for what the adapters add, one for each, such as 1.0,0.5",
-        default_text="1 for all",
-        check=parse_numbers,
-        nargs="+",
-        metavar="W",
-    )
-    allow_unknown_combination: bool = option(
-        False, INPUTS, "merge published adapters in an order that nobody published"
-    )
-    copy_code: bool = option(
-        False,
-        INPUTS,
-        "copy the Python files of adapters into a Hugging Face folder; they are never run",
-    )
-    ignore_file: Sequence[str] = option(
-        (),
-        INPUTS,
-        "a weight file in an adapter's folder that is not part of it; may be repeated",
-        default_text="unknown weight files are refused",
-        check=require_texts,
-        action="append",
-        metavar="NAME",
-    )
-    delta_embeddings: str = option(
-        "auto",
-        INPUTS,
-        "whether the delta holds embeddings and LM head whole, as Ziya's does, or as differences; "
-        "auto: decided from a few of its values",
-        choices=DELTA_EMBEDDINGS,
-    )
-    context_length: int | None = option(
-        None,
-        INPUTS,
-        "context length of a base in Meta's layout, whose files do not say it",
-        default_text="that of the published model it looks like, named in the summary",
-        **COUNT,
-    )
-    allow_quantized_input: bool = option(
-        False,
-        INPUTS,
-        "merge into a GGUF base in q8_0, whose values are dequantized; what its quantization lost "
-        "stays lost",
-    )
-    verify_base: bool = option(
-        False,
-        INPUTS,
-        "read the base's files first and compare them with SHA256.md; those of adapters and "
-        "tokenizer always are",
-        of_run=True,
-    )
-    vocab_mismatch: str = option(
-        "error",
-        VOCABULARY,
-        "when an adapter has fewer vocabulary rows than the model so far: refuse, keep the model's "
-        "further rows, or drop them",
-        choices=VOCAB_MISMATCHES,
-    )
-    new_token_init: str | None = option(
-        None,
-        VOCABULARY,
-        "how rows are filled for tokens of the tokenizer that no adapter has rows for",
-        default_text="refuse",
-        choices=NEW_TOKEN_INITS,
-    )
-    rounding: Rounding = option(
-        "once",
-        ARITHMETIC,
-        "when sums are rounded; once: at the end, from float32; per_adapter: after each "
-        "adapter, as tools that merge one at a time",
-        choices=ROUNDINGS,
-    )
-
-    def __post_init__(self) -> None:
-        if isinstance(self.ignore_file, str):
-            object.__setattr__(self, "ignore_file", (self.ignore_file,))
-        if self.ignore_file is None:
-            object.__setattr__(self, "ignore_file", ())
-        super().__post_init__()
-
-    def weights(self, count: int) -> tuple[float, ...]:
-        """The weight of each of ``count`` adapters. Raises ``UsageError`` for another number."""
-        if self.lora_weights is None:
-            return (1.0,) * count
-        weights = parse_numbers("lora_weights", self.lora_weights)
-        if len(weights) != count:
-            raise UsageError(
-                "--lora_weights must have one number for each adapter",
-                expected=f"{count} numbers, such as " + ",".join(["1.0"] * max(1, count)),
-                found=self.lora_weights,
-            )
-        return weights
-
-
-@dataclass(frozen=True)
-class MergeToHuggingFaceSettings(MergeSettings):
-    """The same with another default, for the script of that name."""
-
-    output_type: OutputType = copy_option(OutputSettings, "output_type", default="huggingface")
-
-
-@dataclass(frozen=True)
-class ConvertSettings(OutputSettings):
-    """How a model is converted: tensors keep their dtype unless another is given."""
-
-    output_type: OutputType = copy_option(OutputSettings, "output_type", default="huggingface")
-    dtype: str = copy_option(OutputSettings, "dtype", default="auto")
-    context_length: int | None = copy_option(MergeSettings, "context_length")
-
-
-@dataclass(frozen=True)
-class HuggingFaceSettings(ConvertSettings):
-    """How a model is converted where only Hugging Face's layout is offered."""
-
-    output_type: OutputType = "huggingface"
-    num_shards: int | None = None
-    outtype: str = "auto"
-    imatrix: str | Path | None = None
-    modelfile: str | None = None
-    split_max_size: int | str | None = None
-
-
-@dataclass(frozen=True)
-class ResizeSettings(OutputSettings):
-    """How a vocabulary is grown: tensors keep their dtype unless another is given."""
-
-    output_type: OutputType = copy_option(OutputSettings, "output_type", default="huggingface")
-    dtype: str = copy_option(OutputSettings, "dtype", default="auto")
-    init: str = option(
-        "subtokens",
-        VOCABULARY,
-        "how new rows are filled; subtokens: mean of the rows of a token's old pieces; mean: of "
-        "all old rows; normal: random, as transformers initializes",
-        choices=NEW_TOKEN_INITS,
-    )
-    seed: int = option(
-        0, VOCABULARY, "seed of --init normal", check=require_integer, type=int, metavar="N"
-    )
-    pad_to_multiple_of: int | None = option(
-        None,
-        VOCABULARY,
-        "add rows up to a multiple of N; each is the mean of all old rows",
-        default_text="no padding",
-        **COUNT,
-    )
-
-
-@dataclass(frozen=True)
-class _DeltaSettings(OutputSettings):
-    output_type: OutputType = copy_option(OutputSettings, "output_type", default="huggingface")
-    keep_extra_tensors: bool = option(
-        False, INPUTS, "copy tensors that a LLaMA does not have, such as LLaVA's projector"
-    )
-    delta_embeddings: str = "auto"
-    new_token_init: str | None = option(
-        None,
-        INPUTS,
-        "what is subtracted from rows that the base lacks: zeros, as Vicuna's deltas, or the mean "
-        "of its rows, as stanford_alpaca's weight_diff.py",
-        default_text="zeros",
-        choices=DELTA_TOKEN_INITS,
-    )
-    context_length: int | None = copy_option(MergeSettings, "context_length")
-
-
-@dataclass(frozen=True)
-class ApplyDeltaSettings(_DeltaSettings):
-    """How a dense delta is added to its base."""
-
-    delta_embeddings: str = copy_option(MergeSettings, "delta_embeddings")
-    expect_sum: float | None = option(
-        None,
-        INPUTS,
-        "sum of all elements of the result, as published beside stanford_alpaca's deltas; a result "
-        "with another sum is removed",
-        default_text="not checked",
-        check=require_finite,
-        type=float,
-        metavar="NUMBER",
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.expect_sum is not None and self.resume:
-            raise UsageError(
-                "--expect_sum adds up every element while it is written, and a resumed run does "
-                "not see what was written before",
-                remedy="leave --resume out",
-            )
-
-
-@dataclass(frozen=True)
-class MakeDeltaSettings(_DeltaSettings):
-    """How a dense delta is made."""
-
-    delta_embeddings: str = option(
-        "difference",
-        INPUTS,
-        "whether the delta holds embeddings and LM head whole, as Ziya's does, or as differences",
-        choices=("difference", "whole"),
-    )
-
-    def __post_init__(self) -> None:
-        if self.delta_embeddings == "auto":
-            raise UsageError(
-                "--delta_embeddings auto is for applying a delta, whose values can be asked",
-                remedy="use whole or difference",
-            )
-        super().__post_init__()
-        if self.output_type == "gguf":
-            raise UsageError(
-                "a delta is no model that llama.cpp could run",
-                remedy="use --output_type huggingface; apply_delta can write the result as GGUF",
-            )
 
 
 Settings = TypeVar("Settings", bound=OutputSettings)

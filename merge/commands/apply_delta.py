@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..settings import ApplyDeltaSettings
+from ..job_settings import ApplyDeltaSettings
 from .common import add_options, add_output_volume_options, command_parser, run, run_job
 
 _DESCRIPTION = """\

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..settings import MakeDeltaSettings
+from ..job_settings import MakeDeltaSettings
 from .apply_delta import add_path, add_tokenizer_option
 from .common import add_options, add_output_volume_options, command_parser, run, run_job
 

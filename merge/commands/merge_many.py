@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import shown
-from ..settings import MergeSettings
+from ..job_settings import MergeSettings
 from .common import (
     DIFFERENT,
     DONE,

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..job_settings import MergeSettings
 from ..options import options_of
-from ..settings import MergeSettings
 from .common import (
     DIFFERENT,
     DONE,

@@ -124,7 +124,7 @@ class Subtracted(Patch):
 class DeltaForm:
     """How a delta stores what a plain difference leaves open.
 
-    ``embeddings`` is one of ``settings.DELTA_EMBEDDINGS``. ``new_token_init`` says what was
+    ``embeddings`` is one of ``job_settings.DELTA_EMBEDDINGS``. ``new_token_init`` says what was
     subtracted from rows that the base lacks: ``zeros``, or the ``mean`` of the base's rows.
     """
 

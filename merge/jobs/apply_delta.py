@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, VerificationError
+from ..job_settings import ApplyDeltaSettings, MakeDeltaSettings
 from ..layouts.config import (
     CONFIG_NAME,
     EXTENDED_MODEL_TYPES,
@@ -17,13 +18,7 @@ from ..layouts.model_folder import ModelFolder
 from ..options import takes_options
 from ..plan.documents import ModelConfig, find_model_config
 from ..plan.inputs import choose_tokenizer, resolve
-from ..settings import (
-    ApplyDeltaSettings,
-    MakeDeltaSettings,
-    OnProgress,
-    OutputSettings,
-    make_settings,
-)
+from ..settings import OnProgress, OutputSettings, make_settings
 from ..storage.offload import Offload
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from .planned import Input, PlannedJob, require_enough_rows, write_and_report

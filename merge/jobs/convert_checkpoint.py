@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..job_settings import ConvertSettings
 from ..layouts.model_folder import ModelFolder
 from ..layouts.params import PARAMS_NAME, read_params
 from ..options import takes_options
 from ..plan.documents import find_model_config
 from ..plan.inputs import choose_any_tokenizer, resolve
-from ..settings import ConvertSettings, OnProgress, make_settings
+from ..settings import OnProgress, make_settings
 from ..storage.offload import Offload
 from ..tokenizers.opaque_tokenizer import Tokenizer
 from .planned import Input, PlannedJob, require_enough_rows, write_and_report

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from ..checksums.file_digests import start_digests
 from ..deltas.adapter_config import WEIGHT_NAMES, AdapterFolder
 from ..errors import MergeError
+from ..job_settings import MergeSettings
 from ..plan.inputs import find_sources
 from ..reports.merge_text import describe_changes
-from ..settings import MergeSettings, OutputType
+from ..settings import OutputType
 from ..storage.offload import Offload
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MergeError, UsageError, as_merge_error, shown
+from ..job_settings import MergeSettings
 from ..options import options_of, require_known
 from ..plan.inputs import split_list
-from ..settings import MergeSettings, make_settings
+from ..settings import make_settings
 from ..untrusted.strict_json import read_json
 from .merge_lora import merge_lora
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..checksums.check_files import require_published
 from ..checksums.file_digests import start_digests
 from ..deltas.adapter_config import WEIGHT_NAMES
+from ..job_settings import MergeSettings
 from ..options import takes_options
 from ..output.fingerprint import JobInputs
 from ..output.preflight import require_names_free
@@ -23,7 +24,7 @@ from ..plan.gguf import require_gguf_model
 from ..plan.inputs import Sources, find_sources, split_list
 from ..plan.vocabulary import Vocabulary, require_extension
 from ..reports.merge_text import describe_changes, describe_inputs, describe_notes
-from ..settings import MergeSettings, OnProgress, make_settings
+from ..settings import OnProgress, make_settings
 from ..storage.offload import Offload
 from ..tokenizers.embedded_tokenizer import EmbeddedTokenizer
 from ..tokenizers.opaque_tokenizer import require_sentencepiece

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import VocabularyError
+from ..job_settings import ResizeSettings
 from ..layouts.model_folder import ModelFolder
 from ..options import takes_options
 from ..plan.documents import find_config
 from ..plan.inputs import Sources, choose_any_tokenizer, find_tokenizer, resolve
 from ..plan.llama3_tokenizer import holds_tokenizer, read_copied_tokenizer
 from ..plan.vocabulary import require_extension
-from ..settings import OnProgress, ResizeSettings, make_settings
+from ..settings import OnProgress, make_settings
 from ..storage.offload import Offload
 from ..tokenizers.opaque_tokenizer import OpaqueTokenizer, Tokenizer
 from .planned import Input, PlannedJob, write_and_report

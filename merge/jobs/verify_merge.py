@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..checksums.file_digests import hash_file
 from ..errors import MergeError, UsageError, VerificationError, shown
+from ..job_settings import MergeSettings
 from ..layouts.config import is_llama
 from ..layouts.model_folder import ModelFolder
 from ..plan.inputs import find_tokenizer, find_tokenizer_home, resolve, split_list
-from ..settings import MergeSettings, OnProgress
+from ..settings import OnProgress
 from ..sizes import peak_memory, size_text
 from ..storage.offload import Offload
 from ..tokenizers.file_names import MODEL_NAME

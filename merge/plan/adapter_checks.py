@@ -11,9 +11,9 @@ from ..deltas.adapter import Adapter
 from ..deltas.apply import count_low_rank_rows
 from ..deltas.saved_modules import require_equal_copies
 from ..errors import FormatError, UsageError
+from ..job_settings import MergeSettings
 from ..layouts.decoder import HEAD_OF, VOCABULARY_TENSORS, count_embedding_rows, embeddings
 from ..layouts.model_folder import ModelFolder
-from ..settings import MergeSettings
 from ..storage.folder import Folder
 from ..tensors.lazy import Checkpoint
 from ..tokenizers.opaque_tokenizer import OpaqueTokenizer

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from ..errors import LayoutError
 from ..formats.container import TensorInfo
+from ..job_settings import MergeSettings
 from ..layouts import huggingface, meta
 from ..layouts.decoder import embeddings
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
 from ..layouts.placement import PlacedTensor, files
 from ..outtypes import QUANTIZED_OUTTYPES
-from ..settings import MergeSettings, OutputSettings
+from ..settings import OutputSettings
 from ..tensors.digests import add_digests
 from ..tensors.finite import check_finite
 from ..tensors.lazy import LazyTensor, get_dtype_name

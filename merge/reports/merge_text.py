@@ -13,10 +13,10 @@ from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 if TYPE_CHECKING:
     from ..deltas.adapter import Adapter
     from ..deltas.apply import MergedModel
+    from ..job_settings import MergeSettings
     from ..plan.documents import ModelConfig
     from ..plan.inputs import Sources
     from ..plan.vocabulary import Vocabulary
-    from ..settings import MergeSettings
     from ..tensors.lazy import Checkpoint
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, VerificationError
-from ..settings import (
+from ..job_settings import (
     DELTA_EMBEDDINGS,
     DELTA_TOKEN_INITS,
-    DTYPES,
     NEW_TOKEN_INITS,
     ROUNDINGS,
     VOCAB_MISMATCHES,
 )
+from ..settings import DTYPES
 from ..untrusted.strict_json import read_json
 from ..version import MANIFEST_NAME
 

@@ -13,7 +13,7 @@ import torch
 
 from merge import apply_delta, convert_checkpoint, merge_lora
 from merge.errors import UsageError
-from merge.settings import MergeSettings
+from merge.job_settings import MergeSettings
 from tests.kit.files import Tensors, load_weights, tree
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
 from tests.kit.run import run_merge, run_python

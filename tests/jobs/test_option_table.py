@@ -19,7 +19,7 @@ from merge import (
     merge_lora,
     resize_vocabulary,
 )
-from merge import settings as table
+from merge import job_settings as table
 from merge.errors import UsageError
 from merge.options import options_of
 from tests.kit.run import ROOT
