@@ -1,4 +1,4 @@
-"""The keywords of each job, for type checkers; ``settings.py`` and ``job_settings.py`` have the options."""
+"""The keywords of each job, for type checkers; the settings of the jobs define the options."""
 
 from __future__ import annotations
 
