@@ -289,7 +289,7 @@ def _load_inputs(named: _NamedInputs, manifest: Manifest | None, offload: Offloa
     from ..layouts.opening import open_checkpoint
     from ..tensors.lazy import parse_dtype
     from ..verification.adapters import adopt_names
-    from ..verification.by_peft import ask_peft
+    from ..verification.by_peft import load_again
     from ..verification.expected import MergeInputs
     from ..verification.repeated_layers import find_repeated_layers
 
@@ -316,9 +316,7 @@ def _load_inputs(named: _NamedInputs, manifest: Manifest | None, offload: Offloa
     base = repeated.repeat(base)
     dense = repeated.repeat(dense) if dense is not None else None
     adapters = tuple(adopt_names(adapter, base.tensors) for adapter in read)
-    for adapter in adapters:
-        if adapter.method is not None:
-            adapter.peft = ask_peft(adapter, base, manifest.merged_by if manifest else None)
+    load_again(adapters, dense or base, manifest.merged_by if manifest else None)
     rounding = named.rounding or (manifest.rounding if manifest else "once")
     mismatch = named.vocab_mismatch or (manifest.vocab_mismatch if manifest else "error")
     # Without adapters, new rows are the delta's.

@@ -7,14 +7,15 @@ for PEFT to know.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..layouts.decoder import count_embedding_rows
+from ..layouts.decoder import count_embedding_rows, embeddings
+from ..layouts.llama import EMBED_TOKENS
 from ..storage.zipped_adapter import ADAPTER_CONFIG_NAME
 from ..tensors.lazy import Checkpoint, LazyTensor, RowReader
 from .adapters import AdapterContents, Product
@@ -37,11 +38,31 @@ class PeftModules:
         return (module, parameter) if parameter in parameters else None
 
 
-def ask_peft(contents: AdapterContents, base: Checkpoint, merged_by: str | None) -> PeftModules:
-    """Let PEFT load the adapter again. ``merged_by`` are the releases of the merge, if recorded.
+def load_again(
+    adapters: Sequence[AdapterContents], model: Checkpoint, merged_by: str | None
+) -> None:
+    """Let PEFT load those adapters again that it merges, and set their ``peft``.
+
+    ``model`` is what the first adapter was added to, ``merged_by`` are the releases of the merge,
+    if recorded. Raises ``AdapterError`` for an adapter that PEFT refuses.
+    """
+    rows = count_embedding_rows(model.tensors)
+    name = embeddings(model.tensors) or EMBED_TOKENS
+    for adapter in adapters:
+        if name in adapter.new_rows:
+            rows += adapter.new_rows[name].rows
+        if name in adapter.whole:
+            rows = adapter.whole[name].rows
+        if adapter.method is not None:
+            adapter.peft = _load_adapter(adapter, model, rows, merged_by)
+
+
+def _load_adapter(
+    contents: AdapterContents, model: Checkpoint, rows: int, merged_by: str | None
+) -> PeftModules:
+    """Let PEFT load an adapter for a model with ``rows`` embeddings.
 
     What it adds to single experts of a stack goes into ``contents``, to be checked as a product.
-    Raises ``AdapterError`` for an adapter that PEFT refuses.
     """
     if any(find_spec(package) is None for package in ("peft", "transformers")):
         return PeftModules(why="PEFT is not installed here")
@@ -53,11 +74,10 @@ def ask_peft(contents: AdapterContents, base: Checkpoint, merged_by: str | None)
     if merged_by not in (None, installed):
         return PeftModules(why=f"it was by {merged_by}, and here is {installed}")
     tensors, _ = split_tensors(str(contents.config.get("peft_type", "LORA")), contents.by_key)
-    rows = contents.count_vocabulary_rows(()) or count_embedding_rows(base.tensors)
     path = contents.folder / ADAPTER_CONFIG_NAME
     config = contents.config
-    tuner = open_tuner(contents.weights, path, config, tensors, base.config, rows, config)
-    for experts in find_expert_factors(tuner, base.config, base.tensors).values():
+    tuner = open_tuner(contents.weights, path, config, tensors, model.config, rows, config)
+    for experts in find_expert_factors(tuner, model.config, model.tensors).values():
         contents.products |= {name: Product(f.a, f.b, f.scaling) for name, f in experts.items()}
     return PeftModules(tuner)
 

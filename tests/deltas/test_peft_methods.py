@@ -190,6 +190,19 @@ def test_lora_before_and_after_another_method(tmp_path: Path, base: Path, vera: 
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5)
 
 
+def test_method_on_a_vocabulary_that_an_earlier_adapter_grew(tmp_path: Path, base: Path) -> None:
+    saved = ["embed_tokens", "lm_head"]
+    first = make_lora(tmp_path / "first", base, rows=120, modules_to_save=saved)
+    options: dict[str, Any] = {"output_type": "huggingface", "dtype": "float32"}
+    merge_lora(base, first, tmp_path / "grown", **options)
+    targets = ["q_proj", "lm_head"]
+    second = make_method(tmp_path / "second", tmp_path / "grown", "VERA", target_modules=targets)
+    merge_lora(base, [first, second], tmp_path / "out", **options)
+    expected = merge_method_with_peft(tmp_path / "grown", second, torch.float32)
+    torch.testing.assert_close(load_weights(tmp_path / "out"), expected, rtol=1e-5, atol=1e-5)
+    assert not verify_merge(tmp_path / "out").faults
+
+
 def test_whole_modules_beside_another_method(tmp_path: Path, base: Path) -> None:
     adapter = make_method(
         tmp_path / "adapter", base, "LOHA", modules_to_save=["lm_head", "input_layernorm"]
