@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -160,10 +161,11 @@ def _find_drop_reason(text: str) -> str | None:
 def _iter_raw_lines(stream: BinaryIO | gzip.GzipFile, file: Path) -> Iterator[bytes]:
     try:
         yield from stream
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise FormatError(
             "the compressed file is damaged or unfinished",
             file=file,
+            expected="a whole gzip file",
             found=str(error),
             remedy="fetch it again",
         ) from None
@@ -192,7 +194,7 @@ def _guess_encoding(content: bytes) -> str:
 def _parse_json_line(text: str, json_field: str, file: Path, number: int) -> str:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(
             "a line is not JSON",
             file=file,

@@ -76,12 +76,17 @@ def test_folders_are_searched_in_name_order(tmp_path: Path) -> None:
         ("a.txt", "汉字".encode("utf-16"), ["not UTF-8", "line 1", "UTF-16"]),
         ("a.txt.gz", gzip.compress(b"text" * 999)[:-9], ["damaged or unfinished"]),
         ("a.txt.gz", b"no gzip at all", ["damaged or unfinished"]),
+        ("a.txt.gz", gzip.compress(b"")[:10] + b"\xff" * 99, ["damaged or unfinished"]),
         ("a.jsonl", b'{"text": "a"}\n{"text": ', ["not JSON", "line 2"]),
         ("a.jsonl", b'{"body": "a", "id": 1}', ["no text under 'text'", "body, id"]),
         ("a.jsonl", b'{"text": 3}', ["no text under 'text'", "line 1"]),
         ("a.jsonl", b'["a"]', ["no text under 'text'", "list"]),
+        ("a.jsonl", b"[" * 200_000, ["not JSON", "line 1"]),
     ],
-    ids=["gbk", "utf-16", "cut gzip", "no gzip", "cut json", "no field", "no string", "no object"],
+    ids=[
+        *("gbk", "utf-16", "cut gzip", "no gzip", "damaged gzip"),
+        *("cut json", "no field", "no string", "no object", "deep json"),
+    ],
 )
 def test_what_cannot_be_read_is_refused_with_its_place(
     tmp_path: Path, name: str, content: bytes, words: list[str]
