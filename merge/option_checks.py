@@ -55,11 +55,18 @@ def require_positive(name: str, value: object) -> None:
 
 
 def require_finite(name: str, value: object) -> None:
-    """Require a number that is neither NaN nor infinite."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+    """Require a number that is neither NaN nor infinite, nor a whole one beyond all floats."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not _is_finite(value):
         raise UsageError(
             f"--{name} must be a finite number", expected="such as 1.5", found=repr(value)
         )
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # of an int
+        return False
 
 
 def require_path(name: str, value: object) -> None:
@@ -104,7 +111,7 @@ def parse_numbers(name: str, value: object) -> tuple[float, ...]:
     try:
         parts: Any = value.replace(",", " ").split() if isinstance(value, str) else value or ()
         numbers = tuple(float(part) for part in parts)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         numbers = (math.nan,)
     if not all(map(math.isfinite, numbers)):
         raise UsageError(

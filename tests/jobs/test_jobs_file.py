@@ -62,6 +62,7 @@ def refused(many: Many, file: Path, job: int | None = 2) -> MergeError:
         ({"lora_weights": [True]}, "lora_weights is of another kind", ""),
         ({"lora_weights": [1, 2]}, "must have one number for each adapter", ""),
         ({"lora_weights": float("nan")}, "must be finite numbers", ""),
+        ({"lora_weights": 10**400}, "must be finite numbers", ""),
         ({"num_shards": "two"}, "num_shards must be a whole number", ""),
         ({"dtype": "float61"}, "dtype is not one of its values", ""),
         ({"outtype": "f16"}, "outtype means nothing for this type of output", ""),

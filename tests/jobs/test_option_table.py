@@ -70,6 +70,11 @@ def test_values_that_mean_nothing_are_refused_by_the_table(
             kind(**{name: object()})  # type: ignore[arg-type]
 
 
+def test_whole_number_beyond_all_floats_is_refused() -> None:
+    with pytest.raises(UsageError, match="--expect_sum must be a finite number"):
+        table.ApplyDeltaSettings(expect_sum=10**400)
+
+
 def test_options_of_the_run_are_not_part_of_the_result() -> None:
     run = {"max_memory": "1MB", "num_workers": 3, "io": "direct", "offload_dir": "there"}
     run |= {"resume": True, "overwrite": True, "dry_run": True, "verify_base": True}
