@@ -14,27 +14,39 @@ def check_numbers(checked: TensorResult, tensor: LazyTensor) -> Iterator[Verific
     """Yield a fault where a tensor's elements or rows are not within their tolerance."""
     if checked.is_within_tolerance:
         return
-    where, found = "", f"{checked.failed_rows} rows whose random sums are off"
-    if checked.first is not None:
-        index, build_expected_model, tolerance, actual = checked.first
-        where = f"{build_expected_model:.9g} at {list(index)}, give or take {tolerance:.2g}"
-        found = (
-            f"{actual:.9g}; {checked.failed:,} of {checked.elements:,} elements are off, and the "
-            f"random sums of {checked.failed_rows:,} rows"
-        )
-    if checked.kind is not None:
-        furthest = FURTHEST_ROW[checked.kind]
-        where = f"rows within {furthest:.0%} of their norm, as blocks of {checked.kind.lower()} are"
-        if (limit := checked.limit_of_share) is not None:
-            where += f", and {1 - limit:.3g} to {1 + limit:.3g} times what the adapters add"
-        found = f"{checked.failed_rows:,} rows that are further off"
+    describe = _describe_elements if checked.kind is None else _describe_rows
+    expected, found = describe(checked)
     yield VerificationError(
         "a tensor is not what its inputs make of it",
         tensor=tensor.origin,
-        expected=where or "sums within rounding",
+        expected=expected,
         found=found + _describe_share(checked),
         remedy=_suggest_remedy(checked),
     )
+
+
+def _describe_elements(checked: TensorResult) -> tuple[str, str]:
+    """What elements must be, and what they are, where each has a tolerance of its own."""
+    if checked.first is None:
+        return "sums within rounding", f"{checked.failed_rows} rows whose random sums are off"
+    index, expected, tolerance, actual = checked.first
+    return (
+        f"{expected:.9g} at {list(index)}, give or take {tolerance:.2g}",
+        f"{actual:.9g}; {checked.failed:,} of {checked.elements:,} elements are off, and the "
+        f"random sums of {checked.failed_rows:,} rows",
+    )
+
+
+def _describe_rows(checked: TensorResult) -> tuple[str, str]:
+    """The same of rows in blocks whose elements have no bound."""
+    assert checked.kind is not None, "only such blocks have a kind"
+    expected = (
+        f"rows within {FURTHEST_ROW[checked.kind]:.0%} of their norm, as blocks of "
+        f"{checked.kind.lower()} are"
+    )
+    if (limit := checked.limit_of_share) is not None:
+        expected += f", and {1 - limit:.3g} to {1 + limit:.3g} times what the adapters add"
+    return expected, f"{checked.failed_rows:,} rows that are further off"
 
 
 def _describe_share(checked: TensorResult) -> str:
