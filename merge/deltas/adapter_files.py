@@ -146,7 +146,7 @@ def find_files(
     """Account for every file directly in an adapter's folder.
 
     ``names`` are those that the weights may have, groups in the order of preference. Raises
-    ``AdapterError`` when there are none, and for weights that nobody keys unless ``ignored``.
+    ``AdapterError`` when there are none, and for other weights unless they are ``ignored``.
     """
     files = folder.files
     left_out = tuple(name for name in files if name in ignored)
@@ -184,8 +184,8 @@ def find_files(
     known = {path.name for path in (*found, *parts, *new_rows, *heads)} | {TRAINABLE_PARAMS}
     others = [path for name, path in there.items() if name not in known]
     for path in others:
-        if is_unknown_file(path):
-            raise _explain_unknown_file(path)
+        if is_weight_file(path):
+            raise _make_unknown_error(path)
     return AdapterFiles(
         found[0],
         parts,
@@ -222,8 +222,8 @@ def _find_parts(folder: Folder, there: Mapping[str, Path]) -> tuple[Path, ...]:
     return ()
 
 
-def is_unknown_file(path: Path) -> bool:
-    """Whether a file, by its name, holds weights that the training of an adapter needs."""
+def is_weight_file(path: Path) -> bool:
+    """Whether a file, by its name, holds weights that may belong to a model: no trainer's state."""
     return path.name.lower().endswith(WEIGHT_SUFFIXES) and not _matches(path.name, SAYS_NOTHING)
 
 
@@ -235,7 +235,7 @@ def _matches(name: str, patterns: Collection[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def _explain_unknown_file(path: Path) -> AdapterError:
+def _make_unknown_error(path: Path) -> AdapterError:
     foreign = next((f for f in FOREIGN if fnmatch(path.name, f.pattern)), None)
     ignore = _IGNORE.format(name=path.name)
     if foreign is not None:

@@ -7,7 +7,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Protocol
 
 from ..checksums.known_files import load_known_files
-from ..deltas.adapter_files import is_unknown_file
+from ..deltas.adapter_files import is_weight_file
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _unread_weights(job: PlannedMerge) -> Iterator[str]:
     folder = job.sources.base
     read = {path.resolve() for path in job.plain.files}
     for path in folder.files.values():
-        if is_unknown_file(path) and path.resolve() not in read:
+        if is_weight_file(path) and path.resolve() not in read:
             yield path.name
 
 
