@@ -22,7 +22,8 @@ def require_no_collisions(path: Path, config: AdapterConfig, keys: AdapterKeys) 
 
     The rules are PEFT's: a module gets one kind of delta; a module of ``modules_to_save`` gets
     none (``tuners_utils.check_target_module_exists`` excludes it, and trainable tokens refuse to
-    wrap it). That copies of one tensor are equal is for ``whole.py`` to see.
+    wrap it). That copies of one tensor are equal is checked by
+    ``saved_modules.require_equal_copies``.
     """
     _require_one_delta(path, keys)
     _require_no_delta_of_saved(path, config, keys)

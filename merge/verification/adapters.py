@@ -203,7 +203,7 @@ def read_adapter(folder: Path, weight: float, offload: Offload | None = None) ->
     contents = AdapterContents(
         folder, path, _to_lora_fields(read_json(folder / ADAPTER_CONFIG_NAME))
     )
-    parts = _sort_by_part(_transpose_patches(tensors) if path.name == _MLX else tensors)
+    parts = _sort_by_part(_rename_mlx_factors(tensors) if path.name == _MLX else tensors)
     contents.by_key = tensors
     if contents.method is not None:
         parts = {kind: parts.get(kind, {}) for kind in _NOT_BY_PEFT}
@@ -242,16 +242,16 @@ def _to_lora_fields(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _transpose_patches(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """mlx-lm multiplies from the right: its factors are the others, transposed."""
+def _rename_mlx_factors(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """mlx-lm multiplies from the right: its factors are PEFT's, transposed, under other names."""
     named = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
-    turned = {}
+    renamed = {}
     for key, tensor in tensors.items():
         head, _, tail = key.rpartition(".")
-        turned[f"{head}.{named[tail]}" if tail in named else key] = (
+        renamed[f"{head}.{named[tail]}" if tail in named else key] = (
             tensor.transposed() if tail in named else tensor
         )
-    return turned
+    return renamed
 
 
 def _find_unread(folder: Path, weights: Sequence[Path]) -> Iterator[str]:
