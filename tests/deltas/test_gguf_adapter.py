@@ -17,6 +17,7 @@ from tests.kit.adapters import LINEAR, make_lora
 from tests.kit.files import load_weights
 from tests.kit.llama_cpp import LORA, convert
 from tests.kit.llamas import make_base
+from tests.kit.rewritten_gguf import rewrite_gguf
 from tests.kit.tokenizer_models import write_tokenizer
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
@@ -142,29 +143,6 @@ def test_an_adapter_is_described(
     assert f"fits       {base}, written as pth or huggingface" in told
 
 
-def rewritten(path: Path, target: Path, rename: Mapping[str, str], **changes: Any) -> Path:
-    """A copy of an adapter's file, written by the package, with tensors or metadata changed."""
-    source = gguf.GGUFReader(path)
-    writer = gguf.GGUFWriter(target, changes.get("general.architecture", "llama"))
-    said = {k: f.contents() for k, f in source.fields.items() if not k.startswith("GGUF.")}
-    for key, value in (said | changes).items():
-        if isinstance(value, str) and key != "general.architecture":
-            writer.add_string(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        elif isinstance(value, list):
-            writer.add_array(key, value)
-    for tensor in source.tensors:
-        name = rename.get(tensor.name, tensor.name)
-        if name:
-            writer.add_tensor(name, tensor.data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
-
-
 Q = "blk.0.attn_q.weight"
 
 
@@ -191,7 +169,7 @@ def test_files_that_hold_no_such_lora_are_refused(
     changes: Mapping[str, Any],
     told: str,
 ) -> None:
-    file = rewritten(pairs["linear"][1], tmp_path / "other.gguf", rename, **changes)
+    file = rewrite_gguf(pairs["linear"][1], tmp_path / "other.gguf", changes, names=rename)
     with pytest.raises(MergeError, match=told) as refusal:
         merge_lora(base, file, tmp_path / "out")
     assert refusal.value.facts.get("remedy")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from merge.commands.verify_merge import main
 from merge.output.preflight import MANIFEST_NAME
 from tests.kit.adapters import make_adapter
 from tests.kit.llamas import make_base
+from tests.kit.rewritten_gguf import rewrite_gguf
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
 
@@ -27,38 +27,6 @@ SCALING = {
     "original_max_position_embeddings": 32,
 }
 ROWS = 151
-
-
-def value_type(value: object) -> Any:
-    """How the package stores a value: as llama.cpp's converter does its like."""
-    kinds = {bool: "BOOL", int: "UINT32", float: "FLOAT32", str: "STRING", list: "ARRAY"}
-    return gguf.GGUFValueType[kinds[type(value)]]
-
-
-def rewritten(
-    source: Path,
-    out: Path,
-    values: Mapping[str, object],
-) -> Path:
-    """Copy a GGUF file by the package, with other values; None leaves one out."""
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(out, "llama")
-    kept = {k: f for k, f in reader.fields.items() if not k.startswith(("GGUF.", "general.arch"))}
-    for key, field in kept.items():
-        if key not in values:
-            inner = field.types[-1] if len(field.types) > 1 else None
-            writer.add_key_value(key, field.contents(), field.types[0], inner)
-    for key, value in values.items():
-        if value is not None:
-            inner = value_type(value[0]) if isinstance(value, list) else None
-            writer.add_key_value(key, value, value_type(value), inner)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +63,7 @@ def faults(folder: Path, **inputs: Any) -> list[str]:
 def test_what_a_merge_says_is_right_and_what_is_not_read_is_told(
     tmp_path: Path, base: Path, lora: Path, merged: Path
 ) -> None:
-    rewritten(merged, tmp_path / NAME, {})
+    rewrite_gguf(merged, tmp_path / NAME, {})
     found = verify_merge(tmp_path, base_model=base, lora_model=lora)
     assert [str(fault) for fault in found.faults] == []
     metadata, scaling = found.unchecked
@@ -126,7 +94,7 @@ def test_a_key_that_is_not_the_models_is_named(
     tmp_path: Path, base: Path, lora: Path, merged: Path, fault: str
 ) -> None:
     key, value, expected, actual = PLANTED[fault]
-    rewritten(merged, tmp_path / NAME, {key: value})
+    rewrite_gguf(merged, tmp_path / NAME, {key: value})
     (found,) = faults(tmp_path, base_model=base, lora_model=lora)
     lines = {line.split(":")[0].strip(): line for line in found.splitlines()}
     assert expected in lines["expected"]
@@ -137,7 +105,7 @@ def test_a_key_that_is_not_the_models_is_named(
 def test_fewer_tokens_than_rows_are_found(
     tmp_path: Path, base: Path, lora: Path, merged: Path
 ) -> None:
-    rewritten(merged, tmp_path / NAME, {"tokenizer.ggml.tokens": ["a"] * 9})
+    rewrite_gguf(merged, tmp_path / NAME, {"tokenizer.ggml.tokens": ["a"] * 9})
     found = faults(tmp_path, base_model=base, lora_model=lora)
     assert any("151 tokens" in fault and "found:    9 tokens" in fault for fault in found)
 
@@ -164,7 +132,7 @@ def test_scaling_is_held_against_the_configuration(
     (out / MANIFEST_NAME).unlink()
     assert faults(out, base_model=model) == []
     (out / NAME).rename(tmp_path / NAME)
-    rewritten(tmp_path / NAME, out / NAME, faulty)
+    rewrite_gguf(tmp_path / NAME, out / NAME, faulty)
     (found,) = faults(out, base_model=model)
     assert '"rope_scaling": ' in found
 
@@ -194,7 +162,7 @@ def test_the_last_adapters_configuration_counts_and_is_named(
 def test_the_command_tells_a_number_for_tokens_in_one_message(
     tmp_path: Path, base: Path, lora: Path, merged: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rewritten(merged, tmp_path / NAME, {"tokenizer.ggml.tokens": 5})
+    rewrite_gguf(merged, tmp_path / NAME, {"tokenizer.ggml.tokens": 5})
     words = ["--output_dir", tmp_path, "--base_model", base, "--lora_model", lora]
     assert main([*map(str, words), "--quiet"]) == 1
     said = capsys.readouterr().err

@@ -23,6 +23,7 @@ from merge.layouts.opening import open_checkpoint
 from merge.tokenizers import sentencepiece_model as spm
 from tests.kit.files import load_weights
 from tests.kit.llamas import make_base
+from tests.kit.rewritten_gguf import rewrite_gguf
 from tests.kit.run import run_python
 from tests.kit.tokenizer_models import write_tokenizer
 
@@ -243,43 +244,23 @@ def test_other_scalings_of_positions_are_refused_by_name(tmp_path: Path) -> None
         _write_gguf(base, tmp_path / "out")
 
 
-def _rewritten(path: Path, arch: str = "llama", leave_out: str = "", add: str = "") -> Path:
-    """A file of the package with the tensors of another, but for some."""
-    source, target = gguf.GGUFReader(path), path.with_name("rewritten.gguf")
-    writer = gguf.GGUFWriter(target, arch)
-    for key, field in source.fields.items():
-        if not key.startswith("GGUF.") and key != "general.architecture":
-            sub_type = field.types[-1] if len(field.types) > 1 else None
-            writer.add_key_value(key, field.contents(), field.types[0], sub_type)
-    for tensor in source.tensors:
-        if tensor.name != leave_out:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    if add:
-        writer.add_tensor(add, source.tensors[0].data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arch": "qwen2"}, "another architecture(.|\n)*qwen2"),
-        ({"leave_out": "blk.1.ffn_up.weight"}, "lacks a tensor(.|\n)*blk.1.ffn_up.weight"),
+        ({"values": {"general.architecture": "qwen2"}}, "another architecture(.|\n)*qwen2"),
+        ({"names": {"blk.1.ffn_up.weight": ""}}, "lacks a tensor(.|\n)*blk.1.ffn_up.weight"),
         ({"add": "blk.0.ffn_gate_inp.weight"}, "does not have(.|\n)*ffn_gate_inp"),
     ],
 )
 def test_a_file_that_is_no_llama_is_refused(
-    base: Path, tmp_path: Path, changes: dict[str, str], message: str
+    base: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     whole = _write_gguf(base, tmp_path / "out") / "ggml-model-f16.gguf"
-    assert (
-        open_checkpoint(_rewritten(whole)).tensors.keys() == open_checkpoint(whole).tensors.keys()
-    )
+    copy = rewrite_gguf(whole, tmp_path / "copy.gguf")
+    assert open_checkpoint(copy).tensors.keys() == open_checkpoint(whole).tensors.keys()
+    other = rewrite_gguf(whole, tmp_path / "other.gguf", **changes)
     with pytest.raises(LayoutError, match=message):
-        open_checkpoint(_rewritten(whole, **changes))
+        open_checkpoint(other)
 
 
 def test_a_missing_part_is_named(base: Path, tmp_path: Path) -> None:
