@@ -84,12 +84,14 @@ def _require_known(path: Path, unknown: Mapping[str, Any]) -> None:
 def _require_bounded(path: Path, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         is_seed = "seed" in name or name.endswith("_key")
-        if isinstance(value, int) and not is_seed and value > _LARGEST_NUMBER:
+        numbers = value.values() if isinstance(value, dict) else [value]
+        largest = max((n for n in numbers if isinstance(n, int)), default=0)
+        if not is_seed and largest > _LARGEST_NUMBER:
             raise AdapterError(
                 "the adapter configuration has a number that no training had",
                 file=path,
                 expected=f'"{name}" up to {_LARGEST_NUMBER}',
-                found=value,
+                found=largest,
                 remedy="take adapter_config.json from the run that trained the adapter",
             )
 

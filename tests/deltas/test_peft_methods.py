@@ -284,6 +284,13 @@ def test_configuration_of_a_stranger_is_refused(
     assert error.facts["file"].startswith(str(tmp_path / "adapter"))
 
 
+def test_rank_of_one_module_that_no_training_had_is_refused(tmp_path: Path, base: Path) -> None:
+    plain = make_method(tmp_path / "plain", base, "LOHA")
+    adapter = spoil(plain, tmp_path / "adapter", rank_pattern={"q_proj": 2_000_000_000})
+    error = refused(base, adapter, tmp_path / "out")
+    assert error.facts["expected"].startswith('"rank_pattern" up to')
+
+
 def test_expression_for_modules_is_spelt_out(tmp_path: Path, base: Path, vera: Path) -> None:
     pattern = r".*layers\.\d+\.(self_attn\.q_proj|mlp\.down_proj)"
     adapter = spoil(vera, tmp_path / "adapter", target_modules=pattern)
