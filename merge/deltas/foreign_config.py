@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError
-from .refusals import TRAINABLE_TOKENS
+from .peft_methods import TRAINABLE_TOKENS
 
 
 def as_peft(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .refusals import TRAINABLE_TOKENS
+TRAINABLE_TOKENS = "TRAINABLE_TOKENS"
+# The field that says from which values a LoRA was trained.
+START_FIELD = "init_lora_weights"
 
 
 @dataclass(frozen=True)
@@ -23,15 +25,15 @@ class Variant:
     result: str
 
 
-def _is_set(value: object) -> bool:
-    """Whether a variant with a configuration of its own is in use; ``{}`` is one of defaults."""
+def is_configured(value: object) -> bool:
+    """Whether a kind with a configuration of its own is in use; ``{}`` is one of defaults."""
     return value is not None and value is not False
 
 
 def _start(name: str, start: str, result: str) -> Variant:
     return Variant(
         name,
-        "init_lora_weights",
+        START_FIELD,
         lambda value: isinstance(value, str) and value.lower() == start,
         result,
     )
@@ -48,10 +50,12 @@ VARIANTS = (
         "the product is added to bare parameters, such as fused experts",
     ),
     Variant("QALoRA", "use_qalora", bool, "as PEFT merges it"),
-    Variant("BD-LoRA", "use_bdlora", _is_set, "as PEFT merges it"),
-    Variant("KaSA", "kasa_config", _is_set, "as PEFT merges it"),
-    Variant("VeLoRA", "velora_config", _is_set, "as PEFT merges it"),
-    Variant("MonteCLoRA", "monteclora_config", _is_set, "as PEFT merges it, without sampling"),
+    Variant("BD-LoRA", "use_bdlora", is_configured, "as PEFT merges it"),
+    Variant("KaSA", "kasa_config", is_configured, "as PEFT merges it"),
+    Variant("VeLoRA", "velora_config", is_configured, "as PEFT merges it"),
+    Variant(
+        "MonteCLoRA", "monteclora_config", is_configured, "as PEFT merges it, without sampling"
+    ),
 )
 # Parts of tensor names that give a method away where adapter_config.json does not say it.
 _MARKS = {

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .peft_methods import START_FIELD, VARIANTS, is_configured
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -22,7 +24,6 @@ class Refusal:
     marks: tuple[str, ...] = ()
 
 
-TRAINABLE_TOKENS = "TRAINABLE_TOKENS"
 _NO_WEIGHTS = "it is no change of weights"
 _USE_UNMERGED = "use it unmerged, with PEFT"
 _CONVERT = (
@@ -38,20 +39,16 @@ _OTHER_BASE = (
     "it was trained relative to a base that the initialisation changed, so on the plain base it "
     "gives another model"
 )
-# Starts that leave the base as it is, and those that PEFT makes again from the plain base.
+# Starts that leave the base as it is.
 _PLAIN_STARTS = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
-_REPEATABLE_STARTS = ("pissa", "olora")
 
 
 def _is_known_start(value: object) -> bool:
     """Whether ``init_lora_weights`` is yes or no, or a start that can be merged."""
-    named = isinstance(value, str) and value.lower() in (*_PLAIN_STARTS, *_REPEATABLE_STARTS)
-    return value is None or isinstance(value, bool) or named
-
-
-def _is_set(value: object) -> bool:
-    """Whether a kind with a configuration of its own is in use; ``{}`` is one of defaults."""
-    return value is not None and value is not False
+    if isinstance(value, str):
+        starts = (variant for variant in VARIANTS if variant.field == START_FIELD)
+        return value.lower() in _PLAIN_STARTS or any(start.applies(value) for start in starts)
+    return value is None or isinstance(value, bool)
 
 
 def _type(name: str, peft_type: str, reason: str, remedy: str, *marks: str) -> Refusal:
@@ -62,7 +59,7 @@ def _start(name: str, start: str, *, remedy: str = _CONVERT, reason: str = _OTHE
     def applies(value: object) -> bool:
         return isinstance(value, str) and value.lower().startswith(start)
 
-    return Refusal(name, "init_lora_weights", applies, reason, remedy)
+    return Refusal(name, START_FIELD, applies, reason, remedy)
 
 
 REFUSED = (
@@ -85,7 +82,7 @@ REFUSED = (
     _start("LoftQ", "loftq"),
     Refusal(
         "any other start of its own",
-        "init_lora_weights",
+        START_FIELD,
         lambda value: not _is_known_start(value),
         "it is not known here whether that initialisation changed the base",
         _CONVERT,
@@ -107,7 +104,7 @@ REFUSED = (
     Refusal(
         "Arrow",
         "arrow_config",
-        _is_set,
+        is_configured,
         "Arrow routes between adapters",
         _USE_UNMERGED,
         ("lora_arrow",),

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from merge import convert_checkpoint, merge_lora, verify_merge
+from merge.deltas.peft_methods import TRAINABLE_TOKENS
 from merge.deltas.peft_methods import VARIANTS as HANDLED_VARIANTS
-from merge.deltas.refusals import REFUSED, TRAINABLE_TOKENS
+from merge.deltas.refusals import REFUSED
 from merge.errors import AdapterError, MergeError, OutputError, UsageError
 from tests.kit.adapters import make_lora, merge_with_peft
 from tests.kit.files import load_weights
