@@ -41,7 +41,7 @@ from .reference import (
 from .ulps import choose_coarser, round_to_nearest, view_as_integers
 
 # Random vectors of the probe. Each misses a wrong row with its own chance.
-_VECTORS = 4
+PROBE_VECTORS = 4
 # A piece of the arithmetic: large beside what each call of torch costs.
 _PIECE_ELEMENTS = 1 << 17
 # Below it float32 has fewer digits, or none: terms may vanish, and so may tolerances.
@@ -125,7 +125,7 @@ class TensorResult(Counts):
         return self.added / self.squares if self.squares else None
 
 
-def _make_probe_vectors(name: str, columns: int, vectors: int = _VECTORS) -> torch.Tensor:
+def _make_probe_vectors(name: str, columns: int, vectors: int = PROBE_VECTORS) -> torch.Tensor:
     """The probe of a tensor: (vectors, columns) of -1 and 1 in float64, the same in every run."""
     seed = int.from_bytes(sha256(name.encode()).digest()[:7], "little")
     generator = torch.Generator().manual_seed(seed)

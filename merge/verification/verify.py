@@ -16,7 +16,7 @@ from ..tensors.lazy import Checkpoint, LazyTensor, get_dtype_name
 from ..tensors.threads import ComputePool, use_one_torch_thread
 from .block_rows import describe_block_checks
 from .configuration import check_configuration
-from .elementwise import TensorResult, check_tensor, get_blocks
+from .elementwise import PROBE_VECTORS, TensorResult, check_tensor, get_blocks
 from .exactness import Exactness
 from .expected import ExpectedModel, MergeInputs, build_expected_model
 from .expected_tensor import ExpectedTensor
@@ -335,8 +335,8 @@ def _describe_checks(
     if inputs is not None:
         partly = len(found.unchecked_tensors & _merge_extra(result).keys())
         yield (
-            f"arithmetic {count - partly} tensors, each element and 4 random sums of each row"
-            + (f"; {partly} not or in part" if partly else "")
+            f"arithmetic {count - partly} tensors, each element and {PROBE_VECTORS} random sums of "
+            "each row" + (f"; {partly} not or in part" if partly else "")
         )
     exactness = found.exactness
     if exactness.elements:
