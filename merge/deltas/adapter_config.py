@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,26 +118,21 @@ class AdapterConfig:
         The shapes tell the rank, so a rule that gives others is not the one of the training.
         Raises ``AdapterError`` when two that are left give different scalings.
         """
-        fitting = tuple(rule for rule in self.rules if _fits(self, rule, ranks)) or self.rules[:1]
-        first = fitting[0]
-        for other in fitting[1:]:
-            for module in ranks:
-                one, two = (
-                    _compute_scaling(self, first, module),
-                    _compute_scaling(self, other, module),
+        first, *others = [rule for rule in self.rules if _fits(self, rule, ranks)] or self.rules[:1]
+        for other, module in product(others, ranks):
+            one, two = (_compute_scaling(self, rule, module) for rule in (first, other))
+            if one != two:
+                raise AdapterError(
+                    "rank_pattern and alpha_pattern do not mean the same to all releases of PEFT, "
+                    "and it is not recorded which one trained the adapter",
+                    file=self.path,
+                    expected='"peft_version"',
+                    found=f"{module} scaled by {one:g} ({first.releases}) or {two:g} "
+                    f"({other.releases})",
+                    remedy="write the release that trained it into that file, such as "
+                    '"peft_version": "0.13.2"',
                 )
-                if one != two:
-                    raise AdapterError(
-                        "rank_pattern and alpha_pattern do not mean the same to all releases of "
-                        "PEFT, and it is not recorded which one trained the adapter",
-                        file=self.path,
-                        expected='"peft_version"',
-                        found=f"{module} scaled by {one:g} ({first.releases}) or {two:g} "
-                        f"({other.releases})",
-                        remedy="write the release that trained it into that file, such as "
-                        '"peft_version": "0.13.2"',
-                    )
-        return replace(self, rules=fitting[:1])
+        return replace(self, rules=(first,))
 
     def token_indices(self, module: str) -> tuple[int, ...]:
         """The rows of ``module`` that are replaced; a plain list is for every side that has any."""
