@@ -68,10 +68,8 @@ def _append_rows(adapter: Adapter, name: str, old: LazyTensor, rows: LazyTensor)
             found=rows.shape[1:],
             remedy="give the base that the adapter was trained on",
         )
-    shape, dtype = (
-        (old.rows + rows.rows, *old.shape[1:]),
-        torch.promote_types(old.dtype, rows.dtype),
-    )
+    shape = (old.rows + rows.rows, *old.shape[1:])
+    dtype = torch.promote_types(old.dtype, rows.dtype)
     return Appended(shape, dtype, f"{old.origin}, then {rows.origin}", old, rows)
 
 

@@ -87,31 +87,31 @@ def apply_adapters(
         _require_fits(adapter, starts)
         require_declared(adapter, base, sides)
         _require_not_merged_yet(adapter, base)
-    makings = {name: _TensorBuilder(name, start, vocab_mismatch) for name, start in starts.items()}
+    builders = {name: _TensorBuilder(name, start, vocab_mismatch) for name, start in starts.items()}
 
     def merged(name: str) -> PatchedTensor:
-        return makings[name].result(dtype or starts[name].dtype, round_each_adapter)
+        return builders[name].result(dtype or starts[name].dtype, round_each_adapter)
 
     def so_far(name: str) -> LazyTensor:
         exact = None if round_each_adapter else torch.float32
-        return makings[name].so_far(exact or dtype or starts[name].dtype, round_each_adapter)
+        return builders[name].so_far(exact or dtype or starts[name].dtype, round_each_adapter)
 
     for number, adapter in enumerate(adapters, start=1):
         fitted = _transpose_patches(adapter, base.config)
         if sides is not None:
             fitted = mirror_to_lm_head(fitted, sides)
         fitted = attach_siblings(fitted, so_far)
-        for making in makings.values():
-            making.merge(number, fitted)
+        for builder in builders.values():
+            builder.merge(number, fitted)
         if sides is not None and not have_same_values(merged(sides.embeddings), merged(sides.head)):
             sides = None  # from here on it is a model with two matrices
     if sides is not None:
-        del makings[sides.head]
-    steps = {name: tuple(making.steps) for name, making in makings.items()}
+        del builders[sides.head]
+    steps = {name: tuple(builder.steps) for name, builder in builders.items()}
     notes = tuple(
         note for adapter in adapters for note in find_completeness_warnings(adapter, base)
     )
-    tensors = {name: merged(name) for name in makings}
+    tensors = {name: merged(name) for name in builders}
     return MergedModel(tensors, steps, sides is not None, notes)
 
 
@@ -147,7 +147,7 @@ class _TensorBuilder:
         if self._name in adapter.added:
             stage = adapter.added[self._name]
             self._require_fits(adapter, stage)
-            self.steps.append(self._added(number, stage))
+            self.steps.append(self._describe_step(number, stage))
             self._stages.append(stage)
 
     def result(self, dtype: torch.dtype, round_each_adapter: bool) -> PatchedTensor:
@@ -212,7 +212,7 @@ class _TensorBuilder:
         self._start = take_rows(self._start, rows)
         self.steps.append(Step(number, "cut", before, rows))
 
-    def _added(self, number: int, stage: tuple[Patch, ...]) -> Step:
+    def _describe_step(self, number: int, stage: tuple[Patch, ...]) -> Step:
         rows = self._start.rows
         for patch in stage:
             if isinstance(patch, LowRank):
@@ -346,7 +346,7 @@ def _require_not_merged_yet(adapter: Adapter, base: Checkpoint) -> None:
     ]
     if not adapter.added or not pairs:
         return
-    if all(equal_values(ours, _as(theirs, ours.dtype)) for ours, theirs in pairs):
+    if all(equal_values(ours, _cast(theirs, ours.dtype)) for ours, theirs in pairs):
         raise AdapterError(
             "the base model holds this adapter already; merging it again would add it twice",
             file=adapter.weights,
@@ -357,5 +357,5 @@ def _require_not_merged_yet(adapter: Adapter, base: Checkpoint) -> None:
         )
 
 
-def _as(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:
+def _cast(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:
     return PatchedTensor(tensor.shape, dtype, tensor.origin, tensor)

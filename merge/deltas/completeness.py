@@ -76,7 +76,7 @@ def require_declared(adapter: Adapter, base: Checkpoint, sides: TiedPair | None)
 def find_completeness_warnings(adapter: Adapter, base: Checkpoint) -> Iterator[str]:
     """What may be missing, but may as well never have been there."""
     declared = _collect_declared(adapter, base, None)
-    biases = [f"{module}.bias" for module in _low_rank(adapter)]
+    biases = [f"{module}.bias" for module in _list_lora_modules(adapter)]
     mine = [name for name in biases if name in base.tensors]
     lora_only = adapter.config.bias == "lora_only"
     if lora_only and mine and not adapter.replaced.keys() & {*mine}:
@@ -88,11 +88,11 @@ def find_completeness_warnings(adapter: Adapter, base: Checkpoint) -> Iterator[s
         "layers_to_transform"
     ):
         return
-    kinds = {_kind(module) for module in _low_rank(adapter)}
+    kinds = {_without_layer(module) for module in _list_lora_modules(adapter)}
     modules = [
         m
         for m in _list_linear_modules(declared)
-        if _kind(m) in kinds and m not in _low_rank(adapter)
+        if _without_layer(m) in kinds and m not in _list_lora_modules(adapter)
     ]
     if modules:
         yield (
@@ -152,7 +152,7 @@ def _require_targets(declared: _Declared) -> None:
     targets = _list_modules(declared.fields.get("target_modules"))
     if not targets or declared.adapter.config.method:  # PEFT says what it expects
         return
-    present = _low_rank(declared.adapter)
+    present = _list_lora_modules(declared.adapter)
     tied = declared.adapter.config.ensure_weight_tying
     for module in sorted(present):
         # PEFT up to 0.4 compared ends of names without the dot before them.
@@ -180,7 +180,7 @@ def _require_targets(declared: _Declared) -> None:
         )
 
 
-def _low_rank(adapter: Adapter) -> set[str]:
+def _list_lora_modules(adapter: Adapter) -> set[str]:
     return {name.removesuffix(".weight") for name in adapter.low_rank}
 
 
@@ -194,7 +194,7 @@ def _list_linear_modules(declared: _Declared) -> list[str]:
         if name.endswith(".weight")
         and len(tensor.shape) == 2
         and _EXPERTS not in name
-        and (count is None or (_layer(name) or 0) < count)
+        and (count is None or (_find_layer(name) or 0) < count)
     ]
 
 
@@ -207,7 +207,7 @@ def _is_target(declared: _Declared, module: str, targets: tuple[str, ...]) -> bo
         return False
     layers = fields.get("layers_to_transform")
     chosen = [layers] if isinstance(layers, int) else layers or []
-    return module in targets or not chosen or _layer(module) in chosen
+    return module in targets or not chosen or _find_layer(module) in chosen
 
 
 def _is_excluded(module: str, excluded: object) -> bool:
@@ -231,10 +231,10 @@ def _list_modules(names: object) -> tuple[str, ...]:
     return () if "all-linear" in names else tuple(names)
 
 
-def _layer(name: str) -> int | None:
+def _find_layer(name: str) -> int | None:
     match = _LAYER.match(name)
     return int(match[1]) if match else None
 
 
-def _kind(module: str) -> str:
+def _without_layer(module: str) -> str:
     return re.sub(r"\.\d+\.", ".N.", module)

@@ -72,10 +72,10 @@ def _require_no_delta_of_saved(path: Path, config: AdapterConfig, keys: AdapterK
                 file=path,
                 tensor=f"{module}.{delta}",
                 expected="one or the other, as PEFT writes them",
-                found=f"{_key(name, part)} beside it",
+                found=f"{_spell_key(name, part)} beside it",
                 remedy="remove the one that is not meant, or save the adapter again",
             )
 
 
-def _key(name: str, part: str) -> str:
+def _spell_key(name: str, part: str) -> str:
     return name if part == "plain" else inside(name, part)

@@ -207,11 +207,11 @@ def fit_to_base(adapter: Adapter, base: Checkpoint, allow_quantized: bool) -> Ad
             remedy="give the adapter as PEFT saved it",
         )
     head_dim = LlamaShape.from_config(base.config, found.path).head_dim
-    turned = {row.hf.partition("{}")[2] for row in llama.TABLE if row.rotary is not None}
+    rotary = tuple(row.hf.partition("{}")[2] for row in llama.TABLE if row.rotary is not None)
     added = {
         name: tuple(
             replace(patch, b=to_half_split(patch.b, head_dim))
-            if isinstance(patch, LowRank) and name.endswith(tuple(turned))
+            if isinstance(patch, LowRank) and name.endswith(rotary)
             else patch
             for patch in stage
         )
