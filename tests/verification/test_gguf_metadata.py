@@ -78,7 +78,7 @@ PLANTED: dict[str, tuple[str, object, str, str]] = {
     "eps-of-text": ("llama.attention.layer_norm_rms_epsilon", "1e-06", "1e-06", '"1e-06"'),
     "base-of-frequencies": ("llama.rope.freq_base", 77.0, '"rope_theta": 500000', "77.0"),
     "no-base": ("llama.rope.freq_base", None, '"rope_theta": 500000', "10000"),
-    "scaling": ("llama.rope.scaling.type", "linear", '"rope_scaling": null', '"linear"'),
+    "scaling": ("llama.rope.scaling.factor", 2.0, '"rope_scaling": null', '"linear"'),
     "bos": ("tokenizer.ggml.bos_token_id", 2, "bos_token_id 1", "bos_token_id 2"),
     "bos-beyond": ("tokenizer.ggml.bos_token_id", 9999, "bos_token_id 1", "9999"),
     "eos": ("tokenizer.ggml.eos_token_id", 1, "eos_token_id 2", "eos_token_id 1"),
@@ -114,13 +114,13 @@ def test_fewer_tokens_than_rows_are_found(
     ("scaling", "faulty"),
     [
         ({"type": "linear", "factor": 4.0}, {"llama.rope.scaling.factor": 2.0}),
-        ({"type": "linear", "factor": 4}, {"llama.rope.scaling.type": None}),
+        ({"type": "linear", "factor": 4}, {"llama.rope.scaling.type": "none"}),
         ({"rope_type": "yarn", "factor": 4.0}, {"llama.rope.scaling.type": "linear"}),
         (
             {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
             {"llama.rope.scaling.original_context_length": 64},
         ),
-        ({"type": "dynamic", "factor": 4.0}, {"llama.rope.scaling.type": "linear"}),
+        ({"type": "dynamic", "factor": 4.0}, {"llama.rope.scaling.factor": 4.0}),
     ],
 )
 def test_scaling_is_held_against_the_configuration(

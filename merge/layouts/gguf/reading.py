@@ -215,13 +215,18 @@ _YARN = {
 
 
 def _derive_rope_scaling(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """``rope_scaling`` as llama.cpp takes it: linear where no type is said, by 1 where no factor is
+    (``load_hparams`` in ``src/llama-model.cpp``). The type ``none`` means none, with any factor.
+    """
     prefix = f"{ARCHITECTURE}.rope.scaling."
     said = {key.removeprefix(prefix): v for key, v in metadata.items() if key.startswith(prefix)}
-    if said.get("type") in (None, "none"):
-        linear = metadata.get(f"{ARCHITECTURE}.rope.scale_linear", 1.0)  # in files of 2023
-        return None if linear in (0.0, 1.0) else {"rope_type": "linear", "factor": linear}
+    kind = said.get("type", "linear")
+    # The other key is that of files of 2023.
+    factor = said.get("factor", metadata.get(f"{ARCHITECTURE}.rope.scale_linear"))
+    if kind == "none" or (kind == "linear" and factor in (None, 0.0, 1.0)):
+        return None
     more = {name: said[key] for key, name in _YARN.items() if said.get(key) is not None}
-    return {"rope_type": said["type"], "factor": said.get("factor"), **more}
+    return {"rope_type": kind, "factor": factor, **more}
 
 
 def _check_and_order(

@@ -263,6 +263,32 @@ def test_a_file_that_is_no_llama_is_refused(
         open_checkpoint(other)
 
 
+_SCALING = "llama.rope.scaling"
+
+
+@pytest.mark.parametrize(
+    ("keys", "factor"),
+    [
+        ({f"{_SCALING}.type": "linear", f"{_SCALING}.factor": 4.0}, 4.0),
+        ({f"{_SCALING}.factor": 4.0}, 4.0),
+        ({"llama.rope.scale_linear": 4.0}, 4.0),
+        ({f"{_SCALING}.factor": 4.0, "llama.rope.scale_linear": 2.0}, 4.0),
+        ({f"{_SCALING}.type": "linear"}, None),
+        ({f"{_SCALING}.factor": 1.0}, None),
+        ({f"{_SCALING}.type": "none", f"{_SCALING}.factor": 4.0}, None),
+        ({f"{_SCALING}.type": "none", "llama.rope.scale_linear": 4.0}, None),
+    ],
+)
+def test_positions_are_scaled_as_llama_cpp_scales_them(
+    base: Path, tmp_path: Path, keys: dict[str, object], factor: float | None
+) -> None:
+    """By ``load_hparams``: linear where no type is said."""
+    whole = _write_gguf(base, tmp_path / "out") / "ggml-model-f16.gguf"
+    config = open_checkpoint(rewrite_gguf(whole, tmp_path / "other.gguf", keys)).config
+    wanted = None if factor is None else {"rope_type": "linear", "factor": factor}
+    assert config["rope_scaling"] == wanted
+
+
 def test_a_missing_part_is_named(base: Path, tmp_path: Path) -> None:
     output = _write_gguf(base, tmp_path / "out", split_max_size="60kB")
     (output / "ggml-model-f16-00002-of-00004.gguf").unlink()
