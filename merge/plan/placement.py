@@ -175,7 +175,7 @@ def _plan_gguf(model: Model, settings: OutputSettings) -> Plan:
     made = gguf_output.place_tensors(checked, description, typed, settings.split_bytes)
     documents = {}
     if settings.modelfile is not None:
-        documents = build_modelfile(settings.modelfile, [*made.headers], description.documents)
+        documents = build_modelfile(settings.modelfile, [*made.headers], known.tokenizer.tokens)
     notes = (*made.notes, *_describe_time(typed.tensors.values(), settings))
     plan = Plan(made.placed, documents, result, made.headers, notes, checked)
     return replace(plan, imatrix=typed.importance.path)

@@ -7,7 +7,7 @@ a text itself. Sources: ``docs/modelfile.md`` and ``docs/template.md`` of Ollama
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...errors import UsageError
@@ -58,12 +58,12 @@ FORMATS: Mapping[str, ChatFormat] = {
 
 
 def build_modelfile(
-    name: str, weights: Sequence[str], documents: Mapping[str, bytes]
+    name: str, weights: Sequence[str], tokens: Collection[str | None]
 ) -> dict[str, bytes]:
     """The file by its name, for ``FORMATS[name]``.
 
-    ``weights`` are the GGUF files, ``documents`` those of the tokenizer. Raises ``UsageError`` for
-    several GGUF files, and for a vocabulary without the format's tokens.
+    ``weights`` are the GGUF files, ``tokens`` the vocabulary. Raises ``UsageError`` for several
+    GGUF files, and for a vocabulary without the format's tokens.
     """
     chat = FORMATS[name]
     if len(weights) > 1:
@@ -72,7 +72,7 @@ def build_modelfile(
             found=f"{len(weights)} files by --split_max_size",
             remedy="leave --split_max_size or --modelfile out",
         )
-    missing = [one for one in chat.tokens if not any(one.encode() in d for d in documents.values())]
+    missing = [token for token in chat.tokens if token not in tokens]
     if missing:
         raise UsageError(
             f"--modelfile {name} is for models of another tokenizer",

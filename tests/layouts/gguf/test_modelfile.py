@@ -8,13 +8,15 @@ from typing import Any
 import jinja2
 import pytest
 
-from merge import convert_checkpoint, verify_merge
+from merge import convert_checkpoint, merge_lora, verify_merge
 from merge.errors import UsageError
 from merge.layouts.gguf.modelfile import FORMATS, MODELFILE_NAME, build_modelfile
 from merge.plan.documents import _ALPACA
 from merge.settings import MODELFILES
+from tests.kit.adapters import make_adapter
 from tests.kit.llamas import make_base
 from tests.kit.ollama import fill_template, parse_modelfile
+from tests.kit.rewritten_gguf import rewrite_gguf
 
 _TALK = [
     {"role": "user", "content": "甲"},
@@ -60,7 +62,7 @@ def test_llama_3s_prompt_is_that_of_its_template(count: int) -> None:
 @pytest.mark.parametrize("name", MODELFILES)
 def test_the_file_is_of_ollamas_grammar(name: str) -> None:
     chat = FORMATS[name]
-    made = build_modelfile(name, ["model.gguf"], {"tokenizer": "".join(chat.tokens).encode()})
+    made = build_modelfile(name, ["model.gguf"], ["<unk>", *chat.tokens])
     assert parse_modelfile(made[MODELFILE_NAME].decode()) == [
         ("FROM", "./model.gguf"),
         ("TEMPLATE", chat.template),
@@ -88,6 +90,25 @@ def test_it_lies_beside_the_file_and_is_checked_with_it(tmp_path: Path) -> None:
     path.write_text("FROM elsewhere\n", encoding="utf-8")
     (fault,) = verify_merge(tmp_path / "out").faults
     assert fault.facts["file"] == str(path)
+
+
+def test_tokens_of_a_gguf_base_are_its_tokens(tmp_path: Path) -> None:
+    """Not those of a chat template, which a base has among its documents."""
+    gguf = pytest.importorskip("gguf", reason="needs the package gguf")
+    base = make_base(tmp_path / "base")
+    lora = make_adapter(tmp_path / "lora", base, modules_to_save=None)
+    convert_checkpoint(base, tmp_path / "plain", output_type="gguf", chat_template="alpaca")
+    (plain,) = (tmp_path / "plain").glob("*.gguf")
+    tokens = gguf.GGUFReader(plain).fields["tokenizer.ggml.tokens"].contents()
+    own = {"tokenizer.ggml.tokens": [*tokens[:-2], "<|eot_id|>", "<|start_header_id|>"]}
+    file = rewrite_gguf(plain, tmp_path / "llama3.gguf", own)
+    options = {"output_type": "gguf", "modelfile": "llama3"}
+    merge_lora(file, lora, tmp_path / "out", **options)
+    assert "FROM ./" in (tmp_path / "out" / MODELFILE_NAME).read_text(encoding="utf-8")
+    said = {"tokenizer.chat_template": "<|start_header_id|>user<|end_header_id|>x<|eot_id|>"}
+    other = rewrite_gguf(plain, tmp_path / "other.gguf", said)
+    with pytest.raises(UsageError, match="another tokenizer"):
+        merge_lora(other, lora, tmp_path / "no", **options)
 
 
 @pytest.mark.parametrize(
