@@ -6,7 +6,7 @@ PEFT's ``layer_replication`` of ``[[0, 4], [2, 5]]`` makes of layers 0 to 4 the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,21 +87,28 @@ def replicate_config(
 
     Raises ``AdapterError`` for a model in which a layer's place may say what it computes.
     """
-    kind, layers = config.get("model_type"), config.get("num_hidden_layers")
-    by_place = "max_window_layers" if config.get("use_sliding_window") else None
-    types = config.get("layer_types") or []
-    fits = isinstance(types, list) and len(types) in (0, layers)
-    if kind not in _UNIFORM or by_place or not fits:
+    if odd := list(_iter_obstacles(config)):
         raise AdapterError(
             "the adapter repeats layers of the base, and in this base a layer may compute "
             "something else in another place",
             file=path,
             expected=f"a base of model_type {', '.join(_UNIFORM)}, with the same attention in each "
             "layer or layer_types of each",
-            found=f'"model_type": {kind!r}' + (f", with {by_place}" if by_place else "")[:200],
+            found="; ".join(odd)[:200],
             remedy="use it unmerged, with PEFT",
         )
     changed = {**config, "num_hidden_layers": len(sources)}
-    if types:
+    if types := config.get("layer_types"):
         changed["layer_types"] = [types[source] for source in sources]
     return changed
+
+
+def _iter_obstacles(config: Mapping[str, Any]) -> Iterator[str]:
+    """What in a configuration lets a layer compute something else in another place."""
+    if (kind := config.get("model_type")) not in _UNIFORM:
+        yield f'"model_type": {kind!r}'
+    if config.get("use_sliding_window"):
+        yield '"use_sliding_window" from the layer "max_window_layers" on'
+    types, layers = config.get("layer_types") or [], config.get("num_hidden_layers")
+    if not isinstance(types, list) or len(types) not in (0, layers):
+        yield f'"layer_types" for other layers than the {layers} of the model'

@@ -250,7 +250,7 @@ def test_start_that_depends_on_the_base_is_refused(tmp_path: Path, base: Path, l
     [
         ({"model_type": "gemma2"}, "\"model_type\": 'gemma2'"),
         ({"model_type": "qwen2", "use_sliding_window": True}, "max_window_layers"),
-        ({"model_type": "qwen2", "layer_types": ["full_attention"]}, "qwen2"),
+        ({"model_type": "qwen2", "layer_types": ["full_attention"]}, 'layer_types" for other'),
     ],
 )
 def test_base_whose_layers_depend_on_their_place_is_refused(
