@@ -223,8 +223,9 @@ def _find_rotary_factors(description: Description) -> Iterator[_Item]:
     kept = description.kept
     is_kept = kept is not None and kept.is_described
     factors = kept.rotary_factors if kept and is_kept else _build_rotary_factors(description)
-    if factors is not None:
-        yield _Item(ROTARY_FACTORS, ROTARY_FACTORS, factors, factors.shape)
+    if factors is not None:  # llama.cpp reads them in this type alone
+        whole = convert_to_type(factors, "F32")
+        yield _Item(ROTARY_FACTORS, ROTARY_FACTORS, whole, whole.shape)
 
 
 def _build_rotary_factors(description: Description) -> LazyTensor | None:
