@@ -92,7 +92,7 @@ def read_llama3(path: Path) -> Llama3Tokenizer:
     ``VocabularyError`` for the tokenizer of another model.
     """
     if not path.exists():
-        raise UsageError("there is no such tokenizer", file=path)
+        raise UsageError("there is no such tokenizer", file=path, remedy=_REMEDY)
     folder = ModelFolder(path)
     is_fast = path.is_dir() and TOKENIZER_JSON_NAME in folder.files
     ranks = None if is_fast else _read_tiktoken(folder)

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merge.errors import FormatError, OutputError, UsageError, VocabularyError
+from merge.errors import FormatError, UsageError, VocabularyError
 from merge.interruption import raise_if_interrupted
 from merge.sizes import OnBytes
 from merge.storage.atomic_write import write_atomically
@@ -97,7 +97,10 @@ def check_settings(settings: GrowthSettings, base: Llama3Tokenizer) -> None:
         if not low <= value <= high:
             counted = f", {base.n_tokens} of them old" if name == "vocab_size" else ""
             raise UsageError(
-                f"--{name} is out of range", expected=f"{low} to {high}{counted}", found=value
+                f"--{name} is out of range",
+                expected=f"{low} to {high}{counted}",
+                found=value,
+                remedy=f"give --{name} within these bounds",
             )
 
 
@@ -216,17 +219,6 @@ def apply_merges(base: Llama3Tokenizer, merges: Sequence[Merge]) -> dict[bytes, 
         tokens[id_] = tokens[merge.left] + tokens[merge.right]
         ranks[tokens[id_]] = id_
     return ranks
-
-
-def check_output(folder: Path, names: Sequence[str], overwrite: bool = False) -> None:
-    """Raise ``OutputError`` if ``folder`` holds one of the files, unless ``overwrite``."""
-    there = [name for name in names if (folder / name).exists()]
-    if there and not overwrite:
-        raise OutputError(
-            "the output folder already holds a tokenizer",
-            file=folder / there[0],
-            remedy="choose another --output_dir, or replace it with --overwrite",
-        )
 
 
 def write_grown(

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merge.checksums import known_tokenizers as known
-from merge.errors import FormatError, OutputError, UsageError, VocabularyError
+from merge.errors import FormatError, UsageError, VocabularyError
 from merge.storage.atomic_write import write_atomically
 from merge.tokenizers import sentencepiece_model as spm
 from merge.tokenizers.file_names import MODEL_NAME, SPECIAL_TOKENS_NAME
 from merge.tokenizers.sentencepiece_tokenizer import build_documents, read_tokenizer
 
 from .extend import ExtendedModel, extend, select_text_pieces
+from .output_files import require_room_for_tokenizer
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
@@ -139,16 +140,11 @@ def _find_unreachable(extended: ExtendedModel, pad_token: str | None = None) -> 
 def write_tokenizer(merged: MergedTokenizer, folder: Path, overwrite: bool = False) -> None:
     """Write ``tokenizer.model`` and the Hugging Face files that go with it into ``folder``.
 
-    Raises ``OutputError`` if one of them is there, unless ``overwrite``.
+    Raises ``OutputError`` if one of them is there, unless ``overwrite``, or a file of another
+    tokenizer.
     """
     contents = _build_files(merged)
-    there = [name for name in contents if (folder / name).exists()]
-    if there and not overwrite:
-        raise OutputError(
-            "the output folder already holds a tokenizer",
-            file=folder / there[0],
-            remedy="choose another --output_dir, or replace it with --overwrite",
-        )
+    require_room_for_tokenizer(folder, contents, overwrite)
     write_atomically(folder, contents)
 
 

@@ -17,12 +17,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from merge.errors import FormatError, MergeError, OutputError, UsageError, VocabularyError
+from merge.errors import FormatError, MergeError, UsageError, VocabularyError
 from merge.sizes import OnBytes
 from merge.storage.atomic_write import write_atomically
 from merge.tokenizers.sentencepiece_model import list_pieces, load_processor
 
 from .corpus import LineStats, read_lines, sample, select_training_lines
+from .output_files import require_free
 
 MODEL_NAME = "chinese_sp.model"
 _VOCABULARY_NAME = "chinese_sp.vocab"
@@ -112,13 +113,7 @@ def train(lines: Sequence[str], settings: TrainingSettings, *, log: bool = False
 
 def check_output(folder: Path, overwrite: bool = False) -> None:
     """Raise ``OutputError`` if ``folder`` holds a trained model, unless ``overwrite``."""
-    there = [name for name in (MODEL_NAME, _VOCABULARY_NAME) if (folder / name).exists()]
-    if there and not overwrite:
-        raise OutputError(
-            "the output folder already holds a trained model",
-            file=folder / there[0],
-            remedy="choose another --output_dir, or replace it with --overwrite",
-        )
+    require_free(folder, (MODEL_NAME, _VOCABULARY_NAME), overwrite, "a trained model")
 
 
 def write_trained(model: bytes, folder: Path) -> None:

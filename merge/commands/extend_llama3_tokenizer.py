@@ -85,14 +85,15 @@ def _command(args: argparse.Namespace) -> int:
     from tokenizer_tools import llama3_growth as growth
     from tokenizer_tools.corpus import find_text_files
     from tokenizer_tools.llama3_base import read_llama3
+    from tokenizer_tools.output_files import require_room_for_tokenizer
 
     settings = growth.GrowthSettings(args.vocab_size, args.min_frequency, args.max_token_length)
     base = read_llama3(args.llama3_tokenizer)
     growth.check_settings(settings, base)
     names = [*base.documents, growth.TIKTOKEN_NAME, *([_COMPARISON_NAME] * bool(args.held_out))]
-    growth.check_output(args.output_dir, names, args.overwrite)
+    require_room_for_tokenizer(args.output_dir, names, args.overwrite)
     base.load_encoding()
-    find_text_files(args.held_out or ())
+    find_text_files((*args.input, *(args.held_out or ())))
     grown = _learn(args, base, settings)
     comparison = _compare(args, base, grown.tokenizer) if args.held_out else None
     more = {} if comparison is None else {_COMPARISON_NAME: _to_json(comparison)}

@@ -141,12 +141,17 @@ def read_opaque_tokenizer(source: Folder) -> OpaqueTokenizer:
     return describe_tokenizer(source.path, collect_tokenizer_files(source))
 
 
+def list_tokenizer_files(source: Folder) -> list[Path]:
+    """The files of a folder that say what its tokenizer is; code of its own is not among them."""
+    return _find_files(source, (*_VOCABULARIES, *_BESIDE))
+
+
 def collect_tokenizer_files(source: Folder) -> dict[str, bytes]:
     """Every file of a tokenizer's folder by name, or one file alone."""
     path = source.path
     if path.is_file():
         return {path.name: path.read_bytes()}
-    found = _find_files(source, (*_VOCABULARIES, *_BESIDE))
+    found = list_tokenizer_files(source)
     if TOKENIZER_CONFIG_NAME in source.files and "auto_map" in source.read_json(
         TOKENIZER_CONFIG_NAME
     ):

@@ -314,6 +314,20 @@ def test_a_tokenizer_is_only_replaced_when_told(
     assert files(tmp_path / "out") != files(grown.folder)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.model", "chat_template.jinja", "added_tokens.json"])
+def test_files_of_another_tokenizer_are_refused_in_any_case(
+    grown: Grown, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / name).write_bytes(b"of another")
+    assert grow(grown.base, grown.corpus, output, "--overwrite", size=OLD + 10) == 2
+    error = capsys.readouterr().err
+    assert "a file of another tokenizer" in error
+    assert str(output / name) in error
+    assert files(output) == {name: b"of another"}
+
+
 def test_special_tokens_are_named_as_in_the_release(grown: Grown, tmp_path: Path) -> None:
     meta = tmp_path / "meta"
     meta.mkdir()

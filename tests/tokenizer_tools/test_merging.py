@@ -125,6 +125,17 @@ def test_an_existing_tokenizer_is_replaced_only_on_request(
     assert not list(output.glob("*.partial"))
 
 
+def test_a_file_of_another_tokenizer_is_refused_in_any_case(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "tokenizer.json").write_text("{}", encoding="utf-8")
+    assert run(models, output, "--overwrite") == 2
+    assert str(output / "tokenizer.json") in capsys.readouterr().err
+    assert [path.name for path in output.iterdir()] == ["tokenizer.json"]
+
+
 @pytest.mark.parametrize(
     ("llama", "options", "words"),
     [
