@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import AdapterError
 from .adapter_config import AdapterConfig
 from .keys import AdapterKeys
-from .saved_modules import inside
+from .saved_modules import spell_key
 
 # Deltas of a module's weight: PEFT gives a module one of these kinds.
 _DELTAS = ("lora_A", "lora_embedding_A", "trainable_tokens_delta")
@@ -72,10 +72,6 @@ def _require_no_delta_of_saved(path: Path, config: AdapterConfig, keys: AdapterK
                 file=path,
                 tensor=f"{module}.{delta}",
                 expected="one or the other, as PEFT writes them",
-                found=f"{_spell_key(name, part)} beside it",
+                found=f"{spell_key(name, part)} beside it",
                 remedy="remove the one that is not meant, or save the adapter again",
             )
-
-
-def _spell_key(name: str, part: str) -> str:
-    return name if part == "plain" else inside(name, part)

@@ -39,20 +39,20 @@ def collect_saved_modules(
             raise AdapterError(
                 "the adapter holds the untrained copy of a module without the trained one",
                 file=path,
-                tensor=inside(name, "original_module"),
-                expected=f"{inside(name, 'modules_to_save')} beside it",
+                tensor=spell_key(name, "original_module"),
+                expected=f"{spell_key(name, 'modules_to_save')} beside it",
                 remedy="the file is incomplete: save or fetch the adapter again",
             )
         if original.shape != replaced[name].shape:
             raise AdapterError(
                 "the untrained copy of a module has another shape than the trained one",
                 file=path,
-                tensor=inside(name, "original_module"),
+                tensor=spell_key(name, "original_module"),
                 expected=replaced[name].shape,
                 found=original.shape,
                 remedy="save the adapter again, or remove the copy that is not meant",
             )
-    ignored = [inside(name, "original_module") for name in originals]
+    ignored = [spell_key(name, "original_module") for name in originals]
     ignored += [
         f"{module}.trainable_tokens_original" for module in keys.parts["trainable_tokens_original"]
     ]
@@ -88,7 +88,7 @@ def _pair_copies(keys: AdapterKeys) -> Copies:
     pairs: dict[str, tuple[LazyTensor, LazyTensor]] = {}
     for part in ("base_layer", "plain", "modules_to_save"):
         for name, tensor in keys.parts[part].items():
-            key = name if part == "plain" else inside(name, part)
+            key = spell_key(name, part)
             if name in held:
                 other, copy = held[name]
                 pairs[f"{other} and {key}"] = (copy, tensor)
@@ -114,8 +114,14 @@ def _copies_error(path: Path, names: str) -> AdapterError:
     )
 
 
-def inside(name: str, part: str) -> str:
-    """``X.part.weight`` for ``X.weight``."""
+def spell_key(name: str, part: str) -> str:
+    """The key of a whole tensor's copy in the adapter, without PEFT's prefix.
+
+    >>> spell_key("lm_head.weight", "plain"), spell_key("lm_head.weight", "modules_to_save")
+    ('lm_head.weight', 'lm_head.modules_to_save.weight')
+    """
+    if part == "plain":
+        return name
     module, _, rest = name.rpartition(".")
     return f"{module}.{part}.{rest}"
 
