@@ -97,9 +97,10 @@ def _build_low_rank(
     path: Path, config: AdapterConfig, module: str, a: LazyTensor, b: LazyTensor
 ) -> LowRank:
     rank = config.rank(module)
-    if len(a.shape) == 2 and len(b.shape) == 2:
+    are_matrices = len(a.shape) == len(b.shape) == 2
+    if are_matrices:
         _require_not_sliced(path, module, a, b, rank)
-    if len(a.shape) != 2 or len(b.shape) != 2 or (a.shape[0], b.shape[1]) != (rank, rank):
+    if not are_matrices or (a.shape[0], b.shape[1]) != (rank, rank):
         raise AdapterError(
             "the adapter's matrices and its configuration give different ranks",
             file=path,
