@@ -71,6 +71,7 @@ class Adapter:
         return (
             not self.replaced
             and not self.by_peft
+            and not self.new_rows
             and all(
                 isinstance(patch, LowRank) and not (_has_values(patch.b) and _has_values(patch.a))
                 for patch in patches

@@ -236,6 +236,16 @@ def test_new_rows_of_vllm_follow_the_bases_before_the_lora(tmp_path: Path) -> No
     assert not verify_merge(tmp_path / "pth").faults
 
 
+def test_new_rows_beside_a_lora_of_zeros_are_a_change(tmp_path: Path) -> None:
+    base, lora, rows, _ = grown_lora(tmp_path)
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in load_weights(lora).items()}
+    lora = save_adapter(tmp_path / "zeros", zeros, pieces=BASE_ROWS + NEW)
+    save_file(rows, lora / "new_embeddings.safetensors")
+    report = merge_lora(base, lora, tmp_path / "out")
+    assert "4 rows of new_embeddings.safetensors" in report.summary()
+    assert "changes nothing" not in report.summary()
+
+
 def test_new_rows_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
     base, lora, rows, _ = grown_lora(tmp_path)
     path = lora / "new_embeddings.safetensors"
