@@ -44,27 +44,36 @@ def count_row_bytes(kind: str, columns: int) -> int:
 
 @lru_cache(maxsize=1)
 def load_library() -> ctypes.CDLL:
-    """The library with ggml's quantizers. Raises ``UsageError`` where llama-cpp-python lacks it.
+    """The library with ggml's quantizers.
 
-    It is loaded by its file, since importing ``llama_cpp`` loads every backend.
+    It is loaded by its file, since importing ``llama_cpp`` loads every backend. Raises
+    ``UsageError`` where llama-cpp-python is missing or lacks it, and where it cannot be loaded.
     """
     spec = find_spec("llama_cpp")
     home = Path(spec.origin).parent / "lib" if spec is not None and spec.origin else Path()
     files = [home / name for name in _LIBRARIES if (home / name).is_file()]
-    if not files:
-        raise UsageError(
-            "the library of llama.cpp with its quantizers is not there",
-            file=home,
-            expected=" or ".join(_LIBRARIES[:3]),
-            remedy=LLAMA_CPP_REMEDY,
-        )
-    library = ctypes.CDLL(str(files[0]))
+    try:
+        library = ctypes.CDLL(str(files[0])) if files else None
+    except OSError as error:
+        raise _make_library_error(home, str(error)) from None
+    if library is None:
+        raise _make_library_error(home, "none of them")
     long, pointer = ctypes.c_int64, ctypes.c_void_p
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, *[long] * 3, pointer]
     library.ggml_validate_row_data.restype = ctypes.c_bool
     library.ggml_validate_row_data.argtypes = [ctypes.c_int, pointer, ctypes.c_size_t]
     return library
+
+
+def _make_library_error(folder: Path, found: str) -> UsageError:
+    return UsageError(
+        "the library of llama.cpp with its quantizers cannot be loaded",
+        file=folder,
+        expected=" or ".join(_LIBRARIES[:3]),
+        found=found,
+        remedy=LLAMA_CPP_REMEDY,
+    )
 
 
 def quantize_rows(
@@ -75,6 +84,8 @@ def quantize_rows(
     ``importance`` has a factor for each column (float32, at least 0). All are contiguous. Raises
     ``NumberError`` for values so large that a block's scale, a float16, becomes infinite.
     """
+    assert all(t.is_contiguous() for t in (rows, out)), "the library is given addresses alone"
+    assert rows.dtype == torch.float32, "the library reads float32"
     library, number = load_library(), TYPE_NUMBERS[kind]
     count, columns = rows.shape
     step = max(1, _STEP // columns)

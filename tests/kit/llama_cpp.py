@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from merge.errors import UsageError
 from merge.formats import InputFile
 from merge.formats import gguf as container
+from merge.formats.ggml import load_library
 
 CONVERTERS = "CHINESE_LLAMA_MERGE_LLAMA_CPP"
 LEGACY, HUGGINGFACE, LORA = "convert_legacy_llama", "convert_hf_to_gguf", "convert_lora_to_gguf"
@@ -79,6 +81,14 @@ def gguf_contents(path: Path) -> dict[str, Any]:
         digest = hashlib.sha256(tensor.data.tobytes()).hexdigest()
         contents[f"tensor {tensor.name}"] = (tensor.tensor_type.name, tuple(tensor.shape), digest)
     return contents
+
+
+def skip_without_quantizer() -> None:
+    """Skip a test where llama.cpp's library is not installed."""
+    try:
+        load_library()
+    except UsageError:
+        pytest.skip("llama.cpp is not installed: make llama_cpp compiles it")
 
 
 def quantize(jobs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from merge.verification.block_rows import FURTHEST_ROW, find_far_rows
 from merge.verification.compare import compare_checkpoints
 from merge.verification.loading import open_any
 from tests.kit.adapters import make_adapter
+from tests.kit.llama_cpp import skip_without_quantizer
 from tests.kit.llamas import make_base
 from tests.kit.spoiled_results import gguf_tensor
 
@@ -27,10 +28,7 @@ gguf = pytest.importorskip("gguf", reason="needs the package gguf")
 
 @pytest.fixture(scope="module", autouse=True)
 def _quantizer() -> None:
-    try:
-        ggml.load_library()
-    except ggml.UsageError:
-        pytest.skip("llama.cpp is not installed: make llama_cpp compiles it")
+    skip_without_quantizer()
 
 
 @pytest.fixture(scope="module")

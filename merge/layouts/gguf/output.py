@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...errors import LayoutError
-from ...formats.ggml import BLOCKS
+from ...formats.ggml import BLOCKS, load_library
 from ...formats.gguf import ALIGNMENT
 from ...outtypes import QUANTIZED_OUTTYPES
 from ...tensors.concatenated import concatenate
@@ -77,10 +77,13 @@ def convert_tensors(
     """Give each tensor its type in the file; see ``file_types``.
 
     ``auto`` is bf16 for a model in bfloat16, else f16, as in llama.cpp's converter. ``imatrix`` is
-    the file of an importance matrix; see ``read_importance`` for what is raised.
+    the file of an importance matrix. Raises what ``read_importance`` does, and ``UsageError`` for
+    a type that llama.cpp's library is needed for where it cannot be loaded.
     """
     if outtype == "auto":
         outtype = "bf16" if tensors[EMBED_TOKENS].dtype == torch.bfloat16 else "f16"
+    if outtype in QUANTIZED_OUTTYPES:
+        load_library()  # or a run would find out when it has begun to write
     stored = list(list_stored_tensors(shape))
     names = {part: tensor.name for tensor in stored for part in tensor.parts}
     importance = read_importance(imatrix, tensors, stored)

@@ -15,10 +15,10 @@ import merge.outtypes
 from merge import convert_checkpoint
 from merge.commands.convert_checkpoint import main
 from merge.errors import MergeError, NumberError, UsageError
-from merge.formats import ggml
 from merge.outtypes import GUIDED_OUTTYPES
 from tests.kit.files import save_shards
 from tests.kit.imatrices import make_factors, write_gguf
+from tests.kit.llama_cpp import skip_without_quantizer
 from tests.kit.llamas import make_base
 
 pytest.importorskip("gguf", reason="needs the package gguf")
@@ -26,10 +26,7 @@ pytest.importorskip("gguf", reason="needs the package gguf")
 
 @pytest.fixture(scope="module", autouse=True)
 def _library() -> None:
-    try:
-        ggml.load_library()
-    except UsageError:
-        pytest.skip("llama.cpp is not installed: make llama_cpp compiles it")
+    skip_without_quantizer()
 
 
 SIZES = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4}
