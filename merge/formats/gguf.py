@@ -28,15 +28,13 @@ ALIGNMENT = 32
 _ALIGNMENT_KEY = "general.alignment"
 _VERSIONS = (2, 3)
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
-_STRING, _ARRAY = 8, 9
+STRING, _ARRAY = 8, 9
 _PLAIN = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}
 _IN_BLOCKS = {number: kind for kind, number in TYPE_NUMBERS.items()}
-# ggml's other types that files in circulation hold, to call them by their names.
-_OTHER_TYPES = {
-    **{2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K"},
-    **{13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S"},
-    **{20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 28: "F64", 29: "IQ1_M", 34: "TQ1_0"},
-    **{35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"},
+# Names of types for messages: those in blocks, and others that files in circulation hold.
+_TYPE_NAMES = {
+    **_IN_BLOCKS,
+    **{9: "Q8_1", 15: "Q8_K", 28: "F64", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"},
 }
 _MOST_DIMENSIONS = 4
 _LARGEST = 1 << 40
@@ -178,8 +176,8 @@ def _open_tensor(
         "the tensor has a type that is not supported",
         file=file.path,
         tensor=name,
-        expected="f32, f16, bf16 or q8_0",
-        found=f"{_OTHER_TYPES.get(kind, f'type {kind}')}, shape {shape}",
+        expected="f32, f16, bf16 or " + ", ".join(kinds.values()).lower(),
+        found=f"{_TYPE_NAMES.get(kind, f'type {kind}')}, shape {shape}",
         remedy="take the file from which this one was quantized",
     )
 
@@ -230,7 +228,7 @@ class _Cursor:
         """A number or a string of the metadata."""
         if kind in _SCALARS:
             return self.read_number(_SCALARS[kind])
-        if kind == _STRING:
+        if kind == STRING:
             return self.read_text()
         raise self.damaged_error(f"metadata of type {kind}")
 
@@ -238,7 +236,7 @@ class _Cursor:
         """A list of ``count`` numbers or strings."""
         if count > _LONGEST_VALUE:
             raise self.damaged_error(f"a list of {count:,} values")
-        if kind == _STRING:
+        if kind == STRING:
             return [self.read_text() for _ in range(count)]
         if kind not in _SCALARS:
             raise self.damaged_error(f"a list of type {kind}")

@@ -23,7 +23,6 @@ from .reading import ARCHITECTURE, find_gguf_files
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-_STRING = 8
 _TOKENIZER = "tokenizer."
 _HYPERPARAMETERS = f"{ARCHITECTURE}."
 _ALWAYS_ADDED = (f"{ARCHITECTURE}.vocab_size", f"{ARCHITECTURE}.rope.dimension_count")
@@ -53,7 +52,7 @@ class GgufMetadata:
         there = {key for part in writer.kv_data for key in part}
         for key, value in self.values.items():
             if key.startswith(beginnings) and key not in there and value != []:
-                kind, entry = self.types.get(key, (_STRING, None))
+                kind, entry = self.types.get(key, (container.STRING, None))
                 entry_type = None if entry is None else GGUFValueType(entry)
                 writer.add_key_value(key, value, GGUFValueType(kind), entry_type)
 
