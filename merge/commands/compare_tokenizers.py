@@ -10,28 +10,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from .common import DIFFERENT, DONE, add_output_volume_options, run
+from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
 
 if TYPE_CHECKING:
     from tokenizer_tools.backends import BackendTokenizer
 
+_DESCRIPTION = """\
+Tell how tokenizers cut a text: characters per token, tokens per 1000 characters, byte fallback,
+coverage of its commonest Han characters, for the whole and for its Chinese, English and code lines;
+and the lines that two of them cut differently. With --library transformers: the lines on which
+AutoTokenizer gives other tokens than SentencePiece does from the same file, or tiktoken of Llama 3;
+then the exit code is 1 if there are any.
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; see ``merge.commands.common.run`` for the exit code."""
+    """Measure tokenizers on a text."""
     return run(make_parser(), _command, argv)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this command."""
-    parser = argparse.ArgumentParser(
-        prog="compare_tokenizers.py",
-        description="Tell how tokenizers cut a text: characters per token, tokens per 1000 "
-        "characters, byte fallback, coverage of its commonest Han characters, for the whole and "
-        "for its Chinese, English and code lines; and the lines that two of them cut differently. "
-        "With --library transformers: the lines on which AutoTokenizer gives other tokens than "
-        "SentencePiece does from the same file, or tiktoken of Llama 3; then the exit code is 1 if "
-        "there are any.",
-    )
+    parser = command_parser(_DESCRIPTION)
     add = parser.add_argument
     add(
         "--tokenizers",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .common import DONE, add_corpus_options, add_output_volume_options, run
+from .common import DONE, add_corpus_options, add_output_volume_options, command_parser, run
 
 if TYPE_CHECKING:
     from tokenizer_tools.compare import TokenizerComparison
@@ -17,20 +17,21 @@ if TYPE_CHECKING:
 
 _COMPARISON_NAME = "comparison.json"
 
+_DESCRIPTION = """\
+Grow Llama 3's vocabulary: go on with its BPE training on Chinese text. Old ids and merges stay,
+each new token is reached, and a text of which the new tokenizer makes no new token keeps its ids.
+The same text and settings give the same files.
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; see ``merge.commands.common.run`` for the exit code."""
+    """Grow Llama 3's tokenizer."""
     return run(make_parser(), _command, argv)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this command."""
-    parser = argparse.ArgumentParser(
-        prog="extend_llama3_tokenizer.py",
-        description="Grow Llama 3's vocabulary: go on with its BPE training on Chinese text. Old "
-        "ids and merges stay, each new token is reached, and a text of which the new tokenizer "
-        "makes no new token keeps its ids. The same text and settings give the same files.",
-    )
+    parser = command_parser(_DESCRIPTION)
     add = parser.add_argument
     add(
         "--llama3_tokenizer",

@@ -7,23 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
-from .common import DONE, add_output_volume_options, run
+from .common import DONE, add_output_volume_options, command_parser, run
+
+_DESCRIPTION = """\
+Append the pieces of a Chinese SentencePiece model to LLaMA's tokenizer: in file order, what is not
+there yet, with score 0. Old ids stay as they are. From LLaMA's and the published chinese_sp.model
+this makes Chinese-LLaMA's tokenizer byte for byte, and with --pad_token Chinese-Alpaca's.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; see ``merge.commands.common.run`` for the exit code."""
+    """Append Chinese pieces to LLaMA's tokenizer."""
     return run(make_parser(), _command, argv)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this command."""
-    parser = argparse.ArgumentParser(
-        prog="merge_tokenizers.py",
-        description="Append the pieces of a Chinese SentencePiece model to LLaMA's tokenizer: in "
-        "file order, what is not there yet, with score 0. Old ids stay as they are. From LLaMA's "
-        "and the published chinese_sp.model this makes Chinese-LLaMA's tokenizer byte for byte, "
-        "and with --pad_token Chinese-Alpaca's.",
-    )
+    parser = command_parser(_DESCRIPTION)
     parser.add_argument(
         "--llama_tokenizer_dir",
         type=Path,

@@ -7,22 +7,22 @@ import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .common import DONE, add_corpus_options, add_output_volume_options, run
+from .common import DONE, add_corpus_options, add_output_volume_options, command_parser, run
+
+_DESCRIPTION = """\
+Train a SentencePiece model on Chinese text, with the settings that fit a vocabulary to be appended
+to LLaMA's by merge_tokenizers.py. The same text, settings and seed give the same file.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; see ``merge.commands.common.run`` for the exit code."""
+    """Train a SentencePiece model."""
     return run(make_parser(), _command, argv)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this command."""
-    parser = argparse.ArgumentParser(
-        prog="train_chinese_tokenizer.py",
-        description="Train a SentencePiece model on Chinese text, with the settings that fit a "
-        "vocabulary to be appended to LLaMA's by merge_tokenizers.py. The same text, settings and "
-        "seed give the same file.",
-    )
+    parser = command_parser(_DESCRIPTION)
     add = parser.add_argument
     add_corpus_options(parser)
     add("--vocab_size", type=int, required=True, metavar="N", help="pieces to learn, such as 20000")

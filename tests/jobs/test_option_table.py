@@ -93,6 +93,11 @@ def test_every_option_of_a_command_has_a_help_text(script: str) -> None:
         assert "None" not in action.help, action.dest
 
 
+@pytest.mark.parametrize("script", COMMANDS)
+def test_no_command_takes_abbreviated_options(script: str) -> None:
+    assert not get_parser(COMMANDS[script]).allow_abbrev
+
+
 # What a command needs for itself, or takes without effect.
 OWN = {"help", "verbose", "quiet", "verify", "low_cpu_mem", "model_size", "model_type"}
 
