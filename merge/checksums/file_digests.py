@@ -32,17 +32,24 @@ def start_digests(paths: Iterable[Path]) -> None:
 
 def _start_digest(path: Path) -> Future[str]:
     """The digest of a file as it is now; one that failed or was interrupted starts again."""
-    status = path.stat()
-    key = (path, status.st_size, status.st_mtime_ns)
-    future = _submit_digest(*key)
+    state = _read_state(path)
+    future = _submit_digest(path, state)
     if future.done() and (future.cancelled() or future.exception() is not None):
         _submit_digest.cache_clear()
-        future = _submit_digest(*key)
+        future = _submit_digest(path, state)
     return future
 
 
+def _read_state(path: Path) -> tuple[int, ...]:
+    """What changes with a file. Adapters of one shape have one size, and ``cp -p`` and ``mv`` keep
+    the time of modification, so inode and the time of the inode's change count too.
+    """
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
 @lru_cache(maxsize=64)
-def _submit_digest(path: Path, _size: int, _changed: int) -> Future[str]:
+def _submit_digest(path: Path, _state: tuple[int, ...]) -> Future[str]:
     return _get_pool().submit(hash_file, path)
 
 
