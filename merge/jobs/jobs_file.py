@@ -71,12 +71,12 @@ def located(file: Path, job: str | None = None) -> Iterator[None]:
     try:
         yield
     except (MergeError, OSError) as error:
-        told = as_merge_error(error)
+        mistake = as_merge_error(error)
         where = {"file": shown(str(file)), **({"job": shown(job)} if job else {})}
-        told.facts = where | told.facts
-        if told is error:
+        mistake.facts = where | mistake.facts
+        if mistake is error:
             raise
-        raise told from error
+        raise mistake from error
 
 
 def read_jobs(file: Path) -> tuple[MergeRequest, ...]:
@@ -123,7 +123,7 @@ def _make_request(
     with located(file, f"{number} of {file.name}"):
         if not isinstance(job, dict):
             raise UsageError(
-                "a job is not a list of options",
+                "an entry of jobs is no mapping of options",
                 expected="lines such as output_dir: merged",
                 found=repr(job),
                 remedy="write the options as name: value",

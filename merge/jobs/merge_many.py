@@ -29,7 +29,8 @@ class JobResult:
     """How a job ended; ``number`` counts from 1 in the order of the file.
 
     ``text`` is the summary of the merge, or what was wrong, and ``trace`` then where. ``nbytes``
-    are those of the result's tensors. A result that ``verify`` finds faults in is ``wrong``.
+    are those of the result's tensors. A result that ``verify`` finds faults in is ``wrong``. A job
+    whose check cannot be made is ``failed``, though its result is there.
     """
 
     number: int
@@ -42,7 +43,7 @@ class JobResult:
 
     @property
     def is_failure(self) -> bool:
-        """Whether there is no result, or a wrong one."""
+        """Whether there is no result, or a wrong or unchecked one."""
         return self.state in ("failed", "wrong")
 
 
@@ -102,29 +103,29 @@ def merge_many(
     _require_room(planned)
     if dry_run:
         for one in planned:
-            _tell(on_job, one.result)
+            _call(on_job, one.result)
         return ManyReport(tuple(one.result for one in planned))
     results: list[JobResult] = []
     try:
         for one, progress in zip(planned, _share_progress(planned, on_progress), strict=True):
             results.append(_run(one.request, resume, progress))
-            _tell(on_job, results[-1])
+            _call(on_job, results[-1])
     except KeyboardInterrupt as interruption:
         table = ManyReport((*results, *_list_unfinished(requests[len(results) :]))).summary()
-        told = str(interruption) or "--resume goes on with the jobs that are not complete"
-        interruption.args = (f"{told}\n{table}",)
+        state = str(interruption) or "--resume goes on with the jobs that are not complete"
+        interruption.args = (f"{state}\n{table}",)
         raise
     return ManyReport(tuple(results))
 
 
-def _tell(on_job: OnJob | None, result: JobResult) -> None:
+def _call(on_job: OnJob | None, result: JobResult) -> None:
     if on_job is not None:
         on_job(result)
 
 
 @dataclass(frozen=True)
-class _PlannedJob:
-    """A job that was planned; ``disk_bytes`` are what it needs at most, 0 if it is complete.
+class _CheckedJob:
+    """A job that was planned once; ``disk_bytes`` are what it needs at most, 0 if it is complete.
 
     The plan itself is not kept: opened inputs take memory, and may change until the job's turn.
     """
@@ -134,7 +135,7 @@ class _PlannedJob:
     disk_bytes: int
 
 
-def _plan(request: MergeRequest, resume: bool, on_verify: OnProgress | None) -> _PlannedJob:
+def _plan(request: MergeRequest, resume: bool, on_verify: OnProgress | None) -> _CheckedJob:
     started = time.monotonic()
     with request.located():
         report = merge_lora(**request.keywords, resume=resume, dry_run=True, on_verify=on_verify)
@@ -146,10 +147,10 @@ def _plan(request: MergeRequest, resume: bool, on_verify: OnProgress | None) -> 
         report.plan.tensor_bytes,
         report.summary(),
     )
-    return _PlannedJob(request, result, 0 if report.was_complete else report.plan.disk_bytes)
+    return _CheckedJob(request, result, 0 if report.was_complete else report.plan.disk_bytes)
 
 
-def _require_room(planned: Sequence[_PlannedJob]) -> None:
+def _require_room(planned: Sequence[_CheckedJob]) -> None:
     """Require room for all results together, on each disk in the order of the jobs.
 
     An earlier result that a job replaces is there until the job is done. Raises ``OutputError``.
@@ -168,9 +169,9 @@ def _require_room(planned: Sequence[_PlannedJob]) -> None:
 
 
 def _share_progress(
-    planned: Sequence[_PlannedJob], on_progress: OnProgress | None
+    planned: Sequence[_CheckedJob], on_progress: OnProgress | None
 ) -> Iterator[OnProgress | None]:
-    """For each job yield a function of its progress that tells that of all."""
+    """For each job yield a function that takes its progress and reports that of all jobs."""
     total, before = sum(one.result.nbytes for one in planned), 0
     for one in planned:
         yield None if on_progress is None else _shift(on_progress, before, total)

@@ -98,7 +98,7 @@ def test_file_without_jobs_is_refused(many: Many, jobs: object, expected: str) -
 
 
 def test_entry_that_is_no_job_is_refused(many: Many) -> None:
-    assert "not a list of options" in refused(many, many.write(many.job(1, "a"), "b")).sentence
+    assert "no mapping of options" in refused(many, many.write(many.job(1, "a"), "b")).sentence
 
 
 def test_misspelt_default_is_refused(many: Many) -> None:
