@@ -13,7 +13,7 @@ from typing import Any
 from merge.checksums import known_tokenizers as known
 from merge.errors import FormatError, UsageError
 from merge.tokenizers import sentencepiece_model as spm
-from merge.tokenizers.byte_level import unspell
+from merge.tokenizers.byte_level import parse_spelling
 from merge.tokenizers.file_names import MODEL_NAME
 from merge.tokenizers.tiktoken_model import N_RANKS
 
@@ -106,7 +106,8 @@ def open_transformers(path: Path, name: str, trust_remote_code: bool = False) ->
     pieces = loaded.convert_ids_to_tokens(list(range(len(loaded))))
     fallback = {i for i, p in enumerate(pieces) if _BYTE_PIECE.fullmatch(p or "")}
     if is_llama3(path):
-        tokens = [unspell(piece) for piece in pieces]  # special tokens have no other characters
+        # Special tokens have no other characters.
+        tokens = [parse_spelling(piece) for piece in pieces]
         fallback = {i for i, token in enumerate(tokens) if token and not is_text(token)}
         pieces = [p if t is None else format_token(t) for p, t in zip(pieces, tokens, strict=True)]
     unknown = loaded.unk_token_id

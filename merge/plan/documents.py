@@ -34,7 +34,7 @@ from ..tokenizers.file_names import (
     MODEL_NAME,
     TOKENIZER_CONFIG_NAME,
 )
-from ..tokenizers.llama3_tokenizer import is_byte_level, recover_tiktoken_file, with_turns
+from ..tokenizers.llama3_tokenizer import is_byte_level, recover_tiktoken_file, with_llama3_template
 from ..tokenizers.opaque_tokenizer import (
     OpaqueTokenizer,
     Tokenizer,
@@ -249,7 +249,7 @@ def with_chat_template(tokenizer: Tokenizer, name: str) -> Tokenizer:
     if isinstance(tokenizer, EmbeddedTokenizer) and tokenizer.is_sentencepiece and name == "alpaca":
         return tokenizer.with_template(_CHAT_TEMPLATES[name])
     if name == "llama3":
-        return with_turns(require_files(tokenizer, f"--chat_template {name}"), template)
+        return with_llama3_template(require_files(tokenizer, f"--chat_template {name}"), template)
     understood = require_sentencepiece(tokenizer, f"--chat_template {name}")
     return replace(understood, contents={**understood.contents, CHAT_TEMPLATE_NAME: template})
 

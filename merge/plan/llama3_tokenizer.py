@@ -8,7 +8,7 @@ from ..errors import VocabularyError
 from ..layouts.config import CONFIG_NAME, get_rope_scaling
 from ..layouts.model_folder import ModelFolder
 from ..layouts.params import read_params
-from ..tokenizers.byte_level import spell
+from ..tokenizers.byte_level import spell_bytes
 from ..tokenizers.file_names import MODEL_NAME, TOKENIZER_JSON_NAME
 from ..tokenizers.llama3_tokenizer import build_llama3_documents
 from ..tokenizers.opaque_tokenizer import (
@@ -21,9 +21,9 @@ from ..tokenizers.opaque_tokenizer import (
 from ..tokenizers.tiktoken_model import (
     Llama3Release,
     is_tiktoken_file,
+    map_special_tokens,
     read_ranks,
     require_llama3,
-    special_tokens,
 )
 from ..untrusted.strict_json import parse_json
 
@@ -69,7 +69,7 @@ def read_copied_tokenizer(folder: ModelFolder, model: ModelFolder) -> OpaqueToke
         _require_same_ranks(found, ranks, file)
         return found
     release = _find_release(model)
-    made = build_llama3_documents(ranks, special_tokens(release), _MODEL_MAX_LENGTH[release])
+    made = build_llama3_documents(ranks, map_special_tokens(release), _MODEL_MAX_LENGTH[release])
     beside = collect_tokenizer_files(folder)
     beside.pop(file.name, None)
     return describe_tokenizer(folder.path, {**made, **beside})
@@ -89,12 +89,12 @@ def _require_same_ranks(found: OpaqueTokenizer, ranks: dict[bytes, int], file: P
     model = fast.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     for token, rank in ranks.items():
-        theirs = vocab.get(spell(token)) if isinstance(vocab, dict) else None
+        theirs = vocab.get(spell_bytes(token)) if isinstance(vocab, dict) else None
         if theirs != rank:
             raise VocabularyError(
                 "tokenizer.json and tokenizer.model hold different vocabularies",
                 file=path,
-                expected=f"{spell(token)!r} as token {rank}, as in {file}",
+                expected=f"{spell_bytes(token)!r} as token {rank}, as in {file}",
                 found=f"token {theirs}" if theirs is not None else "no such token",
                 remedy="take both from the same place, or remove the one that is another model's",
             )

@@ -21,20 +21,20 @@ def _map_bytes() -> dict[str, int]:
     return {character: byte for byte, character in enumerate(_list_characters())}
 
 
-def spell(token: bytes) -> str:
+def spell_bytes(token: bytes) -> str:
     """Bytes as byte-level tokenizers spell them.
 
-    >>> spell(b" the"), spell("的".encode())
+    >>> spell_bytes(b" the"), spell_bytes("的".encode())
     ('Ġthe', 'çļĦ')
     """
     characters = _list_characters()
     return "".join([characters[byte] for byte in token])
 
 
-def unspell(text: str) -> bytes | None:
+def parse_spelling(text: str) -> bytes | None:
     """The bytes that are spelled so, None where a character is that of no byte.
 
-    >>> unspell("Ġthe")
+    >>> parse_spelling("Ġthe")
     b' the'
     """
     known = _map_bytes()

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import FormatError, UsageError, VocabularyError
 from ..untrusted.strict_json import dump_json, parse_json
-from .byte_level import list_merges, spell, split_by_ranks, unspell
+from .byte_level import list_merges, parse_spelling, spell_bytes, split_by_ranks
 from .file_names import (
     CHAT_TEMPLATE_NAME,
     SPECIAL_TOKENS_NAME,
@@ -32,8 +32,8 @@ from .tiktoken_model import (
     SPLIT_PATTERN,
     dump_ranks,
     has_llama3_ranks,
+    map_special_tokens,
     require_llama3,
-    special_tokens,
 )
 from .tokenizer_json import read_added_tokens
 
@@ -50,10 +50,10 @@ def build_tokenizer_json(ranks: Mapping[bytes, int], special: Mapping[str, int])
     ``tokenizers`` would number them anew otherwise. Merges are spelled as text, which every
     release reads.
     """
-    vocab = {spell(token): rank for token, rank in ranks.items()}
+    vocab = {spell_bytes(token): rank for token, rank in ranks.items()}
     if max(ranks.values()) > min(special.values()):
         vocab = dict(sorted({**vocab, **special}.items(), key=lambda item: item[1]))
-    merges = [f"{spell(left)} {spell(right)}" for left, right in list_merges(ranks)]
+    merges = [f"{spell_bytes(left)} {spell_bytes(right)}" for left, right in list_merges(ranks)]
     return {
         "version": "1.0",
         "truncation": None,
@@ -178,7 +178,7 @@ def recover_ranks(fast: Mapping[str, Any], path: Path) -> dict[bytes, int]:
         raise _make_refusal(path, f"text cut by {SPLIT_PATTERN}", repr(patterns)[:300])
     if model.get("ignore_merges") is not True:
         raise _make_refusal(path, '"ignore_merges": true', repr(model.get("ignore_merges")))
-    wanted = ((spell(left), spell(right)) for left, right in list_merges(ranks))
+    wanted = ((spell_bytes(left), spell_bytes(right)) for left, right in list_merges(ranks))
     if any(_read_pair(given) != pair for given, pair in zip_longest(merges, wanted)):
         expected = "every merge that the ranks imply, in their order"
         raise _make_refusal(path, expected, f"{len(merges):,} others")
@@ -190,7 +190,7 @@ def _read_ranks(vocab: Mapping[str, Any], added: Container[str], path: Path) -> 
     ranks: dict[bytes, int] = {}
     for text, id_ in vocab.items():
         if text not in added:
-            token = unspell(text)
+            token = parse_spelling(text)
             if token is None or type(id_) is not int:
                 raise _make_refusal(path, "a vocabulary of bytes", f"{text!r}: {id_!r}")
             ranks[token] = id_
@@ -259,8 +259,9 @@ def recover_tiktoken_file(tokenizer: OpaqueTokenizer, rows: int) -> bytes:
     fast = parse_json(tokenizer.contents[TOKENIZER_JSON_NAME], path)
     ranks = recover_ranks(fast, path)
     added = {entry["content"]: entry["id"] for entry in read_added_tokens(fast, path)}
-    if added not in (special_tokens("3"), special_tokens("3.1")):
-        odd = sorted(added.items() - special_tokens("3").items() - special_tokens("3.1").items())
+    known = (map_special_tokens("3"), map_special_tokens("3.1"))
+    if added not in known:
+        odd = sorted(added.items() - known[0].items() - known[1].items())
         found = f"{odd[0][0]!r} as {odd[0][1]}" if odd else f"{len(added)} added tokens"
         raise _make_refusal(path, "the 256 special tokens of Meta's code, 128000 and on", found)
     if len(ranks) > N_RANKS or rows != N_RANKS + N_SPECIAL:
@@ -285,7 +286,7 @@ def split_into_old_tokens(tokenizer: OpaqueTokenizer, known: int) -> tuple[tuple
     return tuple(tuple(old[part] for part in split_by_ranks(new[id_], old)) for id_ in wanted)
 
 
-def with_turns(tokenizer: object, template: bytes) -> OpaqueTokenizer:
+def with_llama3_template(tokenizer: object, template: bytes) -> OpaqueTokenizer:
     """A Llama 3's tokenizer with a chat template in which text ends with the turn.
 
     Raises ``UsageError`` for a tokenizer without Llama 3's tokens of headers and turns.

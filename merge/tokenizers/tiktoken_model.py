@@ -48,7 +48,7 @@ _LONGEST_TOKEN = 512
 _LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d{1,7}\r?(\n|$)")
 
 
-def special_token_names(release: Llama3Release) -> tuple[str, ...]:
+def list_special_token_names(release: Llama3Release) -> tuple[str, ...]:
     """The 256 tokens behind the ranks, in id order, as Meta's Hugging Face repositories name them.
 
     Meta's Python code calls some that no model uses otherwise from 3.1 on (128005 ``<|step_id|>``),
@@ -68,9 +68,9 @@ def special_token_names(release: Llama3Release) -> tuple[str, ...]:
     return tuple(fixed.get(position) or next(reserved) for position in range(N_SPECIAL))
 
 
-def special_tokens(release: Llama3Release) -> dict[str, int]:
+def map_special_tokens(release: Llama3Release) -> dict[str, int]:
     """The special tokens with their ids, 128000 and on."""
-    return {name: N_RANKS + n for n, name in enumerate(special_token_names(release))}
+    return {name: N_RANKS + n for n, name in enumerate(list_special_token_names(release))}
 
 
 def is_tiktoken(content: bytes) -> bool:

@@ -17,16 +17,16 @@ from ..layouts.model_folder import ModelFolder
 from ..storage.folder import Folder
 from ..storage.input_file import InputFile
 from ..tensors.lazy import Checkpoint
-from ..tokenizers.byte_level import spell
+from ..tokenizers.byte_level import spell_bytes
 from ..tokenizers.byte_level_bpe import find_byte_level_bpe
 from ..tokenizers.file_names import MODEL_NAME, TOKENIZER_JSON_NAME
 from ..tokenizers.opaque_tokenizer import read_opaque_tokenizer
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer, read_tokenizer
 from ..tokenizers.tiktoken_model import (
     is_tiktoken_file,
+    list_special_token_names,
     read_ranks,
     require_llama3,
-    special_token_names,
 )
 
 _GGUF_TOKENS = "tokenizer.ggml.tokens"
@@ -101,7 +101,7 @@ def _read_tiktoken(path: Path) -> TokenList:
     """Llama 3's tokens as Meta's code numbers them; it has the special ones' ids by itself."""
     ranks = read_ranks(path)
     require_llama3(ranks, path)
-    return TokenList(path, (*map(spell, ranks), *special_token_names("3")), {})
+    return TokenList(path, (*map(spell_bytes, ranks), *list_special_token_names("3")), {})
 
 
 def check_tokenizer(folder: Path, sha256: str | None) -> Iterator[VerificationError]:

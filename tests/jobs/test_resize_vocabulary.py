@@ -13,7 +13,7 @@ from merge.commands.resize_vocabulary import main
 from merge.errors import VocabularyError
 from merge.jobs.resize_vocabulary import resize_vocabulary
 from merge.tokenizers.llama3_tokenizer import build_llama3_documents
-from merge.tokenizers.tiktoken_model import Llama3Release, read_ranks, special_tokens
+from merge.tokenizers.tiktoken_model import Llama3Release, map_special_tokens, read_ranks
 from tests.kit.compare import ulps
 from tests.kit.files import load_weights
 from tests.kit.grown_llama3 import NEW, OLD, TIKTOKEN, Grown
@@ -37,7 +37,7 @@ def make_llama3_base(folder: Path, grown: Grown, release: Llama3Release = "3") -
         eos_token_id=128_001,
     )
     (base / "tokenizer.model").unlink()
-    documents = build_llama3_documents(read_ranks(grown.base), special_tokens(release), 8192)
+    documents = build_llama3_documents(read_ranks(grown.base), map_special_tokens(release), 8192)
     for name, content in documents.items():
         (base / name).write_bytes(content)
     return base

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from merge.commands.extend_llama3_tokenizer import main
-from merge.tokenizers.tiktoken_model import read_ranks, special_tokens
+from merge.tokenizers.tiktoken_model import map_special_tokens, read_ranks
 from tests.kit.tiktoken_encodings import MetaTokenizer
 from tests.kit.tokenizer_models import TEXT
 
@@ -33,7 +33,7 @@ class Grown:
 
     def meta(self, path: Path | None = None) -> MetaTokenizer:
         """The tokenizer, or another one, as Meta's code runs it."""
-        return MetaTokenizer(path or self.folder / TIKTOKEN, special_tokens("3"))
+        return MetaTokenizer(path or self.folder / TIKTOKEN, map_special_tokens("3"))
 
     @property
     def new_tokens(self) -> dict[bytes, int]:

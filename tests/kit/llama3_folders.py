@@ -16,7 +16,7 @@ from tokenizers import processors
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from merge.tokenizers.tiktoken_model import special_token_names
+from merge.tokenizers.tiktoken_model import list_special_token_names
 from tests.kit.llamas import llama_config
 
 ROWS = 128_256
@@ -38,7 +38,7 @@ SCALED = {
 def write_llama3_tokenizer(folder: Path, real_data: Path) -> Path:
     """Convert Meta's file as transformers' ``convert_llama_weights_to_hf.py`` did."""
     model = real_data / "tokenizers" / "llama3_tiktoken.model"
-    names = list(special_token_names("3"))
+    names = list(list_special_token_names("3"))
     tokenizer = TikTokenConverter(str(model), extra_special_tokens=names).converted()
     begin = [(BOS, ROWS - 256)]
     tokenizer.post_processor = processors.Sequence(

@@ -19,7 +19,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from merge.commands.compare_tokenizers import main as compare
-from merge.tokenizers.tiktoken_model import dump_ranks, read_ranks, special_tokens
+from merge.tokenizers.tiktoken_model import dump_ranks, map_special_tokens, read_ranks
 from tests.kit.grown_llama3 import NEW, OLD, TIKTOKEN, Grown, grow
 from tests.kit.run import ROOT
 
@@ -50,7 +50,7 @@ def test_the_folder_holds_both_forms_and_nothing_else(grown: Grown) -> None:
 def test_old_ids_and_merges_stay_in_tokenizer_json(grown: Grown, tmp_path: Path) -> None:
     from merge.tokenizers.llama3_tokenizer import build_tokenizer_json
 
-    before = build_tokenizer_json(read_ranks(grown.base), special_tokens("3"))
+    before = build_tokenizer_json(read_ranks(grown.base), map_special_tokens("3"))
     after = json.loads((grown.folder / "tokenizer.json").read_bytes())
     assert before["model"]["vocab"].items() <= after["model"]["vocab"].items()
     new = {text for text, id_ in after["model"]["vocab"].items() if id_ >= OLD}

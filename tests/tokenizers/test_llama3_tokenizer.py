@@ -17,7 +17,7 @@ from merge.tokenizers.llama3_tokenizer import (
     dump_tokenizer_json,
     recover_ranks,
 )
-from merge.tokenizers.tiktoken_model import dump_ranks, read_ranks, special_tokens
+from merge.tokenizers.tiktoken_model import dump_ranks, map_special_tokens, read_ranks
 from tests.kit.tiktoken_encodings import MetaTokenizer
 
 FILE = Path("tokenizer.json")
@@ -40,17 +40,17 @@ def ranks(file: Path) -> dict[bytes, int]:
 
 @pytest.fixture(scope="module")
 def made(ranks: dict[bytes, int]) -> dict[str, Any]:
-    return build_tokenizer_json(ranks, special_tokens("3.1"))
+    return build_tokenizer_json(ranks, map_special_tokens("3.1"))
 
 
 @pytest.mark.parametrize("release", ["3", "3.1"])
 def test_tokenizer_json_is_metas_own_byte_for_byte(ranks: dict[bytes, int], release: Any) -> None:
-    document = build_tokenizer_json(ranks, special_tokens(release))
+    document = build_tokenizer_json(ranks, map_special_tokens(release))
     assert hashlib.sha256(dump_tokenizer_json(document)).hexdigest() == PUBLISHED[release]
 
 
 def test_ids_are_tiktokens(file: Path, made: dict[str, Any], lines: list[str]) -> None:
-    meta = MetaTokenizer(file, special_tokens("3.1"))
+    meta = MetaTokenizer(file, map_special_tokens("3.1"))
     fast = Tokenizer.from_str(json.dumps(made))
     lines = [*lines, *(f"<|start_header_id|>user<|end_header_id|>\n\n{s}<|eot_id|>" for s in lines)]
     ids = [encoding.ids for encoding in fast.encode_batch(lines)]
@@ -62,12 +62,12 @@ def test_transformers_loads_the_documents(
 ) -> None:
     from transformers import AutoTokenizer
 
-    for name, content in build_llama3_documents(ranks, special_tokens("3.1"), 131_072).items():
+    for name, content in build_llama3_documents(ranks, map_special_tokens("3.1"), 131_072).items():
         (tmp_path / name).write_bytes(content)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert (loaded.bos_token_id, loaded.eos_token_id) == (128_000, 128_001)
     assert len(loaded) == 128_256
-    meta = MetaTokenizer(file, special_tokens("3.1"))
+    meta = MetaTokenizer(file, map_special_tokens("3.1"))
     assert loaded(lines[:500])["input_ids"] == [[128_000, *meta.encode(s)] for s in lines[:500]]
 
 
@@ -86,7 +86,7 @@ def test_a_grown_vocabulary_keeps_the_ids_of_special_tokens(
     ranks: dict[bytes, int], tmp_path: Path
 ) -> None:
     grown = ranks | {"词表".encode(): 128_256, "大词表".encode(): 128_257}
-    special = special_tokens("3")
+    special = map_special_tokens("3")
     document = build_tokenizer_json(grown, special)
     path = tmp_path / "tokenizer.model"
     path.write_bytes(dump_ranks(grown))

@@ -14,10 +14,10 @@ from merge.tokenizers.sentencepiece_tokenizer import read_tokenizer
 from merge.tokenizers.tiktoken_model import (
     dump_ranks,
     is_tiktoken_file,
+    list_special_token_names,
     parse_ranks,
     read_ranks,
     require_llama3,
-    special_token_names,
 )
 
 BYTES = [bytes([byte]) for byte in range(256)]
@@ -52,7 +52,7 @@ def test_tells_a_tiktoken_file_from_a_sentencepiece_model(real_data: Path) -> No
 
 @pytest.mark.parametrize(("release", "changed"), [("3", 0), ("3.1", 3)])
 def test_names_256_special_tokens(release: str, changed: int) -> None:
-    names = special_token_names(release)  # type: ignore[arg-type]
+    names = list_special_token_names(release)  # type: ignore[arg-type]
     assert len(set(names)) == len(names) == 256
     assert (names[0], names[1], names[9]) == ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>")
     assert names[-1] == f"<|reserved_special_token_{250 - changed}|>"

@@ -175,7 +175,7 @@ def _has_more_bits(layer: int, model: Traits) -> bool:
     return is_outer or (layer - eighth) % 3 == 2
 
 
-def sort_key(name: str) -> tuple[int, str]:
+def get_sort_key(name: str) -> tuple[int, str]:
     """The order of tensors in a file that llama.cpp quantized: by layer, then by name."""
     match = _LAYER.match(name)
     return (int(match[1]) if match else -1, name)

@@ -27,7 +27,7 @@ from ..llama import EMBED_TOKENS, LM_HEAD
 from ..mixtral import MixtralShape
 from ..placement import Piece, PlacedTensor
 from ..rotary import to_interleaved
-from .file_types import FILE_TYPES, Traits, choose_type, sort_key
+from .file_types import FILE_TYPES, Traits, choose_type, get_sort_key
 from .importance import Importance, read_importance
 from .metadata import Description
 from .names import list_stored_tensors
@@ -136,7 +136,7 @@ def place_tensors(
     is_quantized = outtype in QUANTIZED_OUTTYPES
     items = [*_find_rotary_factors(description), *_assemble(tensors, description.shape)]
     if is_quantized:
-        items.sort(key=lambda item: sort_key(item.name))
+        items.sort(key=lambda item: get_sort_key(item.name))
     writer = GGUFWriter(None, ARCHITECTURE, split_max_size=split_max_size)
     for item in items:
         # A uint8 is taken for bytes of blocks, everything else for elements.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from merge.layouts.gguf.file_types import FILE_TYPES, Traits, choose_type, sort_key
+from merge.layouts.gguf.file_types import FILE_TYPES, Traits, choose_type, get_sort_key
 from merge.outtypes import GUIDED_OUTTYPES, QUANTIZED_OUTTYPES
 from merge.settings import OUTTYPES
 from tests.kit.llama_cpp import quantize
@@ -114,7 +114,7 @@ def test_types_and_order_are_those_of_llama_quantize(
     for outtype, found in zip(QUANTIZED_OUTTYPES, quantize(jobs), strict=True):
         expected = {
             name: choose_type(outtype, name, names[name], traits)
-            for name in sorted(names, key=sort_key)
+            for name in sorted(names, key=get_sort_key)
         }
         assert list(found["types"].items()) == list(expected.items()), outtype
 
