@@ -17,8 +17,9 @@ from ..layouts.config import (
     require_plain_llama,
     require_values,
 )
-from ..layouts.gguf.names import list_stored_tensors
+from ..layouts.gguf.names import list_stored_tensors, require_names
 from ..layouts.gguf.vocabulary import GgufTokenizer, require_known_to_llama_cpp
+from ..layouts.llama import LM_HEAD
 from ..tokenizers.byte_level_bpe import read_byte_level_bpe
 from ..tokenizers.embedded_tokenizer import EmbeddedTokenizer
 from ..tokenizers.file_names import MODEL_NAME, TOKENIZER_JSON_NAME
@@ -96,24 +97,14 @@ def require_every_tensor(
     Rows of the vocabulary have been checked before.
     """
     wanted = {part: s.shape for s in list_stored_tensors(shape) for part in s.parts}
-    missing = [name for name in wanted if name not in tensors and not (tied and "lm_head" in name)]
-    extra = [name for name in tensors if name not in wanted]
-    for sentence, names in (
-        ("the model lacks a tensor that its config.json describes", missing),
-        ("the model holds a tensor that GGUF has no place for", extra),
-    ):
-        if names:
-            raise LayoutError(
-                sentence,
-                file=source,
-                tensor=names[0],
-                expected=f"{len(wanted)} tensors, under the names that transformers saves",
-                found=f"{len(tensors)} tensors; {len(names)} such",
-                remedy="save the model once with transformers' save_pretrained, or use "
-                "--output_type huggingface",
-            )
+    if tied and LM_HEAD not in tensors:
+        del wanted[LM_HEAD]
+    remedy = (
+        "save the model once with transformers' save_pretrained, or use --output_type huggingface"
+    )
+    require_names(tensors, wanted, source, source.name, remedy)
     for name, sizes in wanted.items():
-        found = tensors[name].shape if name in tensors else sizes
+        found = tensors[name].shape
         if found[1:] != sizes[1:] or sizes[0] not in (None, found[0]):
             raise LayoutError(
                 "a tensor has another shape than config.json says",

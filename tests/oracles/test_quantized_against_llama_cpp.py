@@ -56,18 +56,18 @@ def test_each_type_is_what_llama_cpp_makes_of_the_same_weights(
         assert ours.read_bytes() == Path(job["target"]).read_bytes(), job["file_type"]
 
 
-def test_an_importance_matrix_weighs_errors_as_in_llama_cpp(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_key_value_heads": 1}
-    base = make_base(tmp_path / "base", num_hidden_layers=1, num_attention_heads=4, **sizes)
-    source = _convert(base, tmp_path / "whole", "f16")
+def _write_imatrix(folder: Path, source: Path) -> tuple[Path, dict[str, Any]]:
+    """An importance matrix for the model of ``source``, and the same as llama.cpp's quantizer is
+    given it: factors, and what the file is to say of them.
+    """
     columns = {
-        tensor.name: int(tensor.shape[0])
+        tensor.name: int(tensor.shape[0]) * (int(tensor.shape[2]) if "_exps" in tensor.name else 1)
         for tensor in GGUFReader(source).tensors
         if len(tensor.shape) > 1 and tensor.name != "token_embd.weight"
     }
     sums = make_factors(columns)
-    imatrix = write_gguf(tmp_path / "imatrix.gguf", sums)
-    held = tmp_path / "imatrix.npz"
+    imatrix = write_gguf(folder / "imatrix.gguf", sums)
+    held = folder / "imatrix.npz"
     np.savez(held, **{name: values / np.float32(TOKENS) for name, values in sums.items()})
     keys = {
         "quantize.imatrix.file": imatrix.name,
@@ -75,21 +75,19 @@ def test_an_importance_matrix_weighs_errors_as_in_llama_cpp(tmp_path: Path) -> N
         "quantize.imatrix.entries_count": len(columns),
         "quantize.imatrix.chunks_count": CHUNKS,
     }
-    jobs = [
-        {
-            "source": source,
-            "target": tmp_path / f"{one}.gguf",
-            "file_type": one,
-            "imatrix": held,
-            "overrides": keys,
-        }
-        for one in ("q4_k_m", "q4_0", "q5_1", "q6_k", "iq4_xs", *GUIDED_OUTTYPES)
-    ]
-    quantize(jobs)
-    for job in jobs:
-        outtype = str(job["file_type"])
+    return imatrix, {"source": source, "imatrix": held, "overrides": keys}
+
+
+def test_an_importance_matrix_weighs_errors_as_in_llama_cpp(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_key_value_heads": 1}
+    base = make_base(tmp_path / "base", num_hidden_layers=1, num_attention_heads=4, **sizes)
+    source = _convert(base, tmp_path / "whole", "f16")
+    imatrix, common = _write_imatrix(tmp_path, source)
+    outtypes = ("q4_k_m", "q4_0", "q5_1", "q6_k", "iq4_xs", *GUIDED_OUTTYPES)
+    quantize([common | {"target": tmp_path / f"{t}.gguf", "file_type": t} for t in outtypes])
+    for outtype in outtypes:
         ours = _convert(base, tmp_path / f"ours-{outtype}", outtype, imatrix=imatrix)
-        assert ours.read_bytes() == Path(job["target"]).read_bytes(), outtype
+        assert ours.read_bytes() == (tmp_path / f"{outtype}.gguf").read_bytes(), outtype
 
 
 def _merge_mixtral(folder: Path, outtype: str, **options: Any) -> Path:
@@ -122,22 +120,7 @@ def test_an_importance_matrix_has_factors_for_each_expert(tmp_path: Path) -> Non
     sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
     make_mixtral_adapter(tmp_path / "lora", make_mixtral(tmp_path / "base", **sizes))
     source = _merge_mixtral(tmp_path, "f16")
-    columns = {
-        tensor.name: int(tensor.shape[0]) * (int(tensor.shape[2]) if "_exps" in tensor.name else 1)
-        for tensor in GGUFReader(source).tensors
-        if len(tensor.shape) > 1 and tensor.name != "token_embd.weight"
-    }
-    sums = make_factors(columns)
-    imatrix = write_gguf(tmp_path / "imatrix.gguf", sums)
-    held = tmp_path / "imatrix.npz"
-    np.savez(held, **{name: values / np.float32(TOKENS) for name, values in sums.items()})
-    keys = {
-        "quantize.imatrix.file": imatrix.name,
-        "quantize.imatrix.dataset": DATASET,
-        "quantize.imatrix.entries_count": len(columns),
-        "quantize.imatrix.chunks_count": CHUNKS,
-    }
-    common = {"source": source, "imatrix": held, "overrides": keys}
+    imatrix, common = _write_imatrix(tmp_path, source)
     outtypes = ("q4_k_m", "iq2_xs")
     quantize([common | {"target": tmp_path / f"{t}.gguf", "file_type": t} for t in outtypes])
     for outtype in outtypes:

@@ -6,9 +6,11 @@ each. Source: llama.cpp's ``convert_hf_to_gguf.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from ...errors import LayoutError
 from .. import llama
 from ..config import LlamaShape
 from ..mixtral import MixtralShape
@@ -58,3 +60,27 @@ def _list_experts(layer: str, gate: str, shape: MixtralShape) -> Iterator[Stored
         parts = tuple(f"{block}.experts.{number}.{matrix}.weight" for number in range(experts))
         sizes = (outer, inner) if name == "down" else (inner, outer)
         yield StoredTensor(f"{stem}{name}_exps.weight", parts, sizes, is_stacked=True)
+
+
+def require_names(
+    found: Collection[str], wanted: Collection[str], source: Path, said_by: str, remedy: str
+) -> None:
+    """Raise ``LayoutError`` unless a model has the ``wanted`` tensors and no other.
+
+    ``source`` is the file that describes the model, ``said_by`` the part of it that does.
+    """
+    missing = [name for name in wanted if name not in found]
+    extra = [name for name in found if name not in wanted]
+    for sentence, names in (
+        (f"the model lacks a tensor that {said_by} describes", missing),
+        (f"the model holds a tensor that {said_by} does not describe", extra),
+    ):
+        if names:
+            raise LayoutError(
+                sentence,
+                file=source,
+                tensor=names[0],
+                expected=f"{len(wanted)} tensors",
+                found=f"{len(found)} tensors; {len(names)} such",
+                remedy=remedy,
+            )

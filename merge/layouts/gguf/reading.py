@@ -22,7 +22,7 @@ from ...tensors.lazy import Checkpoint, LazyTensor, get_dtype_name
 from .. import llama, mixtral
 from ..config import DEFAULT_ROPE_THETA, LLAMA_ARCHITECTURES, LLAMA_MODEL_TYPES, LlamaShape
 from ..rotary import to_half_split
-from .names import list_stored_tensors
+from .names import list_stored_tensors, require_names
 
 ARCHITECTURE = "llama"
 _NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
@@ -236,21 +236,8 @@ def _check_and_order(
     entries = {entry.name: entry for entry in list_stored_tensors(shape)}
     if shape.tie_word_embeddings:
         del entries[llama.TABLE[-1].gguf]
-    missing = [name for name in entries if name not in stored]
-    extra = [name for name in stored if name not in entries]
-    for sentence, names in (
-        ("the GGUF file lacks a tensor of the model that it describes", missing),
-        ("the GGUF file holds a tensor that such a model does not have", extra),
-    ):
-        if names:
-            raise LayoutError(
-                sentence,
-                file=source,
-                tensor=names[0],
-                expected=f"{len(entries)} tensors, as the metadata describe the model",
-                found=f"{len(stored)} tensors; {len(names)} such",
-                remedy="another kind of model under LLaMA's name, or an unfinished file",
-            )
+    remedy = "another kind of model under LLaMA's name, or an unfinished file"
+    require_names(stored, entries, source, "the file's metadata", remedy)
     rows = stored[llama.TABLE[0].gguf].rows
     tensors: dict[str, LazyTensor] = {}
     for name, entry in entries.items():

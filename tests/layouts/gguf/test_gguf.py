@@ -249,7 +249,7 @@ def test_other_scalings_of_positions_are_refused_by_name(tmp_path: Path) -> None
     [
         ({"values": {"general.architecture": "qwen2"}}, "another architecture(.|\n)*qwen2"),
         ({"names": {"blk.1.ffn_up.weight": ""}}, "lacks a tensor(.|\n)*blk.1.ffn_up.weight"),
-        ({"add": "blk.0.ffn_gate_inp.weight"}, "does not have(.|\n)*ffn_gate_inp"),
+        ({"add": "blk.0.ffn_gate_inp.weight"}, "does not describe(.|\n)*ffn_gate_inp"),
     ],
 )
 def test_a_file_that_is_no_llama_is_refused(

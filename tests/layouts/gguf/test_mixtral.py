@@ -109,7 +109,7 @@ _FUSED = "model.layers.0.mlp.experts.gate_up_proj"
     ("change", "told"),
     [
         pytest.param(_edit_config(num_local_experts=8), "lacks a tensor", id="fewer experts"),
-        pytest.param(_edit_config(num_local_experts=3), "no place for", id="more experts"),
+        pytest.param(_edit_config(num_local_experts=3), "does not describe", id="more experts"),
         pytest.param(_edit_config(num_local_experts=0), "num_local_experts", id="no expert"),
         pytest.param(_edit_config(num_experts_per_tok=5), "more experts than", id="too many used"),
         pytest.param(_edit_config(intermediate_size=64), "another shape", id="another size"),
