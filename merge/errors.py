@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Mapping
+from gettext import NullTranslations
 from pathlib import Path
+
+from .messages import Message, column_width, tr, translate
 
 # Longer than any path that a system allows.
 _LONGEST = 5000
@@ -32,10 +36,10 @@ class MergeError(Exception):
         remedy: str | None = None,
         sizes: str | None = None,
     ) -> None:
-        self.sentence = shown(sentence)
+        self.sentence = _as_shown(sentence)
         super().__init__(self.sentence)
         self.facts: dict[str, str] = {
-            label: shown(str(value), lines=label in ("remedy", "sizes"))
+            label: _as_shown(value, lines=label in ("remedy", "sizes"))
             for label, value in {
                 "file": file,
                 "tensor": tensor,
@@ -48,11 +52,47 @@ class MergeError(Exception):
         }
 
     def __str__(self) -> str:
-        lines = [self.sentence]
-        for label, value in self.facts.items():
-            indented = value.replace("\n", "\n" + " " * 12)
-            lines.append(f"  {label + ':':<10}{indented}")
-        return "\n".join(lines)
+        return _lay_out(
+            shown(str.__str__(self.sentence)),
+            {label: _show_fact(label, value) for label, value in self.facts.items()},
+        )
+
+    def translated(self, catalogue: NullTranslations | None = None) -> str:
+        """The whole message in a language, by default that of ``messages.used_language``."""
+        facts = {
+            translate(_LABELS[label], catalogue): _show_fact(label, translate(value, catalogue))
+            for label, value in self.facts.items()
+        }
+        return _lay_out(shown(translate(self.sentence, catalogue)), facts)
+
+
+_LABELS = {
+    "file": tr("file"),
+    "tensor": tr("tensor"),
+    "expected": tr("expected"),
+    "found": tr("found"),
+    "remedy": tr("remedy"),
+    "sizes": tr("sizes"),
+}
+_LABEL_WIDTH = 10
+
+
+def _as_shown(value: object, lines: bool = False) -> str:
+    """Text as ``shown``; a message stays one, and is cleaned when it is put on the screen."""
+    return value if isinstance(value, Message) else shown(str(value), lines)
+
+
+def _show_fact(label: str, value: str) -> str:
+    return shown(value, lines=label in ("remedy", "sizes"))
+
+
+def _lay_out(sentence: str, facts: Mapping[str, str]) -> str:
+    lines = [sentence]
+    for label, value in facts.items():
+        indented = value.replace("\n", "\n" + " " * (_LABEL_WIDTH + 2))
+        padding = " " * (_LABEL_WIDTH - column_width(label) - 1)
+        lines.append(f"  {label}:{padding}{indented}")
+    return "\n".join(lines)
 
 
 def shown(text: str, lines: bool = False) -> str:
@@ -110,7 +150,7 @@ def as_merge_error(error: MergeError | OSError) -> MergeError:
     return MergeError(
         error.strerror or str(error),
         file=os.fsdecode(str(error.filename)) if error.filename else None,
-        found=f"it failed in {operation}" if operation else None,
+        found=tr("it failed in {operation}", operation=operation) if operation else None,
     )
 
 

@@ -14,10 +14,11 @@ from inspect import Parameter, signature
 from typing import Any, TypeVar
 
 from .errors import UsageError
+from .messages import tr
 from .option_checks import require_bool, require_one_of
 
-INPUTS, VOCABULARY, OUTPUT = "inputs", "vocabulary", "what is written"
-ARITHMETIC, RESOURCES = "arithmetic", "memory, disk and processors"
+INPUTS, VOCABULARY, OUTPUT = tr("inputs"), tr("vocabulary"), tr("what is written")
+ARITHMETIC, RESOURCES = tr("arithmetic"), tr("memory, disk and processors")
 GROUPS = (INPUTS, VOCABULARY, OUTPUT, ARITHMETIC, RESOURCES)
 """Groups of options, in the order in which help lists them."""
 
@@ -48,7 +49,10 @@ class Option:
         """The line of help, with the default of everything but switches."""
         if isinstance(self.default, bool):
             return self.description
-        return f"{self.description} (default: {self.default_text or self.default})"
+        default = self.default_text or str(self.default)
+        return tr(
+            "{description} (default: {default})", description=self.description, default=default
+        )
 
 
 def option(
@@ -121,8 +125,8 @@ def require_known(given: Iterable[str], known: Iterable[str]) -> None:
         if name not in known:
             close = get_close_matches(name, known, 1)
             raise UsageError(
-                f"there is no option {name}",
+                tr("there is no option {name}", name=name),
                 expected=", ".join(known),
                 found=name,
-                remedy=f"did you mean {close[0]}?" if close else "leave it out",
+                remedy=tr("did you mean {name}?", name=close[0]) if close else tr("leave it out"),
             )

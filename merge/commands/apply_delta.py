@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ..job_settings import ApplyDeltaSettings
 from .common import add_options, add_output_volume_options, command_parser, run, run_job
+from .language import say
 
 _DESCRIPTION = """\
 Add a delta, as Vicuna and LLaVA were published, to the LLaMA that it was made from.
@@ -71,7 +72,7 @@ def _apply(args: argparse.Namespace) -> int:
 
     code = run_job(args, apply_delta)
     if args.low_cpu_mem and not args.quiet:
-        print("  note: --low-cpu-mem changes nothing: memory is always low here")
+        say("  note: --low-cpu-mem changes nothing: memory is always low here")
     return code
 
 

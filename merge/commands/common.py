@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import MergeError, as_merge_error
 from ..interruption import INTERRUPTED, Interrupted, deferred_signals
+from ..messages import tr
 from ..options import GROUPS, INPUTS, options_of
+from .language import HelpFormatter, add_language_option, chosen_language, say
 
 if TYPE_CHECKING:
     from ..jobs.writing import Report
@@ -69,6 +71,15 @@ def _run(
     for stream in (sys.stdout, sys.stderr):  # a Windows console may not be UTF-8
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
+    with chosen_language(argv, parser):
+        return _parse_and_run(parser, command, argv)
+
+
+def _parse_and_run(
+    parser: argparse.ArgumentParser,
+    command: Callable[[argparse.Namespace], int],
+    argv: Sequence[str] | None,
+) -> int:
     args = parser.parse_args(argv)
     verbose = bool(getattr(args, "verbose", False))
     codes = []
@@ -87,17 +98,18 @@ _ENDINGS = (MergeError, OSError, KeyboardInterrupt)
 def _report_end(error: BaseException, verbose: bool, is_done: bool) -> int:
     """Print what ended a command; return the exit code."""
     if isinstance(error, (MergeError, OSError)):
-        return _print_message(f"error: {as_merge_error(error)}", verbose, WRONG_INPUT)
+        text = tr("error: {error}", error=as_merge_error(error))
+        return _print_message(text, verbose, WRONG_INPUT)
     code = error.exit_code if isinstance(error, Interrupted) else INTERRUPTED
     unfinished = "nothing was written under a final name"
     state = str(error) or ("everything was done by then" if is_done else unfinished)
-    return _print_message(f"interrupted: {state}", verbose, code)
+    return _print_message(tr("interrupted: {state}", state=state), verbose, code)
 
 
 def _print_message(message: str, verbose: bool, code: int) -> int:
     if verbose:
         traceback.print_exc()
-    print(message, file=sys.stderr)
+    say(message, sys.stderr)
     return code
 
 
@@ -109,7 +121,7 @@ def command_parser(description: str, examples: str | None = None) -> argparse.Ar
     parser = argparse.ArgumentParser(
         description=description,
         epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     # argparse takes "-1,0.5" for an option; only words that this matches are numbers to it.
@@ -124,7 +136,7 @@ def run_job(args: argparse.Namespace, job: Callable[..., Report], **more: Any) -
     with progress_bar(quiet=args.quiet) as on_progress:
         report = job(on_progress=on_progress, **keywords_of(job, args), **more)
     if not args.quiet:
-        print(report.summary())
+        say(report.summary())
     return DONE
 
 
@@ -156,10 +168,11 @@ def add_corpus_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_output_volume_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--verbose`` and ``--quiet``."""
+    """Add ``--verbose``, ``--quiet`` and ``--lang``."""
     group = parser.add_argument_group("messages")
     group.add_argument("--verbose", action="store_true", help="say more, tracebacks included")
     group.add_argument("--quiet", action="store_true", help="print errors only")
+    add_language_option(group)
 
 
 def add_options(

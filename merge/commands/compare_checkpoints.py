@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError, shown
 from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
+from .language import say
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,7 +83,7 @@ def _compare(args: argparse.Namespace) -> int:
             result = compare_checkpoints(*_tensors(ours, theirs), on_progress)
     if not args.quiet:
         for line in _report(ours, theirs, result, args):
-            print(shown(line))
+            say(shown(line))
     return DIFFERENT if result.differ(args.max_ulp) else DONE
 
 

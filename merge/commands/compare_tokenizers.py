@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
+from .language import say
 
 if TYPE_CHECKING:
     from tokenizer_tools.backends import BackendTokenizer
@@ -92,7 +93,7 @@ def _command(args: argparse.Namespace) -> int:
     if args.plot:
         write_atomically(args.plot.parent, {args.plot.name: plot.draw_png(comparison)})
     if not args.quiet:
-        print(report.format_table(comparison))
+        say(report.format_table(comparison))
     is_check = args.library == "transformers"
     return DIFFERENT if is_check and any(d.lines for d in comparison.disagreements) else DONE
 

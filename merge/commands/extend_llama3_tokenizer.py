@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .common import DONE, add_corpus_options, add_output_volume_options, command_parser, run
+from .language import say
 
 if TYPE_CHECKING:
     from tokenizer_tools.compare import TokenizerComparison
@@ -102,10 +103,10 @@ def _command(args: argparse.Namespace) -> int:
     if not args.quiet:
         from tokenizer_tools.report import format_table
 
-        print(growth.format_summary(grown))
+        say(growth.format_summary(grown))
         if comparison is not None:
-            print(f"\n{format_table(comparison)}\n")
-        print(f"written to {args.output_dir}")
+            say(f"\n{format_table(comparison)}\n")
+        say(f"written to {args.output_dir}")
     return DONE
 
 

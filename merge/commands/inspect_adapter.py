@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import MergeError
 from ..settings import OUTPUT_TYPES
 from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
+from .language import say
 
 _DESCRIPTION = """\
 Describe an adapter: kind, PEFT release, rank and scaling by module, vocabulary rows, dtypes,
@@ -73,9 +74,9 @@ def _inspect(args: argparse.Namespace) -> int:
         try:
             for line in lines:
                 if not args.quiet:
-                    print(line)
+                    say(line)
         except MergeError as refusal:
-            print(f"refused    {refusal}")
+            say(f"refused    {refusal}")
             return DIFFERENT
     return DONE
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ..job_settings import MergeSettings, MergeToHuggingFaceSettings
 from .common import add_options, add_output_volume_options, command_parser, run, run_job
+from .language import say
 
 _DESCRIPTION = """\
 Merge Chinese LoRA adapters into a LLaMA base model and write the full model.
@@ -101,7 +102,7 @@ def _merge(args: argparse.Namespace) -> int:
         code = run_job(args, merge_lora, on_verify=on_verify)
     for name in _WITHOUT_EFFECT:
         if getattr(args, name) is not None and not args.quiet:
-            print(f"  note: --{name} changes nothing here: the base's own files say it")
+            say(f"  note: --{name} changes nothing here: the base's own files say it")
     if not args.verify or args.dry_run:
         return code
     try:

@@ -17,6 +17,7 @@ from .common import (
     command_parser,
     run,
 )
+from .language import say
 
 if TYPE_CHECKING:
     from ..jobs.merge_many import JobResult
@@ -83,16 +84,16 @@ def _merge(args: argparse.Namespace) -> int:
             on_verify=on_verify,
         )
     if not args.quiet:
-        print(f"\n{report.summary()}")
+        say(f"\n{report.summary()}")
     return DIFFERENT if report.failures else DONE
 
 
 def _print_result(result: JobResult, *, quiet: bool, verbose: bool) -> None:
     head = f"job {result.number}, {shown(str(result.output_dir))}: {result.state}"
     if result.is_failure:
-        print(f"{head}\n{result.trace if verbose else ''}{result.text}", file=sys.stderr)
+        say(f"{head}\n{result.trace if verbose else ''}{result.text}", file=sys.stderr)
     elif not quiet:
-        print(f"{head}\n{result.text}")
+        say(f"{head}\n{result.text}")
 
 
 if __name__ == "__main__":

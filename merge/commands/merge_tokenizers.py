@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from .common import DONE, add_output_volume_options, command_parser, run
+from .language import say
 
 _DESCRIPTION = """\
 Append the pieces of a Chinese SentencePiece model to LLaMA's tokenizer: in file order, what is not
@@ -74,6 +75,6 @@ def _command(args: argparse.Namespace) -> int:
     )
     merging.write_tokenizer(merged, args.output_dir, args.overwrite)
     if not args.quiet:
-        print(merging.format_summary(merged))
-        print(f"written to {args.output_dir}")
+        say(merging.format_summary(merged))
+        say(f"written to {args.output_dir}")
     return DONE

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..sizes import size_text
+from .language import say
 
 
 @contextmanager
@@ -55,6 +56,6 @@ def _tenths(doing: str) -> Callable[[int, int], None]:
         if tenth > printed:
             printed = tenth
             line = f"{doing}: {tenth * 10} % ({size_text(written)} of {size_text(total)})"
-            print(line, file=sys.stderr, flush=True)
+            say(line, file=sys.stderr)
 
     return show

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .common import DONE, add_corpus_options, add_output_volume_options, command_parser, run
+from .language import say
 
 _DESCRIPTION = """\
 Train a SentencePiece model on Chinese text, with the settings that fit a vocabulary to be appended
@@ -105,11 +106,11 @@ def _command(args: argparse.Namespace) -> int:
             files, settings, json_field=args.json_field, on_bytes=bar.update
         )
     if not args.quiet:
-        print(train.format_summary(corpus, settings), flush=True)
+        say(train.format_summary(corpus, settings))
     model = _killable(lambda: train.train(corpus.lines, settings, log=not args.quiet))
     train.write_trained(model, args.output_dir)
     if not args.quiet:
-        print(f"written to {args.output_dir / train.MODEL_NAME}")
+        say(f"written to {args.output_dir / train.MODEL_NAME}")
     return DONE
 
 

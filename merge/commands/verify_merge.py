@@ -18,6 +18,7 @@ from .common import (
     keywords_of,
     run,
 )
+from .language import say
 
 if TYPE_CHECKING:
     from ..jobs.verify_merge import Verification
@@ -93,12 +94,12 @@ _LISTED = 12
 def print_verification(found: Verification, *, quiet: bool, verbose: bool) -> int:
     """Print what was found, and return the exit code."""
     for fault in found.faults if verbose else found.faults[:_LISTED]:
-        print(f"FAILED: {fault}", file=sys.stderr)
+        say(f"FAILED: {fault}", file=sys.stderr)
     if not verbose and len(found.faults) > _LISTED:
         more = len(found.faults) - _LISTED
-        print(f"... and {more} more faults (--verbose lists them)", file=sys.stderr)
+        say(f"... and {more} more faults (--verbose lists them)", file=sys.stderr)
     if not quiet:
-        print(found.summary())
+        say(found.summary())
     return DIFFERENT if found.faults else DONE
 
 

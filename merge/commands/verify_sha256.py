@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import MergeError, UsageError, shown
 from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
+from .language import say
 
 if TYPE_CHECKING:
     from ..checksums.check_files import CheckedFile
@@ -68,11 +69,11 @@ def _verify(args: argparse.Namespace) -> int:
     if not args.quiet:
         _print_files(checked)
     for fault in faults:
-        print(f"MISMATCH: {fault}", file=sys.stderr)
+        say(f"MISMATCH: {fault}", file=sys.stderr)
     if faults:
         return DIFFERENT
     if args.expect is not None and not args.quiet:
-        print(_describe_match(checked, args.expect))
+        say(_describe_match(checked, args.expect))
     return DONE
 
 
@@ -107,7 +108,7 @@ def _check(
         faults += found
         if not found and not quiet:
             name, count = shown(str(folder)), len(content.files)
-            print(f"{name}: all {count} files are as the merge wrote them")
+            say(f"{name}: all {count} files are as the merge wrote them")
     return [digests[path] for path in files], faults
 
 
@@ -126,14 +127,14 @@ def _print_files(checked: Sequence[CheckedFile]) -> None:
     from ..checksums.check_files import find_missing_parts, group_by_folder
 
     for file in checked:
-        print(f"{file.sha256}  {shown(str(file.path))}\n    {file.describe()}")
+        say(f"{file.sha256}  {shown(str(file.path))}\n    {file.describe()}")
     for folder, files in group_by_folder(checked).items():
         where = f" in {shown(str(folder))}" if folder else ""
         for here, lacking in find_missing_parts(files):
             names = ", ".join(part.file_name for part in lacking)
-            print(f"missing from {here.model} · {here.kind}{where}: {names}")
+            say(f"missing from {here.model} · {here.kind}{where}: {names}")
     if unknown := sum(file.known is None for file in checked):
-        print(f"unknown: {unknown} of {len(checked)} files")
+        say(f"unknown: {unknown} of {len(checked)} files")
 
 
 if __name__ == "__main__":

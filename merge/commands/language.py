@@ -1,0 +1,124 @@
+"""The language of a command: chosen before its parser is read, and used for all that it prints."""
+
+from __future__ import annotations
+
+import argparse
+import gettext
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TextIO
+
+from ..messages import (
+    DOMAIN,
+    LANGUAGES,
+    LOCALE_DIR,
+    find_language,
+    get_locale_name,
+    tr,
+    translate,
+    used_language,
+)
+
+_OPTION = "--lang"
+
+
+def add_language_option(group: argparse._ArgumentGroup) -> None:
+    """Add ``--lang``, which ``chosen_language`` has read by the time the parser reads it."""
+    group.add_argument(
+        _OPTION,
+        choices=LANGUAGES,
+        help=tr("language of what is printed (default: the locale's)"),
+    )
+
+
+@contextmanager
+def chosen_language(argv: Sequence[str] | None, parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Use the language that ``--lang`` names, else the locale's, in the parser and meanwhile."""
+    language = _find_option(sys.argv[1:] if argv is None else argv) or find_language()
+    # argparse looks up its own words in the domain and language that are the process's.
+    before = gettext.textdomain(), os.environ.get("LANGUAGE")
+    gettext.bindtextdomain(DOMAIN, LOCALE_DIR)
+    gettext.textdomain(DOMAIN)
+    os.environ["LANGUAGE"] = get_locale_name(language)
+    try:
+        with used_language(language):
+            _translate_parser(parser)
+            yield
+    finally:
+        gettext.textdomain(before[0])
+        os.environ.pop("LANGUAGE")
+        if before[1] is not None:
+            os.environ["LANGUAGE"] = before[1]
+
+
+def _find_option(words: Sequence[str]) -> str | None:
+    """The last value of ``--lang`` among the words of a command line, if it is a language."""
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    values = [second if first == _OPTION else first for first, second in pairs]
+    given = [
+        value.removeprefix(f"{_OPTION}=")
+        for word, value in zip(words, values, strict=True)
+        if word == _OPTION or word.startswith(f"{_OPTION}=")
+    ]
+    return given[-1] if given and given[-1] in LANGUAGES else None
+
+
+def _translate_parser(parser: argparse.ArgumentParser) -> None:
+    """Put the texts of a parser into the language that is used."""
+    parser.description = parser.description and translate(parser.description)
+    parser.epilog = parser.epilog and translate(parser.epilog)
+    for group in parser._action_groups:
+        group.title = group.title and translate(_STANDARD_TITLES.get(group.title, group.title))
+        group.description = group.description and translate(group.description)
+    for action in parser._actions:
+        if action.help and action.help != argparse.SUPPRESS:
+            action.help = translate(_STANDARD_HELP.get(action.help, action.help))
+        if isinstance(action, argparse._SubParsersAction):
+            for choice in action._choices_actions:
+                choice.help = choice.help and translate(choice.help)
+            for one in action.choices.values():
+                _translate_parser(one)
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of descriptions, and breaks those of options by the columns they take."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        if text.isascii():
+            return super()._split_lines(text, width)
+        from wcwidth import wrap
+
+        return wrap(text, width)
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print a text in the language of the command, at once."""
+    print(translate(text), file=file or sys.stdout, flush=True)
+
+
+# What argparse puts into a parser when it is made, before the language is known.
+_STANDARD_TITLES = {
+    "options": tr("options"),
+    "positional arguments": tr("positional arguments"),
+}
+_STANDARD_HELP = {"show this help message and exit": tr("show this help message and exit")}
+
+# What argparse looks up by itself, listed so that the catalogues have it.
+_OF_ARGPARSE = (
+    tr("usage: "),
+    tr("%(prog)s: error: %(message)s\n"),
+    tr("the following arguments are required: %s"),
+    tr("unrecognized arguments: %s"),
+    tr("expected one argument"),
+    tr("expected at least one argument"),
+    tr("expected at most one argument"),
+    tr("not allowed with argument %s"),
+    tr("one of the arguments %s is required"),
+    tr("argument %(argument_name)s: %(message)s"),
+    tr("invalid choice: %(value)r (choose from %(choices)s)"),
+    tr("invalid %(type)s value: %(value)r"),
+    tr("ambiguous option: %(option)s could match %(matches)s"),
+    tr("ignored explicit argument %r"),
+)
