@@ -54,15 +54,11 @@ def chosen_language(argv: Sequence[str] | None, parser: argparse.ArgumentParser)
 
 
 def _find_option(words: Sequence[str]) -> str | None:
-    """The last value of ``--lang`` among the words of a command line, if it is a language."""
-    pairs = zip(words, [*words[1:], ""], strict=True)
-    values = [second if first == _OPTION else first for first, second in pairs]
-    given = [
-        value.removeprefix(f"{_OPTION}=")
-        for word, value in zip(words, values, strict=True)
-        if word == _OPTION or word.startswith(f"{_OPTION}=")
-    ]
-    return given[-1] if given and given[-1] in LANGUAGES else None
+    """The value of ``--lang`` among the words of a command line, if it is a language."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(_OPTION, nargs="?")
+    value = parser.parse_known_args(list(words))[0].lang
+    return value if value in LANGUAGES else None
 
 
 def _translate_parser(parser: argparse.ArgumentParser) -> None:
