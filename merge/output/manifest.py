@@ -9,7 +9,7 @@ from typing import Any
 
 from ..checksums.file_digests import get_file_digest
 from ..plan.placement import Plan
-from ..tensors.digests import get_digests
+from ..tensors.digests import DIGEST_KEYS, DIGEST_VERSION, get_digests
 from ..tensors.lazy import Checkpoint, LazyTensor, get_dtype_name
 from ..tokenizers.opaque_tokenizer import Tokenizer
 from ..version import __version__
@@ -68,7 +68,7 @@ def _describe_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, dict[str, 
         name: {
             "dtype": get_dtype_name(tensor.dtype),
             "shape": list(tensor.shape),
-            "xxh3_128": read[name],
+            DIGEST_KEYS[DIGEST_VERSION]: read[name],
         }
         for name, tensor in tensors.items()
     }

@@ -17,11 +17,9 @@ from hashlib import sha256
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from xxhash import xxh3_128
 
 from ..formats.blocks import BlockTensor
-from ..storage.input_file import view_as_bytes
-from ..tensors.digests import compute_digest
+from ..tensors.digests import DIGEST_VERSION, compute_digest, make_digest
 from ..tensors.lazy import LazyTensor
 from .block_rows import find_far_rows, limit_of_share
 from .exactness import Exactness
@@ -139,21 +137,22 @@ def check_tensor(
     base: LazyTensor | None,
     pool: ThreadPoolExecutor,
     on_bytes: Callable[[int], object],
+    digest_version: int = DIGEST_VERSION,
 ) -> TensorResult:
     """Read a tensor once, with its inputs beside it, and compare each row with what it must be.
 
     ``base`` gets a digest where all of it is read. Without ``expected`` only the digest is made.
     """
     result = TensorResult(name=name, kind=get_unbounded_kind(found))
-    hashing, blocks = xxh3_128(), get_blocks(found)
+    hashing, blocks = make_digest(found.shape, digest_version), get_blocks(found)
     for segment, why in _list_segments(found, expected):
         tensors = [slice_rows(found, segment.first, segment.last)]
         if why is not None:
             result.unchecked.append(f"rows {segment.first} to {segment.last}: {why}")
         else:
             tensors += [_slice_segment(tensor, segment) for tensor in segment.streams]
-        is_base = why is None and segment.start is base and base is not None
-        base_hashing = xxh3_128() if is_base and tensors[1] is base else None
+        is_base = why is None and segment.start is base and tensors[1] is base
+        base_hashing = make_digest(base.shape, digest_version) if base and is_base else None
         check = _SegmentCheck(name, segment, found) if why is None else None
         for first, _, rows in iter_rows_together(tensors):
             jobs: list[Future[Counts]] = []
@@ -164,9 +163,9 @@ def check_tensor(
                 ]
             digests = []
             if blocks is None:
-                digests = [pool.submit(hashing.update, view_as_bytes(rows[0]))]
+                digests = [pool.submit(hashing.add, segment.first + first, rows[0])]
             if base_hashing is not None:
-                digests.append(pool.submit(base_hashing.update, view_as_bytes(rows[1])))
+                digests.append(pool.submit(base_hashing.add, first, rows[1]))
             for job in jobs:
                 result.add(job.result())
             for digest in digests:
@@ -174,7 +173,10 @@ def check_tensor(
             on_bytes(sum(part.nbytes for part in rows))
         if base_hashing is not None:
             result.base_digest = base_hashing.hexdigest()
-    result.digest = hashing.hexdigest() if blocks is None else compute_digest(blocks)
+    if blocks is None:
+        result.digest = hashing.hexdigest() or ""
+    else:
+        result.digest = compute_digest(blocks, digest_version)
     return result
 
 

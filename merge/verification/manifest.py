@@ -19,6 +19,7 @@ from ..job_settings import (
     VOCAB_MISMATCHES,
 )
 from ..settings import DTYPES
+from ..tensors.digests import DIGEST_KEYS, DIGEST_VERSION
 from ..untrusted.strict_json import read_json
 from ..version import MANIFEST_NAME
 
@@ -78,7 +79,7 @@ class Manifest:
     tokens, and ``multiple`` is then the number of rows that theirs is rounded up to.
     ``delta_embeddings`` and ``delta_token_init`` say how a delta stores the vocabulary, and what
     was taken for rows that the base lacks. ``merged_by`` are the releases of the libraries that
-    merged adapters, where some did.
+    merged adapters, where some did. ``digest_version`` is that of all its tensors' digests.
     """
 
     files: Mapping[str, FileEntry]
@@ -97,6 +98,7 @@ class Manifest:
     allow_unknown: bool = False
     tokenizer_named: bool = False
     merged_by: str | None = None
+    digest_version: int = DIGEST_VERSION
 
     @property
     def base(self) -> ModelEntry | None:
@@ -143,13 +145,18 @@ def _parse_manifest(content: Mapping[str, Any]) -> Manifest:
     multiple = content.get("pad_to_multiple_of")
     delta = _require_object(content.get("delta", {}), "delta")
     tokenizer = _require_object(inputs.get("tokenizer", {}), "inputs.tokenizer").get("sha256")
+    version = _find_digest_version(content.get("tensors"))
     return Manifest(
         {
             _parse_file_name(name): _parse_file(entry, f"files.{name}")
             for name, entry in _require_object(content.get("files"), "files").items()
         },
-        _parse_tensors(content.get("tensors"), "tensors"),
-        {role: _parse_model(inputs[role], f"inputs.{role}") for role in _MODELS if role in inputs},
+        _parse_tensors(content.get("tensors"), "tensors", version),
+        {
+            role: _parse_model(inputs[role], f"inputs.{role}", version)
+            for role in _MODELS
+            if role in inputs
+        },
         tuple(
             _parse_adapter(entry)
             for entry in _require_list(inputs.get("adapters", []), "inputs.adapters")
@@ -168,7 +175,15 @@ def _parse_manifest(content: Mapping[str, Any]) -> Manifest:
         content.get("allow_unknown_combination") is True,
         content.get("tokenizer_named") is True,
         str(content["merged_by"]) if "merged_by" in content else None,
+        version,
     )
+
+
+def _find_digest_version(tensors: Any) -> int:
+    """Version of the digests: the newest of which a tensor has one."""
+    entries = tensors.values() if isinstance(tensors, dict) else ()
+    keys = {key for entry in entries if isinstance(entry, dict) for key in entry}
+    return max((n for n, key in DIGEST_KEYS.items() if key in keys), default=DIGEST_VERSION)
 
 
 def _parse_file(content: Any, place: str) -> FileEntry:
@@ -177,30 +192,30 @@ def _parse_file(content: Any, place: str) -> FileEntry:
     return FileEntry(size, _require_digest(entry.get("sha256"), f"{place}.sha256", 64))
 
 
-def _parse_tensors(content: Any, place: str) -> dict[str, TensorEntry]:
+def _parse_tensors(content: Any, place: str, version: int) -> dict[str, TensorEntry]:
     return {
-        name: _parse_tensor(e, f"{place}.{name}")
+        name: _parse_tensor(e, f"{place}.{name}", DIGEST_KEYS[version])
         for name, e in _require_object(content, place).items()
     }
 
 
-def _parse_tensor(content: Any, place: str) -> TensorEntry:
+def _parse_tensor(content: Any, place: str, key: str) -> TensorEntry:
     entry = _require_object(content, place)
     shape = tuple(
         _require_number(n, f"{place}.shape")
         for n in _require_list(entry.get("shape"), f"{place}.shape")
     )
-    digest = entry.get("xxh3_128")
+    digest = entry.get(key)
     return TensorEntry(
         _require_text(entry.get("dtype"), f"{place}.dtype"),
         shape,
-        None if digest is None else _require_digest(digest, f"{place}.xxh3_128", 32),
+        None if digest is None else _require_digest(digest, f"{place}.{key}", 32),
     )
 
 
-def _parse_model(content: Any, place: str) -> ModelEntry:
+def _parse_model(content: Any, place: str, version: int) -> ModelEntry:
     entry = _require_object(content, place)
-    tensors = _parse_tensors(entry.get("tensors", {}), f"{place}.tensors")
+    tensors = _parse_tensors(entry.get("tensors", {}), f"{place}.tensors", version)
     return ModelEntry(_parse_source(entry, place), tensors)
 
 

@@ -12,6 +12,7 @@ from ..errors import MergeError, VerificationError
 from ..layouts.decoder import VOCABULARY_TENSORS, count_embedding_rows
 from ..layouts.model_folder import ModelFolder
 from ..settings import OnProgress
+from ..tensors.digests import DIGEST_VERSION
 from ..tensors.lazy import Checkpoint, LazyTensor, get_dtype_name
 from ..tensors.threads import ComputePool, use_one_torch_thread
 from .block_rows import describe_block_checks
@@ -61,6 +62,7 @@ def check_result(
     """
     found = ResultFindings()
     entries = manifest.tensors if manifest is not None else {}
+    version = manifest.digest_version if manifest is not None else DIGEST_VERSION
     found.faults += _check_names(result, entries, folder) if manifest is not None else []
     tensors = _merge_extra(result)
     made: dict[str, ExpectedTensor] = {}
@@ -82,7 +84,9 @@ def check_result(
         for name, tensor in tensors.items():
             base = inputs.base.tensors.get(name) if inputs is not None else None
             try:
-                checked = check_tensor(name, tensor, made.get(name), base, pool, progress.add)
+                checked = check_tensor(
+                    name, tensor, made.get(name), base, pool, progress.add, version
+                )
             except MergeError as error:
                 if not _is_about(folder, error):
                     raise

@@ -14,6 +14,7 @@ from merge.errors import LayoutError, OutputError
 from merge.jobs.apply_delta import apply_delta
 from merge.jobs.convert_checkpoint import convert_checkpoint
 from tests.kit.adapters import make_adapter, merge_with_peft
+from tests.kit.content_digests import OF_BLOCKS
 from tests.kit.dense_deltas import ROWS, make_vicuna
 from tests.kit.files import load_weights, tree
 from tests.kit.run import run_merge
@@ -78,7 +79,7 @@ def test_command_line_manifest_and_summary_name_the_delta(tmp_path: Path) -> Non
     manifest = json.loads((tmp_path / "out/merge_manifest.json").read_text(encoding="utf-8"))
     for role in ("base_model", "delta_model"):
         tensors = manifest["inputs"][role]["tensors"]
-        assert all(tensor["xxh3_128"] for tensor in tensors.values()), role
+        assert all(tensor[OF_BLOCKS] for tensor in tensors.values()), role
 
 
 def test_delta_of_another_model_or_place(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from xxhash import xxh3_128
 
 from merge import verify_merge
 from merge.errors import MergeError
+from tests.kit.content_digests import OF_BLOCKS, hash_blocks
 from tests.kit.files import Tensors, save_tensors
 
 
@@ -52,8 +52,7 @@ def vouch(folder: Path, contents: bool = True) -> None:
         entry |= {"bytes": len(data), "sha256": sha256(data).hexdigest()}
     for path in weight_files(folder) if contents else ():
         for name, tensor in load(path).items():
-            raw = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-            said["tensors"][name]["xxh3_128"] = xxh3_128(raw).hexdigest()
+            said["tensors"][name][OF_BLOCKS] = hash_blocks(tensor)
     (folder / "merge_manifest.json").write_text(json.dumps(said), encoding="utf-8")
 
 

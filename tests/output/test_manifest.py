@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from xxhash import xxh3_128
 
 from merge import merge_lora
 from tests.kit.adapters import make_adapter
+from tests.kit.content_digests import OF_BLOCKS, hash_blocks
 from tests.kit.files import load_weights
 from tests.kit.llamas import make_base
 
@@ -52,10 +51,6 @@ def read_manifest(folder: Path) -> Any:
     return json.loads((folder / "merge_manifest.json").read_text(encoding="utf-8"))
 
 
-def content(tensor: torch.Tensor) -> str:
-    return xxh3_128(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_file_has_its_size_and_sha256(
     merged: dict[str, tuple[Path, Any]], layout: str
@@ -75,8 +70,8 @@ def test_content_digests_are_those_of_the_tensors_in_hugging_face_order(
 ) -> None:
     weights = load_weights(merged["safetensors"][0])
     tensors = merged[layout][1]["tensors"]
-    assert {name: entry["xxh3_128"] for name, entry in tensors.items()} == {
-        name: content(tensor) for name, tensor in weights.items()
+    assert {name: entry[OF_BLOCKS] for name, entry in tensors.items()} == {
+        name: hash_blocks(tensor) for name, tensor in weights.items()
     }
     for name, entry in tensors.items():
         assert (entry["dtype"], entry["shape"]) == ("float16", list(weights[name].shape))
@@ -89,6 +84,6 @@ def test_digests_of_the_base_are_those_of_what_was_read(
     weights = load_weights(inputs[0])
     found = merged[layout][1]["inputs"]["base_model"]["tensors"]
     replaced = {"model.embed_tokens.weight", "lm_head.weight"}
-    assert {name: entry["xxh3_128"] for name, entry in found.items()} == {
-        name: None if name in replaced else content(tensor) for name, tensor in weights.items()
+    assert {name: entry[OF_BLOCKS] for name, entry in found.items()} == {
+        name: None if name in replaced else hash_blocks(tensor) for name, tensor in weights.items()
     }

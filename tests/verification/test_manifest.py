@@ -14,8 +14,10 @@ import pytest
 from merge import merge_lora, verify_merge
 from merge.commands.verify_merge import main
 from merge.errors import FormatError
+from tests.kit.content_digests import OF_BLOCKS, WHOLE, hash_whole
+from tests.kit.files import load_weights
 from tests.kit.models import save_adapter, save_base
-from tests.kit.spoiled_results import manifest
+from tests.kit.spoiled_results import manifest, spoil, vouch
 
 Place = tuple[str | int, ...]
 TENSOR = ("tensors", "lm_head.weight")
@@ -67,7 +69,7 @@ def put(folder: Path, said: Any, place: Place, value: object) -> None:
         ((*TENSOR, "shape"), 5),
         ((*TENSOR, "shape"), None),
         ((*TENSOR, "shape"), [-1]),
-        ((*TENSOR, "xxh3_128"), "short"),
+        ((*TENSOR, OF_BLOCKS), "short"),
         (("files", "x" * 300), {"bytes": 1, "sha256": "0" * 64}),
         (("files", ".."), {"bytes": 1, "sha256": "0" * 64}),
         (("files", "a\0b"), {"bytes": 1, "sha256": "0" * 64}),
@@ -112,8 +114,50 @@ def test_no_value_anywhere_ends_in_anything_but_a_message(out: Path, value: obje
 def test_digests_that_the_manifest_lacks_are_not_said_to_be_checked(out: Path) -> None:
     said = manifest(out)
     for entry in said["tensors"].values():
-        entry["xxh3_128"] = None
+        entry[OF_BLOCKS] = None
     (out / "merge_manifest.json").write_text(json.dumps(said), encoding="utf-8")
     found = verify_merge(out, files_only=True)
     assert not [line for line in found.checked if line.startswith("content")]
     assert found.unchecked == ("content of 21 tensors: the manifest has no digest of it",)
+
+
+def write_as_earlier_release(out: Path) -> None:
+    """Put digests of whole tensors into the manifest, as releases did that had no others."""
+    said = manifest(out)
+    base = Path(said["inputs"]["base_model"]["source"])
+    for entries, folder in (
+        (said["tensors"], out),
+        (said["inputs"]["base_model"]["tensors"], base),
+    ):
+        weights = load_weights(folder)
+        for name, entry in entries.items():
+            was_read = entry.pop(OF_BLOCKS) is not None
+            entry[WHOLE] = hash_whole(weights[name]) if was_read else None
+    (out / "merge_manifest.json").write_text(json.dumps(said), encoding="utf-8")
+
+
+def test_digests_of_an_earlier_release_are_still_checked(out: Path) -> None:
+    write_as_earlier_release(out)
+    assert not verify_merge(out, files_only=True).faults
+    whole = verify_merge(out)
+    assert not whole.faults
+    assert any(line == "content    21 tensors by their digests" for line in whole.checked)
+
+
+def test_content_that_an_earlier_release_did_not_write_is_found(out: Path) -> None:
+    write_as_earlier_release(out)
+    spoil(out, lambda tensors: tensors["model.norm.weight"].add_(1))
+    vouch(out, contents=False)
+    (fault,) = verify_merge(out, files_only=True).faults
+    assert "other content" in str(fault)
+    assert "model.norm.weight" in str(fault)
+
+
+def test_another_base_than_an_earlier_release_merged_is_found(out: Path, tmp_path: Path) -> None:
+    write_as_earlier_release(out)
+    said = manifest(out)
+    base = Path(said["inputs"]["base_model"]["source"])
+    other = Path(shutil.copytree(base, tmp_path / "other"))
+    spoil(other, lambda tensors: tensors["model.norm.weight"].add_(1))
+    faults = verify_merge(out, base_model=other).faults
+    assert any("the base is not the one that was merged" in str(fault) for fault in faults)
