@@ -1,21 +1,19 @@
-"""Runs a plan: spans of rows are read and computed by workers, and written in order.
+"""Runs a plan on this machine: several files side by side, each by a stream of its own.
 
-Each span is a whole number of the blocks that the arithmetic uses, so neither the number of workers
-nor the memory budget changes a byte of the result. Every output file is one sequential stream; a
-tensor that Meta splits over several files is computed once and its parts go to all of them.
+A stream takes spans of rows in order, writes them, and notes in the journal what is whole; the
+spans of all streams are computed by one pool of threads. A tensor that Meta splits over several
+files is computed once and its parts go to all of them. The bytes are the same for every number of
+streams and threads.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-
-import torch
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from threading import Event, Lock
 
 from ..interruption import raise_if_interrupted
-from ..layouts.placement import Piece, PlacedTensor
+from ..layouts.placement import Stream
 from ..output.journal import Journal, WrittenFile
 from ..output.resume import ResumePoint
 from ..output.staged_folder import StagedFolder
@@ -24,41 +22,13 @@ from ..settings import IoMode
 from ..sizes import OnBytes
 from ..storage.input_file import view_as_bytes
 from ..tensors.digests import FreshDigests
-from ..tensors.lazy import LazyTensor, RowReader, block_rows, scratch
-from ..tensors.threads import ComputePool, use_one_torch_thread
+from ..tensors.lazy import LazyTensor
+from ..tensors.threads import ComputePool
+from .spans import Span, compute_in_order, divide, iter_parts
 from .writers import OutputFiles
 
-_SPAN_BYTES = 4 << 20
-# Beside the buffers of spans, a worker needs about this much for a block in float32 and the like.
-_SCRATCH_BYTES = 8 << 20
-
-
-@dataclass(frozen=True)
-class _Span:
-    """Rows ``start`` to ``stop`` of a tensor, and the call that computes them.
-
-    ``number`` is the tensor's in the plan.
-    """
-
-    number: int
-    placed: PlacedTensor
-    start: int
-    stop: int
-    read: RowReader
-
-    def compute(self, buffer: torch.Tensor) -> torch.Tensor:
-        """The rows, in the memory of ``buffer``."""
-        tensor = self.placed.tensor
-        count = self.stop - self.start
-        flat = buffer[: count * tensor.row_bytes].view(tensor.dtype)
-        out = flat.view(count, *tensor.shape[1:])
-        self.read(self.start, self.stop, out)
-        return out
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the tensor ends with it."""
-        return self.stop == self.placed.tensor.rows
+# Handlers of signals run in the main thread when it waits no longer than this.
+_WAIT_SECONDS = 0.2
 
 
 def run(
@@ -69,116 +39,71 @@ def run(
     max_memory: int,
     on_bytes: OnBytes,
     io: IoMode,
-    journal: Journal,
+    journal: Journal | None,
     resume_point: ResumePoint,
     named: Mapping[str, LazyTensor],
+    streams: Sequence[Stream] | None = None,
 ) -> dict[str, WrittenFile]:
-    """Write every weight file of ``plan``; return what they have become.
+    """Write the weight files of ``plan``, or of some of its ``streams``; return what they are.
 
-    ``on_bytes`` is called with the number of bytes as they are written. ``resume_point`` is what
-    an interrupted run has written; ``journal`` records how far this one is, with the digests of the
-    ``named`` tensors.
+    ``on_bytes`` is called with the number of bytes as they are written, from several threads.
+    ``resume_point`` is what an interrupted run has written; ``journal`` records how far this one
+    is, with the digests of the ``named`` tensors. The first error of a stream ends all of them.
     """
-    files = OutputFiles(plan, staged, io, on_bytes, resume_point)
-    digests = FreshDigests(named, resume_point.digests)
-    with _ThreadPools(num_workers) as pools, use_one_torch_thread():
-        for span, rows in _compute_in_order(
-            pools.compute, plan, num_workers, max_memory, resume_point.done
-        ):
+    streams = plan.streams if streams is None else streams
+    todo = [stream for stream in streams if not resume_point.done.issuperset(stream.tensors)]
+    shares = divide(todo, num_workers, max_memory)
+    names = [file for stream in streams for file in stream.files]
+    files = OutputFiles(plan, staged, io, on_bytes, resume_point, names, shares.files)
+    record = _Record(files, journal, FreshDigests(named, resume_point.digests))
+    stop = Event()
+
+    def write(stream: Stream) -> None:
+        tensors = [(n, plan.placed[n]) for n in stream.tensors if n not in resume_point.done]
+        for span, rows in compute_in_order(compute, tensors, shares):
             raise_if_interrupted()
-            writes: list[Future[None]] = []
-            for number, piece in enumerate(span.placed.pieces):
-                part = _select_part(piece, span, rows)
-                if part.numel():
-                    data = view_as_bytes(_make_contiguous(part, number))
-                    writes.append(pools.write.submit(files.write, piece.file, data))
-            for future in writes:
-                future.result()
+            if stop.is_set():
+                return
+            for file, part in iter_parts(span, rows):
+                files.write(file, view_as_bytes(part))
             if span.is_last:
-                progress = files.get_progress({piece.file for piece in span.placed.pieces})
-                journal.add(span.number + 1, progress, digests.take())
+                record.note(span)
+
+    with ComputePool(num_workers) as compute, ComputePool(shares.streams) as writers:
+        try:
+            _wait_for_all([writers.submit(write, stream) for stream in todo])
+        finally:
+            stop.set()
+            for pool in (writers, compute):
+                pool.shutdown(cancel_futures=True)
     return files.written
 
 
-class _ThreadPools:
-    """The threads of a run: workers that compute, and one that writes.
+class _Record:
+    """What all streams note in the journal."""
 
-    Writing copies into buffers with torch, whose other threads would wait for work in a loop.
-    """
+    def __init__(self, files: OutputFiles, journal: Journal | None, digests: FreshDigests) -> None:
+        self._files = files
+        self._journal = journal
+        self._digests = digests
+        self._lock = Lock()
 
-    def __init__(self, num_workers: int) -> None:
-        self.compute = ComputePool(num_workers)
-        self.write = ComputePool(1)
+    def note(self, span: Span) -> None:
+        """Note that the tensor which ends with ``span`` is whole.
 
-    def __enter__(self) -> _ThreadPools:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for pool in (self.compute, self.write):
-            pool.shutdown(cancel_futures=True)
-
-
-def _iter_spans(plan: Plan, span_bytes: int, done: int) -> Iterator[_Span]:
-    for number, placed in enumerate(plan.placed[done:], start=done):
-        tensor = placed.tensor
-        step = _count_span_rows(tensor, span_bytes)
-        read = tensor.reader()
-        for start in range(0, tensor.rows, step):
-            yield _Span(number, placed, start, min(start + step, tensor.rows), read)
+        A content digest is noted before any tensor with that content, so both take one lock.
+        """
+        with self._lock:
+            fresh = self._digests.take()
+            if self._journal is not None:
+                names = {piece.file for piece in span.placed.pieces}
+                self._journal.add([span.number], self._files.get_progress(names), fresh)
 
 
-def _count_span_rows(tensor: LazyTensor, span_bytes: int) -> int:
-    """Rows of a span: whole blocks, as many as fit, at least one."""
-    grid = block_rows(tensor.shape)
-    return grid * max(1, span_bytes // max(1, grid * tensor.row_bytes))
-
-
-def _compute_in_order(
-    pool: ThreadPoolExecutor, plan: Plan, num_workers: int, max_memory: int, done: int
-) -> Iterator[tuple[_Span, torch.Tensor]]:
-    """Compute spans ahead of their turn, as far as the buffers go, and yield them in order.
-
-    The first ``done`` tensors are left out.
-
-    The rows that are yielded live in a buffer that is used again when the next ones are asked for.
-    """
-    count = num_workers + 2
-    span_bytes = min(_SPAN_BYTES, (max_memory - num_workers * _SCRATCH_BYTES) // count)
-    largest = max((_count_buffer_bytes(item.tensor, span_bytes) for item in plan.placed), default=0)
-    free = [torch.empty(largest, dtype=torch.uint8) for _ in range(count)]
-    waiting: deque[tuple[_Span, torch.Tensor, Future[torch.Tensor]]] = deque()
-    spans = _iter_spans(plan, span_bytes, done)
-    try:
-        while True:
-            while free and (span := next(spans, None)):
-                buffer = free.pop()
-                waiting.append((span, buffer, pool.submit(span.compute, buffer)))
-            if not waiting:
-                return
-            span, buffer, future = waiting.popleft()
-            yield span, future.result()
-            free.append(buffer)
-    finally:
-        for _, _, future in waiting:
-            future.cancel()
-
-
-def _count_buffer_bytes(tensor: LazyTensor, span_bytes: int) -> int:
-    return min(tensor.rows, _count_span_rows(tensor, span_bytes)) * tensor.row_bytes
-
-
-def _select_part(piece: Piece, span: _Span, rows: torch.Tensor) -> torch.Tensor:
-    """What of a span belongs to a piece."""
-    if piece.axis is None:
-        return rows
-    if piece.axis == 0:
-        first, last = max(piece.start, span.start), min(piece.stop, span.stop)
-        return rows[max(0, first - span.start) : max(0, last - span.start)]
-    return rows[:, piece.start : piece.stop]
-
-
-def _make_contiguous(part: torch.Tensor, number: int) -> torch.Tensor:
-    """A part's rows one after the other; parts of one span keep their memory side by side."""
-    if part.is_contiguous():
-        return part
-    return scratch(f"part {number}", tuple(part.shape), part.dtype).copy_(part)
+def _wait_for_all(streams: Sequence[Future[None]]) -> None:
+    """Wait until all streams have ended, or raise the error of the first one that failed."""
+    left = set(streams)
+    while left:
+        done, left = wait(left, _WAIT_SECONDS, return_when=FIRST_EXCEPTION)
+        for stream in done:
+            stream.result()

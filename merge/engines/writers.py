@@ -1,4 +1,7 @@
-"""The weight files of a run: opened with their first tensor, or where an earlier run ended."""
+"""The weight files of a run: opened with their first tensor, or where an earlier run ended.
+
+Each file is written by one thread; different files by different ones.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,16 @@ _WRITE_BYTES = 8 << 20
 _LEAST_WRITE = 1 << 20
 
 
-class OutputFiles:
-    """The open files; each is closed after its last tensor.
+def count_write_bytes(at_once: int) -> int:
+    """Size of a buffer of a file, of which each has two, when so many are open at once."""
+    share = _WRITE_BYTES // at_once // PAGE * PAGE  # direct writes are whole pages
+    return max(_LEAST_WRITE, share)
 
-    ``resume_point`` is what an interrupted run has written of them.
+
+class OutputFiles:
+    """The open files, of which there are at most ``at_once``; each is closed after its last tensor.
+
+    ``resume_point`` is what an interrupted run has written of ``names``.
     """
 
     def __init__(
@@ -33,6 +42,8 @@ class OutputFiles:
         io: IoMode,
         on_bytes: OnBytes,
         resume_point: ResumePoint,
+        names: Iterable[str],
+        at_once: int,
     ) -> None:
         self._plan = plan
         self._staged = staged
@@ -41,24 +52,25 @@ class OutputFiles:
         self._writers: dict[str, ContainerWriter] = {}
         self._streams: dict[str, OutputStream] = {}
         self.written: dict[str, WrittenFile] = {}
-        at_once = max((len(item.pieces) for item in plan.placed), default=1)
-        share = _WRITE_BYTES // at_once // PAGE * PAGE  # direct writes are whole pages
-        self._buffer_bytes = max(_LEAST_WRITE, share)
-        self._reported: dict[str, int] = {}
-        for file, prefix in resume_point.files.items():
-            self._resume_file(file, prefix)
+        self._buffer_bytes = count_write_bytes(at_once)
+        self._begun = {
+            name: resume_point.files[name] for name in names if name in resume_point.files
+        }
+        self._reported = {name: len(prefix.tensor_crcs) for name, prefix in self._begun.items()}
+        for file, prefix in self._begun.items():
+            self._take_over(file, prefix)
 
-    def _resume_file(self, file: str, prefix: VerifiedPrefix) -> None:
-        """Go on with a file of an earlier run, or leave it as it is when it is whole."""
+    def _take_over(self, file: str, prefix: VerifiedPrefix) -> None:
+        """Make a file of an earlier run one of this run, and leave it as it is when it is whole."""
         infos = self._plan.files[file]
-        if len(prefix.tensor_crcs) == len(infos):
+        count = len(prefix.tensor_crcs)
+        if count == len(infos):
             digest = prefix.sha256.hexdigest()
             self._staged.finish(file, digest)
             self.written[file] = WrittenFile(prefix.nbytes, digest)
         else:
-            self._open(file, prefix)
-        self._reported[file] = len(prefix.tensor_crcs)
-        self._on_bytes(sum(info.nbytes for info in infos[: len(prefix.tensor_crcs)]))
+            self._staged.take_over(file)
+        self._on_bytes(sum(info.nbytes for info in infos[:count]))
 
     def write(self, file: str, data: memoryview) -> None:
         """Append to the tensor whose turn it is in ``file``."""
@@ -72,7 +84,8 @@ class OutputFiles:
             del self._writers[file]
         self._on_bytes(len(data))
 
-    def _open(self, file: str, prefix: VerifiedPrefix | None = None) -> ContainerWriter:
+    def _open(self, file: str) -> ContainerWriter:
+        prefix = self._begun.get(file)
         place = StreamState(prefix.nbytes, prefix.sha256) if prefix else None
         stream = self._staged.create(file, self._io, self._buffer_bytes, place)
         suffix = file[file.rindex(".") :]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..interruption import deferred_signals
 from ..output.complete import is_complete
 from ..output.fingerprint import JobInputs, compute_fingerprint, require_same_run
-from ..output.journal import JOURNAL_NAME, Journal, WrittenFile
+from ..output.journal import JOURNAL_NAME, Journal, WrittenFile, get_partial_path
 from ..output.preflight import OutputFolder, existing_model_error, require_free, require_possible
 from ..output.resume import ResumePoint, find_resume_point, select_matching_entries
 from ..output.staged_folder import StagedFolder, lock_folder
@@ -180,12 +180,13 @@ def _start_journal(
     files = (*plan.files, *plan.documents, MANIFEST_NAME)
     journal = Journal(staged.folder, this, files, [path.name for path in replaced])
     if past:
-        journal.resume(past.end)
+        journal.resume(past.entries, past.digests, past.committed)
     else:
         journal.start()
-        for path in folder.leftovers:
-            if path.name != JOURNAL_NAME:
-                path.unlink(missing_ok=True)
+    kept = {get_partial_path(folder.path, name) for name in (*past.files, *past.committed)}
+    for path in folder.leftovers:
+        if path.name != JOURNAL_NAME and path not in kept:
+            path.unlink(missing_ok=True)
     staged.journal = journal
 
 
@@ -197,7 +198,7 @@ def _describe_resume(past: ResumePoint, plan: Plan) -> tuple[str, ...]:
 def _describe_resume_point(past: ResumePoint, plan: Plan) -> tuple[str, ...]:
     if not past:
         return ("nothing of the interrupted run could be resumed: started over",)
-    return (f"resumed after {past.done} of {len(plan.placed)} tensors of the interrupted run",)
+    return (f"resumed after {len(past.done)} of {len(plan.placed)} tensors of the interrupted run",)
 
 
 @dataclass(frozen=True)

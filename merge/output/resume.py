@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..interruption import raise_if_interrupted
+from ..layouts.placement import Stream, group_by_files
 from ..sizes import OnBytes
 from .journal import JournalEntry, JournalState, get_partial_path
 
@@ -37,74 +39,93 @@ class VerifiedPrefix:
 class ResumePoint:
     """What an earlier run has left that is right: ``done`` tensors of the plan, in these files.
 
-    ``unexplained`` entries of the journal were not believed. ``committed`` are the files' digests
-    when all were whole; they only want their names. ``end`` is where the last line ends that says
-    so.
+    ``entries`` are those of the journal that say so; ``unexplained`` ones were not believed.
+    ``digests`` are content digests. ``committed`` are the files' digests when all were whole; they
+    only want their names.
     """
 
-    done: int = 0
+    entries: tuple[JournalEntry, ...] = ()
     files: Mapping[str, VerifiedPrefix] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     committed: Mapping[str, str] = field(default_factory=dict)
-    end: int = 0
     unexplained: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.done or self.committed)
+        return bool(self.entries or self.committed)
+
+    @cached_property
+    def done(self) -> frozenset[int]:
+        """Numbers of the tensors that are whole."""
+        return frozenset(number for entry in self.entries for number in entry.tensors)
 
 
 def find_resume_point(
     folder: Path, record: JournalState, on_bytes: OnBytes = lambda _: None
 ) -> ResumePoint:
-    """Hash what is there, and keep what the journal and all files agree on.
+    """Hash what is there, and keep what the journal and the files agree on.
 
+    In each stream that is up to the first entry on which one of its files does not agree.
     ``on_bytes`` is called from several threads as bytes are read.
     """
     if record.committed and all(
         _is_whole(folder, name, digest, on_bytes) for name, digest in record.committed.items()
     ):
-        return ResumePoint(committed=record.committed, end=record.end)
-    names = {name for entry in record.entries for name in entry.files}
+        return ResumePoint(committed=record.committed)
+    numbers = group_by_files([entry.files for entry in record.entries])
+    groups = [[record.entries[number] for number in group] for group in numbers]
     with ThreadPoolExecutor(_THREADS) as pool:
-        checks = {
-            name: pool.submit(_hash_at_entries, folder, name, record.entries, on_bytes)
-            for name in names
+        checks = [
+            {
+                name: pool.submit(_hash_at_entries, folder, name, entries, on_bytes)
+                for name in {name for entry in entries for name in entry.files}
+            }
+            for entries in groups
+        ]
+        reached = [{name: one.result() for name, one in group.items()} for group in checks]
+    kept: list[JournalEntry] = []
+    files: dict[str, VerifiedPrefix] = {}
+    for entries, hashes in zip(groups, reached, strict=True):
+        agreed = min(map(len, hashes.values()))
+        kept += entries[:agreed]
+        files |= {
+            name: _build_prefix(name, entries[:agreed], found[:agreed])
+            for name, found in hashes.items()
+            if any(name in entry.files for entry in entries[:agreed])
         }
-        reached = {name: check.result() for name, check in checks.items()}
-    agreed = min((len(entries) for entries in reached.values()), default=0)
-    entries = record.entries[:agreed]
-    files = {
-        name: _build_prefix(name, entries, hashes[: len(entries)])
-        for name, hashes in reached.items()
-        if any(name in entry.files for entry in entries)
-    }
-    digests = {name: digest for entry in entries for name, digest in entry.digests.items()}
-    return (
-        ResumePoint(entries[-1].done, files, digests, end=entries[-1].end)
-        if entries
-        else ResumePoint()
-    )
+    return ResumePoint(tuple(kept), files, record.digests) if kept else ResumePoint()
 
 
 def select_matching_entries(
     entries: Sequence[JournalEntry], plan: Plan
 ) -> tuple[JournalEntry, ...]:
-    """The first entries of a journal that the plan explains.
+    """The entries of a journal that the plan explains, in each stream the first ones.
 
-    Each is about the tensor after that of the entry before, and names the files that it went into,
+    Each is about the tensors that come next in a stream, and names the files that they went into,
     with as many whole tensors as the plan has for them by then.
     """
-    finished: Counter[str] = Counter()
-    due: Counter[str] = Counter()
+    streams = {number: stream for stream in plan.streams for number in stream.tensors}
+    by_stream: dict[int, list[JournalEntry]] = {}
+    for entry in entries:
+        if entry.tensors and (stream := streams.get(entry.tensors[0])):
+            by_stream.setdefault(stream.tensors[0], []).append(entry)
+    return tuple(
+        entry
+        for first, mine in by_stream.items()
+        for entry in mine[: _count_matching(streams[first], mine, plan)]
+    )
+
+
+def _count_matching(stream: Stream, entries: Sequence[JournalEntry], plan: Plan) -> int:
+    """How many of a stream's entries match the plan, up to the first that does not."""
+    done = 0
     for number, entry in enumerate(entries):
-        if entry.done != number + 1 or entry.done > len(plan.placed):
-            return tuple(entries[:number])
-        finished.update({name: len(place.tensor_crcs) for name, place in entry.files.items()})
-        files = [piece.file for piece in plan.placed[number].pieces]
-        due.update(files)
-        if entry.files.keys() != set(files) or any(finished[f] != due[f] for f in files):
-            return tuple(entries[:number])
-    return tuple(entries)
+        tensors = stream.tensors[done : done + len(entry.tensors)]
+        pieces = [piece.file for one in tensors for piece in plan.placed[one].pieces]
+        finished = {name: len(place.tensor_crcs) for name, place in entry.files.items()}
+        if entry.tensors != tensors or finished != Counter(pieces):
+            return number
+        done += len(tensors)
+    return len(entries)
 
 
 def _is_whole(folder: Path, name: str, digest: str, on_bytes: OnBytes) -> bool:

@@ -82,6 +82,10 @@ class StagedFolder:
         self._files[name] = cast(BinaryIO, stream)
         return stream
 
+    def take_over(self, name: str) -> None:
+        """Count a file that an earlier run has begun among those of this one."""
+        self._files[name] = None
+
     def finish(self, name: str, digest: str | None = None) -> None:
         """Make a file durable and close it; it gets its name with all others.
 

@@ -16,7 +16,7 @@ from ..job_settings import MergeSettings
 from ..layouts import huggingface, meta
 from ..layouts.decoder import embeddings
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
-from ..layouts.placement import PlacedTensor, files
+from ..layouts.placement import PlacedTensor, Stream, files, group_streams
 from ..outtypes import QUANTIZED_OUTTYPES
 from ..settings import OutputSettings
 from ..tensors.digests import add_digests
@@ -65,6 +65,11 @@ class Plan:
     def files(self) -> dict[str, list[TensorInfo]]:
         """Contents of each weight file, in the order in which they are written."""
         return files(list(self.placed))
+
+    @cached_property
+    def streams(self) -> tuple[Stream, ...]:
+        """Which tensors and files belong together; streams are written independently."""
+        return group_streams(self.placed)
 
     @property
     def tensor_bytes(self) -> int:

@@ -224,7 +224,7 @@ class Tally:
         record = read_journal(out)
         past = find_resume_point(out, record) if record else None
         self.resumed += bool(past)
-        self.tensors_kept += past.done if past else 0
+        self.tensors_kept += len(past.done) if past else 0
         self.only_names += bool(past and past.committed)
 
     def __str__(self) -> str:

@@ -85,12 +85,14 @@ def test_entries_that_no_plan_explains_are_not_gone_on_from(
     """As an interruption between the two halves of writing an entry once left them."""
     one.stop(one.nbytes * 3 // 4)
     journal = one.out / JOURNAL_NAME
-    lines = journal.read_bytes().splitlines(keepends=True)
+    all_lines = journal.read_bytes().splitlines(keepends=True)
+    content = [line for line in all_lines if line.startswith(b'{"content"')]
+    lines = [line for line in all_lines if line not in content]
     assert len(lines) > 8
     before = list(lines)
     change(lines)
     assert lines != before
-    journal.write_bytes(b"".join(lines))
+    journal.write_bytes(b"".join([lines[0], *content, *lines[1:]]))
     kept = len(before) // 2 - 1  # the first line says what the run is
     told = one.merge(resume=True).summary()
     assert f"resumed after {kept} of" in told or f"resumed after {kept + 1} of" in told
