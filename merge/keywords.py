@@ -27,7 +27,7 @@ class OutputOptions(TypedDict, total=False):
     resume: bool
     allow_nonfinite: bool
     dry_run: bool
-    max_memory: int | str
+    max_memory: int | str | None
     num_workers: int | None
     io: IoMode
     offload_dir: str | Path | None

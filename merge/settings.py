@@ -5,7 +5,6 @@ Values are checked when settings are made; ``keywords.py`` repeats their types, 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from inspect import signature
@@ -32,6 +31,7 @@ from .options import (
     require_known,
 )
 from .outtypes import GUIDED_OUTTYPES, QUANTIZED_OUTTYPES, require_quantizer
+from .processors import count_processors
 from .sizes import parse_size
 
 IoMode = Literal["auto", "direct", "buffered"]
@@ -49,6 +49,7 @@ CHAT_TEMPLATES = ("alpaca", "llama3")
 # What a sum is rounded to when only the type in a GGUF file is said.
 _DTYPE_FOR = {"f32": "float32", "bf16": "bfloat16", "q8_0": "float32"}
 LARGEST_MEMORY = "256MB"
+LEAST_DEFAULT_MEMORY, MEMORY_OF_PROCESSOR = 64_000_000, 32_000_000
 # What a worker needs: a block in float32 and the like, and the buffers of a span.
 WORKER_BYTES = 12 << 20
 
@@ -152,10 +153,11 @@ class OutputSettings:
     dry_run: bool = option(
         False, OUTPUT, "check everything, print the plan, write nothing", of_run=True
     )
-    max_memory: int | str = option(
-        "64MB",
+    max_memory: int | str | None = option(
+        None,
         RESOURCES,
         f"budget for buffers, at least 1MB; no more than {LARGEST_MEMORY} is used",
+        default_text="32MB for each processor, but at least 64MB",
         of_run=True,
         metavar="SIZE",
         check=require_memory,
@@ -164,7 +166,7 @@ class OutputSettings:
         None,
         RESOURCES,
         "threads that compute, at most as many as --max_memory has room for",
-        default_text="up to 2, or all where blocks are quantized by llama.cpp",
+        default_text="the number of processors",
         of_run=True,
         **COUNT,
     )
@@ -234,17 +236,20 @@ class OutputSettings:
     @property
     def memory(self) -> int:
         """Budget for buffers, in bytes."""
-        return min(size_in_bytes("max_memory", self.max_memory), parse_size(LARGEST_MEMORY))
+        given = self.max_memory
+        if given is None:
+            wanted = max(LEAST_DEFAULT_MEMORY, count_processors() * MEMORY_OF_PROCESSOR)
+        else:
+            wanted = size_in_bytes("max_memory", given)
+        return min(wanted, parse_size(LARGEST_MEMORY))
 
     @property
     def workers(self) -> int:
         """Threads that compute, as many as the budget of memory has room for.
 
-        More than two rarely help: the disk is the limit, except where blocks are quantized.
+        Without ``num_workers`` as many as there are processors that this process may use.
         """
-        cores = os.cpu_count() or 1
-        useful = cores if self.outtype in QUANTIZED_OUTTYPES else min(2, cores)
-        wanted = self.num_workers or useful
+        wanted = self.num_workers or count_processors()
         return min(wanted, max(1, self.memory // WORKER_BYTES))
 
     @property

@@ -24,7 +24,7 @@ from ..storage.input_file import view_as_bytes
 from ..tensors.digests import FreshDigests
 from ..tensors.lazy import LazyTensor
 from ..tensors.threads import ComputePool
-from .spans import Span, compute_in_order, divide, iter_parts
+from .spans import Buffers, Span, compute_in_order, divide, iter_parts
 from .writers import OutputFiles
 
 # Handlers of signals run in the main thread when it waits no longer than this.
@@ -56,11 +56,12 @@ def run(
     names = [file for stream in streams for file in stream.files]
     files = OutputFiles(plan, staged, io, on_bytes, resume_point, names, shares.files)
     record = _Record(files, journal, FreshDigests(named, resume_point.digests))
+    buffers = Buffers((plan.placed[n].tensor for one in todo for n in one.tensors), shares)
     stop = Event()
 
     def write(stream: Stream) -> None:
         tensors = [(n, plan.placed[n]) for n in stream.tensors if n not in resume_point.done]
-        for span, rows in compute_in_order(compute, tensors, shares):
+        for span, rows in compute_in_order(compute, tensors, shares, buffers):
             raise_if_interrupted()
             if stop.is_set():
                 return

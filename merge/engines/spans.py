@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from ..layouts.placement import Piece, PlacedTensor, Stream
+from ..storage.direct_io import allocate_aligned
 from ..tensors.lazy import LazyTensor, RowReader, block_rows, scratch
 from .writers import count_write_bytes
 
@@ -40,9 +41,32 @@ def divide(streams: Sequence[Stream], num_workers: int, max_memory: int) -> Shar
     """Divide ``num_workers`` threads and ``max_memory`` bytes among the streams to be written."""
     at_once = max(1, min(len(streams), num_workers))
     files = at_once * max((len(stream.files) for stream in streams), default=1)
-    buffers = -(-num_workers // at_once) + 2
+    buffers = -(-num_workers // at_once) + (2 if at_once == 1 else 1)
     left = max_memory - num_workers * _SCRATCH_BYTES - 2 * files * count_write_bytes(files)
     return Shares(at_once, files, buffers, min(_SPAN_BYTES, left // (at_once * buffers)))
+
+
+class Buffers:
+    """Memory for spans of any of the given tensors, which streams use one after the other.
+
+    What streams allocate and free by themselves stays with the allocator, in pieces.
+    """
+
+    def __init__(self, tensors: Iterable[LazyTensor], shares: Shares) -> None:
+        sizes = (_count_buffer_bytes(tensor, shares.span_bytes) for tensor in tensors)
+        self._size = max(1, max(sizes, default=1))
+        self._free: deque[torch.Tensor] = deque()
+
+    def take(self) -> torch.Tensor:
+        """Memory that nobody else uses."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return allocate_aligned(self._size)
+
+    def give_back(self, buffers: Iterable[torch.Tensor]) -> None:
+        """Let others use these."""
+        self._free.extend(buffers)
 
 
 @dataclass(frozen=True)
@@ -74,15 +98,16 @@ class Span:
 
 
 def compute_in_order(
-    pool: ThreadPoolExecutor, tensors: Sequence[tuple[int, PlacedTensor]], shares: Shares
+    pool: ThreadPoolExecutor,
+    tensors: Sequence[tuple[int, PlacedTensor]],
+    shares: Shares,
+    buffers: Buffers,
 ) -> Iterator[tuple[Span, torch.Tensor]]:
     """Compute spans of ``tensors``, given with their numbers, as far as a stream's buffers go.
 
     The rows that are yielded live in a buffer that is used again when the next ones are asked for.
     """
-    sizes = (_count_buffer_bytes(item.tensor, shares.span_bytes) for _, item in tensors)
-    largest = max(sizes, default=0)
-    free = [torch.empty(largest, dtype=torch.uint8) for _ in range(shares.buffers)]
+    free = [buffers.take() for _ in range(shares.buffers)]
     waiting: deque[tuple[Span, torch.Tensor, Future[torch.Tensor]]] = deque()
     spans = _iter_spans(tensors, shares.span_bytes)
     try:
@@ -91,10 +116,11 @@ def compute_in_order(
                 buffer = free.pop()
                 waiting.append((span, buffer, pool.submit(span.compute, buffer)))
             if not waiting:
-                return
+                break
             span, buffer, future = waiting.popleft()
             yield span, future.result()
             free.append(buffer)
+        buffers.give_back(free)
     finally:
         for _, _, future in waiting:
             future.cancel()

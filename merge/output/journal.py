@@ -107,8 +107,9 @@ def _parse_record(lines: Sequence[Any]) -> JournalState | None:
     head, *rest = lines
     if head["format"] not in (_FORMAT, _FIRST_FORMAT):
         return None
-    entries = tuple(_parse_entry(line) for line in rest if "tensors" in line)
-    found = [(str(name), str(d)) for line in rest for name, d in line.get("content", {}).items()]
+    noted = rest if head["format"] == _FORMAT else []
+    entries = tuple(_parse_entry(line) for line in noted if "tensors" in line)
+    found = [(str(name), str(d)) for line in noted for name, d in line.get("content", {}).items()]
     committed = [dict(line["committed"]) for line in rest if "committed" in line]
     last = committed[-1] if committed else {}
     files, replaces = tuple(head["files"]), tuple(head["replaces"])

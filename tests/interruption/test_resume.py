@@ -36,7 +36,7 @@ def test_interrupted_run_goes_on_where_it_was(merging: Merging, share: float) ->
     assert JOURNAL_NAME in names
     assert all(name.startswith(".") for name in names)
     done, of = (int(word) for word in note(merging).split() if word.isdigit())
-    assert share * of * 0.5 < done < of
+    assert share * of * 0.25 < done < of  # of each file at once, a tensor may be in parts
 
 
 def test_leftovers_are_named_and_not_touched(merging: Merging) -> None:
