@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from .errors import UsageError
 from .option_checks import COUNT, parse_numbers, require_finite, require_integer, require_texts
 from .options import ARITHMETIC, INPUTS, VOCABULARY, copy_option, option
-from .settings import OutputSettings, OutputType
+from .settings import EngineSettings, OutputSettings, OutputType
 
 Rounding = Literal["once", "per_adapter"]
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
@@ -21,7 +21,7 @@ VOCAB_MISMATCHES = ("error", "keep_base_rows", "truncate")
 
 
 @dataclass(frozen=True)
-class MergeSettings(OutputSettings):
+class MergeSettings(EngineSettings):
     """How adapters are merged: where sums are rounded (see ``tensors/patched.py``), and how rows
     begin that the tokenizer asks for and no adapter has (see ``deltas/new_rows.py``).
     """
@@ -130,7 +130,7 @@ class MergeToHuggingFaceSettings(MergeSettings):
 
 
 @dataclass(frozen=True)
-class ConvertSettings(OutputSettings):
+class ConvertSettings(EngineSettings):
     """How a model is converted: tensors keep their dtype unless another is given."""
 
     output_type: OutputType = copy_option(OutputSettings, "output_type", default="huggingface")
@@ -194,7 +194,7 @@ class _DeltaSettings(OutputSettings):
 
 
 @dataclass(frozen=True)
-class ApplyDeltaSettings(_DeltaSettings):
+class ApplyDeltaSettings(_DeltaSettings, EngineSettings):
     """How a dense delta is added to its base."""
 
     delta_embeddings: str = copy_option(MergeSettings, "delta_embeddings")
@@ -216,6 +216,11 @@ class ApplyDeltaSettings(_DeltaSettings):
                 "--expect_sum adds up every element while it is written, and a resumed run does "
                 "not see what was written before",
                 remedy="leave --resume out",
+            )
+        if self.expect_sum is not None and self.engine != "local":
+            raise UsageError(
+                "--expect_sum adds up every element while it is written, which needs one process",
+                remedy="leave --expect_sum out, or say --engine local",
             )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from .job_settings import Rounding
-from .settings import IoMode, OutputType
+from .settings import EngineName, IoMode, OutputType
 
 
 class OutputOptions(TypedDict, total=False):
@@ -34,7 +34,15 @@ class OutputOptions(TypedDict, total=False):
     model_name: str
 
 
-class MergeOptions(OutputOptions, total=False):
+class EngineOptions(OutputOptions, total=False):
+    """The keywords of ``EngineSettings``."""
+
+    engine: EngineName
+    ray_address: str | None
+    task_size: int | str
+
+
+class MergeOptions(EngineOptions, total=False):
     """The keywords of ``MergeSettings``."""
 
     lora_weights: str | Sequence[float] | None
@@ -50,7 +58,7 @@ class MergeOptions(OutputOptions, total=False):
     rounding: Rounding
 
 
-class ConvertOptions(OutputOptions, total=False):
+class ConvertOptions(EngineOptions, total=False):
     """The keywords of ``ConvertSettings``."""
 
     context_length: int | None
@@ -73,7 +81,7 @@ class MakeDeltaOptions(OutputOptions, total=False):
     context_length: int | None
 
 
-class ApplyDeltaOptions(MakeDeltaOptions, total=False):
+class ApplyDeltaOptions(MakeDeltaOptions, EngineOptions, total=False):
     """The keywords of ``ApplyDeltaSettings``."""
 
     expect_sum: float | None

@@ -143,6 +143,29 @@ def require_gguf() -> None:
         )
 
 
+def require_ray() -> None:
+    """Require Ray to be installed."""
+    found = find_spec("ray")
+    if found is None or found.origin is None:  # a mere folder of that name
+        raise UsageError(
+            "--engine ray needs Ray, which is not installed",
+            remedy="pip install 'chinese-llama-merge[ray]', on every machine of the cluster",
+        )
+
+
+def require_address(name: str, value: object) -> None:
+    """Require ``host:port``, or one of the words that Ray knows in place of it."""
+    host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if value not in ("auto", "local") and not (host and "/" not in host and port.isdecimal()):
+        raise UsageError(
+            f"--{name} is not the address of a Ray cluster",
+            expected="host:port, as `ray start --head` tells it",
+            found=repr(value),
+            remedy="run the command on a machine of the cluster; ray:// addresses are for Ray's "
+            "client, which cannot watch over tasks",
+        )
+
+
 COUNT: Mapping[str, Any] = {"type": int, "metavar": "N", "check": require_positive}
 SIZE: Mapping[str, Any] = {"metavar": "SIZE", "check": require_size}
 """Arguments of ``options.option`` for a whole number from 1, and for a size."""

@@ -15,11 +15,13 @@ from .errors import UsageError
 from .option_checks import (
     COUNT,
     SIZE,
+    require_address,
     require_gguf,
     require_memory,
     require_model_name,
     require_one_of,
     require_path,
+    require_ray,
     size_in_bytes,
 )
 from .options import (
@@ -36,8 +38,10 @@ from .sizes import parse_size
 
 IoMode = Literal["auto", "direct", "buffered"]
 OutputType = Literal["pth", "huggingface", "gguf"]
+EngineName = Literal["local", "ray"]
 
 IO_MODES: tuple[IoMode, ...] = get_args(IoMode)
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 OnProgress = Callable[[int, int], object]
 """Called with the bytes done so far and the bytes in all."""
 OUTPUT_TYPES: tuple[OutputType, ...] = get_args(OutputType)
@@ -263,6 +267,53 @@ class OutputSettings:
     def offload_parent(self) -> Path | None:
         """``offload_dir`` as a path."""
         return Path(self.offload_dir).expanduser() if self.offload_dir else None
+
+
+@dataclass(frozen=True)
+class EngineSettings(OutputSettings):
+    """The settings of a job that may run on many machines: which engine runs it, and where."""
+
+    engine: EngineName = option(
+        "local",
+        RESOURCES,
+        "what runs the job; ray: a Ray cluster, whose machines all see inputs and output under the "
+        "same paths (docs/distributed.md)",
+        of_run=True,
+        choices=ENGINES,
+    )
+    ray_address: str | None = option(
+        None,
+        RESOURCES,
+        "address of the cluster for --engine ray, such as 10.0.0.1:6379",
+        default_text="RAY_ADDRESS, else the cluster of this machine, else one is started",
+        of_run=True,
+        metavar="HOST:PORT",
+        check=require_address,
+    )
+    task_size: int | str = option(
+        "10GB",
+        RESOURCES,
+        "with --engine ray, files beyond this size are made in parts by several tasks and joined",
+        of_run=True,
+        **SIZE,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.engine == "ray":
+            require_ray()
+            return
+        for name in ("ray_address", "task_size"):
+            if getattr(self, name) != options_of(type(self))[name].default:
+                raise UsageError(
+                    f"--{name} means nothing for the local engine",
+                    remedy=f"leave --{name} out, or say --engine ray",
+                )
+
+    @property
+    def task_bytes(self) -> int:
+        """Bytes from which on a file is made in parts, and of one part."""
+        return size_in_bytes("task_size", self.task_size)
 
 
 Settings = TypeVar("Settings", bound=OutputSettings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,18 +90,55 @@ def _run(
 ) -> Report:
     """Run either direction; the other model is a delta or a target."""
     started = time.monotonic()
-    output, role = output_dir.expanduser(), _other_role(settings)
+    output = output_dir.expanduser()
+    named = None if tokenizer is None else str(tokenizer)
+    call = DeltaCall(output, settings, str(base_model), str(other_model), named)
     with Offload(settings.offload_parent, output, settings.io) as offload:
-        base = ModelFolder(resolve(str(base_model), "base model", offload))
-        other = ModelFolder(resolve(str(other_model), role.replace("_", " "), offload))
+        found = call.find_inputs(offload)
+        with lock_output(output, found.folders, settings) as target:
+            job = call.plan(found, offload)
+            return write_and_report(job, target, settings, started, on_progress, call)
+
+
+@dataclass(frozen=True)
+class DeltaInputs:
+    """Both models by their roles in the manifest, as they were named and found."""
+
+    models: dict[str, tuple[str, ModelFolder]]
+    tokenizer: SentencePieceTokenizer
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The folders of everything that is read."""
+        return (*(folder.path for _, folder in self.models.values()), self.tokenizer.path)
+
+
+@dataclass(frozen=True)
+class DeltaCall:
+    """What either direction was called with: a ``Call``."""
+
+    output: Path
+    settings: _Settings
+    base_model: str
+    other_model: str
+    tokenizer: str | None
+
+    def find_inputs(self, offload: Offload) -> DeltaInputs:
+        """Find the folders; the Hub's are downloaded."""
+        role = _other_role(self.settings)
+        base = ModelFolder(resolve(self.base_model, "base model", offload))
+        other = ModelFolder(resolve(self.other_model, role.replace("_", " "), offload))
         _require_two(base.path, other.path, role)
         for folder in (base, other):
             folder.require_config()
-        found = choose_tokenizer(tokenizer, [other, base], offload)
-        names = {"base_model": (str(base_model), base), role: (str(other_model), other)}
-        with lock_output(output, (base.path, other.path, found.path), settings) as target:
-            job = _plan_job(names, found, tokenizer is not None, settings, offload)
-            return write_and_report(job, target, settings, started, on_progress)
+        tokenizer = choose_tokenizer(self.tokenizer, [other, base], offload)
+        models = {"base_model": (self.base_model, base), role: (self.other_model, other)}
+        return DeltaInputs(models, tokenizer)
+
+    def plan(self, found: DeltaInputs, offload: Offload) -> PlannedJob:
+        """Plan the sum or the difference of what was found."""
+        named = self.tokenizer is not None
+        return _plan_job(found.models, found.tokenizer, named, self.settings, offload)
 
 
 def _other_role(settings: _Settings) -> str:

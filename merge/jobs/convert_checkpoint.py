@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,15 +47,43 @@ def convert_checkpoint(
     started = time.monotonic()
     chosen = make_settings(ConvertSettings, options, output_dir, convert_checkpoint)
     output = Path(output_dir).expanduser()
+    named = None if tokenizer is None else str(tokenizer)
+    call = ConvertCall(output, chosen, str(model), named)
     with Offload(chosen.offload_parent, output, chosen.io) as offload:
-        folder = ModelFolder(resolve(str(model), "model", offload))
-        folder.require_config()
-        found = choose_any_tokenizer(tokenizer, folder, offload)
-        inputs = (folder.path, found.path)
+        found = call.find_inputs(offload)
+        inputs = (found.folder.path, found.tokenizer.path)
         with lock_output(output, inputs, chosen) as target:
-            named = tokenizer is not None
-            job = _plan_job(str(model), folder, found, chosen, offload, named)
-            return write_and_report(job, target, chosen, started, on_progress)
+            job = call.plan(found, offload)
+            return write_and_report(job, target, chosen, started, on_progress, call)
+
+
+@dataclass(frozen=True)
+class ConvertInputs:
+    """The model that is converted, and the tokenizer of the result."""
+
+    folder: ModelFolder
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class ConvertCall:
+    """What a conversion was called with: a ``Call``."""
+
+    output: Path
+    settings: ConvertSettings
+    model: str
+    tokenizer: str | None
+
+    def find_inputs(self, offload: Offload) -> ConvertInputs:
+        """Find the folders; the Hub's are downloaded."""
+        folder = ModelFolder(resolve(self.model, "model", offload))
+        folder.require_config()
+        return ConvertInputs(folder, choose_any_tokenizer(self.tokenizer, folder, offload))
+
+    def plan(self, found: ConvertInputs, offload: Offload) -> PlannedJob:
+        """Plan the conversion of what was found."""
+        named = self.tokenizer is not None
+        return _plan_job(self.model, found.folder, found.tokenizer, self.settings, offload, named)
 
 
 def _plan_job(

@@ -70,25 +70,27 @@ def merge_lora(
     chosen = make_settings(MergeSettings, options, output_dir, merge_lora)
     output = Path(output_dir).expanduser()
     loras = [lora_model] if isinstance(lora_model, (str, Path)) else lora_model
+    call = MergeCall(
+        output,
+        chosen,
+        str(base_model),
+        tuple(str(name) for name in loras),
+        str(tokenizer) if tokenizer else None,
+        str(delta_model) if delta_model else None,
+    )
     with ExitStack() as held:
         offload = held.enter_context(Offload(chosen.offload_parent, output, chosen.io))
-        sources = find_sources(
-            str(base_model),
-            [str(name) for name in loras],
-            str(tokenizer) if tokenizer else None,
-            offload,
-            str(delta_model) if delta_model else None,
-        )
+        sources = call.find_inputs(offload)
         target = held.enter_context(lock_output(output, sources.folders, chosen))
         known = (require_published(sources.base, on_verify),) if chosen.verify_base else ()
         if not chosen.dry_run:  # a dry run reads whole files only where they may be published ones
             start_digests(f.path / name for f in sources.adapters for name in WEIGHT_NAMES)
-        job = plan_merge(sources, chosen, offload)
+        job = call.plan(sources, offload)
         from ..plan.adapter_checks import require_consistent_copies
 
         require_consistent_copies(job.adapters)
         require_names_free(target, job.plan.documents, chosen.overwrite or chosen.resume)
-        resumed = write(job, target, chosen, on_progress)
+        resumed = write(job, target, chosen, on_progress, call=call)
         return MergeReport(
             output,
             job.plan,
@@ -122,6 +124,27 @@ def verify_result(
         offload_dir=keywords.get("offload_dir"),
         on_progress=on_progress,
     )
+
+
+@dataclass(frozen=True)
+class MergeCall:
+    """What a merge was called with: a ``Call``."""
+
+    output: Path
+    settings: MergeSettings
+    base_model: str
+    lora_models: tuple[str, ...]
+    tokenizer: str | None
+    delta_model: str | None
+
+    def find_inputs(self, offload: Offload) -> Sources:
+        """Find the folders; the Hub's are downloaded."""
+        names = (self.base_model, list(self.lora_models), self.tokenizer)
+        return find_sources(*names, offload, self.delta_model)
+
+    def plan(self, found: Sources, offload: Offload) -> MergeJob:
+        """Plan the merge of what was found."""
+        return plan_merge(found, self.settings, offload)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checksums.known_tokenizers import explain_mismatch, recognize_bytes
+from ..engines.call import Call
 from ..errors import VocabularyError
 from ..output.fingerprint import JobInputs
 from ..output.preflight import OutputFolder
@@ -87,9 +88,13 @@ def write_and_report(
     settings: OutputSettings,
     started: float,
     on_progress: OnProgress | None,
+    call: Call | None = None,
 ) -> Report:
-    """Write the plan, unless ``dry_run``, and report. ``started`` is a time of ``monotonic``."""
-    resumed = write(job, folder, settings, on_progress, job.check)
+    """Write the plan, unless ``dry_run``, and report. ``started`` is a time of ``monotonic``.
+
+    ``call`` is what an engine needs that plans it once more on other machines.
+    """
+    resumed = write(job, folder, settings, on_progress, job.check, call)
     seconds = time.monotonic() - started
     dry_run = settings.dry_run
     notes = job.notes if dry_run else (*resumed, *job.notes, *job.final_notes(bool(resumed)))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..engines.call import Call
 from ..interruption import deferred_signals
 from ..output.complete import is_complete
 from ..output.fingerprint import JobInputs, compute_fingerprint, require_same_run
@@ -16,7 +18,7 @@ from ..output.journal import JOURNAL_NAME, Journal, WrittenFile, get_partial_pat
 from ..output.preflight import OutputFolder, existing_model_error, require_free, require_possible
 from ..output.resume import ResumePoint, find_resume_point, select_matching_entries
 from ..output.staged_folder import StagedFolder, lock_folder
-from ..settings import OnProgress, OutputSettings
+from ..settings import EngineSettings, OnProgress, OutputSettings
 from ..sizes import peak_memory, size_text
 from ..storage.lock import require_unlocked
 from ..storage.offload import require_space
@@ -74,12 +76,14 @@ def write(
     settings: OutputSettings,
     on_progress: OnProgress | None,
     check: Callable[[], None] = lambda: None,
+    call: Call | None = None,
 ) -> tuple[str, ...]:
     """Write weights first and the manifest last: with the manifest the folder is complete.
 
     ``folder`` is locked by ``lock_output``. The files of an earlier result in it are removed when
     the new ones are ready to be renamed into place. ``check`` may raise ``MergeError`` before any
-    file gets its final name. With ``dry_run`` nothing is written.
+    file gets its final name. With ``dry_run`` nothing is written. ``call`` is needed by engines
+    that plan the job once more on other machines.
 
     With ``resume``, what an interrupted run has written is checked first, which counts as progress,
     and a complete result of the same run stays as it is. Returns notes on that run. Raises
@@ -100,11 +104,13 @@ def write(
     if settings.dry_run:
         return ()
 
-    from ..engines import local as engine
-
     reads = job.reads()
-    with deferred_signals(), StagedFolder(output, obsolete=replaced) as staged:
-        this = compute_fingerprint(plan, settings, reads)
+    this = compute_fingerprint(plan, settings, reads)
+    with (
+        deferred_signals(),
+        _open_engine(settings, call, this) as run_engine,
+        StagedFolder(output, obsolete=replaced) as staged,
+    ):
         total = plan.tensor_bytes
         past = ResumePoint()
         if settings.resume:
@@ -115,12 +121,9 @@ def write(
                 staged.finish(name, digest)
             return ("an earlier run had written everything; its files were given their names",)
         assert staged.journal is not None
-        written_files = engine.run(
+        written_files = run_engine(
             plan,
             staged,
-            num_workers=settings.workers,
-            max_memory=settings.memory,
-            io=settings.io,
             on_bytes=_byte_counter(on_progress, total),
             journal=staged.journal,
             resume_point=past,
@@ -131,6 +134,24 @@ def write(
             staged.write(name, data)
         staged.write(MANIFEST_NAME, dump_json(job.manifest(written_files)))
     return _describe_resume(past, plan) if settings.resume else ()
+
+
+@contextmanager
+def _open_engine(
+    settings: OutputSettings, call: Call | None, fingerprint: Mapping[str, Any]
+) -> Iterator[Callable[..., dict[str, WrittenFile]]]:
+    """What runs the plan: this process, or a cluster to which it is connected meanwhile."""
+    if call is not None and isinstance(settings, EngineSettings) and settings.engine == "ray":
+        from ..engines.ray_driver import open_engine
+
+        with open_engine(call, settings, fingerprint) as engine:
+            yield engine.run
+        return
+    from ..engines import local
+
+    yield partial(
+        local.run, num_workers=settings.workers, max_memory=settings.memory, io=settings.io
+    )
 
 
 def sum_sizes(paths: Iterable[Path]) -> int:

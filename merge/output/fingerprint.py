@@ -114,7 +114,7 @@ def require_same_run(folder: Path, then: Mapping[str, Any], now: Mapping[str, An
             )
         if value != now["inputs"][name]:
             sentence = "an input has changed since the run was interrupted"
-            then_and_now = (_describe_entry(value), _describe_entry(now["inputs"][name]))
+            then_and_now = (describe_entry(value), describe_entry(now["inputs"][name]))
             raise _different_run_error(sentence, name, *then_and_now, _CHANGED)
     if extra := [name for name in now["inputs"] if name not in then["inputs"]]:
         raise _different_run_error(
@@ -136,7 +136,8 @@ def _different_run_error(
     return OutputError(sentence, file=file, expected=then, found=now, remedy=remedy)
 
 
-def _describe_entry(entry: Mapping[str, Any]) -> str:
+def describe_entry(entry: Mapping[str, Any]) -> str:
+    """An input of a fingerprint, for people."""
     if "sha256" in entry:
         return f"SHA-256 {entry['sha256']}"
     size = f"{entry['bytes']:,} bytes"

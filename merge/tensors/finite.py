@@ -6,7 +6,7 @@ been read costs little; what was computed here has been checked already.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -108,10 +108,23 @@ def _add_check(tensor: LazyTensor, allowed: bool) -> LazyTensor:
     return _CheckedTensor(tensor.shape, tensor.dtype, tensor.origin, tensor, allowed)
 
 
+def find_nonfinite(tensors: Mapping[str, LazyTensor]) -> tuple[str, ...]:
+    """The names of tensors in which NaN or Inf was found and allowed."""
+    checked = [(name, it) for name, it in tensors.items() if isinstance(it, _CheckedTensor)]
+    return tuple(name for name, tensor in checked if tensor.flag.nonfinite)
+
+
+def note_nonfinite(tensors: Mapping[str, LazyTensor], names: Iterable[str]) -> None:
+    """Take what another process has found in these tensors."""
+    for name in names:
+        tensor = tensors[name]
+        assert isinstance(tensor, _CheckedTensor)
+        tensor.flag.nonfinite = True
+
+
 def describe_nonfinite(tensors: Mapping[str, LazyTensor]) -> tuple[str, ...]:
     """A note that names the tensors in which NaN or Inf was found and allowed."""
-    checked = [(name, it) for name, it in tensors.items() if isinstance(it, _CheckedTensor)]
-    found = [name for name, tensor in checked if tensor.flag.nonfinite]
+    found = find_nonfinite(tensors)
     if not found:
         return ()
     listed = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")

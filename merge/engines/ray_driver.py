@@ -1,0 +1,349 @@
+"""Runs a plan on a Ray cluster: Ray places tasks, and runs those again that die with a machine.
+
+The driver writes nothing itself: it gives finished files their partial names, notes them, and adds
+up what tasks return.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from ..errors import MergeError, UsageError
+from ..formats import TensorInfo
+from ..interruption import raise_if_interrupted
+from ..output.attempts import find_attempts, get_attempt_path, measure_attempts
+from ..output.journal import Journal, WrittenFile, get_partial_path
+from ..output.resume import ResumePoint
+from ..output.staged_folder import StagedFolder
+from ..settings import EngineSettings
+from ..sizes import OnBytes, size_text
+from ..storage.lock import LOCK_NAME
+from ..tensors.digests import FreshDigests
+from ..tensors.finite import note_nonfinite
+from . import ray_worker
+from .call import Call
+from .ray_worker import Shipment, TaskResult
+from .tasks import Task, divide, select
+
+if TYPE_CHECKING:
+    from ..plan.placement import Plan
+    from ..tensors.lazy import LazyTensor
+
+# Beside the buffers: Python, torch, the plan, and the factors of adapters that are being read.
+_PROCESS_BYTES = 640 << 20
+# A task that is lost so often is lost for a reason of its own, such as memory that is too small.
+_ATTEMPTS = 20
+_CONNECT_SECONDS = 5.0
+_POLL_SECONDS = 0.2
+_CANCEL_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class RayEngine:
+    """A cluster to which the driver is connected, and the job for it.
+
+    ``resources`` are what one task takes, as Ray names them.
+    """
+
+    shipment: Shipment
+    settings: EngineSettings
+    resources: Mapping[str, float]
+
+    def check_machines(self) -> None:
+        """Require of every machine that may get tasks that it sees the same files.
+
+        Raises ``MergeError`` that names the machine, or says that none is large enough.
+        """
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        checks = []
+        for node in self._find_machines():
+            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            check = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=place)
+            checks.append(check(ray_worker.check_machine).remote(self.shipment))
+        for ref in _iter_done(checks):
+            with suppress(_MachineLostError):  # it gets no tasks then
+                _get(ref)
+
+    def _find_machines(self) -> list[dict[str, Any]]:
+        """The machines that are large enough for a task."""
+        import ray
+
+        wanted = {"CPU": self.resources["num_cpus"], "memory": self.resources["memory"]}
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        able = [
+            node
+            for node in alive
+            if all(node["Resources"].get(name, 0) >= count for name, count in wanted.items())
+        ]
+        if not able:
+            sizes = (
+                f"{node['Resources'].get('CPU', 0):g} CPUs and "
+                f"{size_text(int(node['Resources'].get('memory', 0)))}"
+                for node in alive
+            )
+            raise UsageError(
+                "no machine of the cluster is large enough for a task",
+                expected=f"{wanted['CPU']:g} CPUs and {size_text(int(wanted['memory']))}",
+                found="; ".join(sizes),
+                remedy="give a smaller --num_workers or --max_memory, or add a larger machine",
+            )
+        return able
+
+    def run(
+        self,
+        plan: Plan,
+        staged: StagedFolder,
+        *,
+        on_bytes: OnBytes,
+        journal: Journal,
+        resume_point: ResumePoint,
+        named: Mapping[str, LazyTensor],
+    ) -> dict[str, WrittenFile]:
+        """Write every weight file of ``plan``; return what they have become. See ``local.run``."""
+        run = _Run(self, plan, staged, on_bytes, named)
+        try:
+            run.submit()
+            run.collect()
+        finally:
+            run.end()
+        return run.written
+
+
+class _Run:
+    """The tasks of one run, and what they have written so far."""
+
+    def __init__(
+        self,
+        engine: RayEngine,
+        plan: Plan,
+        staged: StagedFolder,
+        on_bytes: OnBytes,
+        named: Mapping[str, LazyTensor],
+    ) -> None:
+        self._engine = engine
+        self._plan = plan
+        self._staged = staged
+        self._named = named
+        self._groups = divide(plan, engine.settings.task_bytes)
+        self._pending: dict[Any, Task | str] = {}
+        self._progress = _Progress(plan, staged.folder, self._groups, on_bytes)
+        self.written: dict[str, WrittenFile] = {}
+
+    def submit(self) -> None:
+        """Give everything to Ray at once; a file is joined when its parts are there."""
+        import ray
+
+        options = ray.remote(**self._engine.resources, max_retries=_ATTEMPTS)
+        write = options(ray_worker.write_tensors)
+        join = options(ray_worker.join_parts)
+        shipment = ray.put(self._engine.shipment)
+        for tasks in self._groups:
+            refs = [write.remote(shipment, task) for task in tasks]
+            self._pending |= zip(refs, tasks, strict=True)
+            if tasks[0].part is not None:
+                for file in tasks[0].files:
+                    self._pending[join.remote(shipment, file, *refs)] = file
+
+    def collect(self) -> None:
+        """Take what tasks return, in the order in which they end."""
+        for ref in _iter_done(list(self._pending), self._progress.report):
+            what, result = self._pending.pop(ref), _get(ref)
+            self._take(result)
+            if isinstance(what, Task) and what.part is not None:
+                self._progress.finish(what.names)
+                continue
+            for file in result.files:
+                self._finish(file, result)
+
+    def _take(self, result: TaskResult) -> None:
+        """Take what a task has seen of the tensors."""
+        FreshDigests(self._named, result.digests)
+        note_nonfinite(self._plan.checked, result.nonfinite)
+
+    def _finish(self, file: str, result: TaskResult) -> None:
+        """Give a whole file its partial name; its parts are of no use any more."""
+        folder = self._staged.folder
+        get_attempt_path(folder, file, result.attempt).replace(get_partial_path(folder, file))
+        self.written[file] = result.files[file]
+        self._staged.finish(file, result.files[file].sha256)
+        self._progress.finish([file])
+
+    def end(self) -> None:
+        """Stop what is still running, and remove what attempts have left."""
+        import ray
+
+        pending = list(self._pending)
+        for force in (False, True):
+            for ref in pending:
+                ray.cancel(ref, force=force)
+            if pending:
+                _, pending = ray.wait(pending, num_returns=len(pending), timeout=_CANCEL_SECONDS)
+        names = [name for tasks in self._groups for task in tasks for name in task.names]
+        for path in find_attempts(self._staged.folder, [*names, *self._plan.files]):
+            with suppress(OSError):
+                path.unlink()
+
+
+class _Progress:
+    """How much is written, as the sizes of files tell it: no attempt counts twice.
+
+    The bytes of a file that is made of parts count half when they are in a part.
+    """
+
+    def __init__(
+        self, plan: Plan, folder: Path, groups: Sequence[Sequence[Task]], on_bytes: OnBytes
+    ) -> None:
+        self._folder = folder
+        self._on_bytes = on_bytes
+        self._sizes: dict[str, int] = {}
+        self._shares: dict[str, float] = {}
+        for task in (task for tasks in groups for task in tasks):
+            share = 1.0 if task.part is None else 0.5
+            for name, infos in select(plan, task).files.items():
+                self._add(name, infos, share)
+            if task.part == 0:
+                for file in task.files:
+                    self._add(file, plan.files[file], share)
+        self._done = dict.fromkeys(self._sizes, 0)
+        self._reported = 0
+
+    def _add(self, name: str, infos: Sequence[TensorInfo], share: float) -> None:
+        self._sizes[name] = sum(info.nbytes for info in infos)
+        self._shares[name] = share
+
+    def finish(self, names: Iterable[str]) -> None:
+        """Count files whole."""
+        self._done |= {name: self._sizes[name] for name in names}
+
+    def report(self) -> None:
+        """Look at the files, and report what is new."""
+        for name, size in measure_attempts(self._folder, self._sizes).items():
+            self._done[name] = max(self._done[name], min(size, self._sizes[name]))
+        total = int(sum(self._shares[name] * done for name, done in self._done.items()))
+        self._on_bytes(total - self._reported)
+        self._reported = total
+
+
+class _MachineLostError(MergeError):
+    """A task was lost with its process or machine, and Ray has given it up."""
+
+
+def _iter_done(refs: Sequence[Any], each_time: Callable[[], None] = lambda: None) -> Iterator[Any]:
+    """Yield references as their tasks end; ``each_time`` is called now and then."""
+    import ray
+
+    pending = list(refs)
+    while pending:
+        raise_if_interrupted()
+        done, pending = ray.wait(pending, num_returns=1, timeout=_POLL_SECONDS)
+        yield from done
+        each_time()
+
+
+def _get(ref: Any) -> Any:
+    """What a task returned. Raises what it raised, as if that had happened here."""
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        return ray.get(ref)
+    except RayTaskError as error:
+        if isinstance(error.cause, (MergeError, OSError)):
+            raise error.cause from None
+        raise
+    except RayError as error:
+        raise _MachineLostError(
+            "a task was lost with the process or the machine that ran it",
+            found=str(error).partition("\n")[0],
+            expected=f"to be done within {_ATTEMPTS + 1} attempts",
+            remedy="see Ray's logs; where memory is short, give a smaller --max_memory or "
+            "--num_workers; --resume keeps what is whole",
+        ) from None
+
+
+@contextmanager
+def open_engine(
+    call: Call, settings: EngineSettings, fingerprint: Mapping[str, Any]
+) -> Iterator[RayEngine]:
+    """Connect to the cluster, or start one on this machine; check its machines.
+
+    Raises ``MergeError`` for a cluster that does not answer, or a machine that lacks something.
+    """
+    lock = (call.output / LOCK_NAME).read_text(encoding="utf-8")
+    shipment = Shipment(call, fingerprint, uuid4().hex, str(Path.cwd()), lock)
+    resources = {
+        "num_cpus": settings.num_workers or 1,
+        "memory": settings.memory + _PROCESS_BYTES,
+    }
+    with _connect(settings.ray_address):
+        engine = RayEngine(shipment, settings, resources)
+        engine.check_machines()
+        yield engine
+
+
+@contextmanager
+def _connect(address: str | None) -> Iterator[None]:
+    """A connection of this process to the cluster, unless it has one."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address and ":" in address:
+        _require_answer(address)
+    import ray
+
+    if ray.is_initialized():  # by the program that calls this one
+        connected = str(ray.get_runtime_context().gcs_address)
+        if address not in (None, "auto", connected):
+            raise UsageError(
+                "this process is connected to another Ray cluster",
+                expected=address,
+                found=connected,
+                remedy="leave --ray_address out, or call ray.shutdown() before",
+            )
+        yield
+        return
+    try:
+        with _keep_signal_handlers():
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Ray itself would try for minutes. Raises ``UsageError``."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            "no Ray cluster answers at this address",
+            expected=f"a connection to {address} within {_CONNECT_SECONDS:g} s",
+            found=error,
+            remedy="check --ray_address and RAY_ADDRESS, and `ray status` on a machine of the "
+            "cluster; `ray start --head` starts one",
+        ) from None
+
+
+@contextmanager
+def _keep_signal_handlers() -> Iterator[None]:
+    """Ray takes SIGTERM for itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

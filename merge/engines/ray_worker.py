@@ -1,0 +1,238 @@
+"""What runs on the machines of a Ray cluster: planning the job once more, and its tasks.
+
+Every process plans for itself, from what the job was called with, and keeps the plan for its next
+task. A task reads inputs and writes files in folders that all machines see; what it returns is
+small.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from uuid import uuid4
+
+from ..errors import MergeError, OutputError, UsageError, as_merge_error
+from ..output.attempts import AttemptFolder, get_attempt_path
+from ..output.fingerprint import compute_fingerprint, describe_entry
+from ..output.journal import Journal, WrittenFile
+from ..output.resume import ResumePoint
+from ..output.staged_folder import StagedFolder
+from ..storage.lock import LOCK_NAME
+from ..storage.offload import Offload
+from ..version import __version__
+from .call import Call, PlannedCall
+from .tasks import Task, get_part_name, plan_joining, select
+
+if TYPE_CHECKING:
+    from ..plan.placement import Plan
+    from ..tensors.lazy import LazyTensor
+
+_SHARE = (
+    "put inputs and output on storage that all machines mount under the same path, or take that "
+    "machine out of the cluster"
+)
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """What a machine needs to plan a job and to tell whether it sees the same files.
+
+    ``run`` is a name of this run alone; ``folder`` the driver's current folder, from which relative
+    paths lead; ``lock`` what the driver has written into the lock of the output folder.
+    """
+
+    call: Call
+    fingerprint: Mapping[str, Any]
+    run: str
+    folder: str
+    lock: str
+    version: str = __version__
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a task has written, in an ``attempt`` of this name, and seen on the way.
+
+    ``digests`` are those of tensors' contents, by their names in ``JobInputs.tensors``;
+    ``nonfinite`` are the result's tensors that hold NaN or Inf.
+    """
+
+    attempt: str
+    files: Mapping[str, WrittenFile]
+    digests: Mapping[str, str] = field(default_factory=dict)
+    nonfinite: tuple[str, ...] = ()
+
+
+@dataclass
+class _Kept:
+    """The one job that this process has planned last."""
+
+    run: str
+    job: PlannedCall
+    offload: Offload
+    held: ExitStack
+
+
+_kept: list[_Kept] = []
+
+
+def check_machine(shipment: Shipment) -> None:
+    """Require that this machine has this program, sees the output folder, and plans the same.
+
+    Raises ``MergeError`` that names the machine.
+    """
+    _plan_here(shipment)
+
+
+def write_tensors(shipment: Shipment, task: Task) -> TaskResult:
+    """Write whole files, or one part of each of several files."""
+    from ..tensors.digests import get_digests
+    from ..tensors.finite import find_nonfinite
+
+    here = _plan_here(shipment)
+    plan, named = here.job.plan, here.job.reads().tensors(here.job.plan)
+    attempt, files = _run_engine(shipment, select(plan, task), named)
+    digests = {name: digest for name, digest in get_digests(named).items() if digest is not None}
+    return TaskResult(attempt, files, digests, find_nonfinite(plan.checked))
+
+
+def join_parts(shipment: Shipment, file: str, *parts: TaskResult) -> TaskResult:
+    """Write one file of the parts that other tasks have written."""
+    here = _plan_here(shipment)
+    folder = shipment.call.output
+    paths = [
+        get_attempt_path(folder, get_part_name(file, number), part.attempt)
+        for number, part in enumerate(parts)
+    ]
+    plan = plan_joining(here.job.plan, file, paths, here.offload)
+    return TaskResult(*_run_engine(shipment, plan, {}))
+
+
+class _NoJournal:
+    """Takes the place of the journal, which is the driver's."""
+
+    def add(self, *_: object) -> None:
+        """Do nothing: the driver notes whole tasks."""
+
+
+def _run_engine(
+    shipment: Shipment, plan: Plan, named: Mapping[str, LazyTensor]
+) -> tuple[str, dict[str, WrittenFile]]:
+    """Run a plan here; return the name of the attempt, and what the files have become."""
+    from . import local
+
+    settings = shipment.call.settings
+    attempt = f"{_get_node_id()[:8]}-{uuid4().hex[:8]}"
+    with AttemptFolder(shipment.call.output, attempt) as staged:
+        files = local.run(
+            plan,
+            cast(StagedFolder, staged),
+            num_workers=settings.num_workers or 1,
+            max_memory=settings.memory,
+            io=settings.io,
+            on_bytes=lambda _: None,
+            journal=cast(Journal, _NoJournal()),
+            resume_point=ResumePoint(),
+            named=named,
+        )
+    return attempt, files
+
+
+def _plan_here(shipment: Shipment) -> _Kept:
+    """The job's plan in this process. Raises ``MergeError`` where it is not the driver's."""
+    if _kept and _kept[0].run == shipment.run:
+        return _kept[0]
+    while _kept:
+        _kept.pop().held.close()
+    _require_same_program(shipment)
+    if Path(shipment.folder).is_dir():  # names of inputs mean here what they mean to the driver
+        os.chdir(shipment.folder)
+    _require_same_output(shipment)
+    with ExitStack() as held:
+        settings = shipment.call.settings
+        offload = Offload(settings.offload_parent, shipment.call.output, settings.io)
+        held.enter_context(offload)
+        job = _plan(shipment.call, offload)
+        this = compute_fingerprint(job.plan, settings, job.reads())
+        _require_same_plan(shipment.fingerprint, this)
+        _kept.append(_Kept(shipment.run, job, offload, held.pop_all()))
+    return _kept[0]
+
+
+def _plan(call: Call, offload: Offload) -> PlannedCall:
+    """Plan the job; the driver could, so that a mistake is one of this machine."""
+    try:
+        return call.plan(call.find_inputs(offload), offload)
+    except (MergeError, OSError) as error:
+        told = as_merge_error(error)
+        raise UsageError(
+            "a machine of the cluster does not see the inputs as this one does",
+            file=told.facts.get("file"),
+            expected="the same files under the same paths on all machines",
+            found=f"on {describe_machine()}: {told.sentence}",
+            remedy=_SHARE,
+        ) from error
+
+
+def _require_same_program(shipment: Shipment) -> None:
+    if shipment.version != __version__:
+        raise UsageError(
+            "a machine of the cluster has another version of this program",
+            expected=f"version {shipment.version}, as here",
+            found=f"version {__version__} on {describe_machine()}",
+            remedy="install the same version on all machines",
+        )
+
+
+def _require_same_output(shipment: Shipment) -> None:
+    """The driver holds a lock in the output folder, which must be there on this machine too."""
+    lock = shipment.call.output / LOCK_NAME
+    try:
+        found = lock.read_text(encoding="utf-8")
+    except OSError as error:
+        found = error.strerror or str(error)
+    if found != shipment.lock:
+        raise OutputError(
+            "a machine of the cluster does not see the output folder as this one does",
+            file=shipment.call.output,
+            expected="the lock of this run in it",
+            found=f"on {describe_machine()}: {found}",
+            remedy=_SHARE,
+        )
+
+
+def _require_same_plan(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Require the driver's fingerprint: the same files were read, and the same plan was made."""
+    if there == here:
+        return
+    for name in {**there["inputs"], **here["inputs"]}:
+        known, found = there["inputs"].get(name), here["inputs"].get(name)
+        if known != found:
+            raise UsageError(
+                "a machine of the cluster sees another file than this one",
+                file=name,
+                expected=describe_entry(known) if known else "nothing, as here",
+                found=f"on {describe_machine()}: {describe_entry(found) if found else 'nothing'}",
+                remedy=_SHARE,
+            )
+    raise UsageError(
+        "a machine of the cluster plans another result than this one",
+        found=f"on {describe_machine()}",
+        remedy="install the same versions of this program and of its packages on all machines",
+    )
+
+
+def describe_machine() -> str:
+    """The name of this machine, and its number in the cluster."""
+    return f"{socket.gethostname()} (node {_get_node_id()})"
+
+
+def _get_node_id() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
