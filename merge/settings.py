@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeGuard, TypeVar, get_args
 
 from .errors import UsageError
 from .option_checks import (
@@ -314,6 +314,11 @@ class EngineSettings(OutputSettings):
     def task_bytes(self) -> int:
         """Bytes from which on a file is made in parts, and of one part."""
         return size_in_bytes("task_size", self.task_size)
+
+
+def is_on_cluster(settings: OutputSettings) -> TypeGuard[EngineSettings]:
+    """Whether a job with these settings runs on a cluster."""
+    return isinstance(settings, EngineSettings) and settings.engine == "ray"
 
 
 Settings = TypeVar("Settings", bound=OutputSettings)

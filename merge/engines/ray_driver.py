@@ -20,14 +20,15 @@ from uuid import uuid4
 from ..errors import MergeError, UsageError
 from ..formats import TensorInfo
 from ..interruption import raise_if_interrupted
-from ..output.attempts import find_attempts, get_attempt_path, measure_attempts
-from ..output.journal import Journal, WrittenFile, get_partial_path
+from ..layouts.placement import Stream
+from ..output.attempts import get_attempt_path, measure_attempts, remove_attempts
+from ..output.journal import FileProgress, Journal, WrittenFile, get_partial_path
 from ..output.resume import ResumePoint
 from ..output.staged_folder import StagedFolder
 from ..settings import EngineSettings
 from ..sizes import OnBytes, size_text
 from ..storage.lock import LOCK_NAME
-from ..tensors.digests import FreshDigests
+from ..tensors.digests import FreshDigests, add_partial_digests
 from ..tensors.finite import note_nonfinite
 from . import ray_worker
 from .call import Call
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 
 # Beside the buffers: Python, torch, the plan, and the factors of adapters that are being read.
 _PROCESS_BYTES = 640 << 20
-# A task that is lost so often is lost for a reason of its own, such as memory that is too small.
-_ATTEMPTS = 20
+# A task that is lost more often is lost for a reason of its own, such as memory that is too small.
+_RETRIES = 20
 _CONNECT_SECONDS = 5.0
 _POLL_SECONDS = 0.2
 _CANCEL_SECONDS = 5.0
@@ -111,7 +112,7 @@ class RayEngine:
         named: Mapping[str, LazyTensor],
     ) -> dict[str, WrittenFile]:
         """Write every weight file of ``plan``; return what they have become. See ``local.run``."""
-        run = _Run(self, plan, staged, on_bytes, named)
+        run = _Run(self, plan, staged, on_bytes, journal, resume_point, named)
         try:
             run.submit()
             run.collect()
@@ -129,55 +130,84 @@ class _Run:
         plan: Plan,
         staged: StagedFolder,
         on_bytes: OnBytes,
+        journal: Journal,
+        resume_point: ResumePoint,
         named: Mapping[str, LazyTensor],
     ) -> None:
         self._engine = engine
         self._plan = plan
         self._staged = staged
+        self._journal = journal
         self._named = named
-        self._groups = divide(plan, engine.settings.task_bytes)
-        self._pending: dict[Any, Task | str] = {}
-        self._progress = _Progress(plan, staged.folder, self._groups, on_bytes)
+        self._digests = FreshDigests(named, resume_point.digests)
         self.written: dict[str, WrittenFile] = {}
+        for file, whole in resume_point.files.items():
+            self._add(file, WrittenFile(whole.nbytes, whole.sha256.hexdigest()))
+            on_bytes(sum(info.nbytes for info in plan.files[file]))
+        self._tasks = [
+            task
+            for stream in plan.streams
+            if not self.written.keys() >= set(stream.files)
+            for task in divide(plan, stream, engine.settings.task_bytes)
+        ]
+        self._streams = {file: stream for stream in plan.streams for file in stream.files}
+        self._pending: dict[Any, Task | None] = {}
+        self._progress = _Progress(plan, staged.folder, self._tasks, on_bytes)
 
     def submit(self) -> None:
         """Give everything to Ray at once; a file is joined when its parts are there."""
         import ray
 
-        options = ray.remote(**self._engine.resources, max_retries=_ATTEMPTS)
+        options = ray.remote(**self._engine.resources, max_retries=_RETRIES)
         write = options(ray_worker.write_tensors)
         join = options(ray_worker.join_parts)
         shipment = ray.put(self._engine.shipment)
-        for tasks in self._groups:
-            refs = [write.remote(shipment, task) for task in tasks]
-            self._pending |= zip(refs, tasks, strict=True)
-            if tasks[0].part is not None:
-                for file in tasks[0].files:
-                    self._pending[join.remote(shipment, file, *refs)] = file
+        parts: dict[tuple[str, ...], list[Any]] = {}
+        for task in self._tasks:
+            ref = write.remote(shipment, task)
+            self._pending[ref] = task
+            if task.part is not None:
+                parts.setdefault(task.files, []).append(ref)
+        for files, refs in parts.items():
+            self._pending |= {join.remote(shipment, file, *refs): None for file in files}
 
     def collect(self) -> None:
         """Take what tasks return, in the order in which they end."""
         for ref in _iter_done(list(self._pending), self._progress.report):
-            what, result = self._pending.pop(ref), _get(ref)
-            self._take(result)
-            if isinstance(what, Task) and what.part is not None:
-                self._progress.finish(what.names)
-                continue
-            for file in result.files:
-                self._finish(file, result)
+            result: TaskResult = _get(ref)
+            task = self._pending.pop(ref)
+            add_partial_digests(self._named, result.digests)
+            note_nonfinite(self._plan.checked, result.nonfinite)
+            self._progress.finish(result.files)
+            if task is None or task.part is None:
+                self._finish(result)
 
-    def _take(self, result: TaskResult) -> None:
-        """Take what a task has seen of the tensors."""
-        FreshDigests(self._named, result.digests)
-        note_nonfinite(self._plan.checked, result.nonfinite)
-
-    def _finish(self, file: str, result: TaskResult) -> None:
-        """Give a whole file its partial name; its parts are of no use any more."""
+    def _finish(self, result: TaskResult) -> None:
+        """Give whole files their partial names, and note streams that are whole with them."""
         folder = self._staged.folder
-        get_attempt_path(folder, file, result.attempt).replace(get_partial_path(folder, file))
-        self.written[file] = result.files[file]
-        self._staged.finish(file, result.files[file].sha256)
-        self._progress.finish([file])
+        for file, written in result.files.items():
+            get_attempt_path(folder, file, result.attempt).replace(get_partial_path(folder, file))
+            self._add(file, written)
+            remove_attempts(folder, [file])  # its parts, and attempts of machines that were lost
+        stream = self._streams[next(iter(result.files))]
+        if self.written.keys() >= set(stream.files):
+            self._note(stream)
+
+    def _add(self, file: str, written: WrittenFile) -> None:
+        self.written[file] = written
+        self._staged.finish(file, written.sha256)
+
+    def _note(self, stream: Stream) -> None:
+        """Write down that all files of a stream are whole."""
+        places = {
+            file: FileProgress(
+                self.written[file].nbytes,
+                self.written[file].sha256,
+                (0,) * len(self._plan.files[file]),  # no container is written on from there
+            )
+            for file in stream.files
+        }
+        self._journal.add(stream.tensors, places, self._digests.take())
 
     def end(self) -> None:
         """Stop what is still running, and remove what attempts have left."""
@@ -189,10 +219,7 @@ class _Run:
                 ray.cancel(ref, force=force)
             if pending:
                 _, pending = ray.wait(pending, num_returns=len(pending), timeout=_CANCEL_SECONDS)
-        names = [name for tasks in self._groups for task in tasks for name in task.names]
-        for path in find_attempts(self._staged.folder, [*names, *self._plan.files]):
-            with suppress(OSError):
-                path.unlink()
+        remove_attempts(self._staged.folder, self._plan.files)
 
 
 class _Progress:
@@ -201,14 +228,12 @@ class _Progress:
     The bytes of a file that is made of parts count half when they are in a part.
     """
 
-    def __init__(
-        self, plan: Plan, folder: Path, groups: Sequence[Sequence[Task]], on_bytes: OnBytes
-    ) -> None:
+    def __init__(self, plan: Plan, folder: Path, tasks: Iterable[Task], on_bytes: OnBytes) -> None:
         self._folder = folder
         self._on_bytes = on_bytes
         self._sizes: dict[str, int] = {}
         self._shares: dict[str, float] = {}
-        for task in (task for tasks in groups for task in tasks):
+        for task in tasks:
             share = 1.0 if task.part is None else 0.5
             for name, infos in select(plan, task).files.items():
                 self._add(name, infos, share)
@@ -266,7 +291,7 @@ def _get(ref: Any) -> Any:
         raise _MachineLostError(
             "a task was lost with the process or the machine that ran it",
             found=str(error).partition("\n")[0],
-            expected=f"to be done within {_ATTEMPTS + 1} attempts",
+            expected=f"a task is tried again up to {_RETRIES} times",
             remedy="see Ray's logs; where memory is short, give a smaller --max_memory or "
             "--num_workers; --resume keeps what is whole",
         ) from None

@@ -17,19 +17,20 @@ from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from ..errors import MergeError, OutputError, UsageError, as_merge_error
-from ..output.attempts import AttemptFolder, get_attempt_path
+from ..output.attempts import AttemptFolder, get_attempt_path, get_part_name
 from ..output.fingerprint import compute_fingerprint, describe_entry
-from ..output.journal import Journal, WrittenFile
+from ..output.journal import WrittenFile
 from ..output.resume import ResumePoint
 from ..output.staged_folder import StagedFolder
 from ..storage.lock import LOCK_NAME
 from ..storage.offload import Offload
 from ..version import __version__
 from .call import Call, PlannedCall
-from .tasks import Task, get_part_name, plan_joining, select
+from .tasks import Task, plan_joining, select
 
 if TYPE_CHECKING:
     from ..plan.placement import Plan
+    from ..tensors.digests import PartialDigest
     from ..tensors.lazy import LazyTensor
 
 _SHARE = (
@@ -58,13 +59,13 @@ class Shipment:
 class TaskResult:
     """What a task has written, in an ``attempt`` of this name, and seen on the way.
 
-    ``digests`` are those of tensors' contents, by their names in ``JobInputs.tensors``;
+    ``digests`` are what is known of tensors' contents, by their names in ``JobInputs.tensors``;
     ``nonfinite`` are the result's tensors that hold NaN or Inf.
     """
 
     attempt: str
     files: Mapping[str, WrittenFile]
-    digests: Mapping[str, str] = field(default_factory=dict)
+    digests: Mapping[str, PartialDigest] = field(default_factory=dict)
     nonfinite: tuple[str, ...] = ()
 
 
@@ -91,14 +92,13 @@ def check_machine(shipment: Shipment) -> None:
 
 def write_tensors(shipment: Shipment, task: Task) -> TaskResult:
     """Write whole files, or one part of each of several files."""
-    from ..tensors.digests import get_digests
+    from ..tensors.digests import get_partial_digests
     from ..tensors.finite import find_nonfinite
 
     here = _plan_here(shipment)
     plan, named = here.job.plan, here.job.reads().tensors(here.job.plan)
     attempt, files = _run_engine(shipment, select(plan, task), named)
-    digests = {name: digest for name, digest in get_digests(named).items() if digest is not None}
-    return TaskResult(attempt, files, digests, find_nonfinite(plan.checked))
+    return TaskResult(attempt, files, get_partial_digests(named), find_nonfinite(plan.checked))
 
 
 def join_parts(shipment: Shipment, file: str, *parts: TaskResult) -> TaskResult:
@@ -111,13 +111,6 @@ def join_parts(shipment: Shipment, file: str, *parts: TaskResult) -> TaskResult:
     ]
     plan = plan_joining(here.job.plan, file, paths, here.offload)
     return TaskResult(*_run_engine(shipment, plan, {}))
-
-
-class _NoJournal:
-    """Takes the place of the journal, which is the driver's."""
-
-    def add(self, *_: object) -> None:
-        """Do nothing: the driver notes whole tasks."""
 
 
 def _run_engine(
@@ -136,7 +129,7 @@ def _run_engine(
             max_memory=settings.memory,
             io=settings.io,
             on_bytes=lambda _: None,
-            journal=cast(Journal, _NoJournal()),
+            journal=None,  # the driver notes whole tasks
             resume_point=ResumePoint(),
             named=named,
         )

@@ -12,13 +12,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..engines.call import Call
 from ..interruption import deferred_signals
+from ..output.attempts import remove_attempts
 from ..output.complete import is_complete
 from ..output.fingerprint import JobInputs, compute_fingerprint, require_same_run
 from ..output.journal import JOURNAL_NAME, Journal, WrittenFile, get_partial_path
 from ..output.preflight import OutputFolder, existing_model_error, require_free, require_possible
-from ..output.resume import ResumePoint, find_resume_point, select_matching_entries
+from ..output.resume import (
+    ResumePoint,
+    find_resume_point,
+    keep_whole_streams,
+    select_matching_entries,
+)
 from ..output.staged_folder import StagedFolder, lock_folder
-from ..settings import EngineSettings, OnProgress, OutputSettings
+from ..settings import OnProgress, OutputSettings, is_on_cluster
 from ..sizes import peak_memory, size_text
 from ..storage.lock import require_unlocked
 from ..storage.offload import require_space
@@ -100,7 +106,8 @@ def write(
             return (_COMPLETE_ALREADY,)
         if not settings.overwrite:
             raise existing_model_error(output, replaced)
-    require_space(output, plan.disk_bytes, sum_sizes(folder.leftovers))
+    needed = plan.disk_bytes + _count_part_bytes(plan, settings)
+    require_space(output, needed, sum_sizes(folder.leftovers))
     if settings.dry_run:
         return ()
 
@@ -115,6 +122,7 @@ def write(
         past = ResumePoint()
         if settings.resume:
             past = _find_resume_point(folder, plan, this, _byte_counter(on_progress, total))
+            past = keep_whole_streams(past, plan) if is_on_cluster(settings) else past
         _start_journal(staged, folder, this, replaced, past, plan)
         if past.committed:
             for name, digest in past.committed.items():
@@ -130,6 +138,7 @@ def write(
             named=reads.tensors(plan),
         )
         check()
+        remove_attempts(output, plan.files)  # a machine may have outlived an interrupted run
         for name, data in plan.documents.items():
             staged.write(name, data)
         staged.write(MANIFEST_NAME, dump_json(job.manifest(written_files)))
@@ -141,9 +150,10 @@ def _open_engine(
     settings: OutputSettings, call: Call | None, fingerprint: Mapping[str, Any]
 ) -> Iterator[Callable[..., dict[str, WrittenFile]]]:
     """What runs the plan: this process, or a cluster to which it is connected meanwhile."""
-    if call is not None and isinstance(settings, EngineSettings) and settings.engine == "ray":
+    if is_on_cluster(settings):
         from ..engines.ray_driver import open_engine
 
+        assert call is not None, "only jobs that are called so have the option"
         with open_engine(call, settings, fingerprint) as engine:
             yield engine.run
         return
@@ -152,6 +162,15 @@ def _open_engine(
     yield partial(
         local.run, num_workers=settings.workers, max_memory=settings.memory, io=settings.io
     )
+
+
+def _count_part_bytes(plan: Plan, settings: OutputSettings) -> int:
+    """Room that a cluster needs beside the result itself."""
+    if not is_on_cluster(settings):
+        return 0
+    from ..engines.tasks import count_part_bytes
+
+    return count_part_bytes(plan, settings.task_bytes)
 
 
 def sum_sizes(paths: Iterable[Path]) -> int:

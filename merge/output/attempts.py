@@ -29,11 +29,27 @@ def get_attempt_path(folder: Path, name: str, attempt: str) -> Path:
     return partial.with_name(f"{partial.name}.{attempt}")
 
 
-def find_attempts(folder: Path, names: Iterable[str]) -> list[Path]:
-    """Every attempt at one of these files that is there."""
-    starts = tuple(get_attempt_path(folder, name, "").name for name in names)
+def get_part_name(file: str, part: int) -> str:
+    """The name of a file with a part of the tensors of ``file``: a container of one kind for all.
+
+    >>> get_part_name("model.gguf", 2)
+    'model.gguf.part-0002.safetensors'
+    """
+    return f"{file}.part-{part:04}.safetensors"
+
+
+def find_attempts(folder: Path, files: Iterable[str]) -> list[Path]:
+    """Every attempt at one of these files, or at a part of one, that is there."""
+    starts = tuple(f".{file}.{kind}" for file in files for kind in ("partial.", "part-"))
     with os.scandir(folder) as entries:
         return [folder / entry.name for entry in entries if entry.name.startswith(starts)]
+
+
+def remove_attempts(folder: Path, files: Iterable[str]) -> None:
+    """Remove what ``find_attempts`` finds, as far as that is allowed."""
+    for path in find_attempts(folder, files):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def measure_attempts(folder: Path, names: Iterable[str]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from ..storage.folder import Folder
 from ..storage.offload import find_existing
 from ..tokenizers.sentencepiece_tokenizer import CLASS_FILE_NAME
 from ..version import MANIFEST_NAME
+from .attempts import get_attempt_path
 from .journal import JOURNAL_NAME, JournalState, get_partial_path, read_journal
 
 # Files by which some reader takes a folder for a model, so that two models would be mixed up.
@@ -90,6 +91,7 @@ class OutputFolder(Folder):
         Links count, also those that lead nowhere, through which a file would be made elsewhere.
         """
         patterns = [get_partial_path(self.path, pattern).name for pattern in _MODEL_FILES]
+        patterns += [get_attempt_path(self.path, pattern, "*").name for pattern in _MODEL_FILES]
         names = {JOURNAL_NAME, *(path.name for path in self.matching(*patterns))}
         if self.journal:
             names |= {get_partial_path(self.path, name).name for name in self.journal.files}

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -93,6 +93,17 @@ def find_resume_point(
             if any(name in entry.files for entry in entries[:agreed])
         }
     return ResumePoint(tuple(kept), files, record.digests) if kept else ResumePoint()
+
+
+def keep_whole_streams(past: ResumePoint, plan: Plan) -> ResumePoint:
+    """The same without streams that are not whole, for an engine that begins these anew."""
+    whole = [stream for stream in plan.streams if past.done.issuperset(stream.tensors)]
+    tensors = {number for stream in whole for number in stream.tensors}
+    entries = tuple(entry for entry in past.entries if tensors.issuperset(entry.tensors))
+    files = {
+        file: past.files[file] for stream in whole for file in stream.files if file in past.files
+    }
+    return replace(past, entries=entries, files=files)
 
 
 def select_matching_entries(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from merge import merge_lora
-from tests.kit.models import LLAMA_ROWS, adapter_tensors, save_adapter, save_base
+from merge import apply_delta, convert_checkpoint, make_delta, merge_lora
+from merge.errors import MergeError, NumberError, OutputError, UsageError
+from tests.kit.files import tree
+from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
 from tests.kit.ray_clusters import RayCluster, ray_cluster
 from tests.kit.stopped import contents
 
@@ -65,3 +70,137 @@ def test_bytes_are_those_of_the_local_engine(
             out = tmp_path / kind / size / "out"
             merge_lora(*inputs, out, **options, engine="ray", task_size=size)
             assert contents(out) == contents(tmp_path / kind / "local" / "out"), (kind, size)
+
+
+def test_deltas_and_conversions_run_there_too(
+    connected: RayCluster, models: Path, tmp_path: Path
+) -> None:
+    for name in ("local", "ray"):
+        tuned = {key: value * 1.5 for key, value in base_tensors().items()}
+        if name == "local":
+            save_base(tmp_path / "tuned", tuned)
+            make_delta(models / "base", tmp_path / "tuned", tmp_path / "delta")
+        out = tmp_path / name
+        engine: dict[str, Any] = {"engine": name, "max_shard_size": "4KB"}
+        convert_checkpoint(models / "base", out / "converted", dtype="float32", **engine)
+        how = {"delta_embeddings": "difference", **engine}
+        apply_delta(models / "base", tmp_path / "delta", out / "applied", **how)
+    for name in ("converted", "applied"):
+        assert contents(tmp_path / "ray" / name) == contents(tmp_path / "local" / name)
+
+
+def test_allowed_nonfinite_values_are_told(
+    connected: RayCluster, models: Path, tmp_path: Path
+) -> None:
+    tensors = base_tensors()
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("inf")
+    base = save_base(tmp_path / "base", tensors)
+    inputs: dict[str, Any] = {"base_model": base, "lora_model": models / "llama"}
+    texts, notes = [], []
+    for engine in ("local", "ray"):
+        out = {"output_dir": tmp_path / engine / "out", "engine": engine}
+        with pytest.raises(NumberError) as caught:
+            merge_lora(**inputs, **out)
+        texts.append(str(caught.value))
+        assert not (tmp_path / engine / "out").exists()
+        report = merge_lora(**inputs, **out, allow_nonfinite=True)
+        notes.append([line for line in report.summary().splitlines() if "NaN or Inf" in line])
+    assert texts[0] == texts[1]
+    assert notes[0] == notes[1]
+    assert len(notes[0]) == 1
+
+
+def test_progress_never_goes_back_or_beyond_the_end(
+    connected: RayCluster, models: Path, tmp_path: Path
+) -> None:
+    seen: list[tuple[int, int]] = []
+    merge_lora(
+        models / "base",
+        models / "llama",
+        tmp_path / "out",
+        engine="ray",
+        task_size="3KB",
+        on_progress=lambda done, total: seen.append((done, total)),
+    )
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert {total for _, total in seen} == {seen[-1][0]}
+    assert len({done for done, _ in seen}) > 2
+
+
+def refuse(kind: type[MergeError], models: Path, out: Path, **options: Any) -> MergeError:
+    """Merge on Ray and be refused; nothing may have been written."""
+    before = tree(out.parent)
+    with pytest.raises(kind) as caught:
+        merge_lora(options.pop("base", models / "base"), models / "llama", out, **options)
+    assert tree(out.parent) == before
+    return caught.value
+
+
+def test_machine_that_does_not_see_the_base_is_named(
+    connected: RayCluster, models: Path, tmp_path: Path
+) -> None:
+    """A path that means something in this process alone stands for a disk of this machine alone."""
+    folder = os.open(models, os.O_RDONLY)
+    try:
+        base = Path(f"/proc/self/fd/{folder}/base")
+        error = refuse(UsageError, models, tmp_path / "out", base=base, engine="ray")
+    finally:
+        os.close(folder)
+    assert "does not see the inputs" in str(error)
+    assert error.facts["file"] == str(base)
+    assert any(machine in error.facts["found"] for machine in connected.machines)
+    assert "storage that all machines mount" in error.facts["remedy"]
+
+
+def test_machine_that_does_not_see_the_output_is_named(
+    connected: RayCluster, models: Path, tmp_path: Path
+) -> None:
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        out = Path(f"/proc/self/fd/{folder}/out")
+        error = refuse(OutputError, models, out, engine="ray")
+    finally:
+        os.close(folder)
+    assert "does not see the output folder" in str(error)
+    assert any(machine in error.facts["found"] for machine in connected.machines)
+
+
+def test_tasks_that_no_machine_has_room_for_are_refused(
+    connected: RayCluster, models: Path, tmp_path: Path
+) -> None:
+    """Ray would wait for such a machine forever."""
+    error = refuse(
+        UsageError, models, tmp_path / "out", engine="ray", num_workers=64, max_memory="256MB"
+    )
+    assert "no machine of the cluster is large enough" in str(error)
+    assert error.facts["expected"].startswith("64 CPUs and")
+
+
+def test_address_where_nothing_answers_is_refused(models: Path, tmp_path: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, but nobody listens there
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        error = refuse(UsageError, models, tmp_path / "out", engine="ray", ray_address=address)
+    assert "no Ray cluster answers" in str(error)
+
+
+@pytest.mark.parametrize("address", ["ray://10.0.0.1:10001", "10.0.0.1", "host:port", ""])
+def test_addresses_that_are_none_are_refused(models: Path, tmp_path: Path, address: str) -> None:
+    error = refuse(UsageError, models, tmp_path / "out", engine="ray", ray_address=address)
+    assert "--ray_address is not the address" in str(error)
+
+
+@pytest.mark.parametrize("options", [{"ray_address": "10.0.0.1:6379"}, {"task_size": "1GB"}])
+def test_options_of_a_cluster_are_refused_without_one(
+    models: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    error = refuse(UsageError, models, tmp_path / "out", **options)
+    assert "means nothing for the local engine" in str(error)
+
+
+def test_without_ray_the_extra_is_named(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    error = refuse(UsageError, models, tmp_path / "out", engine="ray")
+    assert "chinese-llama-merge[ray]" in error.facts["remedy"]

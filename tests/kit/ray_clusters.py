@@ -7,8 +7,6 @@ for whatever reason, it takes the cluster down.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -60,15 +58,19 @@ class RayCluster:
 @contextmanager
 def ray_cluster(*machines: int) -> Iterator[RayCluster]:
     """A cluster whose driver's machine runs no tasks, with a machine for each number of CPUs."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.kit.ray_clusters"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=ROOT,
-        env=quick_environment(PYTHONPATH=str(ROOT), **_ENVIRONMENT),
-        encoding="utf-8",
-        start_new_session=True,
-    ) as process:
+    with (
+        # Paths of sockets have to be short.
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as place,
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.kit.ray_clusters"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            env=quick_environment(PYTHONPATH=str(ROOT), RAY_TMPDIR=place, **_ENVIRONMENT),
+            encoding="utf-8",
+            start_new_session=True,
+        ) as process,
+    ):
         try:
             cluster = RayCluster(process)
             for cpus in machines:
@@ -84,8 +86,7 @@ def _serve() -> None:
     """Do what standard input says, until it ends."""
     from ray.cluster_utils import Cluster
 
-    temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # paths of sockets have to be short
-    head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": temporary, **_MACHINE}
+    head = {"num_cpus": 0, "include_dashboard": False, **_MACHINE}
     cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": _QUICK})
     nodes: dict[str, Any] = {}
     try:
@@ -103,9 +104,7 @@ def _serve() -> None:
             print(f"answer: {answer}", flush=True)
     finally:
         cluster.shutdown()
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    os.environ |= _ENVIRONMENT
     _serve()
