@@ -28,6 +28,7 @@ from ..output.staged_folder import StagedFolder
 from ..settings import EngineSettings
 from ..sizes import OnBytes, size_text
 from ..storage.lock import LOCK_NAME
+from ..storage.offload import Offload
 from ..tensors.digests import FreshDigests, add_partial_digests
 from ..tensors.finite import note_nonfinite
 from . import ray_worker
@@ -213,12 +214,10 @@ class _Run:
         """Stop what is still running, and remove what attempts have left."""
         import ray
 
-        pending = list(self._pending)
-        for force in (False, True):
-            for ref in pending:
-                ray.cancel(ref, force=force)
-            if pending:
-                _, pending = ray.wait(pending, num_returns=len(pending), timeout=_CANCEL_SECONDS)
+        for ref in self._pending:
+            ray.cancel(ref, force=True)
+        if self._pending:
+            ray.wait(list(self._pending), num_returns=len(self._pending), timeout=_CANCEL_SECONDS)
         remove_attempts(self._staged.folder, self._plan.files)
 
 
@@ -306,12 +305,16 @@ def open_engine(
     Raises ``MergeError`` for a cluster that does not answer, or a machine that lacks something.
     """
     lock = (call.output / LOCK_NAME).read_text(encoding="utf-8")
-    shipment = Shipment(call, fingerprint, uuid4().hex, str(Path.cwd()), lock)
     resources = {
         "num_cpus": settings.num_workers or 1,
         "memory": settings.memory + _PROCESS_BYTES,
     }
-    with _connect(settings.ray_address):
+    with (
+        Offload(settings.offload_parent, call.output.parent, settings.io) as offload,
+        _connect(settings.ray_address),
+    ):
+        place = str(offload.ensure_folder())
+        shipment = Shipment(call, fingerprint, uuid4().hex, str(Path.cwd()), place, lock)
         engine = RayEngine(shipment, settings, resources)
         engine.check_machines()
         yield engine

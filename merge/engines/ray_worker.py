@@ -44,13 +44,16 @@ class Shipment:
     """What a machine needs to plan a job and to tell whether it sees the same files.
 
     ``run`` is a name of this run alone; ``folder`` the driver's current folder, from which relative
-    paths lead; ``lock`` what the driver has written into the lock of the output folder.
+    paths lead; ``offload`` a folder for unpacked inputs that the driver removes at the end, since
+    Ray ends processes without notice; ``lock`` is what the driver has written into the lock of the
+    output folder.
     """
 
     call: Call
     fingerprint: Mapping[str, Any]
     run: str
     folder: str
+    offload: str
     lock: str
     version: str = __version__
 
@@ -147,9 +150,9 @@ def _plan_here(shipment: Shipment) -> _Kept:
         os.chdir(shipment.folder)
     _require_same_output(shipment)
     with ExitStack() as held:
-        settings = shipment.call.settings
-        offload = Offload(settings.offload_parent, shipment.call.output, settings.io)
-        held.enter_context(offload)
+        settings, place = shipment.call.settings, Path(shipment.offload)
+        given = place if settings.offload_parent else None
+        offload = held.enter_context(Offload(given, place, settings.io))
         job = _plan(shipment.call, offload)
         this = compute_fingerprint(job.plan, settings, job.reads())
         _require_same_plan(shipment.fingerprint, this)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from merge.errors import MergeError, NumberError, OutputError, UsageError
 from tests.kit.files import tree
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
 from tests.kit.ray_clusters import RayCluster, ray_cluster
+from tests.kit.run import ROOT
 from tests.kit.stopped import contents
 
 pytest.importorskip("ray")
@@ -204,3 +206,32 @@ def test_without_ray_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "ray", None)
     error = refuse(UsageError, models, tmp_path / "out", engine="ray")
     assert "chinese-llama-merge[ray]" in error.facts["remedy"]
+
+
+def test_unpacked_inputs_are_removed_at_the_end(
+    connected: RayCluster, models: Path, tmp_path: Path
+) -> None:
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", models / "llama")
+    for engine in ("local", "ray"):
+        merge_lora(models / "base", packed, tmp_path / engine / "out", engine=engine)
+    assert contents(tmp_path / "ray" / "out") == contents(tmp_path / "local" / "out")
+    assert not list(tmp_path.rglob(".offload*"))
+
+
+def test_machine_with_another_version_is_named(
+    cluster: RayCluster, models: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(ROOT / "merge", other / "merge", ignore=shutil.ignore_patterns("__pycache__"))
+    version = other / "merge" / "version.py"
+    version.write_text(version.read_text().replace("__version__ = ", "__version__ = '9' + "))
+    # Ray puts the driver's sys.path first, which here has the program itself.
+    (other / "sitecustomize.py").write_text("import merge.version")
+    machine = cluster.add_machine(PYTHONPATH=str(other))
+    try:
+        out, address = tmp_path / "to" / "out", cluster.address
+        error = refuse(UsageError, models, out, engine="ray", ray_address=address)
+    finally:
+        cluster.kill_machine(machine)
+    assert "another version of this program" in str(error)
+    assert machine in error.facts["found"]
