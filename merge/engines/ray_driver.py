@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,16 +66,21 @@ class RayEngine:
         Raises ``MergeError`` that names the machine, or says that none is large enough.
         """
         import ray
+        from ray.exceptions import RayTaskError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        checks = []
+        checks = {}
         for node in self._find_machines():
             place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             check = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=place)
-            checks.append(check(ray_worker.check_machine).remote(self.shipment))
-        for ref in _iter_done(checks):
-            with suppress(_MachineLostError):  # it gets no tasks then
+            checks[check(ray_worker.check_machine).remote(self.shipment)] = node
+        for ref in _iter_done(list(checks)):
+            try:
                 _get(ref)
+            except _MachineLostError:  # it gets no tasks then
+                continue
+            except RayTaskError as error:
+                raise _program_error(checks[ref], error) from error
 
     def _find_machines(self) -> list[dict[str, Any]]:
         """The machines that are large enough for a task."""
@@ -257,6 +262,17 @@ class _Progress:
         total = int(sum(self._shares[name] * done for name, done in self._done.items()))
         self._on_bytes(total - self._reported)
         self._reported = total
+
+
+def _program_error(node: Mapping[str, Any], error: Exception) -> UsageError:
+    """The refusal of a machine on which this program, or a package that it needs, is missing."""
+    reason = getattr(error, "cause", None) or error
+    last = str(reason).strip().rpartition("\n")[2]
+    return UsageError(
+        "this program does not run on a machine of the cluster",
+        found=f"on {node['NodeManagerHostname']} (node {node['NodeID']}): {last}",
+        remedy="install the same version of it, with the same extras, on all machines",
+    )
 
 
 class _MachineLostError(MergeError):

@@ -235,3 +235,19 @@ def test_machine_with_another_version_is_named(
         cluster.kill_machine(machine)
     assert "another version of this program" in str(error)
     assert machine in error.facts["found"]
+
+
+def test_machine_without_this_program_is_named(
+    cluster: RayCluster, models: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "sitecustomize.py").write_text("import sys; sys.modules['merge'] = None")
+    machine = cluster.add_machine(PYTHONPATH=str(other))
+    try:
+        out, address = tmp_path / "to" / "out", cluster.address
+        error = refuse(UsageError, models, out, engine="ray", ray_address=address)
+    finally:
+        cluster.kill_machine(machine)
+    assert "does not run on a machine" in str(error)
+    assert machine in error.facts["found"]
