@@ -18,6 +18,7 @@ PACKAGES = {
     "jobs": "one module per job: from the names that the user gives to the files written",
     "tokenizer_tools": "vocabularies: extend, train, compare; built on `merge`, in which only "
     "`commands` imports it",
+    "inference": "answers of a model on disk: templates, transformers, llama.cpp",
     "reports": "the text of a merge's summary",
     "verification": "checks a result against manifest, inputs and a float64 reference; shares no "
     "arithmetic with `deltas`",

@@ -23,6 +23,7 @@ COMMANDS = {
     "verify_merge.py": "verify_merge",
     "verify_sha256.py": "verify_sha256",
     "compare_checkpoints.py": "compare_checkpoints",
+    "chat.py": "chat",
     "merge_tokenizers.py": "merge_tokenizers",
     "train_chinese_tokenizer.py": "train_chinese_tokenizer",
     "extend_llama3_tokenizer.py": "extend_llama3_tokenizer",

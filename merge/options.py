@@ -19,7 +19,8 @@ from .option_checks import require_bool, require_one_of
 
 INPUTS, VOCABULARY, OUTPUT = tr("inputs"), tr("vocabulary"), tr("what is written")
 ARITHMETIC, RESOURCES = tr("arithmetic"), tr("memory, disk and processors")
-GROUPS = (INPUTS, VOCABULARY, OUTPUT, ARITHMETIC, RESOURCES)
+ANSWERS = tr("answers")
+GROUPS = (INPUTS, VOCABULARY, OUTPUT, ARITHMETIC, RESOURCES, ANSWERS)
 """Groups of options, in the order in which help lists them."""
 
 Job = TypeVar("Job", bound=Callable[..., object])

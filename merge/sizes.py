@@ -53,3 +53,13 @@ def peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_memory() -> int | None:
+    """Memory that a program can have without swapping, in bytes; None where that is not told."""
+    memory = Path("/proc/meminfo")
+    if memory.exists():
+        for line in memory.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None

@@ -27,6 +27,7 @@ from ..layouts.config import (
 from ..layouts.model_folder import ModelFolder
 from ..layouts.params import PARAMS_NAME, build_params_json
 from ..storage.folder import Folder
+from ..tokenizers.chat_formats import FORMATS
 from ..tokenizers.embedded_tokenizer import EmbeddedTokenizer
 from ..tokenizers.file_names import (
     ADDED_TOKENS_NAME,
@@ -206,52 +207,19 @@ def _build_notes(path: Path, config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-# As llama.cpp and the authors of Chinese-Alpaca put instructions; "system" replaces the first line.
-_ALPACA = """\
-{{ bos_token }}
-{%- if messages[0]['role'] == 'system' %}
-    {{- messages[0]['content'] + '\\n\\n' }}
-{%- else %}
-    {{- 'Below is an instruction that describes a task. ' }}
-    {{- 'Write a response that appropriately completes the request.\\n\\n' }}
-{%- endif %}
-{%- for message in messages %}
-    {%- if message['role'] == 'user' %}
-        {{- '### Instruction:\\n\\n' + message['content'] + '\\n\\n' }}
-    {%- elif message['role'] == 'assistant' %}
-        {{- '### Response:\\n\\n' + message['content'] + eos_token + '\\n\\n' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '### Response:\\n\\n' }}
-{%- endif %}
-"""
-# As ``ChatFormat`` in Meta's code for Llama 3: a header, the text without space around it, an end.
-_LLAMA_3 = """\
-{{- bos_token }}
-{%- for message in messages %}
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
-    {{- message['content'] | trim + '<|eot_id|>' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
-{%- endif %}
-"""
-_CHAT_TEMPLATES = {"alpaca": _ALPACA, "llama3": _LLAMA_3}
-
-
 def with_chat_template(tokenizer: Tokenizer, name: str) -> Tokenizer:
     """The tokenizer with one of the templates that are known here, in place of its own.
 
     Raises ``UsageError`` for a tokenizer of another generation than the template.
     """
-    template = _CHAT_TEMPLATES[name].encode("utf-8")
+    template = FORMATS[name].template
+    data = template.encode("utf-8")
     if isinstance(tokenizer, EmbeddedTokenizer) and tokenizer.is_sentencepiece and name == "alpaca":
-        return tokenizer.with_template(_CHAT_TEMPLATES[name])
+        return tokenizer.with_template(template)
     if name == "llama3":
-        return with_llama3_template(require_files(tokenizer, f"--chat_template {name}"), template)
+        return with_llama3_template(require_files(tokenizer, f"--chat_template {name}"), data)
     understood = require_sentencepiece(tokenizer, f"--chat_template {name}")
-    return replace(understood, contents={**understood.contents, CHAT_TEMPLATE_NAME: template})
+    return replace(understood, contents={**understood.contents, CHAT_TEMPLATE_NAME: data})
 
 
 def build_huggingface_documents(

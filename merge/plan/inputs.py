@@ -42,6 +42,7 @@ _WANTED = (
     *("merges.txt", "*.tiktoken", "*.py"),
 )
 _WEIGHTS = ("*.safetensors", "*.bin")
+_MAY_BE_GGUF = ("base model", "adapter", "chat model")
 
 
 def split_list(values: list[str]) -> list[str]:
@@ -73,7 +74,7 @@ def resolve(source: str, role: str, offload: Offload | None = None) -> Path:
         inside = find_adapter_folder(path)
         if inside is not None:
             return unpack(path, inside, offload)
-    if path.suffix == ".gguf" and path.is_file() and role in ("base model", "adapter"):
+    if path.suffix == ".gguf" and path.is_file() and role in _MAY_BE_GGUF:
         return path
     if path.exists():
         raise UsageError(

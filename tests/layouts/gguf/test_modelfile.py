@@ -10,9 +10,9 @@ import pytest
 
 from merge import convert_checkpoint, merge_lora, verify_merge
 from merge.errors import UsageError
-from merge.layouts.gguf.modelfile import FORMATS, MODELFILE_NAME, build_modelfile
-from merge.plan.documents import _ALPACA
+from merge.layouts.gguf.modelfile import GO_TEMPLATES, MODELFILE_NAME, build_modelfile
 from merge.settings import MODELFILES
+from merge.tokenizers.chat_formats import FORMATS
 from tests.kit.adapters import make_adapter
 from tests.kit.llamas import make_base
 from tests.kit.ollama import fill_template, parse_modelfile
@@ -32,7 +32,7 @@ _LLAMA_3 = (  # Llama 3's own template, for a system message and what follows
 
 def _fill(name: str, talk: list[dict[str, str]], system: str | None = None) -> str:
     chat = FORMATS[name]
-    return fill_template(chat.template, chat.system if system is None else system, talk)
+    return fill_template(GO_TEMPLATES[name], chat.system if system is None else system, talk)
 
 
 def _fill_jinja(template: str, talk: list[dict[str, str]], **more: Any) -> str:
@@ -43,7 +43,8 @@ def _fill_jinja(template: str, talk: list[dict[str, str]], **more: Any) -> str:
 @pytest.mark.parametrize("count", [1, 3])
 def test_alpacas_prompt_is_that_of_the_chat_template(count: int) -> None:
     words = {"bos_token": "", "eos_token": "</s>", "add_generation_prompt": True}
-    assert _fill("alpaca", _TALK[:count]) == _fill_jinja(_ALPACA, _TALK[:count], **words)
+    template = FORMATS["alpaca"].template
+    assert _fill("alpaca", _TALK[:count]) == _fill_jinja(template, _TALK[:count], **words)
 
 
 def test_alpaca_2s_prompt_is_that_of_its_authors() -> None:
@@ -65,7 +66,7 @@ def test_the_file_is_of_ollamas_grammar(name: str) -> None:
     made = build_modelfile(name, ["model.gguf"], ["<unk>", *chat.tokens])
     assert parse_modelfile(made[MODELFILE_NAME].decode()) == [
         ("FROM", "./model.gguf"),
-        ("TEMPLATE", chat.template),
+        ("TEMPLATE", GO_TEMPLATES[name]),
         ("SYSTEM", chat.system),
         *(("PARAMETER", f"stop {word}") for word in chat.stops),
     ]
