@@ -16,6 +16,7 @@ from ..errors import MergeError, as_merge_error
 from ..interruption import INTERRUPTED, Interrupted, deferred_signals
 from ..messages import tr
 from ..options import GROUPS, INPUTS, options_of
+from .completion import complete, is_completing
 from .language import HelpFormatter, add_language_option, chosen_language, say
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def _run(
     command: Callable[[argparse.Namespace], int],
     argv: Sequence[str] | None,
 ) -> int:
+    if is_completing():
+        complete(parser)
     sys.setswitchinterval(_SWITCH_SECONDS)
     for stream in (sys.stdout, sys.stderr):  # a Windows console may not be UTF-8
         if hasattr(stream, "reconfigure"):

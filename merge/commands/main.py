@@ -1,0 +1,171 @@
+"""``chinese-llama``: every command under one name; the one that is named is imported."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from ..errors import UsageError
+from ..version import __version__
+from .common import DONE, WRONG_INPUT, command_parser, exit_immediately
+from .completion import complete, is_completing, read_words
+
+PROGRAM = "chinese-llama"
+_DESCRIPTION = """\
+Merge Chinese LoRA adapters into LLaMA, and all that goes with it.
+
+Each command has its own --help, and a file of its name in scripts/.
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its module in this package, and what it does in one line.
+
+    A group has commands in place of a module.
+    """
+
+    text: str
+    module: str = ""
+    commands: Mapping[str, Command] | None = None
+
+    def load(self) -> Any:
+        """Import the module, which has ``main`` and ``make_parser``."""
+        return import_module(f".{self.module}", __package__)
+
+
+COMMANDS: Mapping[str, Command] = {
+    "merge": Command("merge adapters into a base and write the full model", "merge_lora"),
+    "merge-many": Command("run the merges that a file lists", "merge_many"),
+    "apply-delta": Command("add a dense delta, such as Vicuna's, to its base", "apply_delta"),
+    "make-delta": Command("subtract a base from a model, to publish the difference", "make_delta"),
+    "convert": Command("write a model in another layout", "convert_checkpoint"),
+    "convert-meta": Command(
+        "Meta's folder to Hugging Face's, with transformers' options", "convert_llama_weights_to_hf"
+    ),
+    "resize": Command("grow embeddings and LM head to a larger tokenizer", "resize_vocabulary"),
+    "inspect": Command("say what an adapter holds, and whether it fits", "inspect_adapter"),
+    "verify": Command("check a result: files, digests, every element", "verify_merge"),
+    "compare": Command("compare two models tensor by tensor", "compare_checkpoints"),
+    "verify-sha256": Command("compare files with published checksums", "verify_sha256"),
+    "chat": Command("talk to a model, beside its base", "chat"),
+    "tokenizer": Command(
+        "vocabularies: merge, train, extend, compare",
+        commands={
+            "merge": Command("append Chinese pieces to LLaMA's tokenizer", "merge_tokenizers"),
+            "train": Command("train a SentencePiece model on text", "train_chinese_tokenizer"),
+            "extend-llama3": Command(
+                "grow Llama 3's tokenizer by training on text", "extend_llama3_tokenizer"
+            ),
+            "compare": Command("measure tokenizers on a text", "compare_tokenizers"),
+        },
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first words name, as its own script would.
+
+    Without ``argv`` the process is the command's alone, and ends here.
+    """
+    if is_completing():
+        _complete()
+    words = list(sys.argv[1:] if argv is None else argv)
+    code = _run([PROGRAM], COMMANDS, words)
+    if argv is None:
+        exit_immediately(code)
+    return code
+
+
+def _run(path: Sequence[str], commands: Mapping[str, Command], words: Sequence[str]) -> int:
+    name, rest = (words[0] if words else ""), words[1:]
+    if name in ("-h", "--help"):
+        print(_format_help(path, commands), end="")
+        return DONE
+    if name == "--version" and path == [PROGRAM]:
+        print(f"{PROGRAM} {__version__}")
+        return DONE
+    command = commands.get(name)
+    if command is None:
+        print(f"error: {_unknown_error(path, commands, name)}", file=sys.stderr)
+        return WRONG_INPUT
+    if command.commands is not None:
+        return _run([*path, name], command.commands, rest)
+    sys.argv = [" ".join([*path, name]), *rest]  # argparse takes the name in usage from there
+    code: int = command.load().main()
+    return code
+
+
+def _unknown_error(path: Sequence[str], commands: Mapping[str, Command], name: str) -> UsageError:
+    program = " ".join(path)
+    if not name:
+        return UsageError(
+            "a command is missing",
+            expected=", ".join(commands),
+            remedy=f"{program} --help lists them",
+        )
+    return UsageError(
+        f"there is no command {name}",
+        expected=", ".join(commands),
+        found=name,
+        remedy=_suggest(commands, name) or f"{program} --help lists them",
+    )
+
+
+def _suggest(commands: Mapping[str, Command], name: str) -> str | None:
+    """The nearest command; the names of scripts are known too."""
+    script = name.removesuffix(".py")
+    for known, command in commands.items():
+        if command.module == script:
+            return f"did you mean {known}?"
+        for below, one in (command.commands or {}).items():
+            if one.module == script:
+                return f"did you mean {known} {below}?"
+    close = get_close_matches(script.replace("_", "-"), commands, 1)
+    return f"did you mean {close[0]}?" if close else None
+
+
+def _format_help(path: Sequence[str], commands: Mapping[str, Command]) -> str:
+    width = max(map(len, commands))
+    listed = (f"  {name:<{width}}  {command.text}" for name, command in commands.items())
+    text = _DESCRIPTION if path == [PROGRAM] else COMMANDS[path[-1]].text
+    parser = command_parser(text, "\n".join(["commands:", *listed]))
+    parser.usage = f"{' '.join(path)} [-h] COMMAND ..."
+    _add_version(parser, path)
+    return parser.format_help()
+
+
+def _add_version(parser: argparse.ArgumentParser, path: Sequence[str]) -> None:
+    if path == [PROGRAM]:
+        text = f"{PROGRAM} {__version__}"
+        parser.add_argument("--version", action="version", version=text)
+
+
+def _complete() -> None:
+    """Print the words that may follow, for a shell; does not return."""
+    words, place = read_words()
+    path, commands = [PROGRAM], COMMANDS
+    for name in words[place:]:
+        if name not in commands:
+            break
+        path.append(name)
+        place += 1
+        command = commands[name]
+        if command.commands is None:
+            complete(command.load().make_parser(), place)
+        commands = command.commands or {}
+    parser = argparse.ArgumentParser(prog=" ".join(path))
+    _add_version(parser, path)
+    listed = parser.add_subparsers()
+    for name, command in commands.items():
+        listed.add_parser(name, help=command.text, add_help=False)
+    complete(parser, place)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
