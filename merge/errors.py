@@ -23,7 +23,10 @@ class MergeError(Exception):
 
     ``str()`` gives the whole message: the sentence, then the facts that are known, one a line.
     ``sizes`` is a table of several lines, where the mistake lies in how numbers fit together.
+    ``kind`` tells programs what went wrong (docs/json.md).
     """
+
+    kind = "system"
 
     def __init__(
         self,
@@ -111,33 +114,49 @@ def shown(text: str, lines: bool = False) -> str:
 class UsageError(MergeError):
     """The options contradict each other or name something that is not there."""
 
+    kind = "usage"
+
 
 class FormatError(MergeError):
     """A file is not what its name says: truncated, damaged, of another kind, or unsafe to read."""
+
+    kind = "format"
 
 
 class LayoutError(MergeError):
     """A folder of readable files does not hold the model that its configuration describes."""
 
+    kind = "layout"
+
 
 class AdapterError(MergeError):
     """An adapter cannot be merged rightly: an unknown kind, a missing half, another model's."""
+
+    kind = "adapter"
 
 
 class VocabularyError(MergeError):
     """Tokenizer, embedding rows and LM head rows do not belong together."""
 
+    kind = "vocabulary"
+
 
 class OutputError(MergeError):
     """The result cannot be written there: files in the way, no room, no permission."""
+
+    kind = "output"
 
 
 class NumberError(MergeError):
     """A value of the result cannot be represented: infinite, no number, or beyond the dtype."""
 
+    kind = "number"
+
 
 class VerificationError(MergeError):
     """What a check found: a file, a tensor or a tokenizer is not what it must be."""
+
+    kind = "verification"
 
 
 def as_merge_error(error: MergeError | OSError) -> MergeError:

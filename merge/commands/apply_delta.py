@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ..job_settings import ApplyDeltaSettings
 from .common import add_options, add_output_volume_options, command_parser, run, run_job
 from .language import say
+from .machine import add_json_option
 
 _DESCRIPTION = """\
 Add a delta, as Vicuna and LLaVA were published, to the LLaMA that it was made from.
@@ -43,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_options(parser, ApplyDeltaSettings, group)
     add_output_volume_options(parser)
+    add_json_option(parser)
     return parser
 
 
@@ -71,7 +73,7 @@ def _apply(args: argparse.Namespace) -> int:
     from ..jobs.apply_delta import apply_delta
 
     code = run_job(args, apply_delta)
-    if args.low_cpu_mem and not args.quiet:
+    if args.low_cpu_mem and not (args.quiet or args.as_json):
         say("  note: --low-cpu-mem changes nothing: memory is always low here")
     return code
 

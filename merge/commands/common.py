@@ -12,12 +12,13 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..errors import MergeError, as_merge_error
+from ..errors import MergeError, UsageError, as_merge_error
 from ..interruption import INTERRUPTED, Interrupted, deferred_signals
 from ..messages import tr
 from ..options import GROUPS, INPUTS, options_of
 from .completion import complete, is_completing
 from .language import HelpFormatter, add_language_option, chosen_language, say
+from .machine import FLAG, describe_error, print_json
 
 if TYPE_CHECKING:
     from ..jobs.writing import Report
@@ -84,13 +85,12 @@ def _parse_and_run(
     argv: Sequence[str] | None,
 ) -> int:
     args = parser.parse_args(argv)
-    verbose = bool(getattr(args, "verbose", False))
     codes = []
     try:
         with deferred_signals(_GRACE_SECONDS):
             codes.append(command(args))
     except _ENDINGS as error:
-        return _report_end(error, verbose, is_done=bool(codes))
+        return _report_end(error, args, is_done=bool(codes))
     return codes[0]
 
 
@@ -98,22 +98,42 @@ def _parse_and_run(
 _ENDINGS = (MergeError, OSError, KeyboardInterrupt)
 
 
-def _report_end(error: BaseException, verbose: bool, is_done: bool) -> int:
+def _report_end(error: BaseException, args: argparse.Namespace, is_done: bool) -> int:
     """Print what ended a command; return the exit code."""
+    if getattr(args, "verbose", False):
+        traceback.print_exc()
+    as_json = getattr(args, "as_json", False)
     if isinstance(error, (MergeError, OSError)):
-        text = tr("error: {error}", error=as_merge_error(error))
-        return _print_message(text, verbose, WRONG_INPUT)
-    code = error.exit_code if isinstance(error, Interrupted) else INTERRUPTED
+        if as_json:
+            print_json({"error": describe_error(error)})
+        else:
+            say(tr("error: {error}", error=as_merge_error(error)), sys.stderr)
+        return WRONG_INPUT
     unfinished = "nothing was written under a final name"
     state = str(error) or ("everything was done by then" if is_done else unfinished)
-    return _print_message(tr("interrupted: {state}", state=state), verbose, code)
+    if as_json:
+        print_json({"error": {**describe_error(MergeError(state)), "kind": "interrupted"}})
+    else:
+        say(tr("interrupted: {state}", state=state), sys.stderr)
+    return error.exit_code if isinstance(error, Interrupted) else INTERRUPTED
 
 
-def _print_message(message: str, verbose: bool, code: int) -> int:
-    if verbose:
-        traceback.print_exc()
-    say(message, sys.stderr)
-    return code
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose mistakes are JSON too where that is asked for."""
+
+    _words: Sequence[str] = ()
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Remember the words, for ``error``."""
+        self._words = sys.argv[1:] if args is None else args
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and the mistake, or JSON; exit with 2."""
+        if FLAG in self._words and FLAG in self._option_string_actions:
+            print_json({"error": describe_error(UsageError(message))})
+            self.exit(WRONG_INPUT)
+        super().error(message)
 
 
 _NEGATIVE_NUMBERS = re.compile(r"-[\d.][\d.,e+-]*")
@@ -121,7 +141,7 @@ _NEGATIVE_NUMBERS = re.compile(r"-[\d.][\d.,e+-]*")
 
 def command_parser(description: str, examples: str | None = None) -> argparse.ArgumentParser:
     """Make a parser that keeps the lines of its texts and takes no abbreviated options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description=description,
         epilog=examples,
         formatter_class=HelpFormatter,
@@ -138,7 +158,9 @@ def run_job(args: argparse.Namespace, job: Callable[..., Report], **more: Any) -
 
     with progress_bar(quiet=args.quiet) as on_progress:
         report = job(on_progress=on_progress, **keywords_of(job, args), **more)
-    if not args.quiet:
+    if getattr(args, "as_json", False):
+        print_json(report.as_json())
+    elif not args.quiet:
         say(report.summary())
     return DONE
 

@@ -6,17 +6,18 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, shown
 from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
 from .language import say
+from .machine import add_json_option, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..tensors.lazy import LazyTensor
-    from ..verification.compare import CheckpointComparison
+    from ..verification.compare import CheckpointComparison, TensorComparison
     from ..verification.loading import LoadedCheckpoint
 
     Tensors = Mapping[str, LazyTensor]
@@ -58,6 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="largest distance that still counts as the same (default: %(default)s)",
     )
     add_output_volume_options(parser)
+    add_json_option(parser)
     return parser
 
 
@@ -81,7 +83,9 @@ def _compare(args: argparse.Namespace) -> int:
             )
         with progress_bar(args.quiet, "comparing") as on_progress:
             result = compare_checkpoints(*_tensors(ours, theirs), on_progress)
-    if not args.quiet:
+    if args.as_json:
+        print_json(_as_json(ours, theirs, result, args.max_ulp))
+    elif not args.quiet:
         for line in _report(ours, theirs, result, args):
             say(shown(line))
     return DIFFERENT if result.differ(args.max_ulp) else DONE
@@ -93,6 +97,49 @@ def _tensors(ours: LoadedCheckpoint, theirs: LoadedCheckpoint) -> tuple[Tensors,
 
     either = LM_HEAD in ours.tensors or LM_HEAD in theirs.tensors
     return (ours.with_head(), theirs.with_head()) if either else (ours.tensors, theirs.tensors)
+
+
+def _as_json(
+    ours: LoadedCheckpoint, theirs: LoadedCheckpoint, result: CheckpointComparison, max_ulp: int
+) -> dict[str, Any]:
+    different = [tensor for tensor in result.compared if not tensor.is_identical]
+    sides = {
+        label: {
+            "path": str(side.path),
+            "layout": side.layout,
+            "types": side.dtypes.split(", "),
+            "tensors": len(side.tensors),
+        }
+        for label, side in (("a", ours), ("b", theirs))
+    }
+    return {
+        **sides,
+        "same": not result.differ(max_ulp),
+        "max_ulp_allowed": max_ulp,
+        "identical": len(result.compared) - len(different),
+        "different": [_describe_tensor(tensor) for tensor in different],
+        "other_shapes": {
+            name: [list(shape) for shape in both] for name, both in result.other_shapes.items()
+        },
+        "missing_in_b": list(result.missing),
+        "only_in_b": list(result.extra),
+    }
+
+
+def _describe_tensor(tensor: TensorComparison) -> dict[str, Any]:
+    """One tensor that differs; null for a distance that ulp cannot count."""
+    from ..verification.ulps import INCOMPARABLE
+
+    return {
+        "name": tensor.name,
+        "shape": list(tensor.shape),
+        "types": list(tensor.types),
+        "elements": tensor.elements,
+        "differing": tensor.differing,
+        "max_ulp": None if tensor.max_ulp == INCOMPARABLE else tensor.max_ulp,
+        "max_abs": tensor.max_abs,
+        "in_blocks": tensor.in_blocks,
+    }
 
 
 def _report(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ..job_settings import ConvertSettings
 from .common import add_options, add_output_volume_options, command_parser, run, run_job
+from .machine import add_json_option
 
 _DESCRIPTION = """\
 Write a LLaMA in another layout: Meta's consolidated.*.pth, Hugging Face .bin or safetensors.
@@ -53,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_options(parser, ConvertSettings, group)
     add_output_volume_options(parser)
+    add_json_option(parser)
     return parser
 
 

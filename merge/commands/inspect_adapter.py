@@ -6,11 +6,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import MergeError
 from ..settings import OUTPUT_TYPES
 from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
 from .language import say
+from .machine import add_json_option, describe_error, print_json
+
+if TYPE_CHECKING:
+    from ..deltas.adapter_config import AdapterFolder
+    from ..settings import OutputType
+    from ..storage.offload import Offload
 
 _DESCRIPTION = """\
 Describe an adapter: kind, PEFT release, rank and scaling by module, vocabulary rows, dtypes,
@@ -50,12 +57,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="do not read the weights at all: published adapters are not recognised then",
     )
     add_output_volume_options(parser)
+    add_json_option(parser)
     return parser
 
 
 def _inspect(args: argparse.Namespace) -> int:
     from ..deltas.adapter_config import AdapterFolder
-    from ..jobs.inspect_adapter import QUICK_LAYOUTS, describe_adapter
+    from ..jobs.inspect_adapter import QUICK_LAYOUTS
     from ..plan.inputs import resolve
     from ..storage.offload import Offload
 
@@ -63,22 +71,56 @@ def _inspect(args: argparse.Namespace) -> int:
         folder = AdapterFolder(resolve(args.adapter, "adapter", offload))
         base = resolve(args.base_model, "base model", offload) if args.base_model else None
         folder.require_adapter()
-        lines = describe_adapter(
-            folder,
-            offload,
-            base,
-            digest=not args.no_digest,
-            every_module=args.verbose,
-            layouts=(args.output_type,) if args.output_type else QUICK_LAYOUTS,
-        )
-        try:
-            for line in lines:
-                if not args.quiet:
-                    say(line)
-        except MergeError as refusal:
-            say(f"refused    {refusal}")
-            return DIFFERENT
+        layouts = (args.output_type,) if args.output_type else QUICK_LAYOUTS
+        inspect = _print_json if args.as_json else _print_lines
+        return inspect(args, folder, base, layouts, offload)
+
+
+def _print_lines(
+    args: argparse.Namespace,
+    folder: AdapterFolder,
+    base: Path | None,
+    layouts: Sequence[OutputType],
+    offload: Offload,
+) -> int:
+    from ..jobs.inspect_adapter import describe_adapter
+
+    lines = describe_adapter(
+        folder,
+        offload,
+        base,
+        digest=not args.no_digest,
+        every_module=args.verbose,
+        layouts=layouts,
+    )
+    try:
+        for line in lines:
+            if not args.quiet:
+                say(line)
+    except MergeError as refusal:
+        say(f"refused    {refusal}")
+        return DIFFERENT
     return DONE
+
+
+def _print_json(
+    args: argparse.Namespace,
+    folder: AdapterFolder,
+    base: Path | None,
+    layouts: Sequence[OutputType],
+    offload: Offload,
+) -> int:
+    from ..jobs.adapter_facts import check_fit, collect_facts
+
+    found: dict[str, Any] = {"adapter": None, "fits": None, "refused": None}
+    try:
+        found["adapter"] = collect_facts(folder, offload, not args.no_digest)
+        if base is not None:
+            found["fits"] = check_fit(folder, base, offload, layouts, not args.no_digest)
+    except MergeError as refusal:
+        found["refused"] = describe_error(refusal)
+    print_json(found)
+    return DIFFERENT if found["refused"] else DONE
 
 
 if __name__ == "__main__":

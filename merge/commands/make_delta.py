@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ..job_settings import MakeDeltaSettings
 from .apply_delta import add_path, add_tokenizer_option
 from .common import add_options, add_output_volume_options, command_parser, run, run_job
+from .machine import add_json_option
 
 _DESCRIPTION = """\
 Subtract a LLaMA from a model that was trained from it, to publish the difference.
@@ -41,6 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_tokenizer_option(group)
     add_options(parser, MakeDeltaSettings, group)
     add_output_volume_options(parser)
+    add_json_option(parser)
     return parser
 
 

@@ -6,9 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from ..errors import UsageError
 from ..job_settings import MergeSettings, MergeToHuggingFaceSettings
 from .common import add_options, add_output_volume_options, command_parser, run, run_job
 from .language import say
+from .machine import add_json_option
 
 _DESCRIPTION = """\
 Merge Chinese LoRA adapters into a LLaMA base model and write the full model.
@@ -52,6 +54,7 @@ def make_parser(kind: type[MergeSettings] = MergeSettings) -> argparse.ArgumentP
         "anything is wrong with it",
     )
     add_output_volume_options(parser)
+    add_json_option(parser)
     return parser
 
 
@@ -96,12 +99,18 @@ def _merge(args: argparse.Namespace) -> int:
     from ..jobs.merge_lora import merge_lora
     from .progress import progress_bar
 
+    if args.as_json and args.verify:
+        raise UsageError(
+            "--json prints one object, of the merge or of its check",
+            found="--json with --verify",
+            remedy="leave --verify out, and run verify_merge.py --json afterwards",
+        )
     if args.lora_weights:
         args.lora_weights = " ".join(args.lora_weights)
     with progress_bar(args.quiet, "checking the base") as on_verify:
         code = run_job(args, merge_lora, on_verify=on_verify)
     for name in _WITHOUT_EFFECT:
-        if getattr(args, name) is not None and not args.quiet:
+        if getattr(args, name) is not None and not (args.quiet or args.as_json):
             say(f"  note: --{name} changes nothing here: the base's own files say it")
     if not args.verify or args.dry_run:
         return code

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ..job_settings import ResizeSettings
 from .common import add_options, add_output_volume_options, command_parser, run, run_job
+from .machine import add_json_option
 
 _DESCRIPTION = """\
 Grow a LLaMA's embeddings and LM head to a larger tokenizer, so that training can start from it.
@@ -33,6 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     inputs.add_argument("--output_dir", required=True, metavar="DIR", help="output folder")
     add_options(parser, ResizeSettings, inputs)
     add_output_volume_options(parser)
+    add_json_option(parser)
     return parser
 
 

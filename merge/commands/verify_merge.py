@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..job_settings import MergeSettings
 from ..options import options_of
@@ -19,6 +19,7 @@ from .common import (
     run,
 )
 from .language import say
+from .machine import add_json_option, describe_error, print_json
 
 if TYPE_CHECKING:
     from ..jobs.verify_merge import Verification
@@ -74,6 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     for name in ("num_workers", "offload_dir"):
         add_option(resources, MergeSettings, name)
     add_output_volume_options(parser)
+    add_json_option(parser)
     return parser
 
 
@@ -85,7 +87,25 @@ def _verify(args: argparse.Namespace) -> int:
         args.lora_weights = " ".join(args.lora_weights)
     with progress_bar(args.quiet, "checking") as on_progress:
         found = verify_merge(on_progress=on_progress, **keywords_of(verify_merge, args))
+    if args.as_json:
+        print_json(_as_json(found))
+        return DIFFERENT if found.faults else DONE
     return print_verification(found, quiet=args.quiet, verbose=args.verbose)
+
+
+def _as_json(found: Verification) -> dict[str, Any]:
+    exactness = found.exactness
+    return {
+        "output_dir": str(found.output_dir),
+        "ok": not found.faults,
+        "faults": [describe_error(fault) for fault in found.faults],
+        "checked": list(found.checked),
+        "unchecked": list(found.unchecked),
+        "elements": exactness.elements,
+        "identical": exactness.identical,
+        "max_ulp": exactness.max_ulp,
+        "seconds": found.seconds,
+    }
 
 
 _LISTED = 12

@@ -53,7 +53,7 @@ def describe_adapter(
     if digest:
         start_digests(folder.path / name for name in WEIGHT_NAMES)
     yield f"adapter    {folder.path}"
-    release = "in GGUF form" if folder.gguf is not None else f"PEFT {_guess_release(fields)}"
+    release = "in GGUF form" if folder.gguf is not None else f"PEFT {guess_release(fields)}"
     yield f"kind       {fields.get('peft_type', 'LORA')}, {release}"
     yield f"base       {fields.get('base_model_name_or_path') or 'not recorded'}"
 
@@ -72,7 +72,8 @@ def describe_adapter(
         yield from _describe_fit(str(folder.path), str(base_model), digest, layouts, offload)
 
 
-def _guess_release(fields: Mapping[str, object]) -> str:
+def guess_release(fields: Mapping[str, object]) -> str:
+    """The PEFT release that wrote a configuration, or what its fields say of it."""
     if version := fields.get("peft_version"):
         return str(version)
     for since, field in (
@@ -172,10 +173,13 @@ def _describe_digest(adapter: Adapter) -> Iterator[str]:
     yield f"published  {name}, " + (f"after {below}" if below else "straight onto its base")
 
 
-def _describe_fit(
+def plan_layouts(
     adapter: str, base_model: str, digest: bool, layouts: Sequence[OutputType], offload: Offload
-) -> Iterator[str]:
-    """Plan a merge for each layout."""
+) -> tuple[dict[str, MergeJob], dict[str, MergeError]]:
+    """Plan a merge for each layout; return the plans, and why there are none for the others.
+
+    Raises ``MergeError`` where no layout can hold the result.
+    """
     from .merge_lora import plan_merge
 
     sources = find_sources(base_model, [adapter], None, offload)
@@ -191,6 +195,13 @@ def _describe_fit(
             refused[layout] = error
     if not jobs:
         raise list(refused.values())[-1]
+    return jobs, refused
+
+
+def _describe_fit(
+    adapter: str, base_model: str, digest: bool, layouts: Sequence[OutputType], offload: Offload
+) -> Iterator[str]:
+    jobs, refused = plan_layouts(adapter, base_model, digest, layouts, offload)
     job = list(jobs.values())[-1]
     yield f"fits       {base_model}, written as {' or '.join(jobs)}"
     yield from (f"not as     {layout}: {error.sentence}" for layout, error in refused.items())

@@ -100,6 +100,7 @@ def merge_lora(
             tuple(describe_changes(job)),
             (*resumed, *describe_notes(job)),
             job,
+            sources=sources.named,
         )
 
 

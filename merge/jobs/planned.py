@@ -98,7 +98,9 @@ def write_and_report(
     seconds = time.monotonic() - started
     dry_run = settings.dry_run
     notes = job.notes if dry_run else (*resumed, *job.notes, *job.final_notes(bool(resumed)))
-    return Report(folder.path, job.plan, seconds, dry_run, job.inputs(), job.changes, notes)
+    lines = job.inputs(), job.changes, notes
+    sources = {role: model.source for role, model in job.models.items()}
+    return Report(folder.path, job.plan, seconds, dry_run, *lines, sources=sources)
 
 
 def require_enough_rows(rows: int, tokenizer: Tokenizer) -> tuple[str, ...]:

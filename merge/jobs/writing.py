@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
@@ -245,7 +246,8 @@ def _describe_resume_point(past: ResumePoint, plan: Plan) -> tuple[str, ...]:
 class Report:
     """What a job did (or, with ``dry_run``, would do), where, and how long it took.
 
-    ``inputs``, ``changes`` and ``notes`` are lines for people.
+    ``inputs``, ``changes`` and ``notes`` are lines for people; ``sources`` are the inputs by name,
+    as the user named them.
     """
 
     output_dir: Path
@@ -255,6 +257,7 @@ class Report:
     inputs: tuple[str, ...]
     changes: tuple[str, ...]
     notes: tuple[str, ...]
+    sources: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
 
     @property
     def was_complete(self) -> bool:
@@ -270,6 +273,25 @@ class Report:
         return "\n".join(
             ["Planned:" if self.dry_run else "Done:", *(f"  {line}" for line in lines)]
         )
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for programs; docs/json.md has the keys."""
+        files = {
+            name: {"bytes": sum(info.nbytes for info in infos), "tensors": len(infos)}
+            for name, infos in self.plan.files.items()
+        }
+        return {
+            "output_dir": str(self.output_dir),
+            "dry_run": self.dry_run,
+            "complete_already": self.was_complete,
+            "inputs": dict(self.sources),
+            "files": files,
+            "documents": {name: len(data) for name, data in self.plan.documents.items()},
+            "tensor_bytes": self.plan.tensor_bytes,
+            "disk_bytes": self.plan.disk_bytes,
+            "seconds": self.seconds,
+            "notes": [*self.notes, *self.plan.notes],
+        }
 
     def _output(self) -> list[str]:
         files = list(self.plan.files)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 from ..deltas.adapter_config import AdapterFolder
 from ..errors import FormatError, UsageError, VocabularyError
@@ -187,6 +188,12 @@ class Sources:
     delta_model: str | None = None
     delta: ModelFolder | None = None
     tokenizer_named: bool = False
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The inputs as the user named them, by their options; the tokenizer by its place."""
+        named = {"base_model": self.base_model, "lora_model": list(self.lora_models)}
+        return {**named, "delta_model": self.delta_model, "tokenizer": str(self.tokenizer.path)}
 
     @property
     def model(self) -> ModelFolder:
