@@ -15,7 +15,9 @@ from unicodedata import category
 from ..errors import MergeError, shown
 from ..inference.settings import ChatSettings
 from ..interruption import INTERRUPTED
+from ..messages import tr, translate
 from .common import DONE, add_options, add_output_volume_options, command_parser, keywords_of, run
+from .language import say
 
 if TYPE_CHECKING:
     from ..inference.opening import Models
@@ -132,7 +134,7 @@ class _Screen:
 
     def note(self, text: str) -> None:
         if not self._quiet:
-            print(shown(text), file=sys.stderr, flush=True)
+            print(shown(translate(text)), file=sys.stderr, flush=True)
 
     def note_loading(self, models: Models, index: int) -> None:
         if not models.is_open(index):
@@ -172,7 +174,7 @@ class _Session:
             except MergeError as error:
                 if not self._screen.is_terminal:
                     raise
-                print(f"error: {error}", file=sys.stderr)
+                say(tr("error: {error}", error=error), sys.stderr)
 
     def answer(self, question: str) -> None:
         """Print the answer of each model."""

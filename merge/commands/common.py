@@ -75,7 +75,10 @@ def _run(
     for stream in (sys.stdout, sys.stderr):  # a Windows console may not be UTF-8
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
-    with chosen_language(argv, parser):
+    # What programs read is the same in every language.
+    words = sys.argv[1:] if argv is None else argv
+    as_json = FLAG in words and FLAG in parser._option_string_actions
+    with chosen_language(["--lang", "en"] if as_json else words, parser):
         return _parse_and_run(parser, command, argv)
 
 

@@ -11,16 +11,20 @@ from importlib import import_module
 from typing import Any
 
 from ..errors import UsageError
+from ..messages import compose, find_language, join, tr, used_language
 from ..version import __version__
 from .common import DONE, WRONG_INPUT, command_parser, exit_immediately
 from .completion import complete, is_completing, read_words
+from .language import chosen_language, say
 
 PROGRAM = "chinese-llama"
-_DESCRIPTION = """\
+_DESCRIPTION = tr(
+    """\
 Merge Chinese LoRA adapters into LLaMA, and all that goes with it.
 
 Each command has its own --help, and a file of its name in scripts/.
 """
+)
 
 
 @dataclass(frozen=True)
@@ -40,29 +44,32 @@ class Command:
 
 
 COMMANDS: Mapping[str, Command] = {
-    "merge": Command("merge adapters into a base and write the full model", "merge_lora"),
-    "merge-many": Command("run the merges that a file lists", "merge_many"),
-    "apply-delta": Command("add a dense delta, such as Vicuna's, to its base", "apply_delta"),
-    "make-delta": Command("subtract a base from a model, to publish the difference", "make_delta"),
-    "convert": Command("write a model in another layout", "convert_checkpoint"),
-    "convert-meta": Command(
-        "Meta's folder to Hugging Face's, with transformers' options", "convert_llama_weights_to_hf"
+    "merge": Command(tr("merge adapters into a base and write the full model"), "merge_lora"),
+    "merge-many": Command(tr("run the merges that a file lists"), "merge_many"),
+    "apply-delta": Command(tr("add a dense delta, such as Vicuna's, to its base"), "apply_delta"),
+    "make-delta": Command(
+        tr("subtract a base from a model, to publish the difference"), "make_delta"
     ),
-    "resize": Command("grow embeddings and LM head to a larger tokenizer", "resize_vocabulary"),
-    "inspect": Command("say what an adapter holds, and whether it fits", "inspect_adapter"),
-    "verify": Command("check a result: files, digests, every element", "verify_merge"),
-    "compare": Command("compare two models tensor by tensor", "compare_checkpoints"),
-    "verify-sha256": Command("compare files with published checksums", "verify_sha256"),
-    "chat": Command("talk to a model, beside its base", "chat"),
+    "convert": Command(tr("write a model in another layout"), "convert_checkpoint"),
+    "convert-meta": Command(
+        tr("Meta's folder to Hugging Face's, with transformers' options"),
+        "convert_llama_weights_to_hf",
+    ),
+    "resize": Command(tr("grow embeddings and LM head to a larger tokenizer"), "resize_vocabulary"),
+    "inspect": Command(tr("say what an adapter holds, and whether it fits"), "inspect_adapter"),
+    "verify": Command(tr("check a result: files, digests, every element"), "verify_merge"),
+    "compare": Command(tr("compare two models tensor by tensor"), "compare_checkpoints"),
+    "verify-sha256": Command(tr("compare files with published checksums"), "verify_sha256"),
+    "chat": Command(tr("talk to a model, beside its base"), "chat"),
     "tokenizer": Command(
-        "vocabularies: merge, train, extend, compare",
+        tr("vocabularies: merge, train, extend, compare"),
         commands={
-            "merge": Command("append Chinese pieces to LLaMA's tokenizer", "merge_tokenizers"),
-            "train": Command("train a SentencePiece model on text", "train_chinese_tokenizer"),
+            "merge": Command(tr("append Chinese pieces to LLaMA's tokenizer"), "merge_tokenizers"),
+            "train": Command(tr("train a SentencePiece model on text"), "train_chinese_tokenizer"),
             "extend-llama3": Command(
-                "grow Llama 3's tokenizer by training on text", "extend_llama3_tokenizer"
+                tr("grow Llama 3's tokenizer by training on text"), "extend_llama3_tokenizer"
             ),
-            "compare": Command("measure tokenizers on a text", "compare_tokenizers"),
+            "compare": Command(tr("measure tokenizers on a text"), "compare_tokenizers"),
         },
     ),
 }
@@ -85,14 +92,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(path: Sequence[str], commands: Mapping[str, Command], words: Sequence[str]) -> int:
     name, rest = (words[0] if words else ""), words[1:]
     if name in ("-h", "--help"):
-        print(_format_help(path, commands), end="")
+        parser = _make_parser(path, commands)
+        with chosen_language(rest, parser):
+            parser.print_help()
         return DONE
     if name == "--version" and path == [PROGRAM]:
         print(f"{PROGRAM} {__version__}")
         return DONE
     command = commands.get(name)
     if command is None:
-        print(f"error: {_unknown_error(path, commands, name)}", file=sys.stderr)
+        with used_language(find_language()):
+            say(tr("error: {error}", error=_unknown_error(path, commands, name)), sys.stderr)
         return WRONG_INPUT
     if command.commands is not None:
         return _run([*path, name], command.commands, rest)
@@ -130,14 +140,18 @@ def _suggest(commands: Mapping[str, Command], name: str) -> str | None:
     return f"did you mean {close[0]}?" if close else None
 
 
-def _format_help(path: Sequence[str], commands: Mapping[str, Command]) -> str:
+def _make_parser(path: Sequence[str], commands: Mapping[str, Command]) -> argparse.ArgumentParser:
+    """A parser for ``--help``, which lists the commands."""
     width = max(map(len, commands))
-    listed = (f"  {name:<{width}}  {command.text}" for name, command in commands.items())
+    lines = (
+        compose("  {name}  {text}", name=name.ljust(width), text=command.text)
+        for name, command in commands.items()
+    )
     text = _DESCRIPTION if path == [PROGRAM] else COMMANDS[path[-1]].text
-    parser = command_parser(text, "\n".join(["commands:", *listed]))
+    parser = command_parser(text, join("\n", [tr("commands:"), *lines]))
     parser.usage = f"{' '.join(path)} [-h] COMMAND ..."
     _add_version(parser, path)
-    return parser.format_help()
+    return parser
 
 
 def _add_version(parser: argparse.ArgumentParser, path: Sequence[str]) -> None:

@@ -147,6 +147,12 @@ def test_a_mistake_is_an_object_too(words: tuple[str, ...], kind: str, told: str
     require_documented(found)
 
 
+@pytest.mark.parametrize("words", [("--output", "out"), ("--input", "no", "--output", "out")])
+def test_the_language_changes_nothing(words: tuple[str, ...]) -> None:
+    english, chinese = (run_json("convert", *words, "--lang", one) for one in ("en", "zh"))
+    assert chinese == english
+
+
 def test_a_merge_cannot_print_two_objects(inputs: Inputs) -> None:
     words = ("--base_model", inputs.base, "--lora_model", inputs.llama, "--verify")
     code, found = run_json("merge", *words)
