@@ -51,10 +51,10 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 MIB = 1024 if sys.platform == "linux" else 1 << 20  # of ru_maxrss
 
 
-def peak(base: Path, adapter: Path, output: Path) -> float:
+def peak(base: Path, adapter: Path, output: Path, *more: str) -> float:
     """MiB that a merge takes at its peak."""
     merge = command("--base_model", base, "--lora_model", adapter, "--output_dir", output)
-    done = run_python("-c", MEASURED, *merge, "--output_type", "huggingface")
+    done = run_python("-c", MEASURED, *merge, "--output_type", "huggingface", *more)
     assert done.returncode == 0, done.stderr
     return int(done.stdout) / MIB
 
@@ -76,3 +76,22 @@ def test_dora_on_the_embeddings_takes_no_more_memory_than_a_plain_lora(tmp_path:
         peaks.append(peak(base, adapter, tmp_path / f"{name}-out"))
     assert peaks[1] < peaks[0] + 24, peaks
     assert peaks[1] < 400, peaks
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps no peak memory of children")
+def test_files_side_by_side_keep_to_one_budget(tmp_path: Path) -> None:
+    """The model has 200 MB in a dozen files."""
+    sizes: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 8}
+    base = make_base(tmp_path / "base", vocab_size=40_000, max_shard_size="1GB", **sizes)
+    adapter = make_lora(
+        tmp_path / "lora", base, dtype=torch.float16, std=0.02, target_modules=["up_proj"]
+    )
+    peaks = {}
+    for streams, memory in ((1, "64MB"), (2, "64MB"), (8, "128MB")):
+        options = ("--max_shard_size", "16MB", "--num_workers", str(streams))
+        out = tmp_path / str(streams)
+        peaks[streams] = peak(base, adapter, out, *options, "--max_memory", memory)
+        assert len(list(out.glob("*.bin"))) > 8
+    assert peaks[2] < peaks[1] + 24, peaks
+    assert peaks[8] < peaks[1] + 100, peaks

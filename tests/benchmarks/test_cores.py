@@ -1,0 +1,35 @@
+"""A tiny merge measured on one and two processors."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.cores import HEADING, main
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("taskset") is None, reason="needs Linux and taskset"
+)
+
+
+def test_each_number_of_processors_is_measured_and_missing_ones_are_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    there = len(os.sched_getaffinity(0))
+    words = ["--shape", "tiny", "--runs", "1", "--work_dir", str(tmp_path)]
+    words += ["--output", str(tmp_path), "--processors", "1", str(there + 1)]
+    assert main(words) == 0
+    said = capfd.readouterr().out
+    assert f"not here, with {there} processors: {there + 1}" in said
+    (path,) = tmp_path.glob("cores-*.json")
+    heading, *rows = json.loads(path.read_text(encoding="utf-8"))["records"]["cores"]["table"]
+    assert tuple(heading) == HEADING
+    assert [row[0] for row in rows] == ["1"]
+    peak = float(rows[0][HEADING.index("peak MiB")].split(" / ")[0])
+    assert 100 < peak < 1000
+    assert not list(tmp_path.glob("tmp*"))
