@@ -22,7 +22,8 @@ PACKAGES = {
     "reports": "the text of a merge's summary",
     "verification": "checks a result against manifest, inputs and a float64 reference; shares no "
     "arithmetic with `deltas`",
-    "engines": "run a plan: threads, spans of rows, one output stream per file",
+    "engines": "run a plan: threads, spans of rows, one output stream per file; tasks of a Ray "
+    "cluster",
     "output": "the output folder: preflight, journal, resume, fingerprint, manifest, commit",
     "plan": "finds inputs, checks vocabulary and configuration files, assigns tensors to output "
     "files",

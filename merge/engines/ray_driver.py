@@ -6,20 +6,15 @@ up what tasks return.
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from ..errors import MergeError, UsageError
+from ..errors import UsageError
 from ..formats import TensorInfo
-from ..interruption import raise_if_interrupted
 from ..layouts.placement import Stream
 from ..output.attempts import get_attempt_path, measure_attempts, remove_attempts
 from ..output.journal import FileProgress, Journal, WrittenFile, get_partial_path
@@ -33,6 +28,14 @@ from ..tensors.digests import FreshDigests, add_partial_digests
 from ..tensors.finite import note_nonfinite
 from . import ray_worker
 from .call import Call
+from .ray_cluster import (
+    RETRIES,
+    MachineLostError,
+    connect,
+    get_result,
+    iter_done,
+    make_remote,
+)
 from .ray_worker import Shipment, TaskResult
 from .tasks import Task, divide, select
 
@@ -42,10 +45,6 @@ if TYPE_CHECKING:
 
 # Beside the buffers: Python, torch, the plan, and the factors of adapters that are being read.
 _PROCESS_BYTES = 640 << 20
-# A task that is lost more often is lost for a reason of its own, such as memory that is too small.
-_RETRIES = 20
-_CONNECT_SECONDS = 5.0
-_POLL_SECONDS = 0.2
 _CANCEL_SECONDS = 5.0
 
 
@@ -65,19 +64,18 @@ class RayEngine:
 
         Raises ``MergeError`` that names the machine, or says that none is large enough.
         """
-        import ray
         from ray.exceptions import RayTaskError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         checks = {}
         for node in self._find_machines():
             place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            check = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=place)
-            checks[check(ray_worker.check_machine).remote(self.shipment)] = node
-        for ref in _iter_done(list(checks)):
+            check = make_remote(num_cpus=0, max_retries=0, scheduling_strategy=place)
+            checks[check(ray_worker.check_machine, self.shipment)] = node
+        for ref in iter_done(list(checks)):
             try:
-                _get(ref)
-            except _MachineLostError:  # it gets no tasks then
+                get_result(ref)
+            except MachineLostError:  # it gets no tasks then
                 continue
             except RayTaskError as error:
                 raise _program_error(checks[ref], error) from error
@@ -162,25 +160,23 @@ class _Run:
 
     def submit(self) -> None:
         """Give everything to Ray at once; a file is joined when its parts are there."""
-        import ray
-
-        options = ray.remote(**self._engine.resources, max_retries=_RETRIES)
-        write = options(ray_worker.write_tensors)
-        join = options(ray_worker.join_parts)
-        shipment = ray.put(self._engine.shipment)
+        call = make_remote(**self._engine.resources, max_retries=RETRIES)
+        shipment = self._engine.shipment
         parts: dict[tuple[str, ...], list[Any]] = {}
         for task in self._tasks:
-            ref = write.remote(shipment, task)
+            ref = call(ray_worker.write_tensors, shipment, task)
             self._pending[ref] = task
             if task.part is not None:
                 parts.setdefault(task.files, []).append(ref)
         for files, refs in parts.items():
-            self._pending |= {join.remote(shipment, file, *refs): None for file in files}
+            for file in files:
+                ref = call(ray_worker.join_parts, shipment, file, results=refs)
+                self._pending[ref] = None
 
     def collect(self) -> None:
         """Take what tasks return, in the order in which they end."""
-        for ref in _iter_done(list(self._pending), self._progress.report):
-            result: TaskResult = _get(ref)
+        for ref in iter_done(list(self._pending), self._progress.report):
+            result: TaskResult = get_result(ref)
             task = self._pending.pop(ref)
             add_partial_digests(self._named, result.digests)
             note_nonfinite(self._plan.checked, result.nonfinite)
@@ -275,43 +271,6 @@ def _program_error(node: Mapping[str, Any], error: Exception) -> UsageError:
     )
 
 
-class _MachineLostError(MergeError):
-    """A task was lost with its process or machine, and Ray has given it up."""
-
-
-def _iter_done(refs: Sequence[Any], each_time: Callable[[], None] = lambda: None) -> Iterator[Any]:
-    """Yield references as their tasks end; ``each_time`` is called now and then."""
-    import ray
-
-    pending = list(refs)
-    while pending:
-        raise_if_interrupted()
-        done, pending = ray.wait(pending, num_returns=1, timeout=_POLL_SECONDS)
-        yield from done
-        each_time()
-
-
-def _get(ref: Any) -> Any:
-    """What a task returned. Raises what it raised, as if that had happened here."""
-    import ray
-    from ray.exceptions import RayError, RayTaskError
-
-    try:
-        return ray.get(ref)
-    except RayTaskError as error:
-        if isinstance(error.cause, (MergeError, OSError)):
-            raise error.cause from None
-        raise
-    except RayError as error:
-        raise _MachineLostError(
-            "a task was lost with the process or the machine that ran it",
-            found=str(error).partition("\n")[0],
-            expected=f"a task is tried again up to {_RETRIES} times",
-            remedy="see Ray's logs; where memory is short, give a smaller --max_memory or "
-            "--num_workers; --resume keeps what is whole",
-        ) from None
-
-
 @contextmanager
 def open_engine(
     call: Call, settings: EngineSettings, fingerprint: Mapping[str, Any]
@@ -327,67 +286,10 @@ def open_engine(
     }
     with (
         Offload(settings.offload_parent, call.output.parent, settings.io) as offload,
-        _connect(settings.ray_address),
+        connect(settings.ray_address),
     ):
         place = str(offload.ensure_folder())
         shipment = Shipment(call, fingerprint, uuid4().hex, str(Path.cwd()), place, lock)
         engine = RayEngine(shipment, settings, resources)
         engine.check_machines()
         yield engine
-
-
-@contextmanager
-def _connect(address: str | None) -> Iterator[None]:
-    """A connection of this process to the cluster, unless it has one."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address and ":" in address:
-        _require_answer(address)
-    import ray
-
-    if ray.is_initialized():  # by the program that calls this one
-        connected = str(ray.get_runtime_context().gcs_address)
-        if address not in (None, "auto", connected):
-            raise UsageError(
-                "this process is connected to another Ray cluster",
-                expected=address,
-                found=connected,
-                remedy="leave --ray_address out, or call ray.shutdown() before",
-            )
-        yield
-        return
-    try:
-        with _keep_signal_handlers():
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _require_answer(address: str) -> None:
-    """Ray itself would try for minutes. Raises ``UsageError``."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise UsageError(
-            "no Ray cluster answers at this address",
-            expected=f"a connection to {address} within {_CONNECT_SECONDS:g} s",
-            found=error,
-            remedy="check --ray_address and RAY_ADDRESS, and `ray status` on a machine of the "
-            "cluster; `ray start --head` starts one",
-        ) from None
-
-
-@contextmanager
-def _keep_signal_handlers() -> Iterator[None]:
-    """Ray takes SIGTERM for itself."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

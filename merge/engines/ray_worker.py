@@ -8,6 +8,7 @@ small.
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -55,7 +56,6 @@ class Shipment:
     folder: str
     offload: str
     lock: str
-    version: str = __version__
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,22 @@ class _Kept:
 
 
 _kept: list[_Kept] = []
+
+
+def run(version: str, name: str, arguments: bytes, *results: bytes) -> bytes:
+    """Call a function of this module; all arguments and what it returns are pickled.
+
+    Nothing is unpickled that another ``version`` has pickled: ``UsageError`` then.
+    """
+    if version != __version__:
+        raise UsageError(
+            "a machine of the cluster has another version of this program",
+            expected=f"version {version}, as here",
+            found=f"version {__version__} on {describe_machine()}",
+            remedy="install the same version on all machines",
+        )
+    functions = {one.__name__: one for one in (check_machine, write_tensors, join_parts)}
+    return pickle.dumps(functions[name](*pickle.loads(arguments), *map(pickle.loads, results)))
 
 
 def check_machine(shipment: Shipment) -> None:
@@ -145,7 +161,6 @@ def _plan_here(shipment: Shipment) -> _Kept:
         return _kept[0]
     while _kept:
         _kept.pop().held.close()
-    _require_same_program(shipment)
     if Path(shipment.folder).is_dir():  # names of inputs mean here what they mean to the driver
         os.chdir(shipment.folder)
     _require_same_output(shipment)
@@ -173,16 +188,6 @@ def _plan(call: Call, offload: Offload) -> PlannedCall:
             found=f"on {describe_machine()}: {told.sentence}",
             remedy=_SHARE,
         ) from error
-
-
-def _require_same_program(shipment: Shipment) -> None:
-    if shipment.version != __version__:
-        raise UsageError(
-            "a machine of the cluster has another version of this program",
-            expected=f"version {shipment.version}, as here",
-            found=f"version {__version__} on {describe_machine()}",
-            remedy="install the same version on all machines",
-        )
 
 
 def _require_same_output(shipment: Shipment) -> None:
