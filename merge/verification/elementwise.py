@@ -36,12 +36,15 @@ from .reference import (
     project,
     to_float64,
 )
+from .screen import Screen
 from .ulps import choose_coarser, round_to_nearest, view_as_integers
 
 # Random vectors of the probe. Each misses a wrong row with its own chance.
 PROBE_VECTORS = 4
 # A piece of the arithmetic: large beside what each call of torch costs.
 _PIECE_ELEMENTS = 1 << 17
+# What a thread is given at a time: a span is a few of them.
+_SHARE_ELEMENTS = 1 << 19
 # Below it float32 has fewer digits, or none: terms may vanish, and so may tolerances.
 _FLOAT32_TINY = torch.finfo(torch.float32).tiny
 # Above it a norm in float32 loses nothing by squares of elements that vanish.
@@ -123,7 +126,7 @@ class TensorResult(Counts):
         return self.added / self.squares if self.squares else None
 
 
-def _make_probe_vectors(name: str, columns: int, vectors: int = PROBE_VECTORS) -> torch.Tensor:
+def make_probe_vectors(name: str, columns: int, vectors: int = PROBE_VECTORS) -> torch.Tensor:
     """The probe of a tensor: (vectors, columns) of -1 and 1 in float64, the same in every run."""
     seed = int.from_bytes(sha256(name.encode()).digest()[:7], "little")
     generator = torch.Generator().manual_seed(seed)
@@ -159,7 +162,7 @@ def check_tensor(
             if check is not None:
                 jobs = [
                     pool.submit(check.compare, first + begin, piece)
-                    for begin, piece in _split_rows(rows)
+                    for begin, piece in _split_rows(rows, _SHARE_ELEMENTS)
                 ]
             digests = []
             if blocks is None:
@@ -214,8 +217,8 @@ def _count_columns(tensor: LazyTensor) -> int:
     return tensor.row_bytes // tensor.dtype.itemsize
 
 
-def _split_rows(rows: Rows) -> Iterator[tuple[int, Rows]]:
-    step = max(1, _PIECE_ELEMENTS // max(1, rows[0][:1].numel()))
+def _split_rows(rows: Rows, elements: int) -> Iterator[tuple[int, Rows]]:
+    step = max(1, elements // max(1, rows[0][:1].numel()))
     for begin in range(0, len(rows[0]), step):
         yield begin, tuple(part[begin : begin + step] for part in rows)
 
@@ -241,7 +244,7 @@ class _SegmentCheck:
         self._segment = segment
         self._dtype = found.dtype
         self._columns = _count_columns(found)
-        self._probe_vectors = _make_probe_vectors(name, self._columns)
+        self._probe_vectors = make_probe_vectors(name, self._columns)
         self._is_quantized = get_blocks(found) is not None
         self._kind = get_unbounded_kind(found)
         self._is_exact = not segment.steps and not self._is_quantized
@@ -250,9 +253,25 @@ class _SegmentCheck:
         self._steps: list[tuple[Operation, Change]] = [
             (step, step.prepare(self._probe_vectors)) for step in segment.steps
         ]
+        changes = [change for _, change in self._steps]
+        self._screen = None
+        if not self._is_quantized:
+            self._screen = Screen.of(segment, changes, found.dtype, self._probe_vectors)
 
     def compare(self, first: int, rows: Rows) -> Counts:
         """Check rows that begin at ``first`` of the segment."""
+        right = self._screen.find_right(first, *rows) if self._screen is not None else None
+        if right is not None:
+            return Counts(
+                rows[0].numel(), exactness=right.exactness, added=right.added, squares=right.squares
+            )
+        counts = Counts()
+        for begin, piece in _split_rows(rows, _PIECE_ELEMENTS):
+            counts.add(self._compare_piece(first + begin, piece))
+        return counts
+
+    def _compare_piece(self, first: int, rows: Rows) -> Counts:
+        """Check a piece of rows that is small enough for its copies in float64."""
         found, given = rows[0], list(rows[1:])
         start = given.pop(0) if self._segment.start is not None else torch.zeros_like(found)
         if self._is_exact and start.dtype != torch.float64:

@@ -97,34 +97,60 @@ class AddProduct(Operation):
 
     product: Product
 
-    def prepare(self, probe_vectors: torch.Tensor) -> Change:
-        product, scaling = self.product, self.product.scaling
+    def prepare(self, probe_vectors: torch.Tensor) -> PreparedProduct:
+        return PreparedProduct(self.product, probe_vectors)
+
+
+class PreparedProduct:
+    """A product with its factor of columns at hand, in float64.
+
+    ``right`` is (rank, columns) and ``reach`` the norms of its columns. ``seen`` is what the probe
+    makes of it, (rank, vectors). ``loss`` is what float32 may lose in a sum of so many terms, as a
+    share of their magnitudes.
+    """
+
+    def __init__(self, product: Product, probe_vectors: torch.Tensor) -> None:
+        self._product, self.scaling, self.rows = product, product.scaling, product.rows
+        self._left: torch.Tensor | None = None
         if product.is_transposed:
-            left = product.a.read().t()
-            right = product.b.read().double().t().contiguous()
+            self._left = product.a.read().t()
+            self.right = product.b.read().double().t().contiguous()
         else:
-            right = product.a.read().double()
-        reach, seen = right.norm(dim=0).float(), linear(right, probe_vectors)
-        rank, total = right.shape[0], product.rows
+            self.right = product.a.read().double()
+        self.rank = self.right.shape[0]
+        self.reach = self.right.norm(dim=0).float()
+        self.seen = linear(self.right, probe_vectors)
+        self.loss = (self.rank + 3) * _U
 
-        def change(piece: ExpectedRows, first: int, _: Sequence[torch.Tensor]) -> None:
-            last = min(first + len(piece.values), total)
-            if last <= first:
-                return
-            rows = left[first:last] if product.is_transposed else product.b.read(first, last)
-            factor = rows.double()
-            if piece.relative:
-                piece.resolve_relative()
-            piece.values[: last - first].addmm_(factor, right, alpha=scaling)
-            bound = factor.norm(dim=1) * ((rank + 3) * _U * abs(scaling))
-            piece.tolerance[: last - first].addr_(bound.float(), reach)
-            # The sum may be made by adding each of the terms to W, as for a single row.
-            piece.relative = (rank + 3) * _U
-            probe = (factor @ seen).mul_(scaling)
-            piece.probe[: last - first] += probe
-            piece.added[: last - first] += probe
+    def read_factor(self, first: int, last: int) -> torch.Tensor:
+        """The factor of rows ``first`` to ``last``, (rows, rank) in float64."""
+        rows = self._product.b.read(first, last) if self._left is None else self._left[first:last]
+        return rows.double()
 
-        return change
+    def probe(self, factor: torch.Tensor) -> torch.Tensor:
+        """What the product adds to the random sums of rows, (rows, vectors)."""
+        return torch.mm(factor, self.seen).mul_(self.scaling)
+
+    def bound_rows(self, factor: torch.Tensor) -> torch.Tensor:
+        """By how much rows may be off, for each unit of ``reach`` (float32)."""
+        norms: torch.Tensor = factor.norm(dim=1)
+        return norms.mul_(self.loss * abs(self.scaling)).float()
+
+    def __call__(self, piece: ExpectedRows, first: int, _: Sequence[torch.Tensor]) -> None:
+        """Add it to the rows that it has, of those that begin at ``first``."""
+        last = min(first + len(piece.values), self.rows)
+        if last <= first:
+            return
+        factor = self.read_factor(first, last)
+        if piece.relative:
+            piece.resolve_relative()
+        piece.values[: last - first].addmm_(factor, self.right, alpha=self.scaling)
+        piece.tolerance[: last - first].addr_(self.bound_rows(factor), self.reach)
+        # The sum may be made by adding each of the terms to W, as for a single row.
+        piece.relative = self.loss
+        probe = self.probe(factor)
+        piece.probe[: last - first] += probe
+        piece.added[: last - first] += probe
 
 
 @dataclass(frozen=True)
