@@ -63,7 +63,9 @@ class MergeError(Exception):
     def translated(self, catalogue: NullTranslations | None = None) -> str:
         """The whole message in a language, by default that of ``messages.used_language``."""
         facts = {
-            translate(_LABELS.get(label, label), catalogue): _show_fact(label, translate(value, catalogue))
+            translate(_LABELS.get(label, label), catalogue): _show_fact(
+                label, translate(value, catalogue)
+            )
             for label, value in self.facts.items()
         }
         return _lay_out(shown(translate(self.sentence, catalogue)), facts)

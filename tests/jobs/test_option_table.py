@@ -101,7 +101,17 @@ def test_no_command_takes_abbreviated_options(script: str) -> None:
 
 
 # What a command needs for itself, or takes without effect.
-OWN = {"help", "verbose", "quiet", "lang", "as_json", "verify", "low_cpu_mem", "model_size", "model_type"}
+OWN = {
+    "help",
+    "verbose",
+    "quiet",
+    "lang",
+    "as_json",
+    "verify",
+    "low_cpu_mem",
+    "model_size",
+    "model_type",
+}
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: str(job.__name__))
