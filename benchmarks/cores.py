@@ -56,16 +56,23 @@ class Run:
 
 
 def run(command: Sequence[str], processors: Sequence[int]) -> Run:
-    """Run a command on the given processors. Raises ``CalledProcessError`` when it fails."""
+    """Run a command on the given processors.
+
+    Raises ``CalledProcessError``, with what the command said, when it fails.
+    """
     environment = {k: v for k, v in os.environ.items() if k not in measure.NOT_A_USERS}
     words = ["taskset", "--cpu-list", ",".join(map(str, processors)), *command]
-    start = time.perf_counter()
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment) as started:
-        _, status, usage = os.wait4(started.pid, 0)
-        wall = time.perf_counter() - start
-        started.returncode = os.waitstatus_to_exitcode(status)
-    if started.returncode:
-        raise subprocess.CalledProcessError(started.returncode, words)
+    with tempfile.TemporaryFile() as log:
+        start = time.perf_counter()
+        with subprocess.Popen(
+            words, stdout=log, stderr=subprocess.STDOUT, env=environment
+        ) as started:
+            _, status, usage = os.wait4(started.pid, 0)
+            wall = time.perf_counter() - start
+            started.returncode = os.waitstatus_to_exitcode(status)
+        if started.returncode:
+            log.seek(0)
+            raise subprocess.CalledProcessError(started.returncode, words, log.read())
     return Run(wall, usage.ru_utime, usage.ru_stime, usage.ru_maxrss * RSS_UNIT)
 
 
