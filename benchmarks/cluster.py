@@ -61,10 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work_dir", type=Path, default=Path("benchmark-output"))
     parser.add_argument("--shape", default="1b")
+    parser.add_argument("--num_layers", type=int, help="fewer than the shape has")
     parser.add_argument("--max_shard_size", default="300MB")
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args(argv)
-    job = Job(args.work_dir, args.shape, output_type="huggingface")
+    job = Job(args.work_dir, args.shape, args.num_layers, output_type="huggingface")
     make_models(job)
     processors = sorted(os.sched_getaffinity(0))
     base = 0.0
