@@ -253,7 +253,9 @@ class _SegmentCheck:
         self._steps: list[tuple[Operation, Change]] = [
             (step, step.prepare(self._probe_vectors)) for step in segment.steps
         ]
-        changes = [change for _, change in self._steps]
+        # Rounding to the result's own dtype, as before GGUF's container, is the last one itself.
+        is_last = bool(self._steps) and self._steps[-1][0] == Round(found.dtype)
+        changes = [change for _, change in self._steps[: -1 if is_last else None]]
         self._screen = None
         if not self._is_quantized:
             self._screen = Screen.of(segment, changes, found.dtype, self._probe_vectors)

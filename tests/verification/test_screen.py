@@ -6,7 +6,7 @@ The bound of each element is computed here as docs/reliability.md states it, fro
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from merge.verification.adapters import Product
 from merge.verification.elementwise import TensorResult, check_tensor, make_probe_vectors
 from merge.verification.exactness import Exactness
 from merge.verification.expected_tensor import ExpectedTensor, RowSegment
-from merge.verification.reference import AddProduct, compute_half_ulp
+from merge.verification.reference import AddProduct, Round, compute_half_ulp
 from merge.verification.ulps import round_to_nearest
 from tests.kit.in_memory import lazy
 
@@ -31,6 +31,7 @@ class Sum:
 
     base: torch.Tensor
     products: list[tuple[torch.Tensor, torch.Tensor, float]]
+    rounded_to: torch.dtype | None = None
 
     def exact(self) -> torch.Tensor:
         values = self.base.double()
@@ -56,7 +57,9 @@ class Sum:
         return (lost + compute_half_ulp(reach, dtype).double()) * (1 + 2.0**-20)
 
     def check(self, result: torch.Tensor) -> TensorResult:
-        steps = tuple(AddProduct(Product(lazy(a), lazy(b), s)) for b, a, s in self.products)
+        products = [AddProduct(Product(lazy(a), lazy(b), s)) for b, a, s in self.products]
+        rounding = [Round(self.rounded_to)] if self.rounded_to is not None else []
+        steps = (*products, *rounding)
         segment = RowSegment(0, len(self.base), lazy(self.base), steps)
         recipe = ExpectedTensor((segment,), self.base.shape[1:])
         with ThreadPoolExecutor(2) as pool:
@@ -150,6 +153,17 @@ def test_one_wrong_element_among_many_is_found(columns: int, dtype: torch.dtype)
         wrong[place] = move_beyond(float(exact[place]), float(bound[place]), 1, dtype)
         checked = made.check(wrong)
         assert (checked.failed, checked.first and checked.first[0]) == (1, place)
+
+
+@pytest.mark.parametrize("rounded_to", DTYPES)
+def test_rounding_before_the_last_one_is_regarded(rounded_to: torch.dtype) -> None:
+    """As of sums that a container keeps in its own dtype, which may be the same."""
+    made = replace(make_sum((64, 512), [8], 0.01, rounded_to, 5), rounded_to=rounded_to)
+    result = made.merged(rounded_to).half()
+    assert made.check(result).is_within_tolerance
+    result[3, 4] += result.abs().max() / 16
+    checked = made.check(result)
+    assert (checked.failed, checked.first and checked.first[0]) == (1, (3, 4))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 0.0, -1e-7, 65504.0])
