@@ -3,6 +3,7 @@
 # make test       ruff, mypy and all tests
 # make lint       ruff and mypy
 # make llama_cpp  compile llama.cpp once, for tests and demo; make test does it too
+# make browser    find a browser for tests of pages, or install Debian's; make test does it too
 # make fuzz       read 20,000 changed files of every kind and compare with torch, safetensors and gguf
 #                 (INPUTS=...); guided by coverage if atheris can be installed, otherwise at random, as
 #                 with FUZZ="--seed 1"
@@ -35,7 +36,7 @@ export PYTHONUTF8 := 1
 # Without stored bytecode, importing torch takes 2 s and 50 MiB more in every process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test lint llama_cpp fuzz kill-test kill-machines bench bench-all clean
+.PHONY: demo check test lint llama_cpp browser fuzz kill-test kill-machines bench bench-all clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/run.py
@@ -45,6 +46,7 @@ check: $(VENV)/.test $(ORACLE)/.done lint
 
 test: $(VENV)/.test $(ORACLE)/.done lint
 	@$(MAKE) --no-print-directory llama_cpp || echo "The tests with llama.cpp will be skipped."
+	@$(MAKE) --no-print-directory browser || echo "The tests in a browser will be skipped."
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.test
@@ -53,6 +55,9 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 llama_cpp: $(LLAMA_CPP)/.done
+
+browser: $(VENV)/.test
+	@$(BIN)/python tests/oracles/install_browser.py
 
 INPUTS ?= 20000
 FUZZ ?=

@@ -19,7 +19,7 @@ PACKAGES = {
     "tokenizer_tools": "vocabularies: extend, train, compare; built on `merge`, in which only "
     "`commands` imports it",
     "inference": "answers of a model on disk: templates, transformers, llama.cpp",
-    "reports": "the text of a merge's summary",
+    "reports": "the text of a merge's summary, and the report: numbers, findings, drawings, page",
     "verification": "checks a result against manifest, inputs and a float64 reference; shares no "
     "arithmetic with `deltas`",
     "engines": "run a plan: threads, spans of rows, one output stream per file; tasks of a Ray "

@@ -21,6 +21,7 @@ COMMANDS = {
     "resize_llama_vocabulary.py": "resize_vocabulary",
     "inspect_adapter.py": "inspect_adapter",
     "verify_merge.py": "verify_merge",
+    "report.py": "report",
     "verify_sha256.py": "verify_sha256",
     "compare_checkpoints.py": "compare_checkpoints",
     "chat.py": "chat",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .jobs.convert_checkpoint import convert_checkpoint
     from .jobs.merge_lora import MergeReport, merge_lora
     from .jobs.merge_many import ManyReport, merge_many
+    from .jobs.report import ReportResult, write_report
     from .jobs.resize_vocabulary import resize_vocabulary
     from .jobs.verify_merge import Verification, verify_merge
 
@@ -22,6 +23,7 @@ __all__ = [
     "ManyReport",
     "MergeError",
     "MergeReport",
+    "ReportResult",
     "Verification",
     "__version__",
     "apply_delta",
@@ -31,12 +33,14 @@ __all__ = [
     "merge_many",
     "resize_vocabulary",
     "verify_merge",
+    "write_report",
 ]
 
 _HOME = {
     "ManyReport": "jobs.merge_many",
     "MergeError": "errors",
     "MergeReport": "jobs.merge_lora",
+    "ReportResult": "jobs.report",
     "Verification": "jobs.verify_merge",
     "apply_delta": "jobs.apply_delta",
     "convert_checkpoint": "jobs.convert_checkpoint",
@@ -45,6 +49,7 @@ _HOME = {
     "merge_many": "jobs.merge_many",
     "resize_vocabulary": "jobs.resize_vocabulary",
     "verify_merge": "jobs.verify_merge",
+    "write_report": "jobs.report",
 }
 
 

@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from .errors import UsageError
-from .option_checks import COUNT, parse_numbers, require_finite, require_integer, require_texts
-from .options import ARITHMETIC, INPUTS, VOCABULARY, copy_option, option
+from .option_checks import (
+    COUNT,
+    parse_numbers,
+    require_finite,
+    require_integer,
+    require_report_libraries,
+    require_texts,
+)
+from .options import ARITHMETIC, INPUTS, OUTPUT, VOCABULARY, copy_option, option
 from .settings import EngineSettings, OutputSettings, OutputType
 
 Rounding = Literal["once", "per_adapter"]
@@ -93,6 +100,12 @@ class MergeSettings(EngineSettings):
         default_text="refuse",
         choices=NEW_TOKEN_INITS,
     )
+    report: bool = option(
+        False,
+        OUTPUT,
+        "write report.html and report.json too: what each adapter changed, and what to look at",
+        of_run=True,
+    )
     rounding: Rounding = option(
         "once",
         ARITHMETIC,
@@ -107,6 +120,8 @@ class MergeSettings(EngineSettings):
         if self.ignore_file is None:
             object.__setattr__(self, "ignore_file", ())
         super().__post_init__()
+        if self.report:
+            require_report_libraries()
 
     def weights(self, count: int) -> tuple[float, ...]:
         """The weight of each of ``count`` adapters. Raises ``UsageError`` for another number."""
@@ -208,9 +223,12 @@ class ApplyDeltaSettings(_DeltaSettings, EngineSettings):
         type=float,
         metavar="NUMBER",
     )
+    report: bool = copy_option(MergeSettings, "report")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.report:
+            require_report_libraries()
         if self.expect_sum is not None and self.resume:
             raise UsageError(
                 "--expect_sum adds up every element while it is written, and a resumed run does "

@@ -55,6 +55,7 @@ class MergeOptions(EngineOptions, total=False):
     verify_base: bool
     vocab_mismatch: str
     new_token_init: str | None
+    report: bool
     rounding: Rounding
 
 
@@ -85,3 +86,4 @@ class ApplyDeltaOptions(MakeDeltaOptions, EngineOptions, total=False):
     """The keywords of ``ApplyDeltaSettings``."""
 
     expect_sum: float | None
+    report: bool

@@ -106,6 +106,17 @@ def used_language(language: str) -> Iterator[None]:
         _catalogue.reset(token)
 
 
+def get_language() -> str:
+    """The one of ``LANGUAGES`` that ``used_language`` says, English outside of it.
+
+    >>> with used_language("zh"):
+    ...     get_language()
+    'zh'
+    """
+    used = _catalogue.get(None)
+    return next((language for language in LANGUAGES if load_catalogue(language) is used), "en")
+
+
 def find_language(environment: Mapping[str, str] = os.environ) -> str:
     """The first of ``LANGUAGES`` that the locale's environment variables ask for, else English.
 

@@ -166,6 +166,18 @@ def require_address(name: str, value: object) -> None:
         )
 
 
+def require_report_libraries() -> None:
+    """Require what draws and lays out a report to be installed."""
+    missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            "a report is drawn by libraries that are not installed",
+            expected="jinja2 and matplotlib",
+            found=f"no {' and no '.join(missing)}",
+            remedy="pip install 'chinese-llama-merge[report]'",
+        )
+
+
 COUNT: Mapping[str, Any] = {"type": int, "metavar": "N", "check": require_positive}
 SIZE: Mapping[str, Any] = {"metavar": "SIZE", "check": require_size}
 """Arguments of ``options.option`` for a whole number from 1, and for a size."""

@@ -26,6 +26,8 @@ from .tied_embeddings import (
 )
 
 MERGED_BY_PEFT = "merged by PEFT"
+WHOLE_ROWS = ("replaced", "cut")
+"""Actions that take rows as they are, in place of what was there."""
 
 
 @dataclass(frozen=True)

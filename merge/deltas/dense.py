@@ -141,7 +141,7 @@ class DenseResult:
     adds up the elements of a sum.
     """
 
-    tensors: Mapping[str, PatchedTensor]
+    tensors: Mapping[str, LazyTensor]
     extra: Mapping[str, LazyTensor]
     grown: int
     whole: Mapping[str, str] = field(default_factory=dict)

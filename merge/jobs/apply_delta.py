@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from ..layouts.config import (
 from ..layouts.model_folder import ModelFolder
 from ..options import takes_options
 from ..plan.documents import ModelConfig, find_model_config
-from ..plan.inputs import choose_tokenizer, resolve
+from ..plan.inputs import choose_tokenizer, find_tokenizer, resolve
 from ..settings import OnProgress, OutputSettings, make_settings
 from ..storage.offload import Offload
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..deltas.dense import DenseResult
+    from ..deltas.observed import Measurements
     from ..keywords import ApplyDeltaOptions, MakeDeltaOptions
     from ..plan.placement import Plan
+    from ..reports.content import ReportSource
     from ..tensors.lazy import Checkpoint
 
 
@@ -179,6 +182,9 @@ def _plan_job(
         )
     )
     result = _combine(names, base, other, settings)
+    measured = None
+    if isinstance(settings, ApplyDeltaSettings) and settings.report:
+        result, measured = _measure(result, base)
     models = {
         "base_model": Input(base_name, base_folder.path, base),
         role: Input(other_name, other_folder.path, other),
@@ -202,6 +208,40 @@ def _plan_job(
         notes,
         lambda resumed: _describe_losses(role, result, resumed),
         lambda: _require_sum(settings, result, other),
+        None
+        if measured is None
+        else partial(_describe_report, models, tokenizer, result, measured, settings),
+    )
+
+
+def _measure(result: DenseResult, base: Checkpoint) -> tuple[DenseResult, Measurements]:
+    """Let the tensors be measured as they are read."""
+    from ..deltas.observed import Measurements, record_changes, record_rows
+
+    recording, changes = record_changes(result.tensors)
+    tensors, rows = record_rows(recording, base.tensors, result.whole)
+    return replace(result, tensors=tensors), Measurements.of(tensors, changes, rows)
+
+
+def _describe_report(
+    models: dict[str, Input],
+    tokenizer: SentencePieceTokenizer,
+    result: DenseResult,
+    measured: Measurements,
+    settings: OutputSettings,
+) -> ReportSource:
+    from ..deltas.apply import Step
+    from ..reports.content import ReportSource
+
+    base = models["base_model"]
+    steps = {
+        name: (Step(1, "replaced" if name in result.whole else "added", base.rows, tensor.rows),)
+        for name, tensor in measured.tensors.items()
+    }
+    inputs = {role: {"source": one.source, "rows": one.rows} for role, one in models.items()}
+    before = find_tokenizer([ModelFolder(base.folder)])
+    return ReportSource(
+        "apply_delta", inputs, measured, steps, base.rows, before, tokenizer, settings
     )
 
 

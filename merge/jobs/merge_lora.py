@@ -22,12 +22,12 @@ from ..output.preflight import require_names_free
 from ..plan.documents import ModelConfig, find_config, require_meta_model
 from ..plan.gguf import require_gguf_model
 from ..plan.inputs import Sources, find_sources, split_list
-from ..plan.vocabulary import Vocabulary, require_extension
+from ..plan.vocabulary import Vocabulary
 from ..reports.merge_text import describe_changes, describe_inputs, describe_notes
 from ..settings import OnProgress, make_settings
 from ..storage.offload import Offload
-from ..tokenizers.embedded_tokenizer import EmbeddedTokenizer
-from ..tokenizers.opaque_tokenizer import require_sentencepiece
+from ..version import REPORT_NAMES
+from .finished_tensors import finish_tensors
 from .writing import Report, lock_output, write
 
 if TYPE_CHECKING:
@@ -35,10 +35,12 @@ if TYPE_CHECKING:
 
     from ..deltas.adapter import Adapter
     from ..deltas.apply import MergedModel
+    from ..deltas.observed import Measurements
     from ..keywords import MergeOptions
     from ..output.journal import WrittenFile
     from ..plan.placement import Plan
-    from ..tensors.lazy import Checkpoint, LazyTensor
+    from ..reports.report_files import ReportMaker
+    from ..tensors.lazy import Checkpoint
     from .verify_merge import Verification
 
 
@@ -89,8 +91,10 @@ def merge_lora(
         from ..plan.adapter_checks import require_consistent_copies
 
         require_consistent_copies(job.adapters)
-        require_names_free(target, job.plan.documents, chosen.overwrite or chosen.resume)
-        resumed = write(job, target, chosen, on_progress, call=call)
+        named = (*job.plan.documents, *(REPORT_NAMES if chosen.report else ()))
+        require_names_free(target, named, chosen.overwrite or chosen.resume)
+        maker = _prepare_report(job, started) if chosen.report and not chosen.dry_run else None
+        resumed = write(job, target, chosen, on_progress, call=call, report=maker)
         return MergeReport(
             output,
             job.plan,
@@ -102,6 +106,14 @@ def merge_lora(
             job,
             sources=sources.named,
         )
+
+
+def _prepare_report(job: MergeJob, started: float) -> ReportMaker:
+    from ..reports.merge_source import describe_merge
+    from ..reports.report_files import ReportMaker
+
+    assert job.measured is not None, "a merge with a report is measured"
+    return ReportMaker(describe_merge(job, job.measured), started)
 
 
 def verify_result(
@@ -154,6 +166,7 @@ class MergeJob:
 
     ``base`` is what the adapters are merged into: the ``plain`` base, with the ``delta`` on it
     where there is one. ``notes`` are on the delta, and on the order of published adapters.
+    ``measured`` are the statistics for a report, where one is wanted.
     """
 
     sources: Sources
@@ -167,6 +180,7 @@ class MergeJob:
     plain: Checkpoint
     delta: Checkpoint | None
     notes: tuple[str, ...] = ()
+    measured: Measurements | None = None
 
     def reads(self) -> JobInputs:
         """What it reads."""
@@ -256,12 +270,14 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     dtype = parse_dtype(settings.dtype)
     adapters = attach_peft_to_all(adapters, base)
     merged = apply_adapters(base, adapters, dtype, per_adapter, settings.vocab_mismatch)
-    tensors, rows = _with_new_rows(merged.tensors, rows, sources, settings, config)
+    tensors, rows, measured = finish_tensors(
+        merged, before_new_rows, rows, sources, settings, config
+    )
     named = (sources.base_model, *filter(None, [sources.delta_model]), *sources.lora_models)
     model = Model(tensors, merged.tied, rows, config, sources.tokenizer, named)
     plan = plan_output(model, settings)
     parts = (vocabulary, base, adapters, merged, plan, plain, delta)
-    return MergeJob(sources, settings, config, *parts, (*base_notes, *order_notes))
+    return MergeJob(sources, settings, config, *parts, (*base_notes, *order_notes), measured)
 
 
 def _open_base(
@@ -354,25 +370,3 @@ def _with_delta(
     )
     whole = (f"{name} is taken whole from the delta ({why})" for name, why in result.whole.items())
     return base, tuple(whole)
-
-
-def _with_new_rows(
-    tensors: Mapping[str, LazyTensor],
-    rows: int,
-    sources: Sources,
-    settings: MergeSettings,
-    config: ModelConfig,
-) -> tuple[Mapping[str, LazyTensor], int]:
-    """Grow the vocabulary to a larger tokenizer's if ``new_token_init`` is given."""
-    from ..deltas.new_rows import grow_to_tokenizer
-
-    tokens, own, init = sources.tokenizer.n_tokens, sources.base_tokenizer, settings.new_token_init
-    if init is None or tokens is None or tokens <= rows:
-        return tensors, rows
-    tokenizer = require_sentencepiece(sources.tokenizer, "--new_token_init")
-    total = tokenizer.n_tokens
-    if own is not None and own.n_tokens == rows:
-        if not isinstance(own, EmbeddedTokenizer):
-            own = require_sentencepiece(own, "--new_token_init")
-        require_extension(own, tokenizer)
-    return grow_to_tokenizer(tensors, tokenizer, total, rows, init, config.config), total

@@ -12,14 +12,16 @@ from ..checksums.known_tokenizers import explain_mismatch, recognize_bytes
 from ..engines.call import Call
 from ..errors import VocabularyError
 from ..output.fingerprint import JobInputs
-from ..output.preflight import OutputFolder
+from ..output.preflight import OutputFolder, require_names_free
 from ..settings import OnProgress, OutputSettings
 from ..tokenizers.opaque_tokenizer import Tokenizer
+from ..version import REPORT_NAMES
 from .writing import Report, write
 
 if TYPE_CHECKING:
     from ..output.journal import WrittenFile
     from ..plan.placement import Plan
+    from ..reports.content import ReportSource
     from ..tensors.lazy import Checkpoint
 
 
@@ -46,7 +48,7 @@ class PlannedJob:
     ``models`` are its inputs by their names in the manifest, ``how`` its settings there.
     ``changes`` and ``notes`` are lines for people; ``final_notes(resumed)`` returns those that are
     known only when everything has been written. ``check`` raises ``MergeError`` where the written
-    values show a mistake.
+    values show a mistake. ``report()`` is what a report is made of, where one is wanted.
     """
 
     plan: Plan
@@ -57,6 +59,7 @@ class PlannedJob:
     notes: tuple[str, ...]
     final_notes: Callable[[bool], tuple[str, ...]] = lambda _: ()
     check: Callable[[], None] = lambda: None
+    report: Callable[[], ReportSource] | None = None
 
     def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this job."""
@@ -94,7 +97,13 @@ def write_and_report(
 
     ``call`` is what an engine needs that plans it once more on other machines.
     """
-    resumed = write(job, folder, settings, on_progress, job.check, call)
+    maker = None
+    if job.report is not None and not settings.dry_run:
+        from ..reports.report_files import ReportMaker
+
+        require_names_free(folder, REPORT_NAMES, settings.overwrite or settings.resume)
+        maker = ReportMaker(job.report(), started)
+    resumed = write(job, folder, settings, on_progress, job.check, call, maker)
     seconds = time.monotonic() - started
     dry_run = settings.dry_run
     notes = job.notes if dry_run else (*resumed, *job.notes, *job.final_notes(bool(resumed)))

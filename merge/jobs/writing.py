@@ -30,11 +30,13 @@ from ..storage.lock import require_unlocked
 from ..storage.offload import require_space
 from ..untrusted.strict_json import dump_json
 from ..version import MANIFEST_NAME
+from .reporting import ReportMaker, add_report, make_report
 
 if TYPE_CHECKING:
     from ..plan.placement import Plan
 
 _COMPLETE_ALREADY = "complete already: the result of the same run is there, as it was written"
+_GIVEN_THEIR_NAMES = "an earlier run had written everything; its files were given their names"
 
 
 class Job(Protocol):
@@ -83,13 +85,15 @@ def write(
     on_progress: OnProgress | None,
     check: Callable[[], None] = lambda: None,
     call: Call | None = None,
+    report: ReportMaker | None = None,
 ) -> tuple[str, ...]:
     """Write weights first and the manifest last: with the manifest the folder is complete.
 
     ``folder`` is locked by ``lock_output``. The files of an earlier result in it are removed when
     the new ones are ready to be renamed into place. ``check`` may raise ``MergeError`` before any
     file gets its final name. With ``dry_run`` nothing is written. ``call`` is needed by engines
-    that plan the job once more on other machines.
+    that plan the job once more on other machines. ``report`` is asked for its files when all others
+    are written.
 
     With ``resume``, what an interrupted run has written is checked first, which counts as progress,
     and a complete result of the same run stays as it is. Returns notes on that run. Raises
@@ -103,7 +107,7 @@ def write(
         models = (path for model in reads.models.values() for path in model.files)
         inputs = [*reads.adapters, *models, *filter(None, [plan.imatrix])]
         if is_complete(output, planned, plan.files, inputs):
-            return (_COMPLETE_ALREADY,)
+            return (_COMPLETE_ALREADY, *add_report(folder, report))
         if not settings.overwrite:
             raise existing_model_error(output, replaced)
     needed = plan.disk_bytes + _count_part_bytes(plan, settings)
@@ -111,6 +115,8 @@ def write(
     if settings.dry_run:
         return ()
 
+    if report is not None:
+        on_progress = report.follow(on_progress)
     reads = job.reads()
     this = compute_fingerprint(plan, settings, reads)
     with (
@@ -121,28 +127,44 @@ def write(
         total = plan.tensor_bytes
         past = ResumePoint()
         if settings.resume:
-            past = _find_resume_point(folder, plan, this, _byte_counter(on_progress, total))
+            past = _find_resume_point(folder, plan, this, byte_counter(on_progress, total))
             past = keep_whole_streams(past, plan) if is_on_cluster(settings) else past
         _start_journal(staged, folder, this, replaced, past, plan)
         if past.committed:
             for name, digest in past.committed.items():
                 staged.finish(name, digest)
-            return ("an earlier run had written everything; its files were given their names",)
-        assert staged.journal is not None
-        written_files = run_engine(
-            plan,
-            staged,
-            on_bytes=_byte_counter(on_progress, total),
-            journal=staged.journal,
-            resume_point=past,
-            named=reads.tensors(plan),
-        )
-        check()
-        remove_attempts(output, plan.files)  # a machine may have outlived an interrupted run
-        for name, data in plan.documents.items():
-            staged.write(name, data)
-        staged.write(MANIFEST_NAME, dump_json(job.manifest(written_files)))
-    return _describe_resume(past, plan) if settings.resume else ()
+            report_notes: tuple[str, ...] = ()
+        else:
+            assert staged.journal is not None
+            written_files = run_engine(
+                plan,
+                staged,
+                on_bytes=byte_counter(on_progress, total),
+                journal=staged.journal,
+                resume_point=past,
+                named=reads.tensors(plan),
+            )
+            check()
+            remove_attempts(output, plan.files)  # a machine may have outlived an interrupted run
+            report_notes = _write_documents(job, staged, written_files, report)
+    if past.committed:
+        return (_GIVEN_THEIR_NAMES, *add_report(OutputFolder(output), report))
+    return (*(_describe_resume(past, plan) if settings.resume else ()), *report_notes)
+
+
+def _write_documents(
+    job: Job,
+    staged: StagedFolder,
+    weights: Mapping[str, WrittenFile],
+    report: ReportMaker | None,
+) -> tuple[str, ...]:
+    """Write what comes after the weights; return a note on the report where one is asked for."""
+    manifest = job.manifest(weights)
+    files, report_notes = make_report(report, manifest)
+    for name, data in {**job.plan.documents, **files}.items():
+        staged.write(name, data)
+    staged.write(MANIFEST_NAME, dump_json(manifest))
+    return report_notes
 
 
 @contextmanager
@@ -178,7 +200,7 @@ def sum_sizes(paths: Iterable[Path]) -> int:
     return sum(path.lstat().st_size for path in paths)
 
 
-def _byte_counter(on_progress: OnProgress | None, total: int) -> Callable[[int], None]:
+def byte_counter(on_progress: OnProgress | None, total: int) -> Callable[[int], None]:
     """Return a function that adds up bytes of any thread, to at most ``total``."""
     done, lock = 0, Lock()
 

@@ -12,7 +12,7 @@ from ..errors import OutputError
 from ..storage.folder import Folder
 from ..storage.offload import find_existing
 from ..tokenizers.sentencepiece_tokenizer import CLASS_FILE_NAME
-from ..version import MANIFEST_NAME
+from ..version import MANIFEST_NAME, REPORT_MARK, REPORT_NAMES
 from .attempts import get_attempt_path
 from .journal import JOURNAL_NAME, JournalState, get_partial_path, read_journal
 
@@ -35,6 +35,8 @@ _MODEL_FILES = (
 )
 # By these a reader knows that a folder, or a file split into several, is a model at all.
 _ENTRIES = ("*.index.json", "config.json", "params.json")
+# Bytes at the beginning of a report in which its mark stands.
+_MARK_WITHIN = 1024
 _FIRST_OF_SEVERAL = re.compile(r"consolidated\.0+\.pth|.+-0*1-of-\d+\.\w+")
 
 
@@ -90,7 +92,8 @@ class OutputFolder(Folder):
 
         Links count, also those that lead nowhere, through which a file would be made elsewhere.
         """
-        patterns = [get_partial_path(self.path, pattern).name for pattern in _MODEL_FILES]
+        ours = (*_MODEL_FILES, *REPORT_NAMES)
+        patterns = [get_partial_path(self.path, pattern).name for pattern in ours]
         patterns += [get_attempt_path(self.path, pattern, "*").name for pattern in _MODEL_FILES]
         names = {JOURNAL_NAME, *(path.name for path in self.matching(*patterns))}
         if self.journal:
@@ -111,7 +114,15 @@ class OutputFolder(Folder):
             return frozenset()
         files = self.read_json(MANIFEST_NAME).get("files")
         named = files if isinstance(files, dict) else {}
-        return frozenset({MANIFEST_NAME, *(name for name in named if Path(name).name == name)})
+        listed = {name for name in named if Path(name).name == name}
+        return frozenset({MANIFEST_NAME, *listed, *self.report_names})
+
+    @cached_property
+    def report_names(self) -> frozenset[str]:
+        """Names of the files here that are a report of this program, which no manifest lists."""
+        return frozenset(
+            name for name in REPORT_NAMES if name in self.files and is_report(self.files[name])
+        )
 
     @cached_property
     def replaceable(self) -> list[Path]:
@@ -202,6 +213,15 @@ def require_names_free(folder: OutputFolder, names: Iterable[str], overwrite: bo
             found=_list_names(taken),
             remedy="choose another --output_dir, or move these files away",
         )
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is one of a report that this program wrote."""
+    try:
+        with path.open("rb") as stream:
+            return REPORT_MARK.encode() in stream.read(_MARK_WITHIN)
+    except OSError:
+        return False
 
 
 def _list_names(paths: Sequence[Path]) -> str:

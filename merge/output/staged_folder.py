@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
@@ -191,6 +191,27 @@ class StagedFolder:
                 get_partial_path(self.folder, name).unlink(missing_ok=True)
             if self.journal is not None:
                 self.journal.remove()
+
+
+def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write small files beside a complete result, each at once in the place of an earlier one.
+
+    The folder is locked by ``lock_folder``.
+    """
+    partials = {name: get_partial_path(folder, name) for name in files}
+    try:
+        for name, partial in partials.items():
+            partial.unlink(missing_ok=True)
+            with partial.open("xb") as stream:
+                stream.write(files[name])
+                stream.flush()
+                os.fsync(stream.fileno())
+        for name, partial in partials.items():
+            partial.replace(folder / name)
+        _sync_folder(folder)
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
 
 
 def _system_error(reason: OSError, folder: Path, kept: bool) -> OutputError:

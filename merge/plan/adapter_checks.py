@@ -38,7 +38,7 @@ def require_compatible(
     _require_ignored_files(adapters, settings.ignore_file)
     if settings.allow_unknown_combination:
         return ()
-    return _require_known_order(sources, base, adapters)
+    return check_order(sources, base, adapters)
 
 
 def require_consistent_copies(adapters: Sequence[Adapter]) -> None:
@@ -92,9 +92,10 @@ def _require_different(adapters: Sequence[Adapter]) -> None:
                 )
 
 
-def _require_known_order(
-    sources: Sources, base: Checkpoint, adapters: Sequence[Adapter]
-) -> tuple[str, ...]:
+def check_order(sources: Sources, base: Checkpoint, adapters: Sequence[Adapter]) -> tuple[str, ...]:
+    """Check the order of published adapters; return notes, or raise ``UsageError``, as
+    ``require_known_order`` does.
+    """
     given = [
         AdapterInput(
             source,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from ..errors import NumberError
@@ -74,26 +75,32 @@ def is_finite(rows: torch.Tensor) -> bool:
     return bool(low.isfinite()) and bool(high.isfinite())
 
 
-def is_below_largest(rows: torch.Tensor) -> bool:
-    """Whether every magnitude is below the largest of the dtype, which only 16 bits are asked for.
-
-    What was rounded to such values had no NaN, no Inf, and nothing beyond the largest: rounding
-    keeps the order of numbers.
-    """
-    largest = _LARGEST_BITS.get(rows.dtype)
-    return largest is not None and _has_bits_up_to(rows, largest - 1)
-
-
 def _has_bits_up_to(rows: torch.Tensor, limit: int) -> bool:
     """Whether no value of 16 bits has a magnitude beyond that with the bits ``limit``.
 
     Bits are in the order of magnitudes, those of NaN last. As signed integers the positive values
     come last, as unsigned ones the negative; four times as fast as extremes of the values.
     """
-    if not rows.numel():
-        return True
+    return not rows.numel() or _find_largest_bits(rows) <= limit
+
+
+def _find_largest_bits(rows: torch.Tensor) -> int:
     bits = rows.view(torch.int16).numpy()
-    return int(bits.max()) <= limit and int(bits.view("uint16").max()) <= _SIGN_BIT + limit
+    return max(int(bits.max()), int(bits.view("uint16").max()) - _SIGN_BIT)
+
+
+def find_largest(rows: torch.Tensor) -> float | None:
+    """The largest magnitude among float16 or bfloat16 values, NaN if one is; None for other dtypes.
+
+    Where it is below the largest number of the dtype, what was rounded to these values had no NaN,
+    no Inf, and nothing beyond that number: rounding keeps the order of numbers.
+    """
+    if rows.dtype not in _LARGEST_BITS:
+        return None
+    bits = _find_largest_bits(rows) if rows.numel() else 0
+    if rows.dtype == torch.float16:
+        return float(np.uint16(bits).view(np.float16))
+    return float(np.uint32(bits << 16).view(np.float32))
 
 
 def check_finite(tensors: Mapping[str, LazyTensor], allowed: bool) -> dict[str, LazyTensor]:

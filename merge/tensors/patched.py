@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
 import torch
 
 from ..errors import NumberError
-from .finite import is_below_largest
+from .finite import find_largest
 from .lazy import LazyTensor, RowReader, block_rows, get_dtype_name, scratch
+from .statistics import BlockObserver, ChangeRecorder
 
 # Changes a float32 block of rows, given the place of its first and last row, in place.
 RowPatch = Callable[[torch.Tensor, int, int], object]
@@ -50,12 +51,14 @@ class PatchedTensor(LazyTensor):
     """``start`` with the patches of each adapter on it, in order, rounded to ``dtype``.
 
     ``patches_by_adapter`` holds one tuple of patches for each adapter that changes this tensor.
+    ``recorder`` collects statistics of the change while the tensor is read, where there is one.
     """
 
     start: LazyTensor
     patches_by_adapter: tuple[tuple[Patch, ...], ...] = ()
     round_each_adapter: bool = False
     allow_nonfinite: bool = False
+    recorder: ChangeRecorder | None = field(default=None, compare=False)
 
     @property
     def rejects_nonfinite(self) -> bool:
@@ -87,9 +90,13 @@ class PatchedTensor(LazyTensor):
                     source = scratch("source", place.shape, self.start.dtype)
                     start_rows(begin, end, source)
                 block = scratch("block", place.shape, torch.float32).copy_(source)
-                self._apply(block, stages, begin, end)
+                seen = self.recorder.observe(block, begin) if self.recorder else None
+                self._apply(block, stages, begin, end, seen)
                 place.copy_(block)
-                if not is_below_largest(place):
+                largest = find_largest(place)
+                if seen is not None:
+                    seen.finish(block, place, largest)
+                if largest is None or not largest < torch.finfo(self.dtype).max:
                     self._require_representable(block, begin)
 
         def fill_any(first: int, last: int, out: torch.Tensor) -> None:
@@ -133,14 +140,24 @@ class PatchedTensor(LazyTensor):
             yield block
 
     def _apply(
-        self, block: torch.Tensor, stages: list[list[RowPatch]], begin: int, end: int
+        self,
+        block: torch.Tensor,
+        stages: list[list[RowPatch]],
+        begin: int,
+        end: int,
+        seen: BlockObserver | None = None,
     ) -> None:
-        """Put every patch on the float32 rows ``begin`` to ``end``."""
+        """Put every patch on the float32 rows ``begin`` to ``end``; let ``seen`` look on."""
         for stage in stages:
             for patch in stage:
                 patch(block, begin, end)
+            if seen is not None:
+                seen.end_stage(block)
             if self.round_each_adapter:
-                block.copy_(block.to(self.dtype))
+                rounded = block.to(self.dtype)
+                if seen is not None:
+                    seen.add_rounding(block, rounded)
+                block.copy_(rounded)
 
     def _require_representable(self, block: torch.Tensor, first_row: int) -> None:
         """Raise ``NumberError`` when a value is NaN or Inf, or would overflow.

@@ -78,7 +78,7 @@ def test_whole_number_beyond_all_floats_is_refused() -> None:
 
 def test_options_of_the_run_are_not_part_of_the_result() -> None:
     run = {"max_memory": "1MB", "num_workers": 3, "io": "direct", "offload_dir": "there"}
-    run |= {"resume": True, "overwrite": True, "dry_run": True, "verify_base": True}
+    run |= {"resume": True, "overwrite": True, "dry_run": True, "verify_base": True, "report": True}
     run |= {"engine": "ray", "ray_address": "10.0.0.1:6379", "task_size": "1GB"}
     values = table.MergeSettings().result_values()
     assert table.MergeSettings(**run).result_values() == values  # type: ignore[arg-type]
