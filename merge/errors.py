@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Mapping
 from gettext import NullTranslations
 from pathlib import Path
+from typing import Any
 
 from .messages import Message, column_width, tr, translate
 
@@ -148,6 +149,17 @@ class OutputError(MergeError):
     """The result cannot be written there: files in the way, no room, no permission."""
 
     kind = "output"
+
+
+class NetworkError(MergeError, OSError):
+    """A server did not answer, or not with what was asked for: an error of the system, after which
+    a run can be resumed.
+    """
+
+    def __init__(self, sentence: str, *, file: object = None, **facts: Any) -> None:
+        super().__init__(sentence, file=file, **facts)
+        self.filename = file
+        self.strerror = f"{sentence} ({facts.get('found')})"
 
 
 class NumberError(MergeError):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..interruption import raise_if_interrupted
 from ..sizes import OnBytes
+from ..storage.remote_path import RemotePath
 
 # Large, because a thread waits for its turn after each while others run Python's code.
 _PIECE_BYTES = 16 << 20
@@ -40,16 +41,18 @@ def _start_digest(path: Path) -> Future[str]:
     return future
 
 
-def _read_state(path: Path) -> tuple[int, ...]:
+def _read_state(path: Path) -> tuple[object, ...]:
     """What changes with a file. Adapters of one shape have one size, and ``cp -p`` and ``mv`` keep
     the time of modification, so inode and the time of the inode's change count too.
     """
+    if isinstance(path, RemotePath):
+        return path.stat()
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 @lru_cache(maxsize=64)
-def _submit_digest(path: Path, _state: tuple[int, ...]) -> Future[str]:
+def _submit_digest(path: Path, _state: tuple[object, ...]) -> Future[str]:
     return _get_pool().submit(hash_file, path)
 
 

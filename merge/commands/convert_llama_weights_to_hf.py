@@ -59,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _convert(args: argparse.Namespace) -> int:
     from ..jobs.convert_checkpoint import convert_checkpoint, find_size, require_release
-    from ..plan.inputs import resolve
+    from ..plan.places import resolve
 
     args.context_length = args.context_length or _CONTEXT_LENGTHS.get(args.llama_version)
     args.model = find_size(resolve(args.input_dir, "input folder"), args.model_size)

@@ -64,12 +64,15 @@ def make_parser() -> argparse.ArgumentParser:
 def _inspect(args: argparse.Namespace) -> int:
     from ..deltas.adapter_config import AdapterFolder
     from ..jobs.inspect_adapter import QUICK_LAYOUTS
-    from ..plan.inputs import resolve
+    from ..plan.places import resolve
     from ..storage.offload import Offload
+    from ..storage.urls import is_url
 
     with Offload(None, Path.cwd()) as offload:
         folder = AdapterFolder(resolve(args.adapter, "adapter", offload))
-        base = resolve(args.base_model, "base model", offload) if args.base_model else None
+        base = args.base_model or None
+        if base is not None and not is_url(base):  # which says at once what is not there
+            base = resolve(base, "base model", offload)
         folder.require_adapter()
         layouts = (args.output_type,) if args.output_type else QUICK_LAYOUTS
         inspect = _print_json if args.as_json else _print_lines

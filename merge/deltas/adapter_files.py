@@ -222,6 +222,11 @@ def _find_parts(folder: Folder, there: Mapping[str, Path]) -> tuple[Path, ...]:
     return ()
 
 
+def has_no_meaning(name: str) -> bool:
+    """Whether a file, by its name, says nothing about a model."""
+    return _matches(name.rpartition("/")[2], SAYS_NOTHING)
+
+
 def is_weight_file(path: Path) -> bool:
     """Whether a file, by its name, holds weights that may belong to a model: no trainer's state."""
     return path.name.lower().endswith(WEIGHT_SUFFIXES) and not _matches(path.name, SAYS_NOTHING)

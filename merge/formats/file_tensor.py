@@ -54,7 +54,7 @@ class FileTensor(LazyTensor):
     def _read_contiguous_rows(self, start: int, stop: int, out: torch.Tensor) -> None:
         if out.numel():
             data, place = view_as_bytes(out), start * self.row_bytes
-            self.file.read_into(data, self.offset + place)
+            self.file.read_into(data, self.offset + place, self.offset + self.nbytes)
             if self.checksum is not None:
                 self.checksum.update(place, data)
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 import torch
@@ -57,8 +60,12 @@ def read(file: InputFile) -> dict[str, LazyTensor]:
             found=f"{length:,} bytes, by {head!r}, in a file of {file.size:,} bytes",
             remedy="another file under this name, or a damaged one: fetch the file again",
         )
+    text = file.read(len(head), min(length, file.size - len(head)))
     try:
-        with safe_open(str(file.path), framework="np"):  # torch would map the file to write
+        with (
+            _make_local(file, head + text) as path,
+            safe_open(str(path), framework="np"),  # torch would map the file to write
+        ):
             pass
     except SafetensorError as error:
         raise FormatError(
@@ -67,10 +74,26 @@ def read(file: InputFile) -> dict[str, LazyTensor]:
             found=f"{file.size:,} bytes ({error})",
             remedy="an unfinished download or copy: fetch the file again",
         ) from None
-    header = parse_json(file.read(_HEADER_LENGTH.size, length), file.path)
+    header = parse_json(text, file.path)
     header.pop("__metadata__", None)
     start = _HEADER_LENGTH.size + length
     return {name: _open_tensor(file, name, entry, start) for name, entry in header.items()}
+
+
+@contextmanager
+def _make_local(file: InputFile, head: bytes) -> Iterator[Path]:
+    """The file itself; for one behind a URL an empty one of its size with its ``head``, which takes
+    no room on the disk.
+    """
+    if not file.is_remote:
+        yield file.path
+        return
+    with TemporaryDirectory() as folder:
+        path = Path(folder, file.path.name)
+        with path.open("wb") as stream:
+            stream.write(head)
+            stream.truncate(file.size)
+        yield path
 
 
 def _open_tensor(file: InputFile, name: str, entry: dict[str, object], start: int) -> FileTensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..layouts.model_folder import ModelFolder
-from ..plan.inputs import resolve
+from ..plan.places import resolve
 from ..sizes import available_memory
 from ..storage.offload import Offload
 from ..storage.zipped_adapter import ADAPTER_CONFIG_NAME

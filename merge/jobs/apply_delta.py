@@ -19,9 +19,11 @@ from ..layouts.config import (
 from ..layouts.model_folder import ModelFolder
 from ..options import takes_options
 from ..plan.documents import ModelConfig, find_model_config
-from ..plan.inputs import choose_tokenizer, find_tokenizer, resolve
+from ..plan.inputs import choose_tokenizer, find_tokenizer
+from ..plan.places import find_output, resolve
 from ..settings import OnProgress, OutputSettings, make_settings
 from ..storage.offload import Offload
+from ..storage.urls import hide_credentials
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from .planned import Input, PlannedJob, require_enough_rows, write_and_report
 from .writing import Report, lock_output
@@ -55,7 +57,7 @@ def apply_delta(
     ``MergeError`` for every mistake in the input; the output folder is then as it was.
     """
     settings = make_settings(ApplyDeltaSettings, options, output_dir, apply_delta)
-    return _run(base_model, delta_model, Path(output_dir), tokenizer, settings, on_progress)
+    return _run(base_model, delta_model, output_dir, tokenizer, settings, on_progress)
 
 
 @takes_options(MakeDeltaSettings)
@@ -75,7 +77,7 @@ def make_delta(
     counted in the report, with the largest error.
     """
     settings = make_settings(MakeDeltaSettings, options, output_dir, make_delta)
-    return _run(base_model, target_model, Path(output_dir), tokenizer, settings, on_progress)
+    return _run(base_model, target_model, output_dir, tokenizer, settings, on_progress)
 
 
 # stanford_alpaca's own check allows as much for its 6.7 billion elements.
@@ -86,21 +88,21 @@ _Settings = ApplyDeltaSettings | MakeDeltaSettings
 def _run(
     base_model: str | Path,
     other_model: str | Path,
-    output_dir: Path,
+    output_dir: str | Path,
     tokenizer: str | Path | None,
     settings: _Settings,
     on_progress: OnProgress | None,
 ) -> Report:
     """Run either direction; the other model is a delta or a target."""
     started = time.monotonic()
-    output = output_dir.expanduser()
+    output = find_output(output_dir)
     named = None if tokenizer is None else str(tokenizer)
     call = DeltaCall(output, settings, str(base_model), str(other_model), named)
     with Offload(settings.offload_parent, output, settings.io) as offload:
         found = call.find_inputs(offload)
         with lock_output(output, found.folders, settings) as target:
             job = call.plan(found, offload)
-            return write_and_report(job, target, settings, started, on_progress, call)
+            return write_and_report(job, target, settings, started, on_progress, offload, call)
 
 
 @dataclass(frozen=True)
@@ -186,8 +188,8 @@ def _plan_job(
     if isinstance(settings, ApplyDeltaSettings) and settings.report:
         result, measured = _measure(result, base)
     models = {
-        "base_model": Input(base_name, base_folder.path, base),
-        role: Input(other_name, other_folder.path, other),
+        "base_model": Input(hide_credentials(base_name), base_folder.path, base),
+        role: Input(hide_credentials(other_name), other_folder.path, other),
     }
     config = find_model_config(other_folder, other, base_folder)
     rows = models[role].rows

@@ -13,9 +13,11 @@ from ..layouts.model_folder import ModelFolder
 from ..layouts.params import PARAMS_NAME, read_params
 from ..options import takes_options
 from ..plan.documents import find_model_config
-from ..plan.inputs import choose_any_tokenizer, resolve
+from ..plan.inputs import choose_any_tokenizer
+from ..plan.places import find_output, resolve
 from ..settings import OnProgress, make_settings
 from ..storage.offload import Offload
+from ..storage.urls import hide_credentials
 from ..tokenizers.opaque_tokenizer import Tokenizer
 from .planned import Input, PlannedJob, require_enough_rows, write_and_report
 from .writing import Report, lock_output
@@ -46,7 +48,7 @@ def convert_checkpoint(
     """
     started = time.monotonic()
     chosen = make_settings(ConvertSettings, options, output_dir, convert_checkpoint)
-    output = Path(output_dir).expanduser()
+    output = find_output(output_dir)
     named = None if tokenizer is None else str(tokenizer)
     call = ConvertCall(output, chosen, str(model), named)
     with Offload(chosen.offload_parent, output, chosen.io) as offload:
@@ -54,7 +56,7 @@ def convert_checkpoint(
         inputs = (found.folder.path, found.tokenizer.path)
         with lock_output(output, inputs, chosen) as target:
             job = call.plan(found, offload)
-            return write_and_report(job, target, chosen, started, on_progress, call)
+            return write_and_report(job, target, chosen, started, on_progress, offload, call)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def _plan_job(
 
     checkpoint = add_checkpoint_digests(open_checkpoint(folder, offload, settings.context_length))
     config = find_model_config(folder, checkpoint)
-    model = Input(source, folder.path, checkpoint)
+    model = Input(hide_credentials(source), folder.path, checkpoint)
     padding = require_enough_rows(model.rows, tokenizer)
     placed = apply_adapters(checkpoint, (), parse_dtype(settings.dtype))
     parts = (placed.tensors, placed.tied, model.rows, config, tokenizer, (source,))

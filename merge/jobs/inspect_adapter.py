@@ -36,7 +36,7 @@ _OTHERS = {
 def describe_adapter(
     folder: AdapterFolder,
     offload: Offload,
-    base_model: Path | None = None,
+    base_model: Path | str | None = None,
     *,
     digest: bool = True,
     every_module: bool = False,

@@ -16,6 +16,7 @@ from ..job_settings import MergeSettings
 from ..options import options_of, require_known
 from ..plan.inputs import split_list
 from ..settings import make_settings
+from ..storage.urls import is_url
 from ..untrusted.strict_json import read_json
 from .merge_lora import merge_lora
 
@@ -217,6 +218,14 @@ def _require_separate(requests: Sequence[MergeRequest]) -> None:
     """Require output folders apart from each other, none of which is an input of any job."""
     outputs: dict[Path, MergeRequest] = {}
     for request in requests:
+        if is_url(str(request.keywords["output_dir"])):
+            with request.located():
+                raise UsageError(
+                    "the jobs of a file write to local folders",
+                    expected="output_dir: a folder",
+                    found="a URL",
+                    remedy="run this merge by itself, or copy its folder afterwards",
+                )
         other = outputs.setdefault(_resolve(request.output_dir), request)
         if other is not request:
             with request.located():

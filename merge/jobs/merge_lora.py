@@ -22,6 +22,7 @@ from ..output.preflight import require_names_free
 from ..plan.documents import ModelConfig, find_config, require_meta_model
 from ..plan.gguf import require_gguf_model
 from ..plan.inputs import Sources, find_sources, split_list
+from ..plan.places import find_output
 from ..plan.vocabulary import Vocabulary
 from ..reports.merge_text import describe_changes, describe_inputs, describe_notes
 from ..settings import OnProgress, make_settings
@@ -70,7 +71,7 @@ def merge_lora(
     """
     started = time.monotonic()
     chosen = make_settings(MergeSettings, options, output_dir, merge_lora)
-    output = Path(output_dir).expanduser()
+    output = find_output(output_dir)
     loras = [lora_model] if isinstance(lora_model, (str, Path)) else lora_model
     call = MergeCall(
         output,
@@ -100,7 +101,7 @@ def merge_lora(
             job.plan,
             time.monotonic() - started,
             chosen.dry_run,
-            (*known, *describe_inputs(job)),
+            (*known, *describe_inputs(job), *offload.describe_network()),
             tuple(describe_changes(job)),
             (*resumed, *describe_notes(job)),
             job,

@@ -14,6 +14,7 @@ from ..errors import VocabularyError
 from ..output.fingerprint import JobInputs
 from ..output.preflight import OutputFolder, require_names_free
 from ..settings import OnProgress, OutputSettings
+from ..storage.offload import Offload
 from ..tokenizers.opaque_tokenizer import Tokenizer
 from ..version import REPORT_NAMES
 from .writing import Report, write
@@ -91,11 +92,13 @@ def write_and_report(
     settings: OutputSettings,
     started: float,
     on_progress: OnProgress | None,
+    offload: Offload,
     call: Call | None = None,
 ) -> Report:
     """Write the plan, unless ``dry_run``, and report. ``started`` is a time of ``monotonic``.
 
-    ``call`` is what an engine needs that plans it once more on other machines.
+    ``offload`` has counted what came over the network; ``call`` is what an engine needs that plans
+    it once more on other machines.
     """
     maker = None
     if job.report is not None and not settings.dry_run:
@@ -107,7 +110,7 @@ def write_and_report(
     seconds = time.monotonic() - started
     dry_run = settings.dry_run
     notes = job.notes if dry_run else (*resumed, *job.notes, *job.final_notes(bool(resumed)))
-    lines = job.inputs(), job.changes, notes
+    lines = (*job.inputs(), *offload.describe_network()), job.changes, notes
     sources = {role: model.source for role, model in job.models.items()}
     return Report(folder.path, job.plan, seconds, dry_run, *lines, sources=sources)
 

@@ -12,11 +12,13 @@ from ..job_settings import ResizeSettings
 from ..layouts.model_folder import ModelFolder
 from ..options import takes_options
 from ..plan.documents import find_config
-from ..plan.inputs import Sources, choose_any_tokenizer, find_tokenizer, resolve
+from ..plan.inputs import Sources, choose_any_tokenizer, find_tokenizer
 from ..plan.llama3_tokenizer import holds_tokenizer, read_copied_tokenizer
+from ..plan.places import find_output, resolve
 from ..plan.vocabulary import require_extension
 from ..settings import OnProgress, make_settings
 from ..storage.offload import Offload
+from ..storage.urls import hide_credentials
 from ..tokenizers.opaque_tokenizer import OpaqueTokenizer, Tokenizer
 from .planned import Input, PlannedJob, write_and_report
 from .writing import Report, lock_output
@@ -44,13 +46,13 @@ def resize_vocabulary(
     """
     started = time.monotonic()
     chosen = make_settings(ResizeSettings, options, output_dir, resize_vocabulary)
-    output = Path(output_dir).expanduser()
+    output = find_output(output_dir)
     with ExitStack() as held:
         offload = held.enter_context(Offload(chosen.offload_parent, output, chosen.io))
         sources = _find_sources(str(base_model), str(tokenizer), offload)
         target = held.enter_context(lock_output(output, sources.folders, chosen))
         job = _plan_job(sources, chosen, offload)
-        return write_and_report(job, target, chosen, started, on_progress)
+        return write_and_report(job, target, chosen, started, on_progress, offload)
 
 
 def _find_sources(base_model: str, tokenizer: str, offload: Offload) -> Sources:
@@ -61,7 +63,7 @@ def _find_sources(base_model: str, tokenizer: str, offload: Offload) -> Sources:
         own = read_copied_tokenizer(base, base)
     if own is not None:
         require_extension(own, new)
-    return Sources(base_model, (), base, (), new, own)
+    return Sources(hide_credentials(base_model), (), base, (), new, own)
 
 
 def _plan_job(sources: Sources, settings: ResizeSettings, offload: Offload) -> PlannedJob:

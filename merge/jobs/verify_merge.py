@@ -13,7 +13,8 @@ from ..errors import MergeError, UsageError, VerificationError, shown
 from ..job_settings import MergeSettings
 from ..layouts.config import is_llama
 from ..layouts.model_folder import ModelFolder
-from ..plan.inputs import find_tokenizer, find_tokenizer_home, resolve, split_list
+from ..plan.inputs import find_tokenizer, find_tokenizer_home, split_list
+from ..plan.places import find_result, resolve
 from ..settings import OnProgress
 from ..sizes import peak_memory, size_text
 from ..storage.offload import Offload
@@ -84,7 +85,7 @@ def verify_merge(
     itself is in the ``faults`` of what is returned.
     """
     started = time.monotonic()
-    folder = Path(output_dir).expanduser()
+    folder = find_result(output_dir)
     given: dict[str, Any] = {
         "rounding": rounding,
         "vocab_mismatch": vocab_mismatch,

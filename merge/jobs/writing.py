@@ -11,6 +11,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..engines.call import Call
+from ..errors import UsageError
 from ..interruption import deferred_signals
 from ..output.attempts import remove_attempts
 from ..output.complete import is_complete
@@ -28,6 +29,7 @@ from ..settings import OnProgress, OutputSettings, is_on_cluster
 from ..sizes import peak_memory, size_text
 from ..storage.lock import require_unlocked
 from ..storage.offload import require_space
+from ..storage.remote_path import RemotePath
 from ..untrusted.strict_json import dump_json
 from ..version import MANIFEST_NAME
 from .reporting import ReportMaker, add_report, make_report
@@ -64,6 +66,16 @@ def lock_output(
     another run has locked, or that holds files which may not be replaced.
     """
     require_possible(output, inputs)
+    if isinstance(output, RemotePath) and is_on_cluster(settings):
+        raise UsageError(
+            "the machines of a cluster do not write to a bucket",
+            file=output,
+            expected="a folder that all of them see",
+            remedy="leave --engine ray out, or write to a shared folder and copy that",
+        )
+    if isinstance(output, RemotePath):  # a bucket has no locks: uploads replace nothing
+        yield _open_output(output, settings)
+        return
     if settings.dry_run:
         require_unlocked(output)
         yield _open_output(output, settings)
@@ -110,8 +122,9 @@ def write(
             return (_COMPLETE_ALREADY, *add_report(folder, report))
         if not settings.overwrite:
             raise existing_model_error(output, replaced)
-    needed = plan.disk_bytes + _count_part_bytes(plan, settings)
-    require_space(output, needed, sum_sizes(folder.leftovers))
+    if not isinstance(output, RemotePath):
+        needed = plan.disk_bytes + _count_part_bytes(plan, settings)
+        require_space(output, needed, sum_sizes(folder.leftovers))
     if settings.dry_run:
         return ()
 
@@ -122,7 +135,7 @@ def write(
     with (
         deferred_signals(),
         _open_engine(settings, call, this) as run_engine,
-        StagedFolder(output, obsolete=replaced) as staged,
+        _stage(output, replaced, plan) as staged,
     ):
         total = plan.tensor_bytes
         past = ResumePoint()
@@ -195,6 +208,15 @@ def _count_part_bytes(plan: Plan, settings: OutputSettings) -> int:
     return count_part_bytes(plan, settings.task_bytes)
 
 
+def _stage(output: Path, replaced: Sequence[Path], plan: Plan) -> StagedFolder:
+    if not isinstance(output, RemotePath):
+        return StagedFolder(output, obsolete=replaced)
+    from ..output.uploaded_folder import UploadedFolder
+
+    sizes = (sum(info.nbytes for info in infos) for infos in plan.files.values())
+    return UploadedFolder(output, replaced, max(sizes, default=0))
+
+
 def sum_sizes(paths: Iterable[Path]) -> int:
     """Bytes of files on disk; a link counts by itself."""
     return sum(path.lstat().st_size for path in paths)
@@ -240,7 +262,7 @@ def _start_journal(
 ) -> None:
     """Open the journal; remove what an interrupted run has left unless some of it is intact."""
     files = (*plan.files, *plan.documents, MANIFEST_NAME)
-    journal = Journal(staged.folder, this, files, [path.name for path in replaced])
+    journal = Journal(staged.journal_folder, this, files, [path.name for path in replaced])
     if past:
         journal.resume(past.entries, past.digests, past.committed)
     else:

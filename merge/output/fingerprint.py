@@ -15,6 +15,7 @@ from ..checksums.file_digests import get_file_digest
 from ..errors import OutputError
 from ..settings import OutputSettings
 from ..storage.offload import is_offloaded
+from ..storage.remote_path import RemotePath
 from ..version import __version__
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ def _describe_inputs(inputs: JobInputs) -> Iterator[tuple[str, dict[str, str | i
     for model in inputs.models.values():
         for path in model.files:
             status = path.stat()
-            if is_offloaded(path):  # fetched or unpacked for this run alone
+            if isinstance(path, RemotePath):
+                yield str(path), {"bytes": status.st_size, "version": path.stat().version or ""}
+            elif is_offloaded(path):  # fetched or unpacked for this run alone
                 yield path.name, {"bytes": status.st_size}
             else:
                 place = str(path.resolve())
@@ -141,6 +144,8 @@ def describe_entry(entry: Mapping[str, Any]) -> str:
     if "sha256" in entry:
         return f"SHA-256 {entry['sha256']}"
     size = f"{entry['bytes']:,} bytes"
+    if "version" in entry:
+        return f"{size}, version {entry['version']}"
     if "mtime_ns" not in entry:
         return size
     changed = f"{size}, last changed {_format_moment(entry['mtime_ns'])}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..errors import OutputError
 from ..storage.folder import Folder
 from ..storage.offload import find_existing
+from ..storage.remote_path import RemotePath
 from ..tokenizers.sentencepiece_tokenizer import CLASS_FILE_NAME
 from ..version import MANIFEST_NAME, REPORT_MARK, REPORT_NAMES
 from .attempts import get_attempt_path
@@ -68,7 +69,8 @@ def require_possible(folder: Path, inputs: Iterable[Path]) -> None:
 
     Raises ``OutputError``.
     """
-    _require_writable(folder)
+    if not isinstance(folder, RemotePath):
+        _require_writable(folder)
     for source in inputs:
         if source.is_dir() and folder.exists() and folder.samefile(source):
             raise OutputError(

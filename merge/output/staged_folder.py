@@ -64,6 +64,11 @@ class StagedFolder:
         self._digests: dict[str, str] = {}
         self._is_complete = False
 
+    @property
+    def journal_folder(self) -> Path:
+        """Where the journal is."""
+        return self.folder
+
     def __enter__(self) -> StagedFolder:
         return self
 

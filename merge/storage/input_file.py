@@ -18,6 +18,8 @@ from ..interruption import raise_if_interrupted
 from ..settings import IoMode
 from ..untrusted.placeholders import HEAD_BYTES, refuse_placeholder
 from .direct_io import SMALLEST_READ, DirectReader, is_cached
+from .remote_file import RemoteFile
+from .remote_path import RemotePath
 
 
 class InputFile:
@@ -32,14 +34,27 @@ class InputFile:
         self._io = io
         self._direct = DirectReader(path)
         self._cached: bool | None = None
+        self._remote = RemoteFile(path) if isinstance(path, RemotePath) else None
         self.path = path
         self.size = path.stat().st_size
 
-    def read_into(self, buffer: memoryview, offset: int) -> None:
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is behind a URL."""
+        return self._remote is not None
+
+    def read_into(self, buffer: memoryview, offset: int, until: int | None = None) -> None:
         """Fill ``buffer`` from byte ``offset`` on.
 
-        Raises ``FormatError`` when the file ends before that.
+        ``until`` is where the caller's further reads of equal size will end: over a network they
+        are fetched ahead. Raises ``FormatError`` when the file ends before that.
         """
+        if self._remote is not None and buffer:
+            raise_if_interrupted()
+            if offset + len(buffer) > self.size:
+                raise self.cut_off_error(offset + len(buffer))
+            self._remote.read_into(buffer, offset, until)
+            return
         done = 0
         while done < len(buffer):
             raise_if_interrupted()
@@ -104,6 +119,8 @@ class InputFile:
     def close(self) -> None:
         """Close the file; a later read opens it again."""
         self._direct.close()
+        if self._remote is not None:
+            self._remote.close()
         with self._lock:
             if self._handle is not None:
                 self._handle.close()

@@ -7,11 +7,13 @@ import shutil
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import gettempdir
 
 from ..errors import OutputError
 from ..settings import IoMode
 from ..sizes import size_text
 from .lock import FolderLock, is_abandoned
+from .remote_path import RemotePath, Traffic
 
 # What private folders of unpacked inputs are called, before a few random letters.
 _OFFLOAD = ".offload-"
@@ -42,17 +44,22 @@ def find_existing(folder: Path) -> Path:
 class Offload:
     """Where inputs go that cannot be read in place; empty again when the ``with`` block ends.
 
-    ``io`` says how inputs are read at all; see ``direct_io.py``.
+    ``io`` says how inputs are read at all; see ``direct_io.py``. ``traffic`` counts what comes over
+    the network, ``notes`` say what was copied whole for want of another way.
 
     A private folder is made on first use, in ``folder`` when one is given (made if absent, and
-    removed again if so), else beside ``fallback``, whose disk was chosen to have room. Folders
+    removed again if so), else beside ``fallback``, whose disk was chosen to have room, or with the
+    system's temporary files where that is no local folder. Folders
     that runs left there when they were killed are removed then.
     """
 
     def __init__(self, folder: Path | None, fallback: Path, io: IoMode = "auto") -> None:
         self.io = io
+        self.traffic = Traffic()
+        self.notes: list[str] = []
         self._given = folder
-        self._parent = folder or find_existing(fallback)
+        is_remote = isinstance(fallback, RemotePath)
+        self._parent = folder or find_existing(Path(gettempdir()) if is_remote else fallback)
         self._private: Path | None = None
         self._held = ExitStack()
 
@@ -70,6 +77,11 @@ class Offload:
             self._held.callback(shutil.rmtree, self._private, ignore_errors=True)
             self._held.enter_context(FolderLock(self._private))
         return self._private
+
+    def describe_network(self) -> tuple[str, ...]:
+        """Lines about what came over the network, none where nothing did."""
+        read = self.traffic.nbytes
+        return (f"network    {size_text(read)} read", *self.notes) if read else ()
 
     @property
     def is_given(self) -> bool:

@@ -166,7 +166,10 @@ class OutputStream(io.RawIOBase):
             finally:
                 self._pool.shutdown()
                 self._buffers.clear()  # whoever still asks for digests needs none
-                os.close(self._handle)
+                self._close_handle()
+
+    def _close_handle(self) -> None:
+        os.close(self._handle)
 
 
 def create_stream(

@@ -136,7 +136,8 @@ def read_tokenizer(path: Path, details: Path | None = None) -> SentencePieceToke
     added = collect_added_tokens(listed, config, entries, model, folder)
     if fast:
         config = _add_tokenizer_json(config, fast, entries)
-    if template_folder := next(filter(Path.is_dir, filter(None, (details, path))), None):
+    folders = (one for one in (details, path) if one is not None and one.is_dir())
+    if (template_folder := next(folders, None)) is not None:
         config, contents = _add_templates(template_folder, config, contents)
     if config != _parse_document(contents, folder, TOKENIZER_CONFIG_NAME):
         contents[TOKENIZER_CONFIG_NAME] = dump_json(config)

@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from merge.errors import FormatError, LayoutError, UsageError
 from merge.formats import open_container
-from merge.plan.inputs import resolve
+from merge.plan.places import resolve
 from tests.kit.files import write_json
 from tests.kit.inputs import Inputs
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_config, save_adapter

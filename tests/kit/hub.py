@@ -17,7 +17,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub(BaseHTTPRequestHandler):
     """Serves the folders ``root/OWNER/NAME`` as repositories, ``NAME@REVISION`` as a revision.
 
-    A file whose name is among ``cut`` ends half-way, as when a connection is lost.
+    A file whose name is among ``cut`` ends half-way, as when a connection is lost. Parts are sent
+    from another place, as the Hub does.
     """
 
     protocol_version = "HTTP/1.1"
@@ -38,6 +39,11 @@ class Hub(BaseHTTPRequestHandler):
         if parts[:2] == ["api", "models"]:
             revision = parts[5] if len(parts) > 5 else "main"
             self._describe(self._repository(*parts[2:4], revision), parts, with_body)
+        elif parts[0] == "parts":
+            repository = self._repository(*parts[1:3], parts[4])
+            self._send_part(repository / "/".join(parts[5:]))
+        elif len(parts) > 4 and parts[2] == "resolve" and "Range" in self.headers:
+            self._send(302, b"", {"Location": "/parts/" + "/".join(parts)}, with_body)
         elif len(parts) > 4 and parts[2] == "resolve":
             repository = self._repository(*parts[:2], parts[3])
             self._send_file(repository, "/".join(parts[4:]), with_body)
@@ -60,13 +66,23 @@ class Hub(BaseHTTPRequestHandler):
         answer: object = {
             "id": "/".join(parts[2:4]),
             "sha": commit_of(repo),
+            "lastModified": "2024-01-02T03:04:05.000Z",
             "siblings": [{"rfilename": name} for name in names],
         }
         if "tree" in parts:
-            sizes = [(name, (repo / name).stat().st_size) for name in names]
+            folder = repo.joinpath(*parts[parts.index("tree") + 2 :])
+            if "recursive=true" in self.path.lower():
+                entries = [repo / name for name in names if folder in (repo / name).parents]
+            else:
+                entries = sorted(folder.iterdir()) if folder.is_dir() else []
             answer = [
-                {"type": "file", "path": name, "size": size, "oid": etag(repo / name)}
-                for name, size in sizes
+                {
+                    "type": "file" if path.is_file() else "directory",
+                    "path": path.relative_to(repo).as_posix(),
+                    "size": path.stat().st_size if path.is_file() else 0,
+                    "oid": etag(path) if path.is_file() else "",
+                }
+                for path in entries
             ]
         headers = {"Content-Type": "application/json"}
         self._send(200, json.dumps(answer).encode(), headers, with_body)
@@ -78,6 +94,13 @@ class Hub(BaseHTTPRequestHandler):
             return
         headers = {"ETag": f'"{etag(path)}"', "X-Repo-Commit": commit_of(repo)}
         self._send(200, path.read_bytes(), headers, with_body, path.name in self._cut)
+
+    def _send_part(self, path: Path) -> None:
+        first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+        content = path.read_bytes()
+        part = content[int(first) : int(last) + 1]
+        place = f"bytes {first}-{int(first) + len(part) - 1}/{len(content)}"
+        self._send(206, part, {"Content-Range": place}, with_body=True)
 
     def _send(
         self, status: int, body: bytes, headers: dict[str, str], with_body: bool, cut: bool = False
