@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ..job_settings import ApplyDeltaSettings
 from .common import add_options, add_output_volume_options, command_parser, run, run_job
+from .given_options import add_file_options
 from .language import say
 from .machine import add_json_option
 
@@ -45,6 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_options(parser, ApplyDeltaSettings, group)
     add_output_volume_options(parser)
     add_json_option(parser)
+    add_file_options(parser, "apply-delta")
     return parser
 
 

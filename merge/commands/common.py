@@ -17,6 +17,7 @@ from ..interruption import INTERRUPTED, Interrupted, deferred_signals
 from ..messages import tr
 from ..options import GROUPS, INPUTS, options_of
 from .completion import complete, is_completing
+from .given_options import read_given, require_all
 from .language import HelpFormatter, add_language_option, chosen_language, say
 from .machine import FLAG, describe_error, print_json
 
@@ -87,7 +88,11 @@ def _parse_and_run(
     command: Callable[[argparse.Namespace], int],
     argv: Sequence[str] | None,
 ) -> int:
-    args = parser.parse_args(argv)
+    try:
+        args = parser.parse_args(argv)
+    except (MergeError, OSError) as error:
+        words = sys.argv[1:] if argv is None else argv
+        return _report_end(error, argparse.Namespace(as_json=FLAG in words), is_done=False)
     codes = []
     try:
         with deferred_signals(_GRACE_SECONDS):
@@ -122,14 +127,18 @@ def _report_end(error: BaseException, args: argparse.Namespace, is_done: bool) -
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose mistakes are JSON too where that is asked for."""
+    """A parser that takes options from files too, and whose mistakes may be JSON."""
 
     _words: Sequence[str] = ()
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Remember the words, for ``error``."""
+        """The values of words and files. Raises ``MergeError`` for a file that is not right."""
         self._words = sys.argv[1:] if args is None else args
-        return super().parse_args(args, namespace)
+        given = read_given(self, self._words)
+        if given is None:
+            return super().parse_args(args, namespace)
+        require_all(self, given)
+        return given
 
     def error(self, message: str) -> NoReturn:
         """Print usage and the mistake, or JSON; exit with 2."""
@@ -159,6 +168,8 @@ def run_job(args: argparse.Namespace, job: Callable[..., Report], **more: Any) -
     """Run a job with progress on the screen, and print its summary unless ``--quiet``."""
     from .progress import progress_bar
 
+    if getattr(args, "from_manifest", None) and not args.allow_changed_inputs:
+        more["same_inputs_as"] = args.from_manifest
     with progress_bar(quiet=args.quiet) as on_progress:
         report = job(on_progress=on_progress, **keywords_of(job, args), **more)
     if getattr(args, "as_json", False):

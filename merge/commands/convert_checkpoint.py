@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ..job_settings import ConvertSettings
 from .common import add_options, add_output_volume_options, command_parser, run, run_job
+from .given_options import add_file_options
 from .machine import add_json_option
 
 _DESCRIPTION = """\
@@ -55,6 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_options(parser, ConvertSettings, group)
     add_output_volume_options(parser)
     add_json_option(parser)
+    add_file_options(parser, "convert")
     return parser
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from ..errors import UsageError
 from ..job_settings import MergeSettings, MergeToHuggingFaceSettings
 from .common import add_options, add_output_volume_options, command_parser, run, run_job
+from .given_options import add_file_options
 from .language import say
 from .machine import add_json_option
 
@@ -55,6 +56,7 @@ def make_parser(kind: type[MergeSettings] = MergeSettings) -> argparse.ArgumentP
     )
     add_output_volume_options(parser)
     add_json_option(parser)
+    add_file_options(parser, "merge")
     return parser
 
 

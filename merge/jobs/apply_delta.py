@@ -18,6 +18,7 @@ from ..layouts.config import (
 )
 from ..layouts.model_folder import ModelFolder
 from ..options import takes_options
+from ..output.repeated import record_options
 from ..plan.documents import ModelConfig, find_model_config
 from ..plan.inputs import choose_tokenizer, find_tokenizer
 from ..plan.places import find_output, resolve
@@ -26,7 +27,7 @@ from ..storage.offload import Offload
 from ..storage.urls import hide_credentials
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from .planned import Input, PlannedJob, require_enough_rows, write_and_report
-from .writing import Report, lock_output
+from .writing import Report, lock_output, make_input_check
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -46,6 +47,7 @@ def apply_delta(
     output_dir: str | Path,
     *,
     tokenizer: str | Path | None = None,
+    same_inputs_as: str | Path | None = None,
     on_progress: OnProgress | None = None,
     **options: Unpack[ApplyDeltaOptions],
 ) -> Report:
@@ -53,11 +55,13 @@ def apply_delta(
 
     All are local folders, the inputs may be Hub ids; the base may be in Meta's layout. ``options``
     are those of the command (docs/options.md), the fields of ``ApplyDeltaSettings``. A delta with
-    more rows than the base is added to a base grown by rows of zeros, or of its rows' mean. Raises
+    more rows than the base is added to a base grown by rows of zeros, or of its rows' mean. With
+    ``same_inputs_as``, a manifest, inputs of other content than it records are refused. Raises
     ``MergeError`` for every mistake in the input; the output folder is then as it was.
     """
     settings = make_settings(ApplyDeltaSettings, options, output_dir, apply_delta)
-    return _run(base_model, delta_model, output_dir, tokenizer, settings, on_progress)
+    models = base_model, delta_model, output_dir, tokenizer
+    return _run(*models, settings, on_progress, same_inputs_as)
 
 
 @takes_options(MakeDeltaSettings)
@@ -92,6 +96,7 @@ def _run(
     tokenizer: str | Path | None,
     settings: _Settings,
     on_progress: OnProgress | None,
+    same_inputs_as: str | Path | None = None,
 ) -> Report:
     """Run either direction; the other model is a delta or a target."""
     started = time.monotonic()
@@ -102,7 +107,10 @@ def _run(
         found = call.find_inputs(offload)
         with lock_output(output, found.folders, settings) as target:
             job = call.plan(found, offload)
-            return write_and_report(job, target, settings, started, on_progress, offload, call)
+            require_same = make_input_check(job, same_inputs_as)
+            return write_and_report(
+                job, target, settings, started, on_progress, offload, call, require_same
+            )
 
 
 @dataclass(frozen=True)
@@ -144,6 +152,10 @@ class DeltaCall:
         """Plan the sum or the difference of what was found."""
         named = self.tokenizer is not None
         return _plan_job(found.models, found.tokenizer, named, self.settings, offload)
+
+
+def _job_name(settings: _Settings) -> str:
+    return "apply-delta" if isinstance(settings, ApplyDeltaSettings) else "make-delta"
 
 
 def _other_role(settings: _Settings) -> str:
@@ -208,6 +220,7 @@ def _plan_job(
         _record_settings(settings, tokenizer_named),
         changes,
         notes,
+        record_options(_job_name(settings), settings),
         lambda resumed: _describe_losses(role, result, resumed),
         lambda: _require_sum(settings, result, other),
         None

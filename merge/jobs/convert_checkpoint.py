@@ -12,6 +12,7 @@ from ..job_settings import ConvertSettings
 from ..layouts.model_folder import ModelFolder
 from ..layouts.params import PARAMS_NAME, read_params
 from ..options import takes_options
+from ..output.repeated import record_options
 from ..plan.documents import find_model_config
 from ..plan.inputs import choose_any_tokenizer
 from ..plan.places import find_output, resolve
@@ -20,7 +21,7 @@ from ..storage.offload import Offload
 from ..storage.urls import hide_credentials
 from ..tokenizers.opaque_tokenizer import Tokenizer
 from .planned import Input, PlannedJob, require_enough_rows, write_and_report
-from .writing import Report, lock_output
+from .writing import Report, lock_output, make_input_check
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,12 +39,15 @@ def convert_checkpoint(
     output_dir: str | Path,
     *,
     tokenizer: str | Path | None = None,
+    same_inputs_as: str | Path | None = None,
     on_progress: OnProgress | None = None,
     **options: Unpack[ConvertOptions],
 ) -> Report:
     """Write ``model``, a local folder or Hub id in any layout that is read, in another one.
 
     ``options`` are those of the command (docs/options.md), the fields of ``ConvertSettings``.
+    With ``same_inputs_as``, a manifest, inputs of other content than it records are refused.
+
     Raises ``MergeError`` for every mistake in the input; the output folder is then as it was.
     """
     started = time.monotonic()
@@ -56,7 +60,10 @@ def convert_checkpoint(
         inputs = (found.folder.path, found.tokenizer.path)
         with lock_output(output, inputs, chosen) as target:
             job = call.plan(found, offload)
-            return write_and_report(job, target, chosen, started, on_progress, offload, call)
+            require_same = make_input_check(job, same_inputs_as)
+            return write_and_report(
+                job, target, chosen, started, on_progress, offload, call, require_same
+            )
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,15 @@ def _plan_job(
         notes.append(f"left out {len(checkpoint.dropped)} rotary buffers, which every reader makes")
     changes = (f"{len(checkpoint.tensors)} tensors, dtype {settings.dtype}",)
     how = {"dtype": settings.dtype, "tokenizer_named": named}
-    return PlannedJob(plan, {"model": model}, tokenizer, how, changes, tuple(notes))
+    return PlannedJob(
+        plan,
+        {"model": model},
+        tokenizer,
+        how,
+        changes,
+        tuple(notes),
+        record_options("convert", settings),
+    )
 
 
 def require_release(folder: Path, release: str | None) -> None:

@@ -25,7 +25,7 @@ _REQUIRED = ("base_model", "lora_model", "output_dir")
 _INPUTS = ("base_model", "delta_model", "lora_model", "tokenizer")
 _PATHS = (*_INPUTS, "output_dir", "offload_dir")
 _OF_THE_RUN = ("dry_run", "resume")
-_CALLBACKS = ("on_progress", "on_verify")
+_CALLBACKS = ("on_progress", "on_verify", "same_inputs_as")
 _TAKES_LISTS = (
     "lora_model",
     *(

@@ -29,7 +29,7 @@ from ..settings import OnProgress, make_settings
 from ..storage.offload import Offload
 from ..version import REPORT_NAMES
 from .finished_tensors import finish_tensors
-from .writing import Report, lock_output, write
+from .writing import Report, lock_output, make_input_check, write
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -53,6 +53,7 @@ def merge_lora(
     *,
     delta_model: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    same_inputs_as: str | Path | None = None,
     on_progress: OnProgress | None = None,
     on_verify: OnProgress | None = None,
     **options: Unpack[MergeOptions],
@@ -66,6 +67,8 @@ def merge_lora(
     ``on_progress(written, total)`` is called as bytes are written. With ``dry_run`` everything is
     checked and planned from headers, and nothing is written. With ``verify_base`` the base's files
     are read first and held against the published checksums; ``on_verify`` is called meanwhile.
+
+    With ``same_inputs_as``, a manifest, inputs of other content than it records are refused.
 
     Raises ``MergeError`` for every mistake in the input; the output folder is then as it was.
     """
@@ -95,7 +98,9 @@ def merge_lora(
         named = (*job.plan.documents, *(REPORT_NAMES if chosen.report else ()))
         require_names_free(target, named, chosen.overwrite or chosen.resume)
         maker = _prepare_report(job, started) if chosen.report and not chosen.dry_run else None
-        resumed = write(job, target, chosen, on_progress, call=call, report=maker)
+        check = make_input_check(job, same_inputs_as)
+        check()
+        resumed = write(job, target, chosen, on_progress, check, call, maker)
         return MergeReport(
             output,
             job.plan,
@@ -201,6 +206,7 @@ class MergeJob:
     def manifest(self, written: Mapping[str, WrittenFile]) -> dict[str, Any]:
         """What ``merge_manifest.json`` says of this merge."""
         from ..output.manifest import build_manifest, describe_checkpoint, describe_file
+        from ..output.repeated import record_options
 
         inputs: dict[str, Any] = {
             "base_model": describe_checkpoint(self.sources.base_model, self.plain),
@@ -228,6 +234,7 @@ class MergeJob:
         how: dict[str, Any] = {name: getattr(self.settings, name) for name in recorded}
         how |= self._describe_peft()
         how["tokenizer_named"] = self.sources.tokenizer_named
+        how |= record_options("merge", self.settings)
         if self.delta is not None:
             how["delta"] = {"embeddings": self.settings.delta_embeddings}
         return build_manifest(self.plan, written, inputs, self.sources.tokenizer, how, steps)

@@ -46,7 +46,8 @@ class Input:
 class PlannedJob:
     """A job that has been checked and planned from headers.
 
-    ``models`` are its inputs by their names in the manifest, ``how`` its settings there.
+    ``models`` are its inputs by their names in the manifest, ``how`` its settings there,
+    and ``record`` its name and options (``output.repeated``).
     ``changes`` and ``notes`` are lines for people; ``final_notes(resumed)`` returns those that are
     known only when everything has been written. ``check`` raises ``MergeError`` where the written
     values show a mistake. ``report()`` is what a report is made of, where one is wanted.
@@ -58,6 +59,7 @@ class PlannedJob:
     how: Mapping[str, Any]
     changes: tuple[str, ...]
     notes: tuple[str, ...]
+    record: Mapping[str, Any]
     final_notes: Callable[[bool], tuple[str, ...]] = lambda _: ()
     check: Callable[[], None] = lambda: None
     report: Callable[[], ReportSource] | None = None
@@ -70,7 +72,8 @@ class PlannedJob:
             role: describe_checkpoint(model.source, model.checkpoint)
             for role, model in self.models.items()
         }
-        return build_manifest(self.plan, written, inputs, self.tokenizer, self.how, {})
+        how = {**self.how, **self.record}
+        return build_manifest(self.plan, written, inputs, self.tokenizer, how, {})
 
     def reads(self) -> JobInputs:
         """What it reads."""
@@ -94,19 +97,27 @@ def write_and_report(
     on_progress: OnProgress | None,
     offload: Offload,
     call: Call | None = None,
+    require_same: Callable[[], None] = lambda: None,
 ) -> Report:
     """Write the plan, unless ``dry_run``, and report. ``started`` is a time of ``monotonic``.
 
     ``offload`` has counted what came over the network; ``call`` is what an engine needs that plans
-    it once more on other machines.
+    it once more on other machines. ``require_same`` raises ``VerificationError`` for inputs that
+    are not to be used; it is called before anything is written and when all has been read.
     """
+    require_same()
     maker = None
     if job.report is not None and not settings.dry_run:
         from ..reports.report_files import ReportMaker
 
         require_names_free(folder, REPORT_NAMES, settings.overwrite or settings.resume)
         maker = ReportMaker(job.report(), started)
-    resumed = write(job, folder, settings, on_progress, job.check, call, maker)
+
+    def check() -> None:
+        require_same()
+        job.check()
+
+    resumed = write(job, folder, settings, on_progress, check, call, maker)
     seconds = time.monotonic() - started
     dry_run = settings.dry_run
     notes = job.notes if dry_run else (*resumed, *job.notes, *job.final_notes(bool(resumed)))

@@ -11,6 +11,7 @@ from ..errors import VocabularyError
 from ..job_settings import ResizeSettings
 from ..layouts.model_folder import ModelFolder
 from ..options import takes_options
+from ..output.repeated import record_options
 from ..plan.documents import find_config
 from ..plan.inputs import Sources, choose_any_tokenizer, find_tokenizer
 from ..plan.llama3_tokenizer import holds_tokenizer, read_copied_tokenizer
@@ -111,6 +112,7 @@ def _plan_job(sources: Sources, settings: ResizeSettings, offload: Offload) -> P
         },
         (f"rows       {base_rows} -> {rows}, new ones from {settings.init}{padding}",),
         ("the new rows are a beginning: the model has to be trained on text that uses them",),
+        record_options("resize", settings),
     )
 
 

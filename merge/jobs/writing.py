@@ -18,6 +18,7 @@ from ..output.complete import is_complete
 from ..output.fingerprint import JobInputs, compute_fingerprint, require_same_run
 from ..output.journal import JOURNAL_NAME, Journal, WrittenFile, get_partial_path
 from ..output.preflight import OutputFolder, existing_model_error, require_free, require_possible
+from ..output.repeated import read_recipe
 from ..output.resume import (
     ResumePoint,
     find_resume_point,
@@ -215,6 +216,21 @@ def _stage(output: Path, replaced: Sequence[Path], plan: Plan) -> StagedFolder:
 
     sizes = (sum(info.nbytes for info in infos) for infos in plan.files.values())
     return UploadedFolder(output, replaced, max(sizes, default=0))
+
+
+def make_input_check(job: Job, manifest: str | Path | None) -> Callable[[], None]:
+    """Return a function that raises ``VerificationError`` unless a job's inputs are those of a
+    manifest, as far as they have been read.
+    """
+    if manifest is None:
+        return lambda: None
+    recipe = read_recipe(Path(manifest).expanduser())
+
+    def check() -> None:
+        planned = job.manifest(dict.fromkeys(job.plan.files, WrittenFile(0, "")))
+        recipe.require_same_inputs(planned["inputs"])
+
+    return check
 
 
 def sum_sizes(paths: Iterable[Path]) -> int:

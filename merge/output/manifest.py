@@ -46,7 +46,10 @@ def build_manifest(
         "tool": {"name": "chinese-llama-merge", "version": __version__},
         "inputs": {
             **inputs,
-            "tokenizer": {"sha256": sha256(tokenizer.vocabulary).hexdigest()},
+            "tokenizer": {
+                "sha256": sha256(tokenizer.vocabulary).hexdigest(),
+                **({"source": str(tokenizer.path)} if how.get("tokenizer_named") else {}),
+            },
             **({"imatrix": describe_file(plan.imatrix)} if plan.imatrix else {}),
         },
         **how,
