@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Mapping
+from enum import Enum
 from gettext import NullTranslations
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,33 @@ from .messages import Message, column_width, tr, translate
 _LONGEST = 5000
 
 
+class Topic(str, Enum):
+    """A section of docs/troubleshooting.md, by the anchor of its heading."""
+
+    SIZES = "sizes-that-do-not-fit"
+    NONSENSE = "the-result-is-nonsense"
+    NO_CHANGE = "nothing-changes"
+    FILES = "files"
+    CHECKSUMS = "sha-256-differs-from-a-published-value"
+    LIBRARIES = "old-libraries"
+
+    @property
+    def page(self) -> str:
+        """The link, as the documentation names it."""
+        return f"docs/troubleshooting.md#{self.value}"
+
+
 class MergeError(Exception):
     """A mistake in the input, told with everything needed to mend it.
 
     ``str()`` gives the whole message: the sentence, then the facts that are known, one a line.
     ``sizes`` is a table of several lines, where the mistake lies in how numbers fit together.
-    ``kind`` tells programs what went wrong (docs/json.md).
+    ``kind`` tells programs what went wrong (docs/json.md), and ``topic`` is where the
+    documentation says more, that of the class unless another is given.
     """
 
     kind = "system"
+    topic: Topic | None = None
 
     def __init__(
         self,
@@ -39,7 +58,10 @@ class MergeError(Exception):
         found: object = None,
         remedy: str | None = None,
         sizes: str | None = None,
+        topic: Topic | None = None,
     ) -> None:
+        if topic is not None:
+            self.topic = topic
         self.sentence = _as_shown(sentence)
         super().__init__(self.sentence)
         self.facts: dict[str, str] = {
@@ -125,12 +147,14 @@ class FormatError(MergeError):
     """A file is not what its name says: truncated, damaged, of another kind, or unsafe to read."""
 
     kind = "format"
+    topic = Topic.FILES
 
 
 class LayoutError(MergeError):
     """A folder of readable files does not hold the model that its configuration describes."""
 
     kind = "layout"
+    topic = Topic.FILES
 
 
 class AdapterError(MergeError):
@@ -143,6 +167,7 @@ class VocabularyError(MergeError):
     """Tokenizer, embedding rows and LM head rows do not belong together."""
 
     kind = "vocabulary"
+    topic = Topic.SIZES
 
 
 class OutputError(MergeError):

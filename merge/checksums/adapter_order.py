@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import UsageError
+from ..errors import Topic, UsageError
 
 # Adapters that go onto another one; every other goes straight onto its base.
 _SIZES = ("7B", "13B", "33B")
@@ -119,6 +119,7 @@ def _require_what_it_names(
         found=", then ".join(name for name in present if name) or "the plain base",
         remedy=f"add {' and '.join(missing) or 'them'} in this order before it with --lora_model, "
         "or give a base into which they were merged" + _GO_ON,
+        topic=Topic.SIZES,
     )
 
 
@@ -174,6 +175,7 @@ def _wrong_order_error(
         expected=f"--lora_model {below},{adapter.source}",
         found=_format_option(adapters),
         remedy="give both adapters in this order, with the original LLaMA as the base" + _GO_ON,
+        topic=Topic.NONSENSE,
     )
 
 

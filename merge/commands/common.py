@@ -8,6 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -115,7 +116,7 @@ def _report_end(error: BaseException, args: argparse.Namespace, is_done: bool) -
         if as_json:
             print_json({"error": describe_error(error)})
         else:
-            say(tr("error: {error}", error=as_merge_error(error)), sys.stderr)
+            _say_error(as_merge_error(error))
         return WRONG_INPUT
     unfinished = "nothing was written under a final name"
     state = str(error) or ("everything was done by then" if is_done else unfinished)
@@ -124,6 +125,13 @@ def _report_end(error: BaseException, args: argparse.Namespace, is_done: bool) -
     else:
         say(tr("interrupted: {state}", state=state), sys.stderr)
     return error.exit_code if isinstance(error, Interrupted) else INTERRUPTED
+
+
+def _say_error(error: MergeError) -> None:
+    if error.topic is None:
+        say(tr("error: {error}", error=error), sys.stderr)
+    else:
+        say(tr("error: {error}\n  see {page}", error=error, page=error.topic.page), sys.stderr)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -140,8 +148,23 @@ class CommandParser(argparse.ArgumentParser):
         require_all(self, given)
         return given
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Add to argparse's refusal of a value the one that was probably meant."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            if close := get_close_matches(str(value), map(str, action.choices or ()), 1):
+                error.message += tr("; did you mean {value}?", value=close[0])
+            raise
+
     def error(self, message: str) -> NoReturn:
-        """Print usage and the mistake, or JSON; exit with 2."""
+        """Print usage and the mistake, or JSON, with what was probably meant; exit with 2."""
+        known = self._option_string_actions
+        names = [word.partition("=")[0] for word in self._words if word.startswith("--")]
+        for name in names:
+            close = [] if name in known else get_close_matches(name, known, 1)
+            if close:
+                message += tr("; did you mean {option} by {name}?", option=close[0], name=name)
         if FLAG in self._words and FLAG in self._option_string_actions:
             print_json({"error": describe_error(UsageError(message))})
             self.exit(WRONG_INPUT)

@@ -34,4 +34,5 @@ def describe_error(error: MergeError | OSError) -> dict[str, Any]:
     mistake = as_merge_error(error)
     keys = ("file", "tensor", "expected", "found", "remedy")
     facts = {key: mistake.facts.get(key) for key in keys}
-    return {"kind": mistake.kind, "message": mistake.sentence, **facts}
+    see = mistake.topic.page if mistake.topic else None
+    return {"kind": mistake.kind, "message": mistake.sentence, **facts, "see": see}

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..checksums.adapter_order import could_be_published
 from ..checksums.file_digests import get_file_digest
 from ..checksums.known_files import identify_adapter
-from ..errors import AdapterError
+from ..errors import AdapterError, Topic
 from ..formats import open_container
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
 from ..peft_layers.tuner import split_tensors
@@ -273,6 +273,7 @@ def _require_not_empty(
             found=f"no tensor at all ({path.stat().st_size} bytes)",
             remedy="the script replaced model.state_dict and then called save_pretrained, which "
             "filtered the adapter's tensors away twice; save again from a training checkpoint",
+            topic=Topic.NO_CHANGE,
         )
     for name, tensor in tensors.items():
         if 0 in tensor.shape:
@@ -284,6 +285,7 @@ def _require_not_empty(
                 found=f"shape {tuple(tensor.shape)}",
                 remedy="DeepSpeed ZeRO-3 keeps tensors in parts; gather them when saving "
                 "(stage3_gather_16bit_weights_on_model_save) or run zero_to_fp32.py",
+                topic=Topic.NO_CHANGE,
             )
         if not tensor.dtype.is_floating_point and name not in by_peft:
             raise AdapterError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from ..errors import AdapterError
+from ..errors import AdapterError, Topic
 from ..layouts.elsewhere import find_unsupported_format
 from ..storage.folder import Folder
 
@@ -257,4 +257,5 @@ def _make_unknown_error(path: Path) -> AdapterError:
         expected=f"adapter_model.safetensors or adapter_model.bin alone, or {TRAINABLE_PARAMS}",
         found=path.name,
         remedy="move it away if it is no part of the adapter" + ignore,
+        topic=Topic.FILES,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..errors import AdapterError
+from ..errors import AdapterError, Topic
 from ..layouts.conv1d import stores_transposed
 from ..layouts.decoder import VOCABULARY_TENSORS
 from ..tensors.lazy import Checkpoint, LazyTensor, append_rows, take_rows
@@ -322,6 +322,7 @@ def _not_in_base_error(
         expected="a name of the base model, such as model.layers.0.self_attn.q_proj.weight",
         remedy="the adapter was trained on another model: give the base that its author "
         f"names ({adapter.config.base_model_name_or_path or 'not recorded'})",
+        topic=Topic.SIZES,
     )
 
 
@@ -336,6 +337,7 @@ def _size_error(
         found=found,
         remedy="give the base that the adapter was trained on, for instance a 13B base for a 13B "
         "adapter",
+        topic=Topic.SIZES,
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import LayoutError, UsageError
+from ..errors import LayoutError, Topic, UsageError
 from ..layouts.config import LLAMA_MODEL_TYPES
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
 from ..tensors.lazy import Checkpoint, LazyTensor
@@ -70,6 +70,7 @@ def require_difference(base: Checkpoint, delta: Checkpoint, folder: Path) -> Non
             expected="a difference, whose values lie around zero",
             found=f"a mean of {float(d.mean()):.3g}, where the base's is {float(b.mean()):.3g}",
             remedy="use the model as it is; convert_checkpoint.py writes it in other layouts",
+            topic=Topic.SIZES,
         )
 
 

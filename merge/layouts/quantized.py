@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import LayoutError
+from ..errors import LayoutError, Topic
 from ..tensors.lazy import LazyTensor, get_dtype_name
 
 # The helper tensors of GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors.
@@ -35,4 +35,5 @@ def require_unquantized(folder: Path, name: str, tensor: LazyTensor) -> None:
         expected="one float16, bfloat16 or float32 tensor for each weight",
         found=name.rsplit(".", 1)[-1] if is_quantized(name) else get_dtype_name(tensor.dtype),
         remedy="take the original float16 or bfloat16 model as the base",
+        topic=Topic.FILES,
     )

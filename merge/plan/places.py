@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from textwrap import shorten
 
 from ..deltas.adapter_files import has_no_meaning
-from ..errors import FormatError, UsageError
+from ..errors import FormatError, Topic, UsageError
 from ..storage.offload import Offload
 from ..storage.remote_path import WEIGHT_SUFFIXES, RemotePath
 from ..storage.urls import is_url
@@ -67,6 +68,7 @@ def resolve(source: str, role: str, offload: Offload | None = None) -> Path:
             file=path,
             expected="a local folder, or a Hub id such as owner/name",
             remedy=_suggest_nearby(path),
+            topic=Topic.FILES,
         )
     return _download(hub_id, role, offload)
 
@@ -142,9 +144,16 @@ def _leads_into(link: Path, folder: Path) -> bool:
 
 
 def _suggest_nearby(path: Path) -> str:
-    """Say what is there instead of a path that does not exist."""
-    present = next(parent for parent in path.absolute().parents if parent.is_dir())
-    names = sorted(entry.name for entry in present.iterdir() if entry.is_dir())
+    """Say what is there instead of a path that does not exist, and what was probably meant."""
+    whole = path.absolute()
+    present = next(parent for parent in whole.parents if parent.is_dir())
+    entries = sorted(present.iterdir())
+    names = [entry.name for entry in entries if entry.is_dir()]
+    usable = [*names, *(entry.name for entry in entries if entry.suffix in (".gguf", ".zip"))]
+    missing = whole.relative_to(present).parts[0]
+    by_case = {name.casefold(): name for name in usable}
+    if close := get_close_matches(missing.casefold(), by_case, 1):
+        return f"did you mean {present / by_case[close[0]]}?"
     listed = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
     return f"check the spelling; {present} holds {listed or 'no folders'}"
 

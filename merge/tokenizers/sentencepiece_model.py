@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import FormatError, UsageError
+from ..errors import FormatError, Topic, UsageError
 from ..storage.atomic_write import write_atomically
 from ..untrusted.placeholders import refuse_placeholder
 from .file_names import MODEL_NAME
@@ -148,6 +148,7 @@ def _import_message_type() -> type[ModelProto]:
             "there is no protobuf that fits the installed sentencepiece",
             found=str(error).splitlines()[0],
             remedy="pip install --upgrade sentencepiece protobuf",
+            topic=Topic.LIBRARIES,
         ) from error
     message: type[ModelProto] = sentencepiece_model_pb2.ModelProto
     return message

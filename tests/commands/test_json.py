@@ -142,7 +142,7 @@ def test_a_mistake_is_an_object_too(words: tuple[str, ...], kind: str, told: str
     assert found["error"]["kind"] == kind
     assert told in found["error"]["message"]
     assert set(found["error"]) == {
-        *("kind", "message", "file", "tensor", "expected", "found", "remedy"),
+        *("kind", "message", "file", "tensor", "expected", "found", "remedy", "see"),
     }
     require_documented(found)
 
