@@ -17,6 +17,7 @@ from ..errors import MergeError, UsageError, as_merge_error
 from ..interruption import INTERRUPTED, Interrupted, deferred_signals
 from ..messages import tr
 from ..options import GROUPS, INPUTS, options_of
+from ..outtypes import QUANTIZED_OUTTYPES
 from .completion import complete, is_completing
 from .given_options import read_given, require_all
 from .language import HelpFormatter, add_language_option, chosen_language, say
@@ -187,13 +188,18 @@ def command_parser(description: str, examples: str | None = None) -> argparse.Ar
     return parser
 
 
-def run_job(args: argparse.Namespace, job: Callable[..., Report], **more: Any) -> int:
-    """Run a job with progress on the screen, and print its summary unless ``--quiet``."""
+def run_job(args: argparse.Namespace, job: Callable[..., Report], doing: str, **more: Any) -> int:
+    """Run a job with progress on the screen, and print its summary unless ``--quiet``.
+
+    ``doing`` is what the progress calls it.
+    """
+    if str(getattr(args, "outtype", "")).lower() in QUANTIZED_OUTTYPES:
+        doing = tr("{doing} and quantizing", doing=doing)
     from .progress import progress_bar
 
     if getattr(args, "from_manifest", None) and not args.allow_changed_inputs:
         more["same_inputs_as"] = args.from_manifest
-    with progress_bar(quiet=args.quiet) as on_progress:
+    with progress_bar(args.quiet, doing) as on_progress:
         report = job(on_progress=on_progress, **keywords_of(job, args), **more)
     if getattr(args, "as_json", False):
         print_json(report.as_json())

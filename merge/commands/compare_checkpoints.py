@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, shown
+from ..messages import tr
 from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
 from .language import say
 from .machine import add_json_option, print_json
@@ -81,7 +82,7 @@ def _compare(args: argparse.Namespace) -> int:
                 found=f"no tensors, and none in {args.b}",
                 remedy="give two models, or two weight files",
             )
-        with progress_bar(args.quiet, "comparing") as on_progress:
+        with progress_bar(args.quiet, tr("comparing")) as on_progress:
             result = compare_checkpoints(*_tensors(ours, theirs), on_progress)
     if args.as_json:
         print_json(_as_json(ours, theirs, result, args.max_ulp))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ..job_settings import HuggingFaceSettings
+from ..messages import tr
 from .common import add_options, add_output_volume_options, command_parser, run, run_job
 
 _DESCRIPTION = """\
@@ -64,7 +65,7 @@ def _convert(args: argparse.Namespace) -> int:
     args.context_length = args.context_length or _CONTEXT_LENGTHS.get(args.llama_version)
     args.model = find_size(resolve(args.input_dir, "input folder"), args.model_size)
     require_release(args.model, args.llama_version)
-    return run_job(args, convert_checkpoint)
+    return run_job(args, convert_checkpoint, tr("converting"))
 
 
 if __name__ == "__main__":

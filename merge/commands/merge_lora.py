@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ..errors import UsageError
 from ..job_settings import MergeSettings, MergeToHuggingFaceSettings
+from ..messages import tr
 from .common import add_options, add_output_volume_options, command_parser, run, run_job
 from .given_options import add_file_options
 from .language import say
@@ -109,8 +110,8 @@ def _merge(args: argparse.Namespace) -> int:
         )
     if args.lora_weights:
         args.lora_weights = " ".join(args.lora_weights)
-    with progress_bar(args.quiet, "checking the base") as on_verify:
-        code = run_job(args, merge_lora, on_verify=on_verify)
+    with progress_bar(args.quiet, tr("checking the base")) as on_verify:
+        code = run_job(args, merge_lora, tr("merging"), on_verify=on_verify)
     for name in _WITHOUT_EFFECT:
         if getattr(args, name) is not None and not (args.quiet or args.as_json):
             say(f"  note: --{name} changes nothing here: the base's own files say it")
@@ -129,7 +130,7 @@ def _verify(args: argparse.Namespace) -> int:
     from .progress import progress_bar
     from .verify_merge import print_verification
 
-    with progress_bar(args.quiet, "checking") as on_progress:
+    with progress_bar(args.quiet, tr("checking")) as on_progress:
         found = verify_result(vars(args), on_progress)
     return print_verification(found, quiet=args.quiet, verbose=args.verbose)
 

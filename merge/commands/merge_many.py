@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import shown
 from ..job_settings import MergeSettings
+from ..messages import tr
 from .common import (
     DIFFERENT,
     DONE,
@@ -72,8 +73,8 @@ def _merge(args: argparse.Namespace) -> int:
         _print_result(result, quiet=args.quiet, verbose=args.verbose)
 
     with (
-        progress_bar(args.quiet, "checking the base") as on_verify,
-        progress_bar(args.quiet) as on_progress,
+        progress_bar(args.quiet, tr("checking the base")) as on_verify,
+        progress_bar(args.quiet, tr("merging")) as on_progress,
     ):
         report = merge_many(
             args.jobs_file,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..job_settings import MergeSettings
+from ..messages import tr
 from ..options import options_of
 from .common import (
     DIFFERENT,
@@ -85,7 +86,7 @@ def _verify(args: argparse.Namespace) -> int:
 
     if args.lora_weights:
         args.lora_weights = " ".join(args.lora_weights)
-    with progress_bar(args.quiet, "checking") as on_progress:
+    with progress_bar(args.quiet, tr("checking")) as on_progress:
         found = verify_merge(on_progress=on_progress, **keywords_of(verify_merge, args))
     if args.as_json:
         print_json(_as_json(found))

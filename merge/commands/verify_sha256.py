@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import MergeError, UsageError, shown
+from ..messages import tr
 from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
 from .language import say
 
@@ -98,7 +99,7 @@ def _check(
     listed = [path for item in manifests.items() for path in manifest.list_files(*item)]
     everything = list(dict.fromkeys([*files, *listed]))
     digests: dict[Path, CheckedFile] = {}
-    with progress_bar(quiet, "reading") as show:
+    with progress_bar(quiet, tr("reading")) as show:
         on_bytes = _byte_counter(show, sum(path.stat().st_size for path in everything))
         for path in everything:
             digests[path] = check_file(path, on_bytes, path in alone)

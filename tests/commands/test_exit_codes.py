@@ -88,7 +88,7 @@ def test_mistake_ends_with_exit_code_2_and_one_message(
     told = run_merge(*arguments)
     assert (told.returncode, told.stdout) == (2, "")
     lines = told.stderr.splitlines()
-    first, *facts = [line for line in lines if not line.startswith("writing: ")]
+    first, *facts = [line for line in lines if not line.startswith("merging: ")]
     assert first == f"error: {sentence}"
     assert all(line.startswith("  ") for line in facts)
     assert any(line.startswith("  remedy:   ") for line in facts)
@@ -203,7 +203,7 @@ def test_interrupted_run_is_told_how_to_go_on_and_does(
     ) as process:
         assert process.stderr is not None
         for tenth in (1, 2, 3, 4):
-            assert process.stderr.readline().startswith(f"writing: {tenth}0 %")
+            assert process.stderr.readline().startswith(f"merging: {tenth}0 %")
         assert {path.name[0] for path in inputs.out.iterdir()} == {"."}  # no final name yet
         process.send_signal(signal.SIGINT)
         started = time.monotonic()

@@ -72,7 +72,7 @@ def test_progress_is_a_line_for_each_tenth_and_a_summary_follows(
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     assert 1 <= len(lines) <= 10
-    assert all(line.startswith("writing: ") for line in lines)
+    assert all(line.startswith("merging: ") for line in lines)
     assert "100 %" in lines[-1]
     for said in ("added to 14 tensors", "replaced 2", "grown from 101 to 151 rows", "took"):
         assert said in done.stdout

@@ -30,7 +30,16 @@ _ALSO = {
     "inspect_adapter": ("merge_lora",),
     "merge_many": ("merge_lora",),
 }
-_NO_COMMANDS = ("__init__", "common", "completion", "language", "machine", "main", "progress")
+_NO_COMMANDS = (
+    "__init__",
+    "common",
+    "completion",
+    "given_options",
+    "language",
+    "machine",
+    "main",
+    "progress",
+)
 _OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 # Another command of this project with its options, and whole commands of other programs.
 _OTHER = re.compile(r"(?P<script>\w+)\.py(?P<words>(?: --?[\w-]+| [A-Za-z0-9_.]+)*)")
