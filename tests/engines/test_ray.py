@@ -12,15 +12,20 @@ from typing import Any
 
 import pytest
 
-from merge import apply_delta, convert_checkpoint, make_delta, merge_lora
+from merge import apply_delta, convert_checkpoint, make_delta, merge_lora, merge_many
 from merge.errors import MergeError, NumberError, OutputError, UsageError
-from tests.kit.files import tree
+from tests.kit.files import tree, write_json
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
 from tests.kit.ray_clusters import RayCluster, ray_cluster
 from tests.kit.run import ROOT
 from tests.kit.stopped import contents
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="clusters on loopback need POSIX")
+# A path that means something in this process alone stands for a disk of its machine alone.
+needs_own_paths = pytest.mark.skipif(
+    not Path("/proc/self/fd").exists(), reason="there are no paths of one process alone"
+)
 
 OUTPUTS: dict[str, dict[str, Any]] = {
     "bin": {"output_type": "huggingface", "max_shard_size": "4KB"},
@@ -138,10 +143,10 @@ def refuse(kind: type[MergeError], models: Path, out: Path, **options: Any) -> M
     return caught.value
 
 
+@needs_own_paths
 def test_machine_that_does_not_see_the_base_is_named(
     connected: RayCluster, models: Path, tmp_path: Path
 ) -> None:
-    """A path that means something in this process alone stands for a disk of this machine alone."""
     folder = os.open(models, os.O_RDONLY)
     try:
         base = Path(f"/proc/self/fd/{folder}/base")
@@ -154,6 +159,7 @@ def test_machine_that_does_not_see_the_base_is_named(
     assert "storage that all machines mount" in error.facts["remedy"]
 
 
+@needs_own_paths
 def test_machine_that_does_not_see_the_output_is_named(
     connected: RayCluster, models: Path, tmp_path: Path
 ) -> None:
@@ -251,3 +257,31 @@ def test_machine_without_this_program_is_named(
         cluster.kill_machine(machine)
     assert "does not run on a machine" in str(error)
     assert machine in error.facts["found"]
+
+
+def test_many_merges_run_there_one_after_the_other(
+    connected: RayCluster, models: Path, tmp_path: Path
+) -> None:
+    for engine in ("local", "ray"):
+        jobs = [
+            {
+                "lora_model": str(models / "llama"),
+                "output_dir": str(tmp_path / engine / kind / "out"),
+            }
+            | {"engine": engine, **OUTPUTS[kind]}
+            for kind in ("bin", "pth")
+        ]
+        file = tmp_path / f"{engine}.json"
+        write_json(file, {"base_model": str(models / "base"), "jobs": jobs})
+        assert not merge_many(file).failures
+    for kind in ("bin", "pth"):
+        merged = [contents(tmp_path / engine / kind / "out") for engine in ("local", "ray")]
+        assert merged[0] == merged[1]
+
+
+def test_planning_alone_needs_no_cluster(models: Path, tmp_path: Path) -> None:
+    inputs = (models / "base", models / "llama")
+    nowhere = "192.0.2.1:6379"
+    report = merge_lora(*inputs, tmp_path / "out", engine="ray", ray_address=nowhere, dry_run=True)
+    assert report.dry_run
+    assert not (tmp_path / "out").exists()

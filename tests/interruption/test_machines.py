@@ -16,6 +16,7 @@ from tests.kit.ray_merges import LATER_FILE, SHARDS, WHOLE_FILE, LongMerge, Watc
 from tests.kit.run import MERGE, command, quick_environment
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="clusters on loopback need POSIX")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,6 @@ def stop(long: LongMerge, number: int, pattern: str, **options: object) -> tuple
     return process.returncode, told
 
 
-@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL")
 @pytest.mark.parametrize(("first", "second"), [("ray", "local"), ("local", "ray")])
 def test_run_whose_driver_died_goes_on_with_either_engine(
     cluster: RayCluster, long: LongMerge, first: str, second: str

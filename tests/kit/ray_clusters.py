@@ -24,7 +24,11 @@ _QUICK = {
     "health_check_failure_threshold": 3,
 }
 _MACHINE: dict[str, Any] = {"object_store_memory": 80 << 20}
-_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_MEMORY_MONITOR": "1"}
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DISABLE_MEMORY_MONITOR": "1",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+}
 
 
 class RayCluster:
