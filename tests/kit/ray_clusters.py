@@ -26,7 +26,7 @@ _QUICK = {
 _MACHINE: dict[str, Any] = {"object_store_memory": 80 << 20}
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DISABLE_MEMORY_MONITOR": "1",
+    "RAY_memory_monitor_refresh_ms": "0",  # other processes may take the memory
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
 }
 
