@@ -16,6 +16,7 @@ from merge.jobs.merge_many import merge_many
 from merge.jobs.verify_merge import verify_merge
 from merge.sizes import size_text
 from merge.storage import http_client
+from merge.tensors.digests import DIGEST_KEYS, DIGEST_VERSION
 from tests.kit.adapters import make_adapter
 from tests.kit.hub import serve
 from tests.kit.llamas import make_base
@@ -63,7 +64,8 @@ def needed(root: Path, told: object) -> int:
     """Bytes of the files, less the tensors that were not read whole by the ``told`` manifest."""
     whole = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
     assert isinstance(told, dict)
-    unread = [t for t in told["inputs"]["base_model"]["tensors"].values() if t["xxh3_128"] is None]
+    key = DIGEST_KEYS[DIGEST_VERSION]
+    unread = [t for t in told["inputs"]["base_model"]["tensors"].values() if t[key] is None]
     return whole - sum(2 * math.prod(tensor["shape"]) for tensor in unread)
 
 
