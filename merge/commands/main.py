@@ -58,6 +58,7 @@ COMMANDS: Mapping[str, Command] = {
     "resize": Command(tr("grow embeddings and LM head to a larger tokenizer"), "resize_vocabulary"),
     "inspect": Command(tr("say what an adapter holds, and whether it fits"), "inspect_adapter"),
     "verify": Command(tr("check a result: files, digests, every element"), "verify_merge"),
+    "report": Command(tr("report on a result: what changed, as one page"), "report"),
     "compare": Command(tr("compare two models tensor by tensor"), "compare_checkpoints"),
     "verify-sha256": Command(tr("compare files with published checksums"), "verify_sha256"),
     "chat": Command(tr("talk to a model, beside its base"), "chat"),
