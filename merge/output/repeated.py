@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import FormatError, MergeError, VerificationError
 from ..messages import tr
+from ..options import options_of
 from ..settings import OutputSettings
 from ..untrusted.strict_json import read_json
 from ..version import MANIFEST_NAME
@@ -26,9 +27,13 @@ def record_options(job: str, settings: OutputSettings) -> dict[str, Any]:
     """What a manifest records of a job beside its inputs: its name, and every value that shapes
     the result.
 
-    The name of a model stands in GGUF files alone; elsewhere it would be that of the folder.
+    Options of other types of output are left out. The name of a model stands in GGUF files alone;
+    elsewhere it would be that of the folder.
     """
-    left_out = _INPUTS if settings.output_type == "gguf" else (*_INPUTS, "model_name")
+    left_out = {*_INPUTS, *(() if settings.output_type == "gguf" else ("model_name",))}
+    for name, one in options_of(type(settings)).items():
+        if one.only_for not in (None, settings.output_type):
+            left_out.add(name)
     values = settings.result_values()
     values["max_shard_size"] = settings.shard_bytes
     values["split_max_size"] = settings.split_bytes or None
@@ -50,10 +55,15 @@ class Recipe:
     def require_same_inputs(self, found: Mapping[str, Any]) -> None:
         """Raise ``VerificationError`` for the first input whose content is another one.
 
-        ``found`` are the inputs of a manifest. What has not been read yet is not compared.
+        ``found`` are the inputs of a manifest. What has not been read yet is not compared. Raises
+        ``FormatError`` where the manifest does not describe its inputs.
         """
-        for error in self._compare(found):
-            raise error
+        try:
+            first = next(self._compare(found), None)
+        except (AttributeError, KeyError, TypeError):
+            raise _no_recipe_error(self.file) from None
+        if first is not None:
+            raise first
 
     def _compare(self, found: Mapping[str, Any]) -> Iterator[MergeError]:
         for role in _MODELS:
@@ -87,12 +97,16 @@ def read_recipe(path: Path) -> Recipe:
         named = _name_inputs(content["inputs"])
         return Recipe(file, str(content[JOB]), {**content[OPTIONS], **named}, content["inputs"])
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise FormatError(
-            "the manifest does not say how its result was made",
-            file=file,
-            expected=f'"{JOB}" and "{OPTIONS}", as this release records them',
-            remedy="give the options themselves",
-        ) from None
+        raise _no_recipe_error(file) from None
+
+
+def _no_recipe_error(file: Path) -> FormatError:
+    return FormatError(
+        "the manifest does not say how its result was made",
+        file=file,
+        expected=f'inputs, "{JOB}" and "{OPTIONS}", as this release records them',
+        remedy="give the options themselves",
+    )
 
 
 def _name_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,13 +121,16 @@ def _name_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _compare_tensors(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[MergeError]:
+    from ..tensors.digests import DIGEST_KEYS, DIGEST_VERSION
+
+    key = DIGEST_KEYS[DIGEST_VERSION]
     before, after = then["tensors"], now["tensors"]
     for name in before:
         if name not in after:
             yield _changed_error(now["source"], name, "a tensor of this name", "none")
     for name, entry in after.items():
-        expected = before.get(name, {}).get("xxh3_128", "no tensor of this name")
-        digest = entry["xxh3_128"]
+        expected = before.get(name, {key: "no tensor of this name"}).get(key, f"{key}: ...")
+        digest = entry[key]
         if None not in (expected, digest) and expected != digest:
             yield _changed_error(now["source"], name, expected, digest)
 

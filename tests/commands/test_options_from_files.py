@@ -116,6 +116,10 @@ def test_inputs_that_were_moved_are_given_on_the_command_line(
     [
         (lambda content: content.pop("options"), "does not say how its result was made"),
         (lambda content: content.update(job="convert"), "that of another command"),
+        (
+            lambda content: content["inputs"]["adapters"][0].pop("files"),
+            "does not say how its result was made",
+        ),
         (lambda content: content.update(inputs=[]), "does not say how its result was made"),
     ],
 )

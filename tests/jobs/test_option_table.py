@@ -106,6 +106,9 @@ OWN = {
     "verbose",
     "quiet",
     "lang",
+    "config",
+    "from_manifest",
+    "allow_changed_inputs",
     "as_json",
     "verify",
     "low_cpu_mem",
@@ -117,7 +120,7 @@ OWN = {
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: str(job.__name__))
 def test_command_passes_each_of_its_options_to_its_job(job: Callable[..., object]) -> None:
     options = {action.dest for action in get_parser(job.__name__)._actions} - OWN
-    own_keywords = {"on_progress", "on_verify", "model_name"}
+    own_keywords = {"on_progress", "on_verify", "same_inputs_as", "model_name"}
     assert options == signature(job).parameters.keys() - own_keywords
 
 
