@@ -10,6 +10,9 @@
 # make kill-test  1,000 merges, killed at random points and resumed, and 1,000 commands with Ctrl-C
 #                 between two random lines (RUNS=..., SEED=...)
 # make kill-machines  ten merges on a Ray cluster of two machines, of which one is killed (MACHINES=...)
+# make package    build wheel and source distribution, check them, and install them into an empty
+#                 environment with and without each extra (EXTRAS="- gguf": without, and with one);
+#                 minutes for each
 # make bench      time and memory of a merge of a 1.1B-shaped model, compared with copies and other tools
 # make bench-all  everything in docs/performance.md; needs 40 GB of disk and an hour
 # make clean      remove the environment and all that the targets above made
@@ -36,7 +39,8 @@ export PYTHONUTF8 := 1
 # Without stored bytecode, importing torch takes 2 s and 50 MiB more in every process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test lint llama_cpp browser fuzz kill-test kill-machines bench bench-all clean
+.PHONY: demo check test lint llama_cpp browser fuzz kill-test kill-machines package bench bench-all
+.PHONY: clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/run.py
@@ -76,6 +80,11 @@ MACHINES ?= 10
 
 kill-machines: $(VENV)/.test
 	$(BIN)/python -m tests.interruption.kill_machines --runs $(MACHINES)
+
+EXTRAS ?=
+
+package: $(VENV)/.test
+	$(BIN)/python -m tests.packaging.run $(EXTRAS)
 
 BENCH ?= --shape 1b --output_type huggingface --runs 3 --peers peft mergekit --verify
 EXPERIMENTS ?= all

@@ -7,23 +7,32 @@ file; it does not vouch for it.
 from __future__ import annotations
 
 import re
-import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-# Beside the code in a checkout; an installation puts it where pyproject.toml says.
-CHECKSUMS = next(
-    (
-        path
-        for path in (
-            Path(__file__).resolve().parents[2] / "SHA256.md",
-            Path(sys.prefix) / "share" / "chinese-llama-merge" / "SHA256.md",
-        )
-        if path.is_file()
-    ),
-    Path("SHA256.md"),
-)
+_NAME = "SHA256.md"
+
+
+def _find_checksums() -> Path:
+    """The table beside the code of a checkout, else where it was installed: for ``pip --target``
+    beside the code, too, otherwise by the installation's own list of files.
+    """
+    root = Path(__file__).resolve().parents[2]
+    for beside_code in (root / _NAME, root / "share" / "chinese-llama-merge" / _NAME):
+        if beside_code.is_file():
+            return beside_code
+    from importlib.metadata import PackageNotFoundError, files
+
+    try:
+        installed = files("chinese-llama-merge") or []
+    except PackageNotFoundError:
+        installed = []
+    found = (Path(str(file.locate())) for file in installed if file.name == _NAME)
+    return next(found, root / _NAME)
+
+
+CHECKSUMS = _find_checksums()
 _HEADING = re.compile(r"## (?P<title>.+)")
 _ROW = re.compile(r"\| (?P<model>.+?) \| (?P<part>\d+) \| `(?P<sha256>[0-9a-f]{64})` \|")
 _ADAPTERS = "LoRA adapters"
