@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..errors import AdapterError, Topic
 from ..layouts.elsewhere import find_unsupported_format
+from ..messages import tr
 from ..storage.folder import Folder
 
 TRAINABLE_PARAMS = "trainable_params.bin"
@@ -25,40 +26,55 @@ FSDP_NAME = "pytorch_model_fsdp.bin"
 MLX_NAME = "adapters.safetensors"
 # Patterns of names, and what is read from them.
 READ = {
-    "adapter_config.json": "kind, ranks and scalings",
-    "adapter_model.safetensors": "the adapter's tensors",
-    "adapter_model.bin": "the adapter's tensors, as PEFT before 0.6 saved them",
-    "model.safetensors": "the adapter's tensors in a training checkpoint",
-    "pytorch_model.bin": "the adapter's tensors in a training checkpoint",
-    FSDP_NAME: "the adapter's tensors in an FSDP checkpoint, if it is the only weight file",
-    "adapter_model-*-of-*": "the adapter's tensors in several files, all of which must be there",
-    "adapter_model.*.index.json": "which of several files holds which tensor",
-    MLX_NAME: "the adapter's tensors, as mlx-lm saves them",
-    "*.gguf": "the adapter as llama.cpp's convert_lora_to_gguf.py writes it, where there is no "
-    "adapter_config.json; the file may be named itself",
-    TRAINABLE_PARAMS: "LongLoRA's trained embeddings and norms, which replace the base's before "
-    "the LoRA is added",
-    NEW_EMBEDDINGS: "vLLM's rows of added tokens, which follow the base's on both sides "
-    "before the LoRA is added",
-    "value_head.*": "the value head of a reward model, which is copied unchanged",
-    EXTRA_EMBEDDINGS: "Open-Assistant's embedding rows of added tokens; those of the LM head "
-    "are initialized as --new_token_init says",
-    "tokenizer.model": "the vocabulary",
-    "tokenizer.json": "added tokens with ids and flags, and what is put around a text; for "
-    "LLaMA its vocabulary must be that of tokenizer.model, which may lie in another input's folder",
-    "tokenizer_config.json": "special tokens, end of text, padding, added tokens, chat template",
-    "special_tokens_map.json": "special tokens; takes precedence over tokenizer_config.json",
-    "added_tokens.json": "tokens beyond the vocabulary's pieces",
-    "vocab.*": "the vocabulary of other decoders",
-    "merges.txt": "the vocabulary of other decoders",
-    "*.tiktoken": "the vocabulary of other decoders",
-    "tekken.json": "the vocabulary of other decoders",
-    "chat_template.jinja": "the chat template; takes precedence over tokenizer_config.json; "
-    "further ones in additional_chat_templates",
-    "chat_template.json": "the chat template, if no other file has one",
-    "config.json": "the configuration of the result",
-    "generation_config.json": "defaults for generation",
-    "*.py": "code of the model, copied with --copy_code",
+    "adapter_config.json": tr("kind, ranks and scalings"),
+    "adapter_model.safetensors": tr("the adapter's tensors"),
+    "adapter_model.bin": tr("the adapter's tensors, as PEFT before 0.6 saved them"),
+    "model.safetensors": tr("the adapter's tensors in a training checkpoint"),
+    "pytorch_model.bin": tr("the adapter's tensors in a training checkpoint"),
+    FSDP_NAME: tr("the adapter's tensors in an FSDP checkpoint, if it is the only weight file"),
+    "adapter_model-*-of-*": tr(
+        "the adapter's tensors in several files, all of which must be there"
+    ),
+    "adapter_model.*.index.json": tr("which of several files holds which tensor"),
+    MLX_NAME: tr("the adapter's tensors, as mlx-lm saves them"),
+    "*.gguf": tr(
+        "the adapter as llama.cpp's convert_lora_to_gguf.py writes it, where there is no "
+        "adapter_config.json; the file may be named itself"
+    ),
+    TRAINABLE_PARAMS: tr(
+        "LongLoRA's trained embeddings and norms, which replace the base's before the LoRA is added"
+    ),
+    NEW_EMBEDDINGS: tr(
+        "vLLM's rows of added tokens, which follow the base's on both sides "
+        "before the LoRA is added"
+    ),
+    "value_head.*": tr("the value head of a reward model, which is copied unchanged"),
+    EXTRA_EMBEDDINGS: tr(
+        "Open-Assistant's embedding rows of added tokens; those of the LM head "
+        "are initialized as --new_token_init says"
+    ),
+    "tokenizer.model": tr("the vocabulary"),
+    "tokenizer.json": tr(
+        "added tokens with ids and flags, and what is put around a text; for LLaMA its "
+        "vocabulary must be that of tokenizer.model, which may lie in another input's folder"
+    ),
+    "tokenizer_config.json": tr(
+        "special tokens, end of text, padding, added tokens, chat template"
+    ),
+    "special_tokens_map.json": tr("special tokens; takes precedence over tokenizer_config.json"),
+    "added_tokens.json": tr("tokens beyond the vocabulary's pieces"),
+    "vocab.*": tr("the vocabulary of other decoders"),
+    "merges.txt": tr("the vocabulary of other decoders"),
+    "*.tiktoken": tr("the vocabulary of other decoders"),
+    "tekken.json": tr("the vocabulary of other decoders"),
+    "chat_template.jinja": tr(
+        "the chat template; takes precedence over tokenizer_config.json; "
+        "further ones in additional_chat_templates"
+    ),
+    "chat_template.json": tr("the chat template, if no other file has one"),
+    "config.json": tr("the configuration of the result"),
+    "generation_config.json": tr("defaults for generation"),
+    "*.py": tr("code of the model, copied with --copy_code"),
 }
 # What a training leaves beside an adapter that says nothing about the merged model.
 SAYS_NOTHING = (

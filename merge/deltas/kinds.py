@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..layouts.replicated_layers import FIELD
+from ..messages import tr
 from .peft_methods import VARIANTS
 from .refusals import REFUSED
 
@@ -50,45 +51,52 @@ HANDLED = (
         "rsLoRA",
         "0.8",
         "`use_rslora`",
-        "the scaling is `lora_alpha / sqrt(r)`",
+        tr("the scaling is `lora_alpha / sqrt(r)`"),
         ("use_rslora",),
     ),
     Kind(
-        "rank and alpha patterns",
+        tr("rank and alpha patterns"),
         "0.6",
         "`rank_pattern`, `alpha_pattern`",
-        "rank and alpha of a module are those of the first pattern that matches its name's end; "
-        "where PEFT's releases differ, by `peft_version`, else by the shapes of the matrices",
+        tr(
+            "rank and alpha of a module are those of the first pattern that matches its name's "
+            "end; where PEFT's releases differ, by `peft_version`, else by the shapes of the "
+            "matrices"
+        ),
         ("rank_pattern", "alpha_pattern"),
     ),
     Kind(
-        "chosen layers",
+        tr("chosen layers"),
         "0.2",
         "`target_modules`, `exclude_modules`, `layers_to_transform`, `layers_pattern`",
-        "the tensors in the file decide; if a list names modules, they must be those",
+        tr("the tensors in the file decide; if a list names modules, they must be those"),
         ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     ),
     Kind(
-        "layer replication",
+        tr("layer replication"),
         "0.10",
         "`layer_replication`",
-        "the result has a copy of the base's layer for each number in the ranges, and the LoRA is "
-        "added to each copy",
+        tr(
+            "the result has a copy of the base's layer for each number in the ranges, and the "
+            "LoRA is added to each copy"
+        ),
         (FIELD,),
     ),
     Kind(
         "fan_in_fan_out",
         "0.2",
         "`fan_in_fan_out`",
-        "no effect on linear layers; GPT-2's Conv1D stores its matrices transposed, so the "
-        "product is transposed too",
+        tr(
+            "no effect on linear layers; GPT-2's Conv1D stores its matrices transposed, so the "
+            "product is transposed too"
+        ),
         ("fan_in_fan_out",),
     ),
     Kind(
-        "embedding LoRA",
+        tr("embedding LoRA"),
         "0.3",
         "`lora_embedding_A`, `lora_embedding_B`",
-        "`W += scaling · (B A)ᵀ`; other rows than the base's: `--vocab_mismatch`",
+        tr("`W += scaling · (B A)ᵀ`; other rows than the base's: `--vocab_mismatch`"),
         (),
         {
             "lora_embedding_A": rf"{_MODULE}lora_embedding_A{_NAME}",
@@ -99,8 +107,10 @@ HANDLED = (
         "DoRA",
         "0.9",
         "`use_dora`, `lora_magnitude_vector`",
-        "after the sum, each output row (of embeddings: each column) is scaled to its trained "
-        "norm; the order of several adapters matters",
+        tr(
+            "after the sum, each output row (of embeddings: each column) is scaled to its trained "
+            "norm; the order of several adapters matters"
+        ),
         ("use_dora",),
         {
             "lora_magnitude_vector": rf"{_MODULE}lora_magnitude_vector"
@@ -108,26 +118,28 @@ HANDLED = (
         },
     ),
     Kind(
-        "bias of lora_B",
+        tr("bias of lora_B"),
         "0.14",
         "`lora_bias`, `lora_B.bias`",
-        "`bias += scaling · lora_B.bias`; the base must have that bias",
+        tr("`bias += scaling · lora_B.bias`; the base must have that bias"),
         ("lora_bias",),
         {"lora_bias": rf"{_MODULE}lora_B{_NAME}\.bias"},
     ),
     Kind(
-        "trained biases",
+        tr("trained biases"),
         "0.2",
-        '`bias` is `"all"` or `"lora_only"`',
-        "the bias is replaced",
+        tr('`bias` is `"all"` or `"lora_only"`'),
+        tr("the bias is replaced"),
         ("bias",),
     ),
     Kind(
-        "whole modules",
+        tr("whole modules"),
         "0.2",
-        "`modules_to_save`; plain names, `modules_to_save`, `original_module`",
-        "every tensor of the module is replaced by the trained copy; the three keys of PEFT 0.21 "
-        "are checked against each other, and the untrained copy is ignored",
+        tr("`modules_to_save`; plain names, `modules_to_save`, `original_module`"),
+        tr(
+            "every tensor of the module is replaced by the trained copy; the three keys of PEFT "
+            "0.21 are checked against each other, and the untrained copy is ignored"
+        ),
         ("modules_to_save",),
         {
             "modules_to_save": rf"{_MODULE}modules_to_save\.(?P<rest>.+)",
@@ -135,20 +147,20 @@ HANDLED = (
         },
     ),
     Kind(
-        "the base's own copy",
+        tr("the base's own copy"),
         "0.6",
-        "`base_layer` beside a LoRA, as PEFT saves a resized vocabulary",
-        "the copy replaces the base's tensor, then the LoRA is added",
+        tr("`base_layer` beside a LoRA, as PEFT saves a resized vocabulary"),
+        tr("the copy replaces the base's tensor, then the LoRA is added"),
         (),
         {
             "base_layer": rf"{_MODULE}base_layer\.(?P<rest>weight|bias)",
         },
     ),
     Kind(
-        "trainable tokens",
+        tr("trainable tokens"),
         "0.15",
         "`trainable_token_indices`, `token_adapter.trainable_tokens_delta`",
-        "the rows of these tokens are replaced, on both sides of tied embeddings",
+        tr("the rows of these tokens are replaced, on both sides of tied embeddings"),
         ("trainable_token_indices",),
         {
             "trainable_tokens_delta": rf"{_MODULE}trainable_tokens_delta{_NAME}",
@@ -156,10 +168,10 @@ HANDLED = (
         },
     ),
     Kind(
-        "tied embeddings",
+        tr("tied embeddings"),
         "0.16",
-        "`tie_word_embeddings` of the base, `ensure_weight_tying`",
-        "when the two sides end up different, both are written and the model is untied",
+        tr("`tie_word_embeddings` of the base, `ensure_weight_tying`"),
+        tr("when the two sides end up different, both are written and the model is untied"),
         ("ensure_weight_tying",),
     ),
 )

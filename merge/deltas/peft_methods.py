@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..messages import tr
+
 TRAINABLE_TOKENS = "TRAINABLE_TOKENS"
 # The field that says from which values a LoRA was trained.
 START_FIELD = "init_lora_weights"
@@ -39,7 +41,8 @@ def _start(name: str, start: str, result: str) -> Variant:
     )
 
 
-_RESIDUAL = "PEFT takes the start from the plain base again, then adds the trained matrices"
+_RESIDUAL = tr("PEFT takes the start from the plain base again, then adds the trained matrices")
+_BY_PEFT = tr("as PEFT merges it")
 VARIANTS = (
     _start("PiSSA", "pissa", _RESIDUAL),
     _start("OLoRA", "olora", _RESIDUAL),
@@ -47,14 +50,14 @@ VARIANTS = (
         "target_parameters",
         "target_parameters",
         bool,
-        "the product is added to bare parameters, such as fused experts",
+        tr("the product is added to bare parameters, such as fused experts"),
     ),
-    Variant("QALoRA", "use_qalora", bool, "as PEFT merges it"),
-    Variant("BD-LoRA", "use_bdlora", is_configured, "as PEFT merges it"),
-    Variant("KaSA", "kasa_config", is_configured, "as PEFT merges it"),
-    Variant("VeLoRA", "velora_config", is_configured, "as PEFT merges it"),
+    Variant("QALoRA", "use_qalora", bool, _BY_PEFT),
+    Variant("BD-LoRA", "use_bdlora", is_configured, _BY_PEFT),
+    Variant("KaSA", "kasa_config", is_configured, _BY_PEFT),
+    Variant("VeLoRA", "velora_config", is_configured, _BY_PEFT),
     Variant(
-        "MonteCLoRA", "monteclora_config", is_configured, "as PEFT merges it, without sampling"
+        "MonteCLoRA", "monteclora_config", is_configured, tr("as PEFT merges it, without sampling")
     ),
 )
 # Parts of tensor names that give a method away where adapter_config.json does not say it.

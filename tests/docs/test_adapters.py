@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+
+import pytest
 
 from docs.write_adapters import (
     BASES,
     BY_FIELD,
-    DOCUMENT,
+    DOCUMENTS,
     ROOT,
     build_tables,
     insert_tables,
     name_test_of_kind,
     name_test_of_refusal,
 )
+from merge.deltas.adapter_files import FOREIGN, READ
 from merge.deltas.kinds import HANDLED
+from merge.deltas.peft_methods import VARIANTS
 from merge.deltas.refusals import REFUSED
+from merge.messages import load_catalogue
 
 
-def test_the_document_is_what_the_registry_writes() -> None:
-    document = DOCUMENT.read_text(encoding="utf-8")
-    assert insert_tables(document) == document, "run python docs/write_adapters.py"
-    assert all(table in document for table in build_tables().values())
+@pytest.mark.parametrize("language", DOCUMENTS)
+def test_the_document_is_what_the_registry_writes(language: str) -> None:
+    document = DOCUMENTS[language].read_text(encoding="utf-8")
+    assert insert_tables(document, language) == document, "run python docs/write_adapters.py"
+    assert all(table in document for table in build_tables(language).values())
+
+
+def test_texts_of_the_registry_are_translated() -> None:
+    """A text without a translation would stand in the Chinese page in English."""
+    chinese = load_catalogue("zh")
+    texts = [*READ.values(), *(kind.result for kind in HANDLED), *(v.result for v in VARIANTS)]
+    texts += [text for refusal in REFUSED for text in (refusal.reason, refusal.remedy)]
+    texts += [text for foreign in FOREIGN for text in (foreign.what, foreign.remedy)]
+    with_words = (text for text in texts if re.search("[a-z]{2}", re.sub("`[^`]*`", "", text)))
+    assert [text for text in with_words if chinese.gettext(text) == text] == []
 
 
 def test_every_row_names_a_test_that_exists() -> None:

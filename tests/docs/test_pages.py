@@ -10,14 +10,12 @@ from importlib import import_module
 
 import pytest
 
+from tests.kit.pages import FENCE, anchors, links, list_pages
 from tests.kit.run import ROOT
 
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+NAMES = [page.relative_to(ROOT).as_posix() for page in list_pages()]
 # Of llama.cpp's repository.
 _ELSEWHERE = {"examples/convert_legacy_llama.py"}
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"\[[^\]]*\]\(([^)]+)\)")
 _FILE = re.compile(r"(?<![\w/.-])(?:[\w-]+/)+[\w-]+\.(?:py|md|toml|txt|json)\b")
 _FOLDER = re.compile(r"`((?:merge|tokenizer_tools|tests|docs|scripts|demo|benchmarks)/(?:\w+/)*)`")
 
@@ -26,29 +24,16 @@ def _read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def anchor(heading: str) -> str:
-    """The fragment by which GitHub links to a heading.
-
-    >>> anchor("Files of an adapter's folder"), anchor("`.pth` and the legacy converter")
-    ('files-of-an-adapters-folder', 'pth-and-the-legacy-converter')
-    """
-    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-
-
-def _anchors(text: str) -> set[str]:
-    return {anchor(line) for line in re.findall(r"^#+ (.*)$", _FENCE.sub("", text), re.MULTILINE)}
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_links_lead_to_files_and_headings(name: str) -> None:
-    for link in _LINK.findall(_FENCE.sub("", _read(name))):
+    for link in links(_read(name)):
         target, _, fragment = link.partition("#")
         if "://" in target:
             continue
         path = (ROOT / name).parent / target if target else ROOT / name
         assert path.is_file(), link
         if fragment:
-            assert fragment in _anchors(path.read_text(encoding="utf-8")), link
+            assert fragment in anchors(path.read_text(encoding="utf-8")), link
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,13 +50,13 @@ def test_files_and_folders_that_are_named_exist(name: str) -> None:
 def test_targets_of_make_exist(name: str) -> None:
     targets = set(re.findall(r"^([\w-]+):", _read("Makefile"), re.MULTILINE))
     code = "\n".join(re.findall(r"`(make [^`]+)`", _read(name)))
-    code += "\n" + "\n".join(block for _, block in _FENCE.findall(_read(name)))
+    code += "\n" + "\n".join(block for _, block in FENCE.findall(_read(name)))
     assert set(re.findall(r"^make ([\w-]+)", code, re.MULTILINE)) <= targets
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_python_names_can_be_imported(name: str) -> None:
-    for language, block in _FENCE.findall(_read(name)):
+    for language, block in FENCE.findall(_read(name)):
         if language != "python":
             continue
         for node in ast.walk(ast.parse(block)):

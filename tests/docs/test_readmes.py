@@ -1,87 +1,106 @@
-"""The English and the Chinese README say the same: structure, commands, figures, options, links."""
+"""A page and its Chinese translation say the same: structure, commands, figures, options, links."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from tests.kit.pages import (
+    CHINESE,
+    anchors,
+    code_blocks,
+    figures,
+    find_english,
+    headings,
+    links,
+    read_page,
+    sections,
+    shared_links,
+    spans,
+    table_rows,
+)
 from tests.kit.run import ROOT
 
-_FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"\[[^\]]*\]\(([^)]+)\)")
-_ENGLISH, _CHINESE = "README.md", "README_ZH.md"
-# Each links to the other.
-_OTHERS = {_ENGLISH, _CHINESE}
+TRANSLATED = [ROOT / "README_ZH.md", *sorted(CHINESE.glob("*.md"))]
+# What users need first. A page of which the beginning is translated ends with a link to the rest.
+_NEEDED = {"adapters.md", "llama_cpp.md", "tokenizers.md", "troubleshooting.md", "reliability.md"}
+_BEGINNING = {"reliability.md": "the-tolerance"}
+
+in_both = pytest.mark.parametrize("page", TRANSLATED, ids=lambda page: page.name)
 
 
-def _read(name: str) -> str:
-    return (ROOT / name).read_text(encoding="utf-8")
+def read_pair(page: Path) -> tuple[str, str]:
+    """The Chinese page, and as much of the English one as is translated."""
+    chinese, english = read_page(page), read_page(find_english(page))
+    if page.parent == CHINESE and page.name in _BEGINNING:
+        number = anchors(english).index(_BEGINNING[page.name])
+        english = cut_before_heading(english, number)
+    return chinese, english
 
 
-def _sections(text: str) -> list[str]:
-    """The text of each section, without code; the first is what comes before the headings."""
-    return re.split(r"^#+ .*$", _FENCE.sub("", text), flags=re.MULTILINE)
+def cut_before_heading(text: str, number: int) -> str:
+    """The lines before one of a page's headings."""
+    lines, seen, fenced = text.splitlines(keepends=True), 0, False
+    for place, line in enumerate(lines):
+        fenced ^= line.startswith("```")
+        if line.startswith("#") and not fenced:
+            if seen == number:
+                return "".join(lines[:place])
+            seen += 1
+    return text
 
 
-def headings(text: str) -> list[int]:
-    """The levels of the headings, in order."""
-    return [len(marks) for marks in re.findall(r"^(#+) ", _FENCE.sub("", text), re.MULTILINE)]
+def test_pages_that_users_need_are_translated() -> None:
+    assert {page.name for page in TRANSLATED} >= _NEEDED
 
 
-def code_blocks(text: str) -> list[str]:
-    """The blocks of code, in order, without what is explained beside a line.
-
-    >>> code_blocks("```\\nmake demo    # try it\\n```")
-    ['```\\nmake demo\\n```']
-    """
-    return [re.sub(r"(?<=\S) {2,}.*$", "", b, flags=re.MULTILINE) for b in _FENCE.findall(text)]
-
-
-def table_rows(text: str) -> list[list[str]]:
-    """Every row of every table as its cells, headers left out."""
-    rows = [line for line in _FENCE.sub("", text).splitlines() if line.startswith("|")]
-    rules = [n for n, row in enumerate(rows) if set(row) <= set("| :-")]
-    heads = {n - 1 for n in rules} | set(rules)
-    return [
-        [cell.strip() for cell in row.strip("|").split("|")]
-        for n, row in enumerate(rows)
-        if n not in heads
-    ]
+@in_both
+def test_both_lead_to_each_other(page: Path) -> None:
+    english = find_english(page)
+    target = page.relative_to(english.parent).as_posix()
+    assert target in links(read_page(english))
+    back = "README.md" if page.parent == ROOT else f"../{page.name}"
+    assert back in links(read_page(page))
 
 
-def figures(text: str) -> list[str]:
-    """The numbers of a text in order of size; full-width punctuation does not count.
-
-    >>> figures("0.42 (31 s), 99.989 %")
-    ['0.42', '31', '99.989']
-    """
-    return sorted(re.findall(r"\d+(?:\.\d+)?", text), key=float)
+@in_both
+def test_both_have_the_same_headings(page: Path) -> None:
+    chinese, english = read_pair(page)
+    assert headings(chinese) == headings(english)
 
 
-def spans(text: str) -> list[str]:
-    """What is in backticks."""
-    return re.findall(r"`([^`]+)`", text)
+@in_both
+def test_both_have_the_same_code(page: Path) -> None:
+    chinese, english = read_pair(page)
+    assert code_blocks(chinese) == code_blocks(english)
 
 
-def test_both_have_the_same_headings() -> None:
-    assert headings(_read(_CHINESE)) == headings(_read(_ENGLISH))
-
-
-def test_both_have_the_same_code() -> None:
-    assert code_blocks(_read(_CHINESE)) == code_blocks(_read(_ENGLISH))
-
-
-def test_tables_have_the_same_commands_options_and_figures() -> None:
-    chinese, english = table_rows(_read(_CHINESE)), table_rows(_read(_ENGLISH))
+@in_both
+def test_tables_have_the_same_commands_options_and_figures(page: Path) -> None:
+    chinese, english = (table_rows(text) for text in read_pair(page))
     assert len(chinese) == len(english)
     for there, here in zip(chinese, english, strict=True):
-        assert [spans(cell) for cell in there[:2]] == [spans(cell) for cell in here[:2]]
+        assert [sorted(spans(cell)) for cell in there] == [sorted(spans(cell)) for cell in here]
         assert [figures(cell) for cell in there] == [figures(cell) for cell in here]
-        assert len(there) == len(here)
 
 
-@pytest.mark.parametrize("what", [figures, spans, _LINK.findall])
-def test_each_section_has_the_same_figures_names_and_links(what) -> None:  # type: ignore[no-untyped-def]
-    for there, here in zip(_sections(_read(_CHINESE)), _sections(_read(_ENGLISH)), strict=True):
-        assert sorted(set(what(there)) - _OTHERS) == sorted(set(what(here)) - _OTHERS)
+@in_both
+@pytest.mark.parametrize("what", [figures, spans])
+def test_each_section_has_the_same_figures_and_names(
+    page: Path, what: Callable[[str], list[str]]
+) -> None:
+    chinese, english = (sections(text) for text in read_pair(page))
+    for there, here in zip(chinese, english, strict=True):
+        assert sorted(set(what(there))) == sorted(set(what(here)))
+
+
+@in_both
+def test_each_section_has_the_same_links(page: Path) -> None:
+    chinese, english = read_pair(page)
+    rest = _BEGINNING.get(page.name) if page.parent == CHINESE else None
+    for there, here in zip(sections(chinese), sections(english), strict=True):
+        leads = {link for link in links(there) if rest is None or not link.endswith(f"#{rest}")}
+        kept = "".join(f"[]({link})" for link in leads)
+        assert shared_links(kept, page) == shared_links(here, find_english(page))
