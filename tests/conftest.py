@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,9 @@ settings.load_profile("repeatable")
 # A job in the background of a shell may ignore Ctrl-C, which commands under test would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A program of its own, which would be imported for the examples in its docstrings.
+collect_ignore = [] if find_spec("llama_cpp") else ["oracles/llama_cpp_quantizer.py"]
 
 REAL_DATA = "CHINESE_LLAMA_MERGE_TEST_DATA"
 
