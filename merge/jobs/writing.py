@@ -326,10 +326,8 @@ class Report:
 
     def summary(self) -> str:
         """Describe it in a few lines."""
-        from ..tensors.finite import describe_nonfinite
-
-        notes = (*self.notes, *self.plan.notes, *describe_nonfinite(self.plan.checked))
-        lines = [*self.inputs, *self.changes, *self._output(), *(f"note: {note}" for note in notes)]
+        notes = [f"note: {note}" for note in self.all_notes()]
+        lines = [*self.inputs, *self.changes, *self._output(), *notes]
         return "\n".join(
             ["Planned:" if self.dry_run else "Done:", *(f"  {line}" for line in lines)]
         )
@@ -352,6 +350,12 @@ class Report:
             "seconds": self.seconds,
             "notes": [*self.notes, *self.plan.notes],
         }
+
+    def all_notes(self) -> tuple[str, ...]:
+        """What to know before the result is used."""
+        from ..tensors.finite import describe_nonfinite
+
+        return (*self.notes, *self.plan.notes, *describe_nonfinite(self.plan.checked))
 
     def _output(self) -> list[str]:
         files = list(self.plan.files)
