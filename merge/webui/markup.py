@@ -10,9 +10,9 @@ from typing import Any
 from ..errors import shown
 from ..messages import tr
 from ..sizes import size_text
+from ..version import REPORT_HTML
 from .languages import Texts, translate_to
 from .merges import Progress
-from .request import REPORT_NAME
 
 # A report has some hundred kilobytes; a browser shows no page of this size well.
 _MOST_BYTES = 20_000_000
@@ -101,7 +101,7 @@ def duration_text(seconds: float) -> str:
 
 def show_report(folder: Path, language: str) -> str:
     """The report that a merge wrote, in a frame that can do nothing to the page around it."""
-    path = folder / REPORT_NAME
+    path = folder / REPORT_HTML
     if path.is_symlink() or not path.is_file() or path.stat().st_size > _MOST_BYTES:
         return ""
     title = escape(translate_to(language, tr("Report of the merge")))

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..job_settings import MergeSettings
 from ..messages import tr
-from ..options import options_of
 from ..output.preflight import OutputFolder
 from .root import Root
 
@@ -26,7 +24,6 @@ FURTHER_OPTIONS = (
     *("chat_template", "modelfile", "dtype", "rounding", "vocab_mismatch", "new_token_init"),
     *("allow_unknown_combination", "allow_quantized_input", "allow_nonfinite", "overwrite"),
 )
-REPORT_NAME = "report.html"
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,7 @@ class Form:
             "base_model": root.find_input(self.base),
             "lora_model": [root.find_input(name) for name in self.adapters],
             "output_dir": str(root.find_output(self.output)),
+            "report": True,
             **KINDS[self.kind],
             **self._further_keywords(),
         }
@@ -71,8 +69,6 @@ class Form:
             keywords["resume"] = True
         if self.kind == "gguf":
             keywords["outtype"] = self.outtype
-        if "report" in options_of(MergeSettings):
-            keywords["report"] = True
         return keywords
 
     def _further_keywords(self) -> dict[str, Any]:

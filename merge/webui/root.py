@@ -61,13 +61,14 @@ class Root:
         try:
             path = Path(os.path.realpath(self.folder / name.strip()))
             is_inside = path.is_relative_to(os.path.realpath(self.folder))
+            path.exists()
         except (OSError, ValueError, RuntimeError):  # links in a circle, names too long
             is_inside = False
         if "://" in name or not is_inside:
             raise UsageError(
                 tr("this page may not use that path"),
-                file=name,
                 expected=tr("a path below the root of this page, {root}", root=self.folder),
+                found=name,
                 remedy=tr("start the page with another --root, or put the files there"),
             )
         return path
