@@ -15,6 +15,7 @@ _BEGIN, _END = "<!-- {} -->", "<!-- end -->"
 # From the top to the bottom: a package imports only from those below it.
 PACKAGES = {
     "commands": "the command line: options, exit codes, signals, progress bars",
+    "webui": "the page in a browser: form, merges in child processes, what is reachable over HTTP",
     "jobs": "one module per job: from the names that the user gives to the files written",
     "tokenizer_tools": "vocabularies: extend, train, compare; built on `merge`, in which only "
     "`commands` imports it",

@@ -25,6 +25,7 @@ COMMANDS = {
     "verify_sha256.py": "verify_sha256",
     "compare_checkpoints.py": "compare_checkpoints",
     "chat.py": "chat",
+    "webui.py": "webui",
     "merge_tokenizers.py": "merge_tokenizers",
     "train_chinese_tokenizer.py": "train_chinese_tokenizer",
     "extend_llama3_tokenizer.py": "extend_llama3_tokenizer",

@@ -14,7 +14,7 @@ HOLD = "hold"
 
 
 def main() -> None:
-    """Do what the page's child does, but let a merge wait after its first bytes."""
+    """Do what the page's child does, but let a merge wait after half of its bytes."""
     run = worker._run_merge
 
     def run_held(request: Mapping[str, Any], **more: Any) -> Any:
@@ -22,7 +22,7 @@ def main() -> None:
 
         def show_and_wait(done: int, total: int) -> None:
             show(done, total)
-            while Path(HOLD).exists():
+            while 2 * done > total and Path(HOLD).exists():
                 raise_if_interrupted()
                 time.sleep(0.01)
 
