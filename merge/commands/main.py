@@ -60,6 +60,7 @@ COMMANDS: Mapping[str, Command] = {
     "verify": Command(tr("check a result: files, digests, every element"), "verify_merge"),
     "report": Command(tr("report on a result: what changed, as one page"), "report"),
     "compare": Command(tr("compare two models tensor by tensor"), "compare_checkpoints"),
+    "report": Command(tr("show what a merge changed, as one page"), "report"),
     "verify-sha256": Command(tr("compare files with published checksums"), "verify_sha256"),
     "chat": Command(tr("talk to a model, beside its base"), "chat"),
     "tokenizer": Command(

@@ -79,7 +79,15 @@ def test_a_command_imports_no_other_ones() -> None:
         "except SystemExit: print(sorted(m for m in sys.modules if 'merge.commands.' in m))"
     )
     loaded = run_python("-c", code).stdout.splitlines()[-1]
-    known = ("common", "compare_checkpoints", "completion", "language", "machine", "main")
+    known = (
+        "common",
+        "compare_checkpoints",
+        "completion",
+        "given_options",
+        "language",
+        "machine",
+        "main",
+    )
     assert loaded == str([f"merge.commands.{name}" for name in known])
 
 
