@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from .errors import UsageError
+from .messages import tr
 from .option_checks import (
     COUNT,
     parse_numbers,
@@ -36,25 +37,25 @@ class MergeSettings(EngineSettings):
     lora_weights: str | Sequence[float] | None = option(
         None,
         INPUTS,
-        "factors for what the adapters add, one for each, such as 1.0,0.5",
-        default_text="1 for all",
+        tr("factors for what the adapters add, one for each, such as 1.0,0.5"),
+        default_text=tr("1 for all"),
         check=parse_numbers,
         nargs="+",
         metavar="W",
     )
     allow_unknown_combination: bool = option(
-        False, INPUTS, "merge published adapters in an order that nobody published"
+        False, INPUTS, tr("merge published adapters in an order that nobody published")
     )
     copy_code: bool = option(
         False,
         INPUTS,
-        "copy the Python files of adapters into a Hugging Face folder; they are never run",
+        tr("copy the Python files of adapters into a Hugging Face folder; they are never run"),
     )
     ignore_file: Sequence[str] = option(
         (),
         INPUTS,
-        "a weight file in an adapter's folder that is not part of it; may be repeated",
-        default_text="unknown weight files are refused",
+        tr("a weight file in an adapter's folder that is not part of it; may be repeated"),
+        default_text=tr("unknown weight files are refused"),
         check=require_texts,
         action="append",
         metavar="NAME",
@@ -62,55 +63,65 @@ class MergeSettings(EngineSettings):
     delta_embeddings: str = option(
         "auto",
         INPUTS,
-        "whether the delta holds embeddings and LM head whole, as Ziya's does, or as differences; "
-        "auto: decided from a few of its values",
+        tr(
+            "whether the delta holds embeddings and LM head whole, as Ziya's "
+            "does, or as differences; auto: decided from a few of its values"
+        ),
         choices=DELTA_EMBEDDINGS,
     )
     context_length: int | None = option(
         None,
         INPUTS,
-        "context length of a base in Meta's layout, whose files do not say it",
-        default_text="that of the published model it looks like, named in the summary",
+        tr("context length of a base in Meta's layout, whose files do not say it"),
+        default_text=tr("that of the published model it looks like, named in the summary"),
         **COUNT,
     )
     allow_quantized_input: bool = option(
         False,
         INPUTS,
-        "merge into a GGUF base in q8_0, whose values are dequantized; what its quantization lost "
-        "stays lost",
+        tr(
+            "merge into a GGUF base in q8_0, whose values are dequantized; what "
+            "its quantization lost stays lost"
+        ),
     )
     verify_base: bool = option(
         False,
         INPUTS,
-        "read the base's files first and compare them with SHA256.md; those of adapters and "
-        "tokenizer always are",
+        tr(
+            "read the base's files first and compare them with SHA256.md; those "
+            "of adapters and tokenizer always are"
+        ),
         of_run=True,
     )
     vocab_mismatch: str = option(
         "error",
         VOCABULARY,
-        "when an adapter has fewer vocabulary rows than the model so far: refuse, keep the model's "
-        "further rows, or drop them",
+        tr(
+            "when an adapter has fewer vocabulary rows than the model so far: "
+            "refuse, keep the model's further rows, or drop them"
+        ),
         choices=VOCAB_MISMATCHES,
     )
     new_token_init: str | None = option(
         None,
         VOCABULARY,
-        "how rows are filled for tokens of the tokenizer that no adapter has rows for",
-        default_text="refuse",
+        tr("how rows are filled for tokens of the tokenizer that no adapter has rows for"),
+        default_text=tr("refuse"),
         choices=NEW_TOKEN_INITS,
     )
     report: bool = option(
         False,
         OUTPUT,
-        "write report.html and report.json too: what each adapter changed, and what to look at",
+        tr("write report.html and report.json too: what each adapter changed, and what to look at"),
         of_run=True,
     )
     rounding: Rounding = option(
         "once",
         ARITHMETIC,
-        "when sums are rounded; once: at the end, from float32; per_adapter: after each "
-        "adapter, as tools that merge one at a time",
+        tr(
+            "when sums are rounded; once: at the end, from float32; per_adapter: "
+            "after each adapter, as tools that merge one at a time"
+        ),
         choices=ROUNDINGS,
     )
 
@@ -130,8 +141,9 @@ class MergeSettings(EngineSettings):
         weights = parse_numbers("lora_weights", self.lora_weights)
         if len(weights) != count:
             raise UsageError(
-                "--lora_weights must have one number for each adapter",
-                expected=f"{count} numbers, such as " + ",".join(["1.0"] * max(1, count)),
+                tr("--lora_weights must have one number for each adapter"),
+                expected=tr("{count} numbers, such as ", count=count)
+                + ",".join(["1.0"] * max(1, count)),
                 found=self.lora_weights,
             )
         return weights
@@ -174,18 +186,21 @@ class ResizeSettings(OutputSettings):
     init: str = option(
         "subtokens",
         VOCABULARY,
-        "how new rows are filled; subtokens: mean of the rows of a token's old pieces; mean: of "
-        "all old rows; normal: random, as transformers initializes",
+        tr(
+            "how new rows are filled; subtokens: mean of the rows of a token's "
+            "old pieces; mean: of all old rows; normal: random, as transformers "
+            "initializes"
+        ),
         choices=NEW_TOKEN_INITS,
     )
     seed: int = option(
-        0, VOCABULARY, "seed of --init normal", check=require_integer, type=int, metavar="N"
+        0, VOCABULARY, tr("seed of --init normal"), check=require_integer, type=int, metavar="N"
     )
     pad_to_multiple_of: int | None = option(
         None,
         VOCABULARY,
-        "add rows up to a multiple of N; each is the mean of all old rows",
-        default_text="no padding",
+        tr("add rows up to a multiple of N; each is the mean of all old rows"),
+        default_text=tr("no padding"),
         **COUNT,
     )
 
@@ -194,15 +209,18 @@ class ResizeSettings(OutputSettings):
 class _DeltaSettings(OutputSettings):
     output_type: OutputType = copy_option(OutputSettings, "output_type", default="huggingface")
     keep_extra_tensors: bool = option(
-        False, INPUTS, "copy tensors that a LLaMA does not have, such as LLaVA's projector"
+        False, INPUTS, tr("copy tensors that a LLaMA does not have, such as LLaVA's projector")
     )
     delta_embeddings: str = "auto"
     new_token_init: str | None = option(
         None,
         INPUTS,
-        "what is subtracted from rows that the base lacks: zeros, as Vicuna's deltas, or the mean "
-        "of its rows, as stanford_alpaca's weight_diff.py",
-        default_text="zeros",
+        tr(
+            "what is subtracted from rows that the base lacks: zeros, as "
+            "Vicuna's deltas, or the mean of its rows, as stanford_alpaca's "
+            "weight_diff.py"
+        ),
+        default_text=tr("zeros"),
         choices=DELTA_TOKEN_INITS,
     )
     context_length: int | None = copy_option(MergeSettings, "context_length")
@@ -216,9 +234,11 @@ class ApplyDeltaSettings(_DeltaSettings, EngineSettings):
     expect_sum: float | None = option(
         None,
         INPUTS,
-        "sum of all elements of the result, as published beside stanford_alpaca's deltas; a result "
-        "with another sum is removed",
-        default_text="not checked",
+        tr(
+            "sum of all elements of the result, as published beside "
+            "stanford_alpaca's deltas; a result with another sum is removed"
+        ),
+        default_text=tr("not checked"),
         check=require_finite,
         type=float,
         metavar="NUMBER",
@@ -231,14 +251,19 @@ class ApplyDeltaSettings(_DeltaSettings, EngineSettings):
             require_report_libraries()
         if self.expect_sum is not None and self.resume:
             raise UsageError(
-                "--expect_sum adds up every element while it is written, and a resumed run does "
-                "not see what was written before",
-                remedy="leave --resume out",
+                tr(
+                    "--expect_sum adds up every element while it is written, and a "
+                    "resumed run does not see what was written before"
+                ),
+                remedy=tr("leave --resume out"),
             )
         if self.expect_sum is not None and self.engine != "local":
             raise UsageError(
-                "--expect_sum adds up every element while it is written, which needs one process",
-                remedy="leave --expect_sum out, or say --engine local",
+                tr(
+                    "--expect_sum adds up every element while it is written, which needs "
+                    "one process"
+                ),
+                remedy=tr("leave --expect_sum out, or say --engine local"),
             )
 
 
@@ -249,19 +274,24 @@ class MakeDeltaSettings(_DeltaSettings):
     delta_embeddings: str = option(
         "difference",
         INPUTS,
-        "whether the delta holds embeddings and LM head whole, as Ziya's does, or as differences",
+        tr(
+            "whether the delta holds embeddings and LM head whole, as Ziya's "
+            "does, or as differences"
+        ),
         choices=("difference", "whole"),
     )
 
     def __post_init__(self) -> None:
         if self.delta_embeddings == "auto":
             raise UsageError(
-                "--delta_embeddings auto is for applying a delta, whose values can be asked",
-                remedy="use whole or difference",
+                tr("--delta_embeddings auto is for applying a delta, whose values can be asked"),
+                remedy=tr("use whole or difference"),
             )
         super().__post_init__()
         if self.output_type == "gguf":
             raise UsageError(
-                "a delta is no model that llama.cpp could run",
-                remedy="use --output_type huggingface; apply_delta can write the result as GGUF",
+                tr("a delta is no model that llama.cpp could run"),
+                remedy=tr(
+                    "use --output_type huggingface; apply_delta can write the result as GGUF"
+                ),
             )

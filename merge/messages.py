@@ -73,10 +73,10 @@ def compose(template: str, /, **values: object) -> str:
 
 
 def join(separator: str, parts: Iterable[str]) -> str:
-    """Join texts as ``separator.join`` does, to a message whose parts can be translated."""
-    values = {f"part{number}": part for number, part in enumerate(parts)}
-    escaped = separator.replace("{", "{{").replace("}", "}}")
-    return Message(escaped.join(f"{{{name}}}" for name in values), **values)
+    """Join texts as ``separator.join`` does, to a message that can be translated throughout."""
+    values: dict[str, object] = {f"part{number}": part for number, part in enumerate(parts)}
+    template = "{separator}".join(f"{{{name}}}" for name in values)
+    return Message(template, **values, separator=separator)
 
 
 _catalogue: ContextVar[gettext.NullTranslations] = ContextVar("_catalogue")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UsageError
+from .messages import compose, tr
 from .sizes import parse_size
 
 LEAST_MEMORY = 1_000_000
@@ -26,24 +27,28 @@ def require_one_of(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         close = get_close_matches(str(value), choices, 1)
         raise UsageError(
-            f"--{name} is not one of its values",
+            tr("--{name} is not one of its values", name=name),
             expected=", ".join(choices),
             found=repr(value),
-            remedy=f"did you mean {close[0]}?" if close else None,
+            remedy=tr("did you mean {close}?", close=close[0]) if close else None,
         )
 
 
 def require_bool(name: str, value: object) -> None:
     """Require ``True`` or ``False`` for a switch; any text would be true."""
     if not isinstance(value, bool):
-        raise UsageError(f"--{name} is a switch", expected="True or False", found=repr(value))
+        raise UsageError(
+            tr("--{name} is a switch", name=name), expected=tr("True or False"), found=repr(value)
+        )
 
 
 def require_integer(name: str, value: object) -> int:
     """Require a whole number; return it."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise UsageError(
-            f"--{name} must be a whole number", expected="such as 1", found=repr(value)
+            tr("--{name} must be a whole number", name=name),
+            expected=tr("such as 1"),
+            found=repr(value),
         )
     return value
 
@@ -51,14 +56,18 @@ def require_integer(name: str, value: object) -> int:
 def require_positive(name: str, value: object) -> None:
     """Require a whole number of at least 1."""
     if require_integer(name, value) < 1:
-        raise UsageError(f"--{name} is too small", expected="at least 1", found=value)
+        raise UsageError(
+            tr("--{name} is too small", name=name), expected=tr("at least 1"), found=value
+        )
 
 
 def require_finite(name: str, value: object) -> None:
     """Require a number that is neither NaN nor infinite, nor a whole one beyond all floats."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not _is_finite(value):
         raise UsageError(
-            f"--{name} must be a finite number", expected="such as 1.5", found=repr(value)
+            tr("--{name} must be a finite number", name=name),
+            expected=tr("such as 1.5"),
+            found=repr(value),
         )
 
 
@@ -72,7 +81,9 @@ def _is_finite(value: float) -> bool:
 def require_path(name: str, value: object) -> None:
     """Require the path of a folder, as text or ``Path``."""
     if not isinstance(value, (str, Path)):
-        raise UsageError(f"--{name} must be a path", expected="text or Path", found=repr(value))
+        raise UsageError(
+            tr("--{name} must be a path", name=name), expected=tr("text or Path"), found=repr(value)
+        )
 
 
 def require_size(name: str, value: object) -> None:
@@ -83,14 +94,18 @@ def require_size(name: str, value: object) -> None:
 def require_memory(name: str, value: object) -> None:
     """Require a size that has room for a buffer."""
     if size_in_bytes(name, value) < LEAST_MEMORY:
-        raise UsageError(f"--{name} is too small for a buffer", expected="1MB", found=value)
+        raise UsageError(
+            tr("--{name} is too small for a buffer", name=name), expected=tr("1MB"), found=value
+        )
 
 
 def require_texts(name: str, value: object) -> None:
     """Require one text or a sequence of them."""
     if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) for one in value):
         raise UsageError(
-            f"--{name} must be a list of names", expected='such as ["a.bin"]', found=repr(value)
+            tr("--{name} must be a list of names", name=name),
+            expected=tr('such as ["a.bin"]'),
+            found=repr(value),
         )
 
 
@@ -98,12 +113,14 @@ def size_in_bytes(name: str, value: object) -> int:
     """Read a size: a number of bytes, or text such as "64MB"."""
     if not isinstance(value, (int, str)) or isinstance(value, bool):
         raise UsageError(
-            f"--{name} is not a size", expected="256MB, or a number of bytes", found=repr(value)
+            tr("--{name} is not a size", name=name),
+            expected=tr("256MB, or a number of bytes"),
+            found=repr(value),
         )
     try:
         return parse_size(value) if isinstance(value, str) else value
     except ValueError as error:
-        raise UsageError(f"--{name}: {error}") from None
+        raise UsageError(compose("--{name}: {error}", name=name, error=str(error))) from None
 
 
 def parse_numbers(name: str, value: object) -> tuple[float, ...]:
@@ -115,7 +132,9 @@ def parse_numbers(name: str, value: object) -> tuple[float, ...]:
         numbers = (math.nan,)
     if not all(map(math.isfinite, numbers)):
         raise UsageError(
-            f"--{name} must be finite numbers", expected="such as 1.0,0.5", found=value
+            tr("--{name} must be finite numbers", name=name),
+            expected=tr("such as 1.0,0.5"),
+            found=value,
         )
     return numbers
 
@@ -126,10 +145,13 @@ def require_model_name(name: str) -> None:
     is_text = not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in last)
     if last == ".." or not is_text or len(last.encode()) > _LONGEST_NAME:
         raise UsageError(
-            "this cannot be the name of a model",
-            expected=f"a name that a folder can have, of at most {_LONGEST_NAME} bytes of UTF-8",
+            tr("this cannot be the name of a model"),
+            expected=tr(
+                "a name that a folder can have, of at most {longest_name} bytes of UTF-8",
+                longest_name=_LONGEST_NAME,
+            ),
             found=repr(name),
-            remedy="write into a folder of another name, or give model_name",
+            remedy=tr("write into a folder of another name, or give model_name"),
         )
 
 
@@ -138,8 +160,8 @@ def require_gguf() -> None:
     found = find_spec("gguf")
     if found is None or found.origin is None:  # a mere folder of that name
         raise UsageError(
-            "GGUF needs llama.cpp's package gguf, which is not installed",
-            remedy="pip install 'chinese-llama-merge[gguf]'",
+            tr("GGUF needs llama.cpp's package gguf, which is not installed"),
+            remedy=tr("pip install 'chinese-llama-merge[gguf]'"),
         )
 
 
@@ -148,8 +170,8 @@ def require_ray() -> None:
     found = find_spec("ray")
     if found is None or found.origin is None:  # a mere folder of that name
         raise UsageError(
-            "--engine ray needs Ray, which is not installed",
-            remedy="pip install 'chinese-llama-merge[ray]', on every machine of the cluster",
+            tr("--engine ray needs Ray, which is not installed"),
+            remedy=tr("pip install 'chinese-llama-merge[ray]', on every machine of the cluster"),
         )
 
 
@@ -158,11 +180,13 @@ def require_address(name: str, value: object) -> None:
     host, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     if value not in ("auto", "local") and not (host and "/" not in host and port.isdecimal()):
         raise UsageError(
-            f"--{name} is not the address of a Ray cluster",
-            expected="host:port, as `ray start --head` tells it",
+            tr("--{name} is not the address of a Ray cluster", name=name),
+            expected=tr("host:port, as `ray start --head` tells it"),
             found=repr(value),
-            remedy="run the command on a machine of the cluster; ray:// addresses are for Ray's "
-            "client, which cannot watch over tasks",
+            remedy=tr(
+                "run the command on a machine of the cluster; ray:// addresses are "
+                "for Ray's client, which cannot watch over tasks"
+            ),
         )
 
 
@@ -171,10 +195,10 @@ def require_report_libraries() -> None:
     missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
     if missing:
         raise UsageError(
-            "a report is drawn by libraries that are not installed",
-            expected="jinja2 and matplotlib",
-            found=f"no {' and no '.join(missing)}",
-            remedy="pip install 'chinese-llama-merge[report]'",
+            tr("a report is drawn by libraries that are not installed"),
+            expected=tr("jinja2 and matplotlib"),
+            found=tr("no {missing}", missing=" and no ".join(missing)),
+            remedy=tr("pip install 'chinese-llama-merge[report]'"),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from .errors import UsageError
+from .messages import tr
 
 FREE_OUTTYPES = (
     *("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_0", "q4_1", "q4_k_s", "q4_k_m"),
@@ -16,7 +17,7 @@ GUIDED_OUTTYPES = (
 )
 """Those for which it asks for an importance matrix."""
 QUANTIZED_OUTTYPES = FREE_OUTTYPES + GUIDED_OUTTYPES
-LLAMA_CPP_REMEDY = "pip install 'chinese-llama-merge[gguf,llama_cpp]'"
+LLAMA_CPP_REMEDY = tr("pip install 'chinese-llama-merge[gguf,llama_cpp]'")
 
 
 def require_quantizer(outtype: str, has_imatrix: bool) -> None:
@@ -27,21 +28,27 @@ def require_quantizer(outtype: str, has_imatrix: bool) -> None:
     if outtype not in QUANTIZED_OUTTYPES:
         if has_imatrix:
             raise UsageError(
-                "--imatrix means nothing for this type of file",
+                tr("--imatrix means nothing for this type of file"),
                 expected="--outtype " + ", ".join(QUANTIZED_OUTTYPES),
                 found=f"--outtype {outtype}",
-                remedy="leave --imatrix out, or change the type",
+                remedy=tr("leave --imatrix out, or change the type"),
             )
         return
     if not has_imatrix and outtype in GUIDED_OUTTYPES:
         raise UsageError(
-            f"--outtype {outtype} needs an importance matrix: without one the model is garbage",
-            expected="--imatrix FILE, as llama.cpp's llama-imatrix makes it of a text",
-            remedy="give one, or take a type that needs none, such as q3_k_m or q4_k_m",
+            tr(
+                "--outtype {outtype} needs an importance matrix: without one the model is garbage",
+                outtype=outtype,
+            ),
+            expected=tr("--imatrix FILE, as llama.cpp's llama-imatrix makes it of a text"),
+            remedy=tr("give one, or take a type that needs none, such as q3_k_m or q4_k_m"),
         )
     found = find_spec("llama_cpp")
     if found is None or found.origin is None:  # a mere folder of that name
         raise UsageError(
-            f"--outtype {outtype} needs llama.cpp's own quantizer, which is not installed",
+            tr(
+                "--outtype {outtype} needs llama.cpp's own quantizer, which is not installed",
+                outtype=outtype,
+            ),
             remedy=LLAMA_CPP_REMEDY,
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar, get_args
 
 from .errors import UsageError
+from .messages import tr
 from .option_checks import (
     COUNT,
     SIZE,
@@ -71,24 +72,29 @@ class OutputSettings:
     output_type: OutputType = option(
         "pth",
         OUTPUT,
-        "layout; pth: Meta's consolidated.*.pth; huggingface (hf): .bin or safetensors shards, for "
-        "transformers; gguf: for llama.cpp",
+        tr(
+            "layout; pth: Meta's consolidated.*.pth; huggingface (hf): .bin or "
+            "safetensors shards, for transformers; gguf: for llama.cpp"
+        ),
         choices=(*OUTPUT_TYPES, *SHORT_NAMES),
     )
     num_shards: int | None = option(
         None,
         OUTPUT,
-        "number of .pth files",
-        default_text="as many as Meta uses for this size",
+        tr("number of .pth files"),
+        default_text=tr("as many as Meta uses for this size"),
         only_for="pth",
         **COUNT,
     )
     outtype: str = option(
         "auto",
         OUTPUT,
-        "type of the matrices in a GGUF file; auto: bf16 for a model in bfloat16, else f16; one of "
+        tr(
+            "type of the matrices in a GGUF file; auto: bf16 for a model in "
+            "bfloat16, else f16; one of "
+        )
         + ", ".join(OUTTYPES[1:])
-        + "; those after q8_0 need the extra llama_cpp",
+        + tr("; those after q8_0 need the extra llama_cpp"),
         only_for="gguf",
         check=lambda name, value: require_one_of(name, value, OUTTYPES),
         metavar="TYPE",
@@ -96,10 +102,10 @@ class OutputSettings:
     imatrix: str | Path | None = option(
         None,
         OUTPUT,
-        "importance matrix of llama.cpp (llama-imatrix), for quantized types of --outtype; "
+        tr("importance matrix of llama.cpp (llama-imatrix), for quantized types of --outtype; ")
         + ", ".join(GUIDED_OUTTYPES)
-        + " need one",
-        default_text="none",
+        + tr(" need one"),
+        default_text=tr("none"),
         only_for="gguf",
         of_run=True,  # its content counts: see Plan.imatrix
         metavar="FILE",
@@ -108,60 +114,66 @@ class OutputSettings:
     modelfile: str | None = option(
         None,
         OUTPUT,
-        "write an Ollama Modelfile beside the GGUF file, with template, stop words and system "
-        "prompt of Chinese-Alpaca, Chinese-Alpaca-2 or Llama-3-Chinese-Instruct",
-        default_text="none",
+        tr(
+            "write an Ollama Modelfile beside the GGUF file, with template, stop "
+            "words and system prompt of Chinese-Alpaca, Chinese-Alpaca-2 or "
+            "Llama-3-Chinese-Instruct"
+        ),
+        default_text=tr("none"),
         only_for="gguf",
         choices=MODELFILES,
     )
     split_max_size: int | str | None = option(
         None,
         OUTPUT,
-        "largest GGUF file, such as 4GB",
-        default_text="one file however large",
+        tr("largest GGUF file, such as 4GB"),
+        default_text=tr("one file however large"),
         only_for="gguf",
         **SIZE,
     )
     chat_template: str | None = option(
         None,
         OUTPUT,
-        "chat format of a GGUF or Hugging Face model",
-        default_text="the tokenizer's",
+        tr("chat format of a GGUF or Hugging Face model"),
+        default_text=tr("the tokenizer's"),
         choices=CHAT_TEMPLATES,
     )
     dtype: str = option(
         "",
         OUTPUT,
-        "dtype of the result; auto keeps the base's",
-        default_text="float16; for GGUF what --outtype needs",
+        tr("dtype of the result; auto keeps the base's"),
+        default_text=tr("float16; for GGUF what --outtype needs"),
         choices=DTYPES,
     )
     max_shard_size: int | str = option(
-        "10GB", OUTPUT, "largest Hugging Face shard", only_for="huggingface", **SIZE
+        "10GB", OUTPUT, tr("largest Hugging Face shard"), only_for="huggingface", **SIZE
     )
     safe_serialization: bool = option(
-        False, OUTPUT, "safetensors instead of .bin", only_for="huggingface"
+        False, OUTPUT, tr("safetensors instead of .bin"), only_for="huggingface"
     )
     overwrite: bool = option(
-        False, OUTPUT, "replace an earlier result in the output folder", of_run=True
+        False, OUTPUT, tr("replace an earlier result in the output folder"), of_run=True
     )
     resume: bool = option(
         False,
         OUTPUT,
-        "resume an interrupted run; if the result is complete already, say so and exit with 0",
+        tr("resume an interrupted run; if the result is complete already, say so and exit with 0"),
         of_run=True,
     )
     allow_nonfinite: bool = option(
-        False, OUTPUT, "write weights that are NaN or Inf unchanged, and name them"
+        False, OUTPUT, tr("write weights that are NaN or Inf unchanged, and name them")
     )
     dry_run: bool = option(
-        False, OUTPUT, "check everything, print the plan, write nothing", of_run=True
+        False, OUTPUT, tr("check everything, print the plan, write nothing"), of_run=True
     )
     max_memory: int | str | None = option(
         None,
         RESOURCES,
-        f"budget for buffers, at least 1MB; no more than {LARGEST_MEMORY} is used",
-        default_text="32MB for each processor, but at least 64MB",
+        tr(
+            "budget for buffers, at least 1MB; no more than {largest_memory} is used",
+            largest_memory=LARGEST_MEMORY,
+        ),
+        default_text=tr("32MB for each processor, but at least 64MB"),
         of_run=True,
         metavar="SIZE",
         check=require_memory,
@@ -169,24 +181,26 @@ class OutputSettings:
     num_workers: int | None = option(
         None,
         RESOURCES,
-        "threads that compute, at most as many as --max_memory has room for",
-        default_text="the number of processors",
+        tr("threads that compute, at most as many as --max_memory has room for"),
+        default_text=tr("the number of processors"),
         of_run=True,
         **COUNT,
     )
     io: IoMode = option(
         "auto",
         RESOURCES,
-        "when to bypass the page cache (O_DIRECT); auto: for files that are not in it; direct: "
-        "always; buffered: never",
+        tr(
+            "when to bypass the page cache (O_DIRECT); auto: for files that are "
+            "not in it; direct: always; buffered: never"
+        ),
         of_run=True,
         choices=IO_MODES,
     )
     offload_dir: str | Path | None = option(
         None,
         RESOURCES,
-        "folder for downloads and for inputs that cannot be read in place; emptied at the end",
-        default_text="beside the output; downloads: the Hub's cache",
+        tr("folder for downloads and for inputs that cannot be read in place; emptied at the end"),
+        default_text=tr("beside the output; downloads: the Hub's cache"),
         of_run=True,
         check=require_path,
         metavar="DIR",
@@ -206,16 +220,16 @@ class OutputSettings:
         check_values(self)
         if self.chat_template is not None and self.output_type == "pth":
             raise UsageError(
-                "--chat_template has no place in Meta's layout",
-                remedy="use --output_type gguf or huggingface",
+                tr("--chat_template has no place in Meta's layout"),
+                remedy=tr("use --output_type gguf or huggingface"),
             )
         for name, one in options_of(type(self)).items():
             if one.only_for not in (None, self.output_type) and getattr(self, name) != one.default:
                 raise UsageError(
-                    f"--{name} means nothing for this type of output",
+                    tr("--{name} means nothing for this type of output", name=name),
                     expected=f"--output_type {one.only_for}",
                     found=f"--output_type {self.output_type}",
-                    remedy=f"leave --{name} out, or change the type",
+                    remedy=tr("leave --{name} out, or change the type", name=name),
                 )
         if self.output_type == "gguf":
             require_model_name(self.model_name)
@@ -276,16 +290,18 @@ class EngineSettings(OutputSettings):
     engine: EngineName = option(
         "local",
         RESOURCES,
-        "what runs the job; ray: a Ray cluster, whose machines all see inputs and output under the "
-        "same paths (docs/distributed.md)",
+        tr(
+            "what runs the job; ray: a Ray cluster, whose machines all see "
+            "inputs and output under the same paths (docs/distributed.md)"
+        ),
         of_run=True,
         choices=ENGINES,
     )
     ray_address: str | None = option(
         None,
         RESOURCES,
-        "address of the cluster for --engine ray, such as 10.0.0.1:6379",
-        default_text="RAY_ADDRESS, else the cluster of this machine, else one is started",
+        tr("address of the cluster for --engine ray, such as 10.0.0.1:6379"),
+        default_text=tr("RAY_ADDRESS, else the cluster of this machine, else one is started"),
         of_run=True,
         metavar="HOST:PORT",
         check=require_address,
@@ -293,7 +309,10 @@ class EngineSettings(OutputSettings):
     task_size: int | str = option(
         "10GB",
         RESOURCES,
-        "with --engine ray, files beyond this size are made in parts by several tasks and joined",
+        tr(
+            "with --engine ray, files beyond this size are made in parts by "
+            "several tasks and joined"
+        ),
         of_run=True,
         **SIZE,
     )
@@ -306,8 +325,8 @@ class EngineSettings(OutputSettings):
         for name in ("ray_address", "task_size"):
             if getattr(self, name) != options_of(type(self))[name].default:
                 raise UsageError(
-                    f"--{name} means nothing for the local engine",
-                    remedy=f"leave --{name} out, or say --engine ray",
+                    tr("--{name} means nothing for the local engine", name=name),
+                    remedy=tr("leave --{name} out, or say --engine ray", name=name),
                 )
 
     @property

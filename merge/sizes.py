@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from .messages import tr
+
 OnBytes = Callable[[int], object]
 """Called with how many more bytes have been read or written, perhaps from several threads."""
 
@@ -37,7 +39,9 @@ def parse_size(text: str) -> int:
         digits = number[:-1] if power else number
         return int(float(digits) * (1024 if binary else 1000) ** power)
     except (ValueError, OverflowError):
-        raise ValueError(f"{text!r} is not a size; write for instance 256MB or 10GiB") from None
+        raise ValueError(
+            tr("{text!r} is not a size; write for instance 256MB or 10GiB", text=text)
+        ) from None
 
 
 def peak_memory() -> int | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from merge.checksums import known_tokenizers as known
 from merge.errors import FormatError, UsageError
+from merge.messages import tr
 from merge.tokenizers import sentencepiece_model as spm
 from merge.tokenizers.byte_level import parse_spelling
 from merge.tokenizers.file_names import MODEL_NAME
@@ -99,7 +100,7 @@ def open_transformers(path: Path, name: str, trust_remote_code: bool = False) ->
         import transformers
     except ImportError as error:
         raise UsageError(
-            "transformers is not installed", found=error, remedy="pip install transformers"
+            tr("transformers is not installed"), found=error, remedy=tr("pip install transformers")
         ) from None
     transformers.utils.logging.set_verbosity_error()
     loaded = _load(transformers.AutoTokenizer, path, trust_remote_code)
@@ -159,10 +160,10 @@ def _load(auto: Any, path: Path, trust_remote_code: bool) -> Any:
             return auto.from_pretrained(str(folder), **options)
     except (OSError, ValueError, KeyError) as error:
         raise FormatError(
-            "transformers cannot load this tokenizer",
+            tr("transformers cannot load this tokenizer"),
             file=path,
             found=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            remedy="a folder needs tokenizer_config.json; or name its tokenizer.model",
+            remedy=tr("a folder needs tokenizer_config.json; or name its tokenizer.model"),
         ) from error
 
 

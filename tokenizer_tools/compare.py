@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from merge.errors import FormatError
+from merge.messages import tr
 
 from .backends import BackendTokenizer
 from .corpus import Line
@@ -118,7 +119,9 @@ def compare_tokenizers(
         for (a, b), disagreement in zip(pairs, found, strict=True):
             _compare_pieces(disagreement, batch, encoded[a], encoded[b])
     if not counts[0][ALL].lines:
-        raise FormatError("the text is empty", remedy="name files with lines of text in --text")
+        raise FormatError(
+            tr("the text is empty"), remedy=tr("name files with lines of text in --text")
+        )
     common = list_commonest(characters)
     coverage = [_measure_coverage(tokenizer, common) for tokenizer in tokenizers]
     return TokenizerComparison(tokenizers, counts, coverage, found)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from merge.errors import FormatError, UsageError
+from merge.messages import tr
 from merge.sizes import OnBytes
 
 _SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
-_EXPECTED = "UTF-8 text, one of " + ", ".join(_SUFFIXES)
+_EXPECTED = tr("UTF-8 text, one of ") + ", ".join(_SUFFIXES)
 _MOST_BYTES = 4192
 """SentencePiece's own ``max_sentence_length``, in bytes: it skips longer lines."""
 _SENTENCE_ENDS = "。！？；!?;"
@@ -49,22 +50,24 @@ def find_text_files(inputs: Iterable[Path]) -> list[Path]:
             below = sorted(p for p in path.rglob("*") if p.name.endswith(_SUFFIXES) and p.is_file())
             if not below:
                 raise UsageError(
-                    "the folder holds no text",
+                    tr("the folder holds no text"),
                     file=path,
                     expected=_EXPECTED,
-                    remedy="give the folder that holds the text, or its files by name",
+                    remedy=tr("give the folder that holds the text, or its files by name"),
                 )
             files += below
         elif not path.exists():
-            raise UsageError("there is no such text file", file=path, remedy="check the spelling")
+            raise UsageError(
+                tr("there is no such text file"), file=path, remedy=tr("check the spelling")
+            )
         elif path.name.endswith(_SUFFIXES) or path.suffix not in {".gz", ".json", ".parquet"}:
             files.append(path)
         else:
             raise UsageError(
-                "this kind of text file is not read",
+                tr("this kind of text file is not read"),
                 file=path,
                 expected=_EXPECTED,
-                remedy="convert it, or unpack it, to one of these",
+                remedy=tr("convert it, or unpack it, to one of these"),
             )
     return files
 
@@ -152,9 +155,9 @@ def _find_drop_reason(text: str) -> str | None:
     if not text:
         return "empty"
     if "\0" in text:
-        return "with a NUL character"
+        return tr("with a NUL character")
     if "\u2585" in text:  # SentencePiece marks unknown characters with it while it trains
-        return "with the character U+2585, which SentencePiece reserves"
+        return tr("with the character U+2585, which SentencePiece reserves")
     return None
 
 
@@ -163,11 +166,11 @@ def _iter_raw_lines(stream: BinaryIO | gzip.GzipFile, file: Path) -> Iterator[by
         yield from stream
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise FormatError(
-            "the compressed file is damaged or unfinished",
+            tr("the compressed file is damaged or unfinished"),
             file=file,
-            expected="a whole gzip file",
+            expected=tr("a whole gzip file"),
             found=str(error),
-            remedy="fetch it again",
+            remedy=tr("fetch it again"),
         ) from None
 
 
@@ -177,10 +180,17 @@ def _decode(content: bytes, file: Path, number: int) -> str:
     except UnicodeDecodeError as error:
         encoding = _guess_encoding(content)
         raise FormatError(
-            "the text is not UTF-8",
+            tr("the text is not UTF-8"),
             file=file,
-            found=f"byte {content[error.start]:#04x} in line {number}, column {error.start + 1}",
-            remedy=f"convert it, for example: iconv -f {encoding} -t UTF-8 IN > OUT",
+            found=tr(
+                "byte {content:#04x} in line {number}, column {start}",
+                content=content[error.start],
+                number=number,
+                start=error.start + 1,
+            ),
+            remedy=tr(
+                "convert it, for example: iconv -f {encoding} -t UTF-8 IN > OUT", encoding=encoding
+            ),
         ) from None
     return text.rstrip("\r\n")
 
@@ -196,19 +206,19 @@ def _parse_json_line(text: str, json_field: str, file: Path, number: int) -> str
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FormatError(
-            "a line is not JSON",
+            tr("a line is not JSON"),
             file=file,
-            expected="a JSON object in each line",
-            found=f"line {number}: {error}",
-            remedy="correct the line; plain text belongs in a .txt file",
+            expected=tr("a JSON object in each line"),
+            found=tr("line {number}: {error}", number=number, error=error),
+            remedy=tr("correct the line; plain text belongs in a .txt file"),
         ) from None
     found = value.get(json_field) if isinstance(value, dict) else None
     if not isinstance(found, str):
         names = ", ".join(value) if isinstance(value, dict) else type(value).__name__
         raise FormatError(
-            f"a line has no text under {json_field!r}",
+            tr("a line has no text under {json_field!r}", json_field=json_field),
             file=file,
-            found=f"line {number}: {names}",
-            remedy="name the right field with --json_field",
+            found=tr("line {number}: {names}", number=number, names=names),
+            remedy=tr("name the right field with --json_field"),
         )
     return found.encode("utf-8", errors="replace").decode("utf-8")  # "\ud800" is valid JSON

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from merge.messages import tr
 from merge.tokenizers.sentencepiece_model import NORMAL, USER_DEFINED
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def extend(llama: ModelProto, pieces: Iterable[str], pad_token: str | None = Non
     already_there: list[str] = []
     for text in [*pieces, *([] if pad_token is None else [pad_token])]:
         if not text:
-            raise ValueError("a SentencePiece piece cannot be empty")
+            raise ValueError(tr("a SentencePiece piece cannot be empty"))
         if text in known:
             already_there.append(text)
             continue

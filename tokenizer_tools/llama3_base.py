@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from merge.errors import UsageError, VocabularyError
 from merge.layouts.model_folder import ModelFolder
+from merge.messages import tr
 from merge.plan.llama3_tokenizer import read_copied_tokenizer
 from merge.storage.folder import Folder
 from merge.tokenizers.file_names import MODEL_NAME, TOKENIZER_JSON_NAME
@@ -31,7 +32,7 @@ from merge.untrusted.strict_json import parse_json
 if TYPE_CHECKING:
     import tiktoken
 
-_REMEDY = "name Meta's tokenizer.model of Llama 3, or a Hugging Face folder of such a model"
+_REMEDY = tr("name Meta's tokenizer.model of Llama 3, or a Hugging Face folder of such a model")
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,9 @@ class Llama3Tokenizer:
             import tiktoken
         except ImportError as error:
             raise UsageError(
-                "the package tiktoken is not installed, with which Llama 3 tokenizes",
+                tr("the package tiktoken is not installed, with which Llama 3 tokenizes"),
                 found=str(error),
-                remedy="pip install tiktoken",
+                remedy=tr("pip install tiktoken"),
             ) from None
         return tiktoken.Encoding(
             "llama3",
@@ -92,7 +93,7 @@ def read_llama3(path: Path) -> Llama3Tokenizer:
     ``VocabularyError`` for the tokenizer of another model.
     """
     if not path.exists():
-        raise UsageError("there is no such tokenizer", file=path, remedy=_REMEDY)
+        raise UsageError(tr("there is no such tokenizer"), file=path, remedy=_REMEDY)
     folder = ModelFolder(path)
     is_fast = path.is_dir() and TOKENIZER_JSON_NAME in folder.files
     ranks = None if is_fast else _read_tiktoken(folder)
@@ -109,18 +110,22 @@ def read_llama3(path: Path) -> Llama3Tokenizer:
 def _read_tiktoken(folder: ModelFolder) -> dict[bytes, int]:
     path = folder.path
     if path.is_dir() and MODEL_NAME not in folder.files:
-        expected = f"{TOKENIZER_JSON_NAME} or {MODEL_NAME}"
-        sentence = "the folder holds no tokenizer of Llama 3"
+        expected = tr(
+            "{tokenizer_json_name} or {model_name}",
+            tokenizer_json_name=TOKENIZER_JSON_NAME,
+            model_name=MODEL_NAME,
+        )
+        sentence = tr("the folder holds no tokenizer of Llama 3")
         raise UsageError(sentence, file=path, expected=expected, remedy=_REMEDY)
     file = folder.files[MODEL_NAME] if path.is_dir() else path
     with file.open("rb") as stream:
         begins = stream.read(1)
     if begins == b"\n":  # the key of the first piece
         raise VocabularyError(
-            "this tokenizer is of SentencePiece, as Llama 1 and 2 have it",
+            tr("this tokenizer is of SentencePiece, as Llama 1 and 2 have it"),
             file=file,
-            expected="Llama 3's, which is text in base64",
-            remedy="grow it with merge_tokenizers.py",
+            expected=tr("Llama 3's, which is text in base64"),
+            remedy=tr("grow it with merge_tokenizers.py"),
         )
     ranks = read_ranks(file)
     require_llama3(ranks, file)
@@ -131,15 +136,17 @@ def _require_own_special_tokens(special: dict[str, int], file: Path) -> None:
     own = range(N_RANKS, N_RANKS + N_SPECIAL)
     if others := [name for name, id_ in special.items() if id_ not in own]:
         raise VocabularyError(
-            "tokens were added to this tokenizer, on ids from which new tokens are numbered",
+            tr("tokens were added to this tokenizer, on ids from which new tokens are numbered"),
             file=file,
-            expected=f"special tokens from {own.start} to {own.stop - 1} alone",
-            found=f"{others[0]!r} as {special[others[0]]}",
-            remedy="grow the tokenizer that it was made from, and add the tokens to the result",
+            expected=tr(
+                "special tokens from {start} to {stop} alone", start=own.start, stop=own.stop - 1
+            ),
+            found=tr("{others!r} as {special}", others=others[0], special=special[others[0]]),
+            remedy=tr("grow the tokenizer that it was made from, and add the tokens to the result"),
         )
     if len(special) != N_SPECIAL:
         raise VocabularyError(
-            "special tokens of Llama 3 are missing",
+            tr("special tokens of Llama 3 are missing"),
             file=file,
             expected=N_SPECIAL,
             found=len(special),

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from merge.errors import FormatError, UsageError, VocabularyError
 from merge.interruption import raise_if_interrupted
+from merge.messages import join, tr
 from merge.sizes import OnBytes
 from merge.storage.atomic_write import write_atomically
 from merge.tokenizers.byte_level import split_by_ranks
@@ -95,12 +96,16 @@ def check_settings(settings: GrowthSettings, base: Llama3Tokenizer) -> None:
     )
     for name, value, low, high in bounds:
         if not low <= value <= high:
-            counted = f", {base.n_tokens} of them old" if name == "vocab_size" else ""
+            counted = (
+                tr(", {n_tokens} of them old", n_tokens=base.n_tokens)
+                if name == "vocab_size"
+                else ""
+            )
             raise UsageError(
-                f"--{name} is out of range",
-                expected=f"{low} to {high}{counted}",
+                tr("--{name} is out of range", name=name),
+                expected=tr("{low} to {high}{counted}", low=low, high=high, counted=counted),
                 found=value,
-                remedy=f"give --{name} within these bounds",
+                remedy=tr("give --{name} within these bounds", name=name),
             )
 
 
@@ -124,10 +129,10 @@ def count_pre_tokens(
                 raise_if_interrupted()
     if not counts:
         raise FormatError(
-            "the corpus is empty: it holds no text to learn from",
+            tr("the corpus is empty: it holds no text to learn from"),
             file=", ".join(map(str, files[:3])) + (" ..." if len(files) > 3 else ""),
-            found=f"{lines} lines",
-            remedy="name files with text in --input",
+            found=tr("{lines} lines", lines=lines),
+            remedy=tr("name files with text in --input"),
         )
     return PreTokenCounts(lines, counts)
 
@@ -159,10 +164,10 @@ def grow_tokenizer(
     )
     if len(merges) < wanted:
         raise VocabularyError(
-            "the corpus does not support a vocabulary of that size",
-            expected=f"--vocab_size of at most {base.n_tokens + len(merges)}",
+            tr("the corpus does not support a vocabulary of that size"),
+            expected=tr("--vocab_size of at most {n_tokens}", n_tokens=base.n_tokens + len(merges)),
             found=settings.vocab_size,
-            remedy="lower --vocab_size or --min_frequency, or give more text",
+            remedy=tr("lower --vocab_size or --min_frequency, or give more text"),
         )
     grown = replace_ranks(base, apply_merges(base, merges), output)
     return GrownTokenizer(grown, base, corpus, merges)
@@ -236,19 +241,33 @@ def format_summary(grown: GrownTokenizer) -> str:
     after = corpus.n_tokens - sum(merge.frequency for merge in merges)
     ascii_tokens = [token for token in grown.new_tokens if token.isascii()]
     lines = [
-        f"{corpus.lines:>12,} lines read, {len(corpus.pre_tokens.counts):,} different pre-tokens",
-        f"{corpus.n_tokens:>12,} tokens in the old vocabulary",
-        f"{after:>12,} about in the new one",
-        f"{len(merges):>12,} new tokens, ids {base.n_tokens} to {rows - 1}; the last occurred "
-        f"{merges[-1].frequency:,} times",
-        f"{rows:>12,} ids now: a model for it has {rows} embedding rows",
+        tr(
+            "{lines:>12,} lines read, {n_counts:,} different pre-tokens",
+            lines=corpus.lines,
+            n_counts=len(corpus.pre_tokens.counts),
+        ),
+        tr("{n_tokens:>12,} tokens in the old vocabulary", n_tokens=corpus.n_tokens),
+        tr("{after:>12,} about in the new one", after=after),
+        tr(
+            "{n_merges:>12,} new tokens, ids {n_tokens} to {rows}; the last "
+            "occurred {frequency:,} times",
+            n_merges=len(merges),
+            n_tokens=base.n_tokens,
+            rows=rows - 1,
+            frequency=merges[-1].frequency,
+        ),
+        tr("{rows:>12,} ids now: a model for it has {rows} embedding rows", rows=rows),
     ]
     if ascii_tokens:
         some = " ".join(map(repr, map(format_token, ascii_tokens[:5])))
         lines.append(
-            f"note: {len(ascii_tokens)} of the new tokens are plain ASCII ({some}): English, "
-            "numbers and code that hold them get new ids"
+            tr(
+                "note: {n_ascii_tokens} of the new tokens are plain ASCII ({some}): "
+                "English, numbers and code that hold them get new ids",
+                n_ascii_tokens=len(ascii_tokens),
+                some=some,
+            )
         )
     digest = sha256(dump_ranks(grown.tokenizer.ranks)).hexdigest()
     lines.append(f"sha256 {digest} {TIKTOKEN_NAME}")
-    return "\n".join(lines)
+    return join("\n", lines)

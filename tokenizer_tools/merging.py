@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from merge.checksums import known_tokenizers as known
 from merge.errors import FormatError, UsageError, VocabularyError
+from merge.messages import join, tr
 from merge.storage.atomic_write import write_atomically
 from merge.tokenizers import sentencepiece_model as spm
 from merge.tokenizers.file_names import MODEL_NAME, SPECIAL_TOKENS_NAME
@@ -78,13 +79,17 @@ def merge_tokenizers(
     extended = extend(base, offered, pad_token)
     if not extended.appended:
         raise VocabularyError(
-            "there is nothing to append: every piece is in the tokenizer already",
+            tr("there is nothing to append: every piece is in the tokenizer already"),
             file=llama,
-            found=f"{len(extended.already_there)} pieces, all already there"
+            found=tr(
+                "{n_already_there} pieces, all already there",
+                n_already_there=len(extended.already_there),
+            )
             if extended.already_there
-            else "no pieces were offered",
-            remedy="name a --chinese_sp_model_file, --user_pieces or a --pad_token "
-            "that adds something",
+            else tr("no pieces were offered"),
+            remedy=tr(
+                "name a --chinese_sp_model_file, --user_pieces or a --pad_token that adds something"
+            ),
         )
     return MergedTokenizer(
         extended=extended,
@@ -105,18 +110,22 @@ def _read_pieces(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise FormatError(
-            "the list of pieces is not UTF-8",
+            tr("the list of pieces is not UTF-8"),
             file=path,
-            found=f"byte {error.object[error.start]:#04x} at offset {error.start}",
-            remedy="save it as UTF-8, one piece a line",
+            found=tr(
+                "byte {object:#04x} at offset {start}",
+                object=error.object[error.start],
+                start=error.start,
+            ),
+            remedy=tr("save it as UTF-8, one piece a line"),
         ) from None
     pieces = [line.strip().replace(" ", "▁") for line in lines if line.strip()]
     if not pieces:
         raise FormatError(
-            "the list of pieces is empty",
+            tr("the list of pieces is empty"),
             file=path,
-            expected="one piece a line",
-            remedy="write the pieces into it, or leave out --user_pieces",
+            expected=tr("one piece a line"),
+            remedy=tr("write the pieces into it, or leave out --user_pieces"),
         )
     return pieces
 
@@ -163,50 +172,81 @@ def format_summary(merged: MergedTokenizer) -> str:
     """Describe what was appended, what was not, and which published tokenizer the result is."""
     extended = merged.extended
     lines = [
-        f"{merged.base_pieces:>7} pieces before",
-        f"{len(extended.appended):>7} appended, in the order given, with score 0",
-        f"{len(extended.already_there):>7} were already there and keep their ids",
-        f"{len(merged.not_text):>7} control, unknown or byte pieces left out",
-        f"{merged.n_pieces:>7} pieces now: a model for it has {merged.n_pieces} embedding rows",
+        tr("{base_pieces:>7} pieces before", base_pieces=merged.base_pieces),
+        tr(
+            "{n_appended:>7} appended, in the order given, with score 0",
+            n_appended=len(extended.appended),
+        ),
+        tr(
+            "{n_already_there:>7} were already there and keep their ids",
+            n_already_there=len(extended.already_there),
+        ),
+        tr(
+            "{n_not_text:>7} control, unknown or byte pieces left out",
+            n_not_text=len(merged.not_text),
+        ),
+        tr(
+            "{n_pieces:>7} pieces now: a model for it has {n_pieces} embedding rows",
+            n_pieces=merged.n_pieces,
+        ),
     ]
     if merged.pad_token is not None:
         pad_id = _find_id(extended.model, merged.pad_token)
-        lines.append(f"pad token {merged.pad_token!r} is {pad_id}")
+        lines.append(
+            tr("pad token {pad_token!r} is {pad_id}", pad_token=merged.pad_token, pad_id=pad_id)
+        )
     if merged.ascii_pieces:
         lines.append(
-            f"note: {len(merged.ascii_pieces)} of the new pieces are plain ASCII "
-            f"({_join(merged.ascii_pieces)}): English, numbers and code that hold them get new ids"
+            tr(
+                "note: {n_ascii_pieces} of the new pieces are plain ASCII ({join}): "
+                "English, numbers and code that hold them get new ids",
+                n_ascii_pieces=len(merged.ascii_pieces),
+                join=_join(merged.ascii_pieces),
+            )
         )
     if merged.unreachable:
         lines.append(
-            f"note: {len(merged.unreachable)} of the new pieces can never occur "
-            f"({_join(merged.unreachable)}): no two shorter pieces make them"
+            tr(
+                "note: {n_unreachable} of the new pieces can never occur ({join}): "
+                "no two shorter pieces make them",
+                n_unreachable=len(merged.unreachable),
+                join=_join(merged.unreachable),
+            )
         )
     name = known.recognize_digest(merged.digest)
-    lines.append(f"sha256 {merged.digest}" + (f" = the published {name.name}" if name else ""))
-    return "\n".join(lines)
+    lines.append(
+        f"sha256 {merged.digest}" + (tr(" = the published {name}", name=name.name) if name else "")
+    )
+    return join("\n", lines)
 
 
 def _refuse_other_base(base: ModelProto, llama: Path) -> None:
     if base.trainer_spec.model_type != BPE or not spm.has_byte_pieces(base):
         n_bytes = sum(1 for piece in base.pieces if piece.type == spm.BYTE)
-        kind = "BPE" if base.trainer_spec.model_type == BPE else "not BPE"
+        kind = "BPE" if base.trainer_spec.model_type == BPE else tr("not BPE")
         raise VocabularyError(
-            "the tokenizer to be extended is not of LLaMA's kind",
+            tr("the tokenizer to be extended is not of LLaMA's kind"),
             file=spm.find_model_file(llama),
-            expected="BPE with 256 byte pieces: pieces with score 0 work in no other kind",
-            found=f"{kind}, {n_bytes} byte pieces, {len(base.pieces)} pieces in all",
-            remedy="check that --llama_tokenizer_dir and --chinese_sp_model_file are not swapped",
+            expected=tr("BPE with 256 byte pieces: pieces with score 0 work in no other kind"),
+            found=tr(
+                "{kind}, {n_bytes} byte pieces, {n_pieces} pieces in all",
+                kind=kind,
+                n_bytes=n_bytes,
+                n_pieces=len(base.pieces),
+            ),
+            remedy=tr(
+                "check that --llama_tokenizer_dir and --chinese_sp_model_file are not swapped"
+            ),
         )
 
 
 def _refuse_pad_token(pad_token: str | None) -> None:
     if pad_token is not None and (not pad_token or pad_token.split() != [pad_token]):
         raise UsageError(
-            "the pad token must be a piece without spaces",
-            expected="such as [PAD]",
+            tr("the pad token must be a piece without spaces"),
+            expected=tr("such as [PAD]"),
             found=repr(pad_token),
-            remedy="give another --pad_token",
+            remedy=tr("give another --pad_token"),
         )
 
 

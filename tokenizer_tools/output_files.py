@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from merge.errors import OutputError
+from merge.messages import tr
 from merge.storage.folder import Folder
 from merge.tokenizers.opaque_tokenizer import list_tokenizer_files
 
@@ -18,10 +19,10 @@ def require_free(folder: Path, names: Collection[str], overwrite: bool, content:
     there = next((name for name in names if (folder / name).exists()), None)
     if there is not None and not overwrite:
         raise OutputError(
-            f"the output folder already holds {content}",
+            tr("the output folder already holds {content}", content=content),
             file=folder / there,
-            expected=f"a folder without {there}",
-            remedy="choose another --output_dir, or replace it with --overwrite",
+            expected=tr("a folder without {there}", there=there),
+            remedy=tr("choose another --output_dir, or replace it with --overwrite"),
         )
 
 
@@ -31,12 +32,15 @@ def require_room_for_tokenizer(folder: Path, names: Collection[str], overwrite: 
     A file of an earlier tokenizer that is not among them would be read as part of the new one, so
     it is refused with ``overwrite`` too. Raises ``OutputError``.
     """
-    require_free(folder, names, overwrite, "a tokenizer")
+    require_free(folder, names, overwrite, tr("a tokenizer"))
     others = [path for path in list_tokenizer_files(Folder(folder)) if path.name not in names]
     if others:
         raise OutputError(
-            "the output folder holds a file of another tokenizer, which would be read with the new",
+            tr(
+                "the output folder holds a file of another tokenizer, which would be "
+                "read with the new"
+            ),
             file=others[0],
-            expected=f"none but {', '.join(sorted(names))}",
-            remedy="remove it, or choose another --output_dir",
+            expected=tr("none but {names}", names=", ".join(sorted(names))),
+            remedy=tr("remove it, or choose another --output_dir"),
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from merge.errors import UsageError
+from merge.messages import tr
 
 from .compare import ALL, TokenizerComparison
 
@@ -23,9 +24,9 @@ def require_matplotlib() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise UsageError(
-            "a plot needs matplotlib, which is not installed",
+            tr("a plot needs matplotlib, which is not installed"),
             found=str(error),
-            remedy="pip install matplotlib, or leave out --plot",
+            remedy=tr("pip install matplotlib, or leave out --plot"),
         ) from None
 
 
@@ -54,10 +55,10 @@ def draw_png(comparison: TokenizerComparison) -> bytes:
     parts = [_build_part_label(comparison, name) for name in comparison.kinds]
     top = figure.add_subplot(grid[0])
     _draw_bars(top, parts, tokens, labels, "{:.0f}")
-    top.set_title("Tokens per 1000 characters (fewer is shorter)", loc="left")
+    top.set_title(tr("Tokens per 1000 characters (fewer is shorter)"), loc="left")
     middle = figure.add_subplot(grid[1])
     _draw_bars(middle, parts, fallback, labels, "{:.1f} %")
-    middle.set_title("Tokens that are single bytes or unknown, in percent", loc="left")
+    middle.set_title(tr("Tokens that are single bytes or unknown, in percent"), loc="left")
     if comparison.coverage[0].of:
         _draw_coverage(figure.add_subplot(grid[2]), comparison, labels)
     handles, names = top.get_legend_handles_labels()
@@ -92,7 +93,9 @@ def _draw_coverage(axes: Axes, comparison: TokenizerComparison, labels: Sequence
     axes.set_yticks(places, labels)
     axes.invert_yaxis()
     of = comparison.coverage[0].of
-    axes.set_title(f"Of the {of:,} commonest Han characters of the text, own pieces", loc="left")
+    axes.set_title(
+        tr("Of the {of:,} commonest Han characters of the text, own pieces", of=of), loc="left"
+    )
     _format_axes(axes)
 
 
@@ -118,7 +121,9 @@ def _build_labels(comparison: TokenizerComparison) -> list[str]:
 
 def _build_part_label(comparison: TokenizerComparison, name: str) -> str:
     lines = comparison.counts[0][name].lines
-    return f"{'whole text' if name == ALL else name}\n{lines:,} lines"
+    return tr(
+        "{text}\n{lines:,} lines", text=tr("whole text") if name == ALL else name, lines=lines
+    )
 
 
 def _save_png(figure: Figure) -> bytes:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from merge.messages import compose, join, tr
+
 from .compare import ALL, Disagreement, Example, TokenizerComparison
 
 _SHOWN = 3
@@ -21,7 +23,7 @@ def format_table(comparison: TokenizerComparison) -> str:
     blocks.append(_format_coverage(comparison))
     whole = comparison.counts[0][ALL].lines
     blocks += [_format_disagreement(found, whole) for found in comparison.disagreements]
-    return "\n\n".join("\n".join(block) for block in blocks)
+    return join("\n\n", (join("\n", block) for block in blocks))
 
 
 def to_json(comparison: TokenizerComparison) -> dict[str, Any]:
@@ -73,15 +75,27 @@ def _build_example(example: Example) -> dict[str, Any]:
 
 def _list_tokenizers(comparison: TokenizerComparison) -> list[str]:
     return [
-        f"{len(t.pieces):>7} pieces  {t.name}" + (f" = {t.known_as}" if t.known_as else "")
+        tr("{n_pieces:>7} pieces  {name}", n_pieces=len(t.pieces), name=t.name)
+        + (compose(" = {name}", name=t.known_as) if t.known_as else "")
         for t in comparison.tokenizers
     ]
 
 
 def _format_part(comparison: TokenizerComparison, name: str) -> list[str]:
     whole = comparison.counts[0][name]
-    title = f"{name}: {whole.lines:,} lines, {whole.characters:,} characters"
-    head = f"{'characters/token':>18}{'tokens/1000 chars':>19}{'byte fallback':>15}{'unknown':>9}"
+    title = tr(
+        "{name}: {lines:,} lines, {characters:,} characters",
+        name=name,
+        lines=whole.lines,
+        characters=whole.characters,
+    )
+    head = tr(
+        "{text:>18}{text_2:>19}{text_3:>15}{text_4:>9}",
+        text="characters/token",
+        text_2=tr("tokens/1000 chars"),
+        text_3=tr("byte fallback"),
+        text_4="unknown",
+    )
     rows = [
         f"{count.characters_per_token:>18.3f}{count.tokens_per_1000_characters:>19.1f}"
         f"{count.fallback_share:>15.2%}{count.unknown:>9,}  {tokenizer.name}"
@@ -95,19 +109,25 @@ def _format_part(comparison: TokenizerComparison, name: str) -> list[str]:
 def _format_coverage(comparison: TokenizerComparison) -> list[str]:
     of = comparison.coverage[0].of
     if not of:
-        return ["the text has no Han characters"]
+        return [tr("the text has no Han characters")]
     rows = [
         f"{coverage.share:>18.2%}{coverage.covered:>19,}  {tokenizer.name}"
         for tokenizer, coverage in zip(comparison.tokenizers, comparison.coverage, strict=True)
     ]
-    return [f"coverage of the {of:,} commonest Han characters of the text", *rows]
+    return [tr("coverage of the {of:,} commonest Han characters of the text", of=of), *rows]
 
 
 def _format_disagreement(found: Disagreement, whole: int) -> list[str]:
-    title = f"{found.lines:,} of {whole:,} lines differ: {found.first.name} / {found.second.name}"
+    title = tr(
+        "{lines:,} of {whole:,} lines differ: {name} / {name_2}",
+        lines=found.lines,
+        whole=whole,
+        name=found.first.name,
+        name_2=found.second.name,
+    )
     shown = [line for example in found.examples[:_SHOWN] for line in _format_example(example)]
     more = found.lines - _SHOWN
-    return [title, *shown, *([f"  ... and {more:,} more"] if more > 0 else [])]
+    return [title, *shown, *([tr("  ... and {more:,} more", more=more)] if more > 0 else [])]
 
 
 def _format_example(example: Example) -> Iterator[str]:
@@ -115,7 +135,12 @@ def _format_example(example: Example) -> Iterator[str]:
         (i for i, (a, b) in enumerate(zip(example.first, example.second, strict=False)) if a != b),
         min(len(example.first), len(example.second)),
     )
-    yield f"  {example.line.file}:{example.line.number}, from token {start} on"
+    yield tr(
+        "  {file}:{number}, from token {start} on",
+        file=example.line.file,
+        number=example.line.number,
+        start=start,
+    )
     for pieces in (example.first, example.second):
         yield f"    {_format_window(pieces, start)}"
 

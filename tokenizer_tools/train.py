@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from merge.errors import FormatError, MergeError, UsageError, VocabularyError
+from merge.messages import compose, join, tr
 from merge.sizes import OnBytes
 from merge.storage.atomic_write import write_atomically
 from merge.tokenizers.sentencepiece_model import list_pieces, load_processor
@@ -73,10 +74,14 @@ def collect_corpus(
     kept = sample(select_training_lines(lines, stats), settings.input_sentence_size, settings.seed)
     if not kept:
         raise FormatError(
-            "the corpus is empty: it holds no line to learn from",
+            tr("the corpus is empty: it holds no line to learn from"),
             file=", ".join(str(file) for file in files[:3]) + (" ..." if len(files) > 3 else ""),
-            found=f"{stats.lines} lines; {_format_reasons(stats) or 'nothing dropped'}",
-            remedy="name files with text, one sentence or paragraph a line",
+            found=tr(
+                "{lines} lines; {reasons}",
+                lines=stats.lines,
+                reasons=_format_reasons(stats) or tr("nothing dropped"),
+            ),
+            remedy=tr("name files with text, one sentence or paragraph a line"),
         )
     return Corpus(kept, stats)
 
@@ -113,7 +118,7 @@ def train(lines: Sequence[str], settings: TrainingSettings, *, log: bool = False
 
 def check_output(folder: Path, overwrite: bool = False) -> None:
     """Raise ``OutputError`` if ``folder`` holds a trained model, unless ``overwrite``."""
-    require_free(folder, (MODEL_NAME, _VOCABULARY_NAME), overwrite, "a trained model")
+    require_free(folder, (MODEL_NAME, _VOCABULARY_NAME), overwrite, tr("a trained model"))
 
 
 def write_trained(model: bytes, folder: Path) -> None:
@@ -131,15 +136,37 @@ def _format_vocabulary(model: bytes) -> bytes:
 def format_summary(corpus: Corpus, settings: TrainingSettings) -> str:
     """Describe how much text was read, and what of it was not learned from."""
     stats = corpus.stats
-    lines = [f"{stats.lines:>10,} lines read"]
-    lines += [f"{count:>10,} dropped: {why}" for why, count in stats.dropped.most_common()]
+    lines = [tr("{lines:>10,} lines read", lines=stats.lines)]
+    lines += [
+        tr("{count:>10,} dropped: {why}", count=count, why=why)
+        for why, count in stats.dropped.most_common()
+    ]
     if stats.split:
-        lines.append(f"{stats.split:>10,} longer than SentencePiece takes, cut after sentences")
+        lines.append(
+            tr(
+                "{split:>10,} longer than SentencePiece takes, cut after sentences",
+                split=stats.split,
+            )
+        )
     if len(corpus.lines) < stats.kept:
-        lines.append(f"{stats.kept - len(corpus.lines):>10,} left out by --input_sentence_size")
-    lines.append(f"{len(corpus.lines):>10,} learned from, seed {settings.seed}")
-    lines.append(f"{settings.vocab_size:>10,} pieces, {settings.model_type}")
-    return "\n".join(lines)
+        lines.append(
+            tr("{kept:>10,} left out by --input_sentence_size", kept=stats.kept - len(corpus.lines))
+        )
+    lines.append(
+        tr(
+            "{n_lines:>10,} learned from, seed {seed}",
+            n_lines=len(corpus.lines),
+            seed=settings.seed,
+        )
+    )
+    lines.append(
+        tr(
+            "{vocab_size:>10,} pieces, {model_type}",
+            vocab_size=settings.vocab_size,
+            model_type=settings.model_type,
+        )
+    )
+    return join("\n", lines)
 
 
 def _training_error(message: str, settings: TrainingSettings) -> MergeError:
@@ -147,23 +174,23 @@ def _training_error(message: str, settings: TrainingSettings) -> MergeError:
     too_high = re.search(r"value <= (\d+)", message)
     if too_high:
         return VocabularyError(
-            "the corpus does not support a vocabulary of that size",
-            expected=f"--vocab_size of at most {too_high[1]}",
+            tr("the corpus does not support a vocabulary of that size"),
+            expected=tr("--vocab_size of at most {too_high}", too_high=too_high[1]),
             found=settings.vocab_size,
-            remedy="lower --vocab_size or give more text",
+            remedy=tr("lower --vocab_size or give more text"),
         )
     too_low = re.search(r"required_chars. (\d+) vs (\d+)", message)
     if too_low:
         return VocabularyError(
-            "the vocabulary is smaller than the number of different characters",
-            expected=f"--vocab_size of at least {too_low[2]}",
+            tr("the vocabulary is smaller than the number of different characters"),
+            expected=tr("--vocab_size of at least {too_low}", too_low=too_low[2]),
             found=settings.vocab_size,
-            remedy="raise --vocab_size or lower --character_coverage",
+            remedy=tr("raise --vocab_size or lower --character_coverage"),
         )
     return UsageError(
-        "SentencePiece could not train on this",
+        tr("SentencePiece could not train on this"),
         found=message,
-        remedy="change the option or the text that the message names",
+        remedy=tr("change the option or the text that the message names"),
     )
 
 
@@ -179,12 +206,13 @@ def _check_settings(settings: TrainingSettings) -> None:
     for name, value, low, high in bounds:
         if not low <= value <= high:
             raise UsageError(
-                f"--{name} is out of range",
-                expected=f"{low} to {high}",
+                tr("--{name} is out of range", name=name),
+                expected=tr("{low} to {high}", low=low, high=high),
                 found=value,
-                remedy=f"give another --{name}",
+                remedy=tr("give another --{name}", name=name),
             )
 
 
 def _format_reasons(stats: LineStats) -> str:
-    return ", ".join(f"{count} {why}" for why, count in stats.dropped.most_common())
+    reasons = stats.dropped.most_common()
+    return join(", ", (compose("{count} {why}", count=count, why=why) for why, count in reasons))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import Topic, UsageError
+from ..messages import join, tr
 
 # Adapters that go onto another one; every other goes straight onto its base.
 _SIZES = ("7B", "13B", "33B")
@@ -26,7 +27,7 @@ _LLAMA_ROWS, _CHINESE_LLAMA_ROWS, _CHINESE_LLAMA_2_ROWS = 32000, 49953, 55296
 _CHINESE_ROWS = (_CHINESE_LLAMA_ROWS, _CHINESE_LLAMA_ROWS + 1, _CHINESE_LLAMA_2_ROWS)
 # Columns of the largest model for which there are published adapters, 33B.
 _WIDEST = 6656
-_GO_ON = "; --allow_unknown_combination merges them as they are given"
+_GO_ON = tr("; --allow_unknown_combination merges them as they are given")
 
 
 def could_be_published(columns: int) -> bool:
@@ -113,12 +114,19 @@ def _require_what_it_names(
         return
     missing = [name for name in chain if name not in present]
     raise UsageError(
-        f"the adapter was trained on {adapter.base_name}, which is not what lies below it",
+        tr(
+            "the adapter was trained on {base_name}, which is not what lies below it",
+            base_name=adapter.base_name,
+        ),
         file=adapter.source,
-        expected=f"{', then '.join(chain)}, and then this adapter",
-        found=", then ".join(name for name in present if name) or "the plain base",
-        remedy=f"add {' and '.join(missing) or 'them'} in this order before it with --lora_model, "
-        "or give a base into which they were merged" + _GO_ON,
+        expected=tr("{chain}, and then this adapter", chain=join(tr(", then "), chain)),
+        found=join(tr(", then "), (name for name in present if name)) or tr("the plain base"),
+        remedy=tr(
+            "add {missing} in this order before it with --lora_model, or give a "
+            "base into which they were merged",
+            missing=join(tr(" and "), missing) or tr("them"),
+        )
+        + _GO_ON,
         topic=Topic.SIZES,
     )
 
@@ -128,19 +136,23 @@ def _require_straight_on_base(rows: int, adapters: Sequence[AdapterInput], numbe
     if number:
         below = adapters[number - 1]
         raise UsageError(
-            f"{adapter.name} goes straight onto its base, not onto {below.name or below.source}",
+            tr(
+                "{name} goes straight onto its base, not onto {name_2}",
+                name=adapter.name,
+                name_2=below.name or below.source,
+            ),
             file=adapter.source,
             expected=f"--lora_model {adapter.source}",
             found=_format_option(adapters),
-            remedy="give it alone" + _GO_ON,
+            remedy=tr("give it alone") + _GO_ON,
         )
     if rows != _LLAMA_ROWS:
         raise UsageError(
-            f"{adapter.name} goes straight onto the original LLaMA",
+            tr("{name} goes straight onto the original LLaMA", name=adapter.name),
             file=adapter.source,
-            expected=f"a base of {_LLAMA_ROWS} rows",
-            found=f"{rows} rows: something has been merged into it already",
-            remedy="give the original base" + _GO_ON,
+            expected=tr("a base of {llama_rows} rows", llama_rows=_LLAMA_ROWS),
+            found=tr("{rows} rows: something has been merged into it already", rows=rows),
+            remedy=tr("give the original base") + _GO_ON,
         )
 
 
@@ -153,15 +165,30 @@ def _check_merged_base(
         return ()
     if last is not None:
         raise UsageError(
-            f"{adapter.name} was trained on top of {wanted}, and something else is in this base",
+            tr(
+                "{name} was trained on top of {wanted}, and something else is in this base",
+                name=adapter.name,
+                wanted=wanted,
+            ),
             file=adapter.source,
-            expected=f"a base into which {wanted} was merged",
-            found=f"{last}, by the base's merge_manifest.json",
-            remedy=f"merge {wanted} and {adapter.name} into the original LLaMA" + _GO_ON,
+            expected=tr("a base into which {wanted} was merged", wanted=wanted),
+            found=tr("{last}, by the base's merge_manifest.json", last=last),
+            remedy=tr(
+                "merge {wanted} and {name} into the original LLaMA",
+                wanted=wanted,
+                name=adapter.name,
+            )
+            + _GO_ON,
         )
     return (
-        f"{adapter.name} belongs on top of {wanted}; whether the base is that model is unknown: "
-        f"plain Chinese-LLaMA has {_CHINESE_LLAMA_ROWS} rows as well",
+        tr(
+            "{name} belongs on top of {wanted}; whether the base is that model "
+            "is unknown: plain Chinese-LLaMA has {chinese_llama_rows} rows as "
+            "well",
+            name=adapter.name,
+            wanted=wanted,
+            chinese_llama_rows=_CHINESE_LLAMA_ROWS,
+        ),
     )
 
 
@@ -170,11 +197,15 @@ def _wrong_order_error(
 ) -> UsageError:
     below = next((given.source for given in adapters if given.name == wanted), wanted)
     return UsageError(
-        f"{adapter.name} was trained on top of {wanted}, which must be merged before it",
+        tr(
+            "{name} was trained on top of {wanted}, which must be merged before it",
+            name=adapter.name,
+            wanted=wanted,
+        ),
         file=adapter.source,
         expected=f"--lora_model {below},{adapter.source}",
         found=_format_option(adapters),
-        remedy="give both adapters in this order, with the original LLaMA as the base" + _GO_ON,
+        remedy=tr("give both adapters in this order, with the original LLaMA as the base") + _GO_ON,
         topic=Topic.NONSENSE,
     )
 
@@ -192,10 +223,16 @@ def _require_own_vocabulary(rows: int, adapter: AdapterInput) -> None:
     of_chinese = "chinese" in (adapter.base_name or "").lower()
     if adapter.rows == _CHINESE_LLAMA_2_ROWS and rows in _CHINESE_ROWS and not of_chinese:
         raise UsageError(
-            "this adapter of the second generation goes onto Llama-2 itself, not onto a model into "
-            "which one has been merged",
+            tr(
+                "this adapter of the second generation goes onto Llama-2 itself, not "
+                "onto a model into which one has been merged"
+            ),
             file=adapter.source,
-            expected=f"{adapter.base_name or 'Llama-2'}, with {_LLAMA_ROWS} rows",
-            found=f"{rows} rows",
-            remedy="give Llama-2-hf as the base, and this adapter alone" + _GO_ON,
+            expected=tr(
+                "{base_name}, with {llama_rows} rows",
+                base_name=adapter.base_name or "Llama-2",
+                llama_rows=_LLAMA_ROWS,
+            ),
+            found=tr("{rows} rows", rows=rows),
+            remedy=tr("give Llama-2-hf as the base, and this adapter alone") + _GO_ON,
         )

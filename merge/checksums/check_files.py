@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError, VerificationError
+from ..messages import join, tr
 from ..settings import OnProgress
 from ..sizes import OnBytes
 from ..storage.folder import Folder
@@ -54,12 +55,16 @@ class CheckedFile:
     def describe(self) -> str:
         """Describe the file in a line or two."""
         if self.is_pointer:
-            return "not the file, only its Git LFS pointer: run `git lfs pull` there"
+            return tr("not the file, only its Git LFS pointer: run `git lfs pull` there")
         if self.known is None:
-            return "unknown"
+            return tr("unknown")
         if self.is_misnamed:
             name = get_part_name(self.path, self.known)
-            return f"{self.known.describe()}\n    misnamed: these are the contents of {name}"
+            return tr(
+                "{describe}\n    misnamed: these are the contents of {name}",
+                describe=self.known.describe(),
+                name=name,
+            )
         return self.known.describe()
 
 
@@ -71,14 +76,18 @@ def find_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.exists():
-        raise UsageError("the path does not exist", file=path, remedy="check the spelling")
+        raise UsageError(tr("the path does not exist"), file=path, remedy=tr("check the spelling"))
     files = [p for p in sorted(path.rglob("*")) if p.is_file() and _is_checked(p)]
     if not files and not (path / MANIFEST_NAME).is_file():
         raise UsageError(
-            "the folder holds no file that has a published checksum",
+            tr("the folder holds no file that has a published checksum"),
             file=path,
-            expected=f"*{', *'.join(_PUBLISHED)} or *{_TOKENIZER}",
-            remedy="give the folder of a model or an adapter",
+            expected=tr(
+                "*{published} or *{tokenizer}",
+                published=", *".join(_PUBLISHED),
+                tokenizer=_TOKENIZER,
+            ),
+            remedy=tr("give the folder of a model or an adapter"),
         )
     return files
 
@@ -122,10 +131,10 @@ def require_known_model(name: str) -> None:
     if name not in names:
         near = difflib.get_close_matches(name, names, 4, 0.5)
         raise UsageError(
-            "no checksums are published for a model of that name",
+            tr("no checksums are published for a model of that name"),
             expected=", ".join(near or names),
-            found=f"--expect {name!r}",
-            remedy="write the name as in SHA256.md",
+            found=tr("--expect {name!r}", name=name),
+            remedy=tr("write the name as in SHA256.md"),
         )
 
 
@@ -145,10 +154,10 @@ def find_mismatches(files: Sequence[CheckedFile], model: str) -> Iterator[Verifi
     if all(file.is_tokenizer for file in files):
         kinds = {kind.partition(" · ")[0] for kind, name in group_known_files() if name == model}
         yield VerificationError(
-            f"no weights of {model} are among the files",
-            expected=" or ".join(sorted(kinds)),
-            found=f"{len(files)} tokenizers" if files else "no files",
-            remedy="give the folder that holds them",
+            tr("no weights of {model} are among the files", model=model),
+            expected=join(tr(" or "), sorted(kinds)),
+            found=tr("{n_files} tokenizers", n_files=len(files)) if files else tr("no files"),
+            remedy=tr("give the folder that holds them"),
         )
 
 
@@ -170,14 +179,14 @@ def _list_missing_errors(
         parts = len(group_known_files()[here.group, model])
         for part in lacking:
             yield VerificationError(
-                f"a part of {model} is missing",
+                tr("a part of {model} is missing", model=model),
                 file=folder / part.file_name if folder else part.file_name,
-                expected=f"SHA-256 {part.sha256}",
-                found=f"{parts - len(lacking)} of {parts} parts"
-                + (" in this folder" if folder else ""),
-                remedy="put all parts into one folder, or download the missing one"
+                expected=tr("SHA-256 {sha256}", sha256=part.sha256),
+                found=tr("{parts} of {parts_2} parts", parts=parts - len(lacking), parts_2=parts)
+                + (tr(" in this folder") if folder else ""),
+                remedy=tr("put all parts into one folder, or download the missing one")
                 if folder
-                else "give all parts, or download the missing one",
+                else tr("give all parts, or download the missing one"),
             )
 
 
@@ -185,46 +194,68 @@ def _misnamed_error(file: CheckedFile, model: str) -> VerificationError:
     assert file.known is not None
     wanted, name = find_part(file.path, model), get_part_name(file.path, file.known)
     return VerificationError(
-        "the file has the contents of another part than its name says"
+        tr("the file has the contents of another part than its name says")
         if wanted
-        else f"{model} has no file of that name",
+        else tr("{model} has no file of that name", model=model),
         file=file.path,
-        expected=f"SHA-256 {wanted.sha256} ({wanted.file_name})" if wanted else name,
-        found=f"SHA-256 {file.sha256}, the contents of {name}",
-        remedy=f"rename it to {name}; if a file with these contents is there under that name, "
-        "remove this one",
+        expected=tr(
+            "SHA-256 {sha256} ({file_name})", sha256=wanted.sha256, file_name=wanted.file_name
+        )
+        if wanted
+        else name,
+        found=tr("SHA-256 {sha256}, the contents of {name}", sha256=file.sha256, name=name),
+        remedy=tr(
+            "rename it to {name}; if a file with these contents is there under "
+            "that name, remove this one",
+            name=name,
+        ),
     )
 
 
 def _other_file_error(file: CheckedFile, model: str) -> VerificationError:
     if file.is_pointer:
         return VerificationError(
-            "this is a Git LFS pointer, not the file itself",
+            tr("this is a Git LFS pointer, not the file itself"),
             file=file.path,
             expected=f"{model}",
-            remedy="run `git lfs pull` in that folder, or download the file itself",
+            remedy=tr("run `git lfs pull` in that folder, or download the file itself"),
         )
     wanted = find_tokenizer(model) if file.is_tokenizer else find_part(file.path, model)
-    expected = f"SHA-256 {wanted.sha256} ({wanted.file_name})" if wanted else f"a file of {model}"
-    known = f"known as {file.known.describe()}" if file.known else "which is not a published file"
+    expected = (
+        tr("SHA-256 {sha256} ({file_name})", sha256=wanted.sha256, file_name=wanted.file_name)
+        if wanted
+        else tr("a file of {model}", model=model)
+    )
+    known = (
+        tr("known as {describe}", describe=file.known.describe())
+        if file.known
+        else tr("which is not a published file")
+    )
     return VerificationError(
-        f"the file is not the one published for {model}" if wanted else f"{model} has no such file",
+        tr("the file is not the one published for {model}", model=model)
+        if wanted
+        else tr("{model} has no such file", model=model),
         file=file.path,
         expected=expected,
-        found=f"SHA-256 {file.sha256}, {known}",
+        found=tr("SHA-256 {sha256}, {known}", sha256=file.sha256, known=known),
         remedy=_choose_remedy(file, wanted),
     )
 
 
 def _choose_remedy(file: CheckedFile, wanted: KnownFile | None) -> str:
     if file.known is not None:
-        return "another model's file: give the right one, or another --expect"
+        return tr("another model's file: give the right one, or another --expect")
     if file.path.suffix == ".safetensors":
-        return "safetensors have no published checksums; compare_checkpoints.py compares numbers"
-    first = "fetch the file again" if wanted else "if it is not part of the model, move it away"
-    return (
-        f"{first}; if it was merged or saved again, its bytes may differ although its numbers do "
-        "not: compare_checkpoints.py compares those"
+        return tr(
+            "safetensors have no published checksums; compare_checkpoints.py compares numbers"
+        )
+    first = (
+        tr("fetch the file again") if wanted else tr("if it is not part of the model, move it away")
+    )
+    return tr(
+        "{first}; if it was merged or saved again, its bytes may differ "
+        "although its numbers do not: compare_checkpoints.py compares those",
+        first=first,
     )
 
 
@@ -248,7 +279,15 @@ def require_published(folder: Folder, on_progress: OnProgress | None = None) -> 
     known = [file.known for file in files if file.known and not file.known.is_tokenizer]
     first = known[0] if known else None
     if first is None:
-        return f"base       none of its {len(files)} weight files has a published checksum"
+        return tr(
+            "base       none of its {n_files} weight files has a published checksum",
+            n_files=len(files),
+        )
     if fault := next(find_mismatches(files, first.model), None):
         raise fault
-    return f"base       {first.model} · {first.kind}: all {len(files)} files as published"
+    return tr(
+        "base       {model} · {kind}: all {n_files} files as published",
+        model=first.model,
+        kind=first.kind,
+        n_files=len(files),
+    )

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from ..messages import tr
+
 _NAME = "SHA256.md"
 
 
@@ -35,8 +37,8 @@ def _find_checksums() -> Path:
 CHECKSUMS = _find_checksums()
 _HEADING = re.compile(r"## (?P<title>.+)")
 _ROW = re.compile(r"\| (?P<model>.+?) \| (?P<part>\d+) \| `(?P<sha256>[0-9a-f]{64})` \|")
-_ADAPTERS = "LoRA adapters"
-_ORIGINALS = "Original weights"
+_ADAPTERS = tr("LoRA adapters")
+_ORIGINALS = tr("Original weights")
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,12 @@ class KnownFile:
         """The name of the file, as far as its part determines it."""
         names = {"consolidated.*.pth": f"consolidated.{self.part}.pth"}
         pattern = self.pattern
-        return names.get(pattern, f"part {self.part} of {pattern}" if "*" in pattern else pattern)
+        return names.get(
+            pattern,
+            tr("part {part} of {pattern}", part=self.part, pattern=pattern)
+            if "*" in pattern
+            else pattern,
+        )
 
     def describe(self) -> str:
         """Describe the file in a line."""
@@ -107,7 +114,7 @@ def find_tokenizer(model: str) -> KnownFile | None:
     'LLaMA'
     """
     if any(name == model and group.startswith(_ORIGINALS) for group, name in group_known_files()):
-        group, family = "Tokenizer of the original models", ""
+        group, family = tr("Tokenizer of the original models"), ""
     elif model.startswith("Chinese-"):
         group, family = "Tokenizers", model.split("-")[1]
     else:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from ..messages import tr
 from .known_files import load_known_files
 
 
@@ -72,9 +73,18 @@ def explain_mismatch(tokenizer: KnownTokenizer | None, rows: int) -> str | None:
     owner = _BY_PIECES.get(rows)
     if tokenizer is None or owner is None or tokenizer.pieces == rows:
         return None
-    build = f"build its tokenizer with `{owner.command}`, or pass it" if owner.command else ""
-    return (
-        f"This is the {tokenizer.name} tokenizer ({tokenizer.pieces} pieces), "
-        f"but {rows} rows are those of {owner.name};\n"
-        f"{build or 'pass its tokenizer'} with --tokenizer"
+    build = (
+        tr("build its tokenizer with `{command}`, or pass it", command=owner.command)
+        if owner.command
+        else ""
+    )
+    return tr(
+        "This is the {name} tokenizer ({pieces} pieces), but {rows} rows are "
+        "those of {name_2};\n"
+        "{build} with --tokenizer",
+        name=tokenizer.name,
+        pieces=tokenizer.pieces,
+        rows=rows,
+        name_2=owner.name,
+        build=build or tr("pass its tokenizer"),
     )

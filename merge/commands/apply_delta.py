@@ -13,19 +13,19 @@ from .given_options import add_file_options
 from .language import say
 from .machine import add_json_option
 
-_DESCRIPTION = """\
+_DESCRIPTION = tr("""\
 Add a delta, as Vicuna and LLaVA were published, to the LLaMA that it was made from.
 
 The base may be Meta's own download. Deltas of v0 (32001 rows) and v1.1 (32000) are distinguished by
 themselves. Weights are streamed: memory is always low, and no temporary copies are made.
-"""
-_EXAMPLE = """\
+""")
+_EXAMPLE = tr("""\
 example:
   %(prog)s --base-model-path llama-13b --delta-path vicuna-13b-delta-v1.1 \\
       --target-model-path vicuna-13b
 
 exit codes: 0 done, 2 wrong input (one message says which), 130 interrupted
-"""
+""")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,13 +36,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EXAMPLE)
-    group = parser.add_argument_group("what is added")
+    group = parser.add_argument_group(tr("what is added"))
     add_path(group, "base_model", "--base-model-path --base", "LLaMA, in either layout")
     add_path(group, "delta_model", "--delta-path --delta", "the delta")
     add_path(group, "output_dir", "--target-model-path --target", "output folder", "DIR")
     add_tokenizer_option(group)
     group.add_argument(
-        "--low-cpu-mem", action="store_true", help="accepted and without effect: it is always low"
+        "--low-cpu-mem",
+        action="store_true",
+        help=tr("accepted and without effect: it is always low"),
     )
     add_options(parser, ApplyDeltaSettings, group)
     add_output_volume_options(parser)
@@ -68,7 +70,7 @@ def add_tokenizer_option(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--tokenizer",
         metavar="DIR",
-        help="folder of the result's tokenizer.model (default: the delta's or target's own)",
+        help=tr("folder of the result's tokenizer.model (default: the delta's or target's own)"),
     )
 
 
@@ -77,7 +79,7 @@ def _apply(args: argparse.Namespace) -> int:
 
     code = run_job(args, apply_delta, tr("adding"))
     if args.low_cpu_mem and not (args.quiet or args.as_json):
-        say("  note: --low-cpu-mem changes nothing: memory is always low here")
+        say(tr("  note: --low-cpu-mem changes nothing: memory is always low here"))
     return code
 
 

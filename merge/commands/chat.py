@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from ..inference.opening import Models
     from ..inference.talk import Talk
 
-_DESCRIPTION = """\
+_DESCRIPTION = tr("""\
 Talk to a model: a Hugging Face folder through transformers, a GGUF file through llama.cpp. Answers
 appear as they are written. With --base both models answer each question, one after the other, each
 question by itself.
-"""
-_EPILOG = """\
+""")
+_EPILOG = tr("""\
 examples:
   %(prog)s chinese-alpaca-2-7b --template alpaca2
   %(prog)s alpaca2-gguf/ggml-model-q4_k_m.gguf --prompt "为什么要减少污染，保护环境？"
@@ -38,7 +38,7 @@ On a terminal: an empty line does nothing, /forget begins a new talk, Ctrl-C sto
 another Ctrl-C or Ctrl-D leaves. From a pipe every line is a question.
 
 exit codes: 0 done, 2 wrong input, 130 interrupted
-"""
+""")
 _FORGET = "/forget"
 
 
@@ -50,17 +50,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EPILOG)
-    group = parser.add_argument_group("who is asked")
+    group = parser.add_argument_group(tr("who is asked"))
     group.add_argument(
-        "model", metavar="MODEL", help="Hugging Face folder, Hub id, GGUF file or its folder"
+        "model", metavar="MODEL", help=tr("Hugging Face folder, Hub id, GGUF file or its folder")
     )
     group.add_argument(
         "--base",
         metavar="BASE",
-        help="a second model that answers first, such as the base of the merge; both stay in "
-        "memory if they fit, else one is loaded at a time",
+        help=tr(
+            "a second model that answers first, such as the base of the merge; "
+            "both stay in memory if they fit, else one is loaded at a time"
+        ),
     )
-    group.add_argument("--prompt", metavar="TEXT", help="answer this and end")
+    group.add_argument("--prompt", metavar="TEXT", help=tr("answer this and end"))
     add_options(parser, ChatSettings, group)
     add_output_volume_options(parser)
     return parser
@@ -78,7 +80,7 @@ def _chat(args: argparse.Namespace) -> int:
         try:
             screen.note_loading(models, len(sources) - 1)
             prompting = choose_prompting(models.get(len(sources) - 1), settings)
-            screen.note(f"template: {prompting.name}")
+            screen.note(tr("template: {name}", name=prompting.name))
             session = _Session(models, Talk(prompting, settings), screen, stop)
             if args.prompt is not None:
                 session.answer(args.prompt)
@@ -138,7 +140,7 @@ class _Screen:
 
     def note_loading(self, models: Models, index: int) -> None:
         if not models.is_open(index):
-            self.note(f"loading {models.sources[index].path}")
+            self.note(tr("loading {path}", path=models.sources[index].path))
 
     def read_questions(self) -> Iterator[str]:
         """The lines of standard input that are not empty."""

@@ -119,8 +119,8 @@ def _report_end(error: BaseException, args: argparse.Namespace, is_done: bool) -
         else:
             _say_error(as_merge_error(error))
         return WRONG_INPUT
-    unfinished = "nothing was written under a final name"
-    state = str(error) or ("everything was done by then" if is_done else unfinished)
+    unfinished = tr("nothing was written under a final name")
+    state = str(error) or (tr("everything was done by then") if is_done else unfinished)
     if as_json:
         print_json({"error": {**describe_error(MergeError(state)), "kind": "interrupted"}})
     else:
@@ -225,21 +225,21 @@ def add_corpus_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="FILE_OR_DIR",
-        help="UTF-8 text: .txt, .jsonl, either also as .gz; of a folder everything below it",
+        help=tr("UTF-8 text: .txt, .jsonl, either also as .gz; of a folder everything below it"),
     )
     parser.add_argument(
         "--json_field",
         default="text",
         metavar="NAME",
-        help="of .jsonl lines (default: %(default)s)",
+        help=tr("of .jsonl lines (default: %(default)s)"),
     )
 
 
 def add_output_volume_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--verbose``, ``--quiet`` and ``--lang``."""
     group = parser.add_argument_group("messages")
-    group.add_argument("--verbose", action="store_true", help="say more, tracebacks included")
-    group.add_argument("--quiet", action="store_true", help="print errors only")
+    group.add_argument("--verbose", action="store_true", help=tr("say more, tracebacks included"))
+    group.add_argument("--quiet", action="store_true", help=tr("print errors only"))
     add_language_option(group)
 
 

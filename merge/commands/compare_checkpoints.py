@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, shown
-from ..messages import tr
+from ..messages import compose, tr, translate
 from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
 from .language import say
 from .machine import add_json_option, print_json
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, LazyTensor]
 
-_DESCRIPTION = """\
+_DESCRIPTION = tr("""\
 Compare two checkpoints tensor by tensor, in any two layouts (Hugging Face's .bin or safetensors,
 Meta's .pth, GGUF, or single weight files) and dtypes. Names and rotary order are brought to
 Hugging Face's first. Distances are counted in units in the last place (ulp), of the coarser dtype
 where the two differ; every difference in bits counts at least 1. A tensor in q8_0 beside one in
 another type must lie within the error of its blocks, whatever --max_ulp.
-"""
-_EPILOG = """\
+""")
+_EPILOG = tr("""\
 example, this merge and one made elsewhere:
   %(prog)s chinese-alpaca-plus-7b downloads/chinese-alpaca-plus-7b-pth --max_ulp 1
 
 exit codes: 0 the same, or within --max_ulp and the error of q8_0 blocks; 1 different;
   2 wrong input; 130 interrupted
-"""
+""")
 _LISTED = 20
 
 
@@ -50,14 +50,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser = command_parser(_DESCRIPTION, _EPILOG)
     for name in ("A", "B"):
         parser.add_argument(
-            name.lower(), metavar=name, type=Path, help="model folder, or one weight file"
+            name.lower(), metavar=name, type=Path, help=tr("model folder, or one weight file")
         )
     parser.add_argument(
         "--max_ulp",
         type=int,
         default=0,
         metavar="N",
-        help="largest distance that still counts as the same (default: %(default)s)",
+        help=tr("largest distance that still counts as the same (default: %(default)s)"),
     )
     add_output_volume_options(parser)
     add_json_option(parser)
@@ -66,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _compare(args: argparse.Namespace) -> int:
     if args.max_ulp < 0:
-        raise UsageError("--max_ulp must be at least 0", found=args.max_ulp)
+        raise UsageError(tr("--max_ulp must be at least 0"), found=args.max_ulp)
 
     from ..storage.offload import Offload
     from ..verification.compare import compare_checkpoints
@@ -77,10 +77,10 @@ def _compare(args: argparse.Namespace) -> int:
         ours, theirs = open_any(args.a, offload), open_any(args.b, offload)
         if not ours.tensors and not theirs.tensors:
             raise UsageError(
-                "there is nothing to compare: neither of the two holds a tensor",
+                tr("there is nothing to compare: neither of the two holds a tensor"),
                 file=args.a,
-                found=f"no tensors, and none in {args.b}",
-                remedy="give two models, or two weight files",
+                found=tr("no tensors, and none in {b}", b=args.b),
+                remedy=tr("give two models, or two weight files"),
             )
         with progress_bar(args.quiet, tr("comparing")) as on_progress:
             result = compare_checkpoints(*_tensors(ours, theirs), on_progress)
@@ -88,7 +88,7 @@ def _compare(args: argparse.Namespace) -> int:
         print_json(_as_json(ours, theirs, result, args.max_ulp))
     elif not args.quiet:
         for line in _report(ours, theirs, result, args):
-            say(shown(line))
+            say(shown(translate(line)))
     return DIFFERENT if result.differ(args.max_ulp) else DONE
 
 
@@ -152,40 +152,57 @@ def _report(
     from ..verification.compare import describe_difference
 
     for label, side in (("A", ours), ("B", theirs)):
-        yield f"{label}  {side.path} ({side.layout}, {side.dtypes}, {len(side.tensors)} tensors)"
+        yield tr(
+            "{label}  {path} ({layout}, {dtypes}, {n_tensors} tensors)",
+            label=label,
+            path=side.path,
+            layout=side.layout,
+            dtypes=side.dtypes,
+            n_tensors=len(side.tensors),
+        )
     different = [tensor for tensor in result.compared if not tensor.is_identical]
-    yield f"identical: {len(result.compared) - len(different)} tensors"
+    yield tr("identical: {n_compared} tensors", n_compared=len(result.compared) - len(different))
     different.sort(key=lambda tensor: -tensor.max_ulp)
     shown = different if args.verbose else different[:_LISTED]
     if different:
-        yield f"not identical: {len(different)} tensors"
+        yield tr("not identical: {n_different} tensors", n_different=len(different))
     for tensor in shown:
-        yield from (f"  {line}" for line in describe_difference(tensor))
+        yield from (compose("  {line}", line=line) for line in describe_difference(tensor))
     if len(shown) < len(different):
-        yield f"  ... and {len(different) - len(shown)} more (--verbose lists them)"
+        yield tr(
+            "  ... and {n_different} more (--verbose lists them)",
+            n_different=len(different) - len(shown),
+        )
     for name, shapes in result.other_shapes.items():
-        yield f"other shape: {name}: {shapes[0]} in A, {shapes[1]} in B"
-    for label, names in (("missing in B", result.missing), ("only in B", result.extra)):
+        yield tr(
+            "other shape: {name}: {shapes} in A, {shapes_2} in B",
+            name=name,
+            shapes=shapes[0],
+            shapes_2=shapes[1],
+        )
+    for label, names in ((tr("missing in B"), result.missing), (tr("only in B"), result.extra)):
         for name in names if args.verbose else names[:_LISTED]:
-            yield f"{label}: {name}"
+            yield compose("{label}: {name}", label=label, name=name)
         if not args.verbose and len(names) > _LISTED:
-            yield f"{label}: ... and {len(names) - _LISTED} more"
+            yield tr("{label}: ... and {n_names} more", label=label, n_names=len(names) - _LISTED)
     yield _verdict(result, args.max_ulp)
 
 
 def _verdict(result: CheckpointComparison, max_ulp: int) -> str:
-    within = f"within {max_ulp} ulp" if max_ulp else "the same bits"
+    within = tr("within {max_ulp} ulp", max_ulp=max_ulp) if max_ulp else tr("the same bits")
     in_blocks = any(tensor.in_blocks for tensor in result.compared)
     if result.differ(max_ulp):
-        blocks = ", or for q8_0 within the error of its blocks," if in_blocks else ""
-        return f"DIFFERENT: not {within}{blocks} throughout"
+        blocks = tr(", or for q8_0 within the error of its blocks,") if in_blocks else ""
+        return tr("DIFFERENT: not {within}{blocks} throughout", within=within, blocks=blocks)
     if in_blocks:
-        return "the same within the error of q8_0 blocks" + (f", {within}" if max_ulp else "")
+        return tr("the same within the error of q8_0 blocks") + (
+            compose(", {within}", within=within) if max_ulp else ""
+        )
     if all(tensor.is_identical for tensor in result.compared):
-        return "the same: every tensor is identical"
+        return tr("the same: every tensor is identical")
     if not max_ulp:
-        return "the same numbers: equal in the coarser dtype"
-    return f"the same {within}"
+        return tr("the same numbers: equal in the coarser dtype")
+    return tr("the same {within}", within=within)
 
 
 if __name__ == "__main__":

@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..messages import tr
 from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
 from .language import say
 
 if TYPE_CHECKING:
     from tokenizer_tools.backends import BackendTokenizer
 
-_DESCRIPTION = """\
+_DESCRIPTION = tr("""\
 Tell how tokenizers cut a text: characters per token, tokens per 1000 characters, byte fallback,
 coverage of its commonest Han characters, for the whole and for its Chinese, English and code lines;
 and the lines that two of them cut differently. With --library transformers: the lines on which
 AutoTokenizer gives other tokens than SentencePiece does from the same file, or tiktoken of Llama 3;
 then the exit code is 1 if there are any.
-"""
+""")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="DIR_OR_FILE",
-        help="SentencePiece models, Llama 3's tokenizer.model, or folders with a tokenizer",
+        help=tr("SentencePiece models, Llama 3's tokenizer.model, or folders with a tokenizer"),
     )
     add(
         "--text",
@@ -48,28 +49,30 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="FILE_OR_DIR",
-        help="UTF-8 text: .txt, .jsonl, either also as .gz",
+        help=tr("UTF-8 text: .txt, .jsonl, either also as .gz"),
     )
     add(
         "--json_field",
         default="text",
         metavar="NAME",
-        help="of .jsonl lines (default: %(default)s)",
+        help=tr("of .jsonl lines (default: %(default)s)"),
     )
     add(
         "--library",
         choices=("sentencepiece", "transformers"),
         default="sentencepiece",
-        help="transformers: load each tokenizer with AutoTokenizer as well, and compare the two"
-        " (default: %(default)s)",
+        help=tr(
+            "transformers: load each tokenizer with AutoTokenizer as well, and "
+            "compare the two (default: %(default)s)"
+        ),
     )
     add(
         "--trust_remote_code",
         action="store_true",
-        help="let AutoTokenizer run the tokenizer class that the folder brings along",
+        help=tr("let AutoTokenizer run the tokenizer class that the folder brings along"),
     )
-    add("--json", type=Path, metavar="FILE", help="write everything measured as JSON")
-    add("--plot", type=Path, metavar="FILE.png", help="draw it; needs matplotlib")
+    add("--json", type=Path, metavar="FILE", help=tr("write everything measured as JSON"))
+    add("--plot", type=Path, metavar="FILE.png", help=tr("draw it; needs matplotlib"))
     add_output_volume_options(parser)
     return parser
 
@@ -116,6 +119,8 @@ def _check_outputs(args: argparse.Namespace) -> None:
     """Refuse names that look like somebody's text: these files are replaced without a question."""
     for option, path, suffix in (("plot", args.plot, ".png"), ("json", args.json, ".json")):
         if path is not None and path.suffix.lower() != suffix:
-            raise UsageError(f"--{option} writes a {suffix} file", found=path)
+            raise UsageError(
+                tr("--{option} writes a {suffix} file", option=option, suffix=suffix), found=path
+            )
     if args.trust_remote_code and args.library != "transformers":
-        raise UsageError("--trust_remote_code needs --library transformers")
+        raise UsageError(tr("--trust_remote_code needs --library transformers"))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..messages import compose, tr
 from .common import DONE, add_corpus_options, add_output_volume_options, command_parser, run
 from .language import say
 
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 
 _COMPARISON_NAME = "comparison.json"
 
-_DESCRIPTION = """\
+_DESCRIPTION = tr("""\
 Grow Llama 3's vocabulary: go on with its BPE training on Chinese text. Old ids and merges stay,
 each new token is reached, and a text of which the new tokenizer makes no new token keeps its ids.
 The same text and settings give the same files.
-"""
+""")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,8 +40,11 @@ def make_parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="DIR_OR_FILE",
-        help="of a Llama 3 to 3.3: Meta's or a Hugging Face folder, which tell how its special "
-        "tokens are named; or a tokenizer.model alone; also one that was grown before",
+        help=tr(
+            "of a Llama 3 to 3.3: Meta's or a Hugging Face folder, which tell "
+            "how its special tokens are named; or a tokenizer.model alone; also "
+            "one that was grown before"
+        ),
     )
     add_corpus_options(parser)
     add(
@@ -48,17 +52,20 @@ def make_parser() -> argparse.ArgumentParser:
         type=int,
         required=True,
         metavar="N",
-        help="ids in the end, Llama 3's own 128256 included, such as 160000",
+        help=tr("ids in the end, Llama 3's own 128256 included, such as 160000"),
     )
-    add("--output_dir", type=Path, required=True, metavar="DIR", help="output folder")
-    add("--overwrite", action="store_true", help="replace a tokenizer in DIR")
+    add("--output_dir", type=Path, required=True, metavar="DIR", help=tr("output folder"))
+    add("--overwrite", action="store_true", help=tr("replace a tokenizer in DIR"))
     add(
         "--held_out",
         type=Path,
         nargs="+",
         metavar="FILE_OR_DIR",
-        help="text that is not in --input, to compare both tokenizers on as "
-        f"compare_tokenizers.py does; writes {_COMPARISON_NAME} too",
+        help=tr(
+            "text that is not in --input, to compare both tokenizers on as "
+            "compare_tokenizers.py does; writes {comparison_name} too",
+            comparison_name=_COMPARISON_NAME,
+        ),
     )
     _add_settings(parser)
     add_output_volume_options(parser)
@@ -66,20 +73,20 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("what is learned").add_argument
+    add = parser.add_argument_group(tr("what is learned")).add_argument
     add(
         "--min_frequency",
         type=int,
         default=2,
         metavar="N",
-        help="how often a pair must occur to be merged (default: %(default)s)",
+        help=tr("how often a pair must occur to be merged (default: %(default)s)"),
     )
     add(
         "--max_token_length",
         type=int,
         default=16,
         metavar="N",
-        help="longest new token, in characters (default: %(default)s)",
+        help=tr("longest new token, in characters (default: %(default)s)"),
     )
 
 
@@ -105,8 +112,8 @@ def _command(args: argparse.Namespace) -> int:
 
         say(growth.format_summary(grown))
         if comparison is not None:
-            say(f"\n{format_table(comparison)}\n")
-        say(f"written to {args.output_dir}")
+            say(compose("\n{table}\n", table=format_table(comparison)))
+        say(tr("written to {output_dir}", output_dir=args.output_dir))
     return DONE
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..messages import tr
 from ..options import require_known
 from .machine import FLAG
 
@@ -21,23 +22,27 @@ _NOT_IN_FILES = ("help", "config", "from_manifest", "allow_changed_inputs", "lan
 
 def add_file_options(parser: argparse.ArgumentParser, job: str) -> None:
     """Add ``--config`` and ``--from``; ``job`` is what the manifests of this command record."""
-    group = parser.add_argument_group("options from files")
+    group = parser.add_argument_group(tr("options from files"))
     group.add_argument(
         CONFIG,
         metavar="FILE",
-        help="YAML or JSON file of options by their names; those of the command line win",
+        help=tr("YAML or JSON file of options by their names; those of the command line win"),
     )
     group.add_argument(
         FROM,
         dest="from_manifest",
         metavar="MANIFEST",
-        help="make the result of a manifest (or of a folder with one) again: with the inputs and "
-        "options that it records, unless others are given",
+        help=tr(
+            "make the result of a manifest (or of a folder with one) again: with "
+            "the inputs and options that it records, unless others are given"
+        ),
     )
     group.add_argument(
         CHANGED,
         action="store_true",
-        help=f"with {FROM}: accept inputs of other content than the manifest records",
+        help=tr(
+            "with {from_}: accept inputs of other content than the manifest records", from_=FROM
+        ),
     )
     parser.set_defaults(job_of_manifest=job)
 
@@ -72,7 +77,9 @@ def require_all(parser: argparse.ArgumentParser, given: argparse.Namespace) -> N
         if one.required and getattr(given, one.dest, None) is None
     ]
     if missing:
-        parser.error(f"the following arguments are required: {', '.join(missing)}")
+        parser.error(
+            tr("the following arguments are required: {missing}", missing=", ".join(missing))
+        )
 
 
 def _parse_alone(parser: argparse.ArgumentParser, words: Sequence[str]) -> dict[str, Any]:
@@ -96,10 +103,10 @@ def _read_config(parser: argparse.ArgumentParser, file: Path) -> dict[str, Any]:
     file = file.expanduser()
     if not file.is_file():
         raise UsageError(
-            "the file of options does not exist",
+            tr("the file of options does not exist"),
             file=file,
-            expected="a YAML or JSON file",
-            remedy="check the spelling",
+            expected=tr("a YAML or JSON file"),
+            remedy=tr("check the spelling"),
         )
     content = read_json(file) if file.suffix.lower() == ".json" else read_yaml(file)
     try:
@@ -117,11 +124,11 @@ def _read_manifest(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any
     wanted = parser.get_default("job_of_manifest")
     if recipe.job != wanted:
         raise UsageError(
-            "the manifest is that of another command",
+            tr("the manifest is that of another command"),
             file=recipe.file,
             expected=wanted,
             found=recipe.job,
-            remedy="give it to that command",
+            remedy=tr("give it to that command"),
         )
     known = _find_actions(parser)
     values = _parse_values(parser, {k: v for k, v in recipe.values.items() if k in known})
@@ -163,11 +170,13 @@ def _require_kind(name: str, action: argparse.Action, value: Any) -> None:
     takes_many = action.nargs == "+" or isinstance(action, argparse._AppendAction)
     items = value if isinstance(value, list) else [value]
     if is_switch != isinstance(value, bool):
-        raise _value_error(name, "true or false" if is_switch else "text or a number", value)
+        raise _value_error(
+            name, tr("true or false") if is_switch else tr("text or a number"), value
+        )
     if isinstance(value, list) and not takes_many:
-        raise _value_error(name, "one value", value)
+        raise _value_error(name, tr("one value"), value)
     if not all(isinstance(item, (str, int, float)) for item in items):
-        raise _value_error(name, "text or numbers", value)
+        raise _value_error(name, tr("text or numbers"), value)
 
 
 def _spell(action: argparse.Action, items: Sequence[Any]) -> list[str]:
@@ -180,8 +189,8 @@ def _spell(action: argparse.Action, items: Sequence[Any]) -> list[str]:
 
 def _value_error(name: str, expected: str, found: object) -> UsageError:
     return UsageError(
-        f"the value of {name} is of another kind",
+        tr("the value of {name} is of another kind", name=name),
         expected=expected,
         found=repr(found),
-        remedy=f"see {name} in docs/options.md",
+        remedy=tr("see {name} in docs/options.md", name=name),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MergeError
+from ..messages import tr
 from ..settings import OUTPUT_TYPES
 from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
 from .language import say
@@ -19,15 +20,15 @@ if TYPE_CHECKING:
     from ..settings import OutputType
     from ..storage.offload import Offload
 
-_DESCRIPTION = """\
+_DESCRIPTION = tr("""\
 Describe an adapter: kind, PEFT release, rank and scaling by module, vocabulary rows, dtypes,
 digest and published name; and what a merge would add, replace or grow, or why it would be refused.
 Only headers are read, and the weight file once for its digest. With --base_model the checks are
 those of a merge of this adapter alone, with its default options; --verbose lists every module.
-"""
-_EPILOG = """\
+""")
+_EPILOG = tr("""\
 exit codes: 0 it can be merged, 1 a merge would refuse it (the report says why), 2 wrong input
-"""
+""")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,22 +40,22 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EPILOG)
     parser.add_argument(
-        "adapter", metavar="DIR", help="adapter folder, zipped folder, .gguf file or Hub id"
+        "adapter", metavar="DIR", help=tr("adapter folder, zipped folder, .gguf file or Hub id")
     )
     parser.add_argument(
         "--base_model",
         metavar="DIR_OR_HUB_ID",
-        help="say whether it fits this base, and what would change",
+        help=tr("say whether it fits this base, and what would change"),
     )
     parser.add_argument(
         "--output_type",
         choices=OUTPUT_TYPES,
-        help="of the merge that is checked (default: pth and huggingface)",
+        help=tr("of the merge that is checked (default: pth and huggingface)"),
     )
     parser.add_argument(
         "--no_digest",
         action="store_true",
-        help="do not read the weights at all: published adapters are not recognised then",
+        help=tr("do not read the weights at all: published adapters are not recognised then"),
     )
     add_output_volume_options(parser)
     add_json_option(parser)
@@ -69,10 +70,10 @@ def _inspect(args: argparse.Namespace) -> int:
     from ..storage.urls import is_url
 
     with Offload(None, Path.cwd()) as offload:
-        folder = AdapterFolder(resolve(args.adapter, "adapter", offload))
+        folder = AdapterFolder(resolve(args.adapter, tr("adapter"), offload))
         base = args.base_model or None
         if base is not None and not is_url(base):  # which says at once what is not there
-            base = resolve(base, "base model", offload)
+            base = resolve(base, tr("base model"), offload)
         folder.require_adapter()
         layouts = (args.output_type,) if args.output_type else QUICK_LAYOUTS
         inspect = _print_json if args.as_json else _print_lines
@@ -101,7 +102,7 @@ def _print_lines(
             if not args.quiet:
                 say(line)
     except MergeError as refusal:
-        say(f"refused    {refusal}")
+        say(tr("refused    {refusal}", refusal=refusal))
         return DIFFERENT
     return DONE
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import MergeError, as_merge_error
+from ..messages import tr
 
 FORMAT = 1
 """Number of the format; it changes when a key changes its meaning or goes away."""
@@ -20,7 +21,7 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
         FLAG,
         dest="as_json",
         action="store_true",
-        help="print one JSON object in place of text, also of an error (docs/json.md)",
+        help=tr("print one JSON object in place of text, also of an error (docs/json.md)"),
     )
 
 

@@ -58,7 +58,6 @@ COMMANDS: Mapping[str, Command] = {
     "resize": Command(tr("grow embeddings and LM head to a larger tokenizer"), "resize_vocabulary"),
     "inspect": Command(tr("say what an adapter holds, and whether it fits"), "inspect_adapter"),
     "verify": Command(tr("check a result: files, digests, every element"), "verify_merge"),
-    "report": Command(tr("report on a result: what changed, as one page"), "report"),
     "compare": Command(tr("compare two models tensor by tensor"), "compare_checkpoints"),
     "report": Command(tr("show what a merge changed, as one page"), "report"),
     "verify-sha256": Command(tr("compare files with published checksums"), "verify_sha256"),
@@ -117,15 +116,15 @@ def _unknown_error(path: Sequence[str], commands: Mapping[str, Command], name: s
     program = " ".join(path)
     if not name:
         return UsageError(
-            "a command is missing",
+            tr("a command is missing"),
             expected=", ".join(commands),
-            remedy=f"{program} --help lists them",
+            remedy=tr("{program} --help lists them", program=program),
         )
     return UsageError(
-        f"there is no command {name}",
+        tr("there is no command {name}", name=name),
         expected=", ".join(commands),
         found=name,
-        remedy=_suggest(commands, name) or f"{program} --help lists them",
+        remedy=_suggest(commands, name) or tr("{program} --help lists them", program=program),
     )
 
 
@@ -134,12 +133,12 @@ def _suggest(commands: Mapping[str, Command], name: str) -> str | None:
     script = name.removesuffix(".py")
     for known, command in commands.items():
         if command.module == script:
-            return f"did you mean {known}?"
+            return tr("did you mean {known}?", known=known)
         for below, one in (command.commands or {}).items():
             if one.module == script:
-                return f"did you mean {known} {below}?"
+                return tr("did you mean {known} {below}?", known=known, below=below)
     close = get_close_matches(script.replace("_", "-"), commands, 1)
-    return f"did you mean {close[0]}?" if close else None
+    return tr("did you mean {close}?", close=close[0]) if close else None
 
 
 def _make_parser(path: Sequence[str], commands: Mapping[str, Command]) -> argparse.ArgumentParser:

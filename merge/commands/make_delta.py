@@ -12,20 +12,20 @@ from .apply_delta import add_path, add_tokenizer_option
 from .common import add_options, add_output_volume_options, command_parser, run, run_job
 from .machine import add_json_option
 
-_DESCRIPTION = """\
+_DESCRIPTION = tr("""\
 Subtract a LLaMA from a model that was trained from it, to publish the difference.
 
 apply_delta gives the model back. In float16 an element can come back changed where model and base
 differ by more than a factor of two: by at most half a unit in the last place of the difference.
 The summary counts such elements.
-"""
-_EXAMPLE = """\
+""")
+_EXAMPLE = tr("""\
 example:
   %(prog)s --base-model-path llama-13b --target-model-path vicuna-13b \\
       --delta-path vicuna-13b-delta
 
 exit codes: 0 done, 2 wrong input (one message says which), 130 interrupted
-"""
+""")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EXAMPLE)
-    group = parser.add_argument_group("what is subtracted")
+    group = parser.add_argument_group(tr("what is subtracted"))
     add_path(group, "base_model", "--base-model-path --base", "LLaMA, in either layout")
     add_path(group, "target_model", "--target-model-path --target", "the model trained from it")
     add_path(group, "output_dir", "--delta-path --delta", "output folder", "DIR")

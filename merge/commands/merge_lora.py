@@ -14,13 +14,13 @@ from .given_options import add_file_options
 from .language import say
 from .machine import add_json_option
 
-_DESCRIPTION = """\
+_DESCRIPTION = tr("""\
 Merge Chinese LoRA adapters into a LLaMA base model and write the full model.
 
 The tokenizer of the last adapter that has one becomes the model's; embeddings and LM head grow with
 it. Weights are streamed: memory stays the same however large the model is.
-"""
-_EXAMPLE = """\
+""")
+_EXAMPLE = tr("""\
 example, Chinese-Alpaca-Plus-7B (two adapters, in this order):
   %(prog)s --base_model llama-7b-hf \\
       --lora_model chinese-llama-plus-lora-7b,chinese-alpaca-plus-lora-7b \\
@@ -28,7 +28,7 @@ example, Chinese-Alpaca-Plus-7B (two adapters, in this order):
 
 exit codes: 0 done, 1 --verify found something wrong, 2 wrong input (one message says which),
 130 interrupted
-"""
+""")
 
 
 # Options of other scripts, for what config.json and the adapters say.
@@ -52,8 +52,10 @@ def make_parser(kind: type[MergeSettings] = MergeSettings) -> argparse.ArgumentP
     parser.add_argument_group("checks").add_argument(
         "--verify",
         action="store_true",
-        help="read the result at the end and check it as verify_merge.py does; exit code 1 if "
-        "anything is wrong with it",
+        help=tr(
+            "read the result at the end and check it as verify_merge.py does; "
+            "exit code 1 if anything is wrong with it"
+        ),
     )
     add_output_volume_options(parser)
     add_json_option(parser)
@@ -62,13 +64,16 @@ def make_parser(kind: type[MergeSettings] = MergeSettings) -> argparse.ArgumentP
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    group = parser.add_argument_group("what is merged")
+    group = parser.add_argument_group(tr("what is merged"))
     group.add_argument(
         "--base_model",
         required=True,
         metavar="DIR_OR_HUB_ID",
-        help="LLaMA, in Hugging Face's layout, in Meta's (consolidated.*.pth, params.json) or in "
-        "GGUF (file or folder); for --output_type huggingface any decoder in Hugging Face's",
+        help=tr(
+            "LLaMA, in Hugging Face's layout, in Meta's (consolidated.*.pth, "
+            "params.json) or in GGUF (file or folder); for --output_type "
+            "huggingface any decoder in Hugging Face's"
+        ),
     )
     group.add_argument(
         "--lora_model",
@@ -76,22 +81,26 @@ def _add_inputs(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         nargs="+",
         action="extend",
         metavar="DIR_OR_HUB_ID",
-        help="one or more adapters in the order of merging: a,b or a b or the option repeated; "
-        "folders of PEFT's, zipped or not, or .gguf files",
+        help=tr(
+            "one or more adapters in the order of merging: a,b or a b or the "
+            "option repeated; folders of PEFT's, zipped or not, or .gguf files"
+        ),
     )
     group.add_argument(
-        "--output_dir", default="./", metavar="DIR", help="output folder (default: %(default)s)"
+        "--output_dir", default="./", metavar="DIR", help=tr("output folder (default: %(default)s)")
     )
     group.add_argument(
         "--delta_model",
         metavar="DIR_OR_HUB_ID",
-        help="a dense delta, such as Vicuna's, that is added to the base before the adapters",
+        help=tr("a dense delta, such as Vicuna's, that is added to the base before the adapters"),
     )
     group.add_argument(
         "--tokenizer",
         metavar="DIR",
-        help="folder of the result's tokenizer, or a .gguf file that has it (default: the last "
-        "adapter that has one, else the base)",
+        help=tr(
+            "folder of the result's tokenizer, or a .gguf file that has it "
+            "(default: the last adapter that has one, else the base)"
+        ),
     )
     for pasted in _WITHOUT_EFFECT:  # of recipes for other scripts
         group.add_argument(f"--{pasted}", help=argparse.SUPPRESS)
@@ -104,9 +113,9 @@ def _merge(args: argparse.Namespace) -> int:
 
     if args.as_json and args.verify:
         raise UsageError(
-            "--json prints one object, of the merge or of its check",
-            found="--json with --verify",
-            remedy="leave --verify out, and run verify_merge.py --json afterwards",
+            tr("--json prints one object, of the merge or of its check"),
+            found=tr("--json with --verify"),
+            remedy=tr("leave --verify out, and run verify_merge.py --json afterwards"),
         )
     if args.lora_weights:
         args.lora_weights = " ".join(args.lora_weights)
@@ -114,13 +123,13 @@ def _merge(args: argparse.Namespace) -> int:
         code = run_job(args, merge_lora, tr("merging"), on_verify=on_verify)
     for name in _WITHOUT_EFFECT:
         if getattr(args, name) is not None and not (args.quiet or args.as_json):
-            say(f"  note: --{name} changes nothing here: the base's own files say it")
+            say(tr("  note: --{name} changes nothing here: the base's own files say it", name=name))
     if not args.verify or args.dry_run:
         return code
     try:
         return _verify(args)
     except KeyboardInterrupt as interruption:
-        interruption.args = ("the result is written; it was being checked",)
+        interruption.args = (tr("the result is written; it was being checked"),)
         raise
 
 

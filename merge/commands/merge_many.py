@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import shown
 from ..job_settings import MergeSettings
-from ..messages import tr
+from ..messages import join, tr
 from .common import (
     DIFFERENT,
     DONE,
@@ -23,12 +23,12 @@ from .language import say
 if TYPE_CHECKING:
     from ..jobs.merge_many import JobResult
 
-_DESCRIPTION = """\
+_DESCRIPTION = tr("""\
 Run the merges that a YAML or JSON file lists, one after the other. All of them are checked and
 planned first; a job that fails then leaves the others to go on. A table at the end says how each
 one ended.
-"""
-_EXAMPLE = """\
+""")
+_EXAMPLE = tr("""\
 example of a file; every option of a merge may stand in a job, and above jobs as a default of all:
   base_model: llama-7b-hf
   output_type: huggingface
@@ -43,7 +43,7 @@ Paths are relative to the current folder, as in a single merge.
 
 exit codes: 0 done, 1 a job failed or verify: true found something wrong, 2 wrong input (one message
 says which job; nothing is written), 130 interrupted
-"""
+""")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EXAMPLE)
-    parser.add_argument("jobs_file", metavar="FILE", help="YAML or JSON file of the jobs")
-    group = parser.add_argument_group("all jobs")
+    parser.add_argument("jobs_file", metavar="FILE", help=tr("YAML or JSON file of the jobs"))
+    group = parser.add_argument_group(tr("all jobs"))
     for name, text in {
         "resume": "resume the interrupted job, and run those that are not complete",
         "dry_run": "check and plan every job, print the plans, write nothing",
@@ -90,11 +90,17 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _print_result(result: JobResult, *, quiet: bool, verbose: bool) -> None:
-    head = f"job {result.number}, {shown(str(result.output_dir))}: {result.state}"
+    head = tr(
+        "job {number}, {output_dir}: {state}",
+        number=result.number,
+        output_dir=shown(str(result.output_dir)),
+        state=result.state,
+    )
     if result.is_failure:
-        say(f"{head}\n{result.trace if verbose else ''}{result.text}", file=sys.stderr)
+        trace = result.trace if verbose else ""
+        say(join("\n", [head, trace + result.text]), file=sys.stderr)
     elif not quiet:
-        say(f"{head}\n{result.text}")
+        say(join("\n", [head, result.text]))
 
 
 if __name__ == "__main__":

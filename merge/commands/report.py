@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ..job_settings import MergeSettings
+from ..messages import tr
 from .common import (
     DONE,
     add_option,
@@ -17,22 +18,22 @@ from .common import (
 )
 from .language import say
 
-_DESCRIPTION = """\
+_DESCRIPTION = tr("""\
 Write report.html and report.json into the folder of a merged model: what was merged with what, how
 much each layer changed, the vocabulary before and after, and what to look at. A merge with --report
 writes them itself. The page is one file that needs no network.
 
 Where report.json is there, the page is made of it anew. Otherwise, or with an input named, the
 inputs are read and every change is measured; those not named are where the manifest says.
-"""
-_EPILOG = """\
+""")
+_EPILOG = tr("""\
 examples:
   %(prog)s chinese-alpaca-plus-7b
   %(prog)s chinese-alpaca-plus-7b --base_model llama-7b-hf \\
       --lora_model chinese-llama-plus-lora-7b chinese-alpaca-plus-lora-7b
 
 exit codes: 0 done, 2 wrong input (one message says what to change), 130 interrupted
-"""
+""")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,21 +44,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EPILOG)
-    parser.add_argument("output_dir", metavar="DIR", help="the result: output folder of a merge")
-    group = parser.add_argument_group("inputs")
+    parser.add_argument(
+        "output_dir", metavar="DIR", help=tr("the result: output folder of a merge")
+    )
+    group = parser.add_argument_group(tr("inputs"))
     add = group.add_argument
-    add("--base_model", metavar="DIR_OR_HUB_ID", help="the base that was merged")
+    add("--base_model", metavar="DIR_OR_HUB_ID", help=tr("the base that was merged"))
     add(
         "--lora_model",
         nargs="+",
         action="extend",
         metavar="DIR_OR_HUB_ID",
-        help="the adapters, in the order in which they were merged",
+        help=tr("the adapters, in the order in which they were merged"),
     )
-    add("--delta_model", metavar="DIR_OR_HUB_ID", help="the dense delta that was added")
-    add("--tokenizer", metavar="DIR", help="the tokenizer that was named (default: the result's)")
+    add("--delta_model", metavar="DIR_OR_HUB_ID", help=tr("the dense delta that was added"))
+    add(
+        "--tokenizer",
+        metavar="DIR",
+        help=tr("the tokenizer that was named (default: the result's)"),
+    )
     add_option(group, MergeSettings, "context_length")
-    resources = parser.add_argument_group("processors and disk")
+    resources = parser.add_argument_group(tr("processors and disk"))
     for name in ("num_workers", "offload_dir"):
         add_option(resources, MergeSettings, name)
     add_output_volume_options(parser)

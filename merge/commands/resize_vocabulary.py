@@ -11,12 +11,12 @@ from ..messages import tr
 from .common import add_options, add_output_volume_options, command_parser, run, run_job
 from .machine import add_json_option
 
-_DESCRIPTION = """\
+_DESCRIPTION = tr("""\
 Grow a LLaMA's embeddings and LM head to a larger tokenizer, so that training can start from it.
 
 Weights are streamed; rows are never taken away. The tokenizer must be an extension of the base's:
 every old token keeps its id.
-"""
+""")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,12 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION)
-    inputs = parser.add_argument_group("what is resized")
-    inputs.add_argument("--base_model", required=True, metavar="DIR_OR_HUB_ID", help="a LLaMA")
+    inputs = parser.add_argument_group(tr("what is resized"))
+    inputs.add_argument("--base_model", required=True, metavar="DIR_OR_HUB_ID", help=tr("a LLaMA"))
     inputs.add_argument(
-        "--tokenizer", required=True, metavar="DIR", help="folder of the larger tokenizer"
+        "--tokenizer", required=True, metavar="DIR", help=tr("folder of the larger tokenizer")
     )
-    inputs.add_argument("--output_dir", required=True, metavar="DIR", help="output folder")
+    inputs.add_argument("--output_dir", required=True, metavar="DIR", help=tr("output folder"))
     add_options(parser, ResizeSettings, inputs)
     add_output_volume_options(parser)
     add_json_option(parser)

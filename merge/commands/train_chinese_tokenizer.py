@@ -7,13 +7,14 @@ import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..messages import tr
 from .common import DONE, add_corpus_options, add_output_volume_options, command_parser, run
 from .language import say
 
-_DESCRIPTION = """\
+_DESCRIPTION = tr("""\
 Train a SentencePiece model on Chinese text, with the settings that fit a vocabulary to be appended
 to LLaMA's by merge_tokenizers.py. The same text, settings and seed give the same file.
-"""
+""")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,15 +27,24 @@ def make_parser() -> argparse.ArgumentParser:
     parser = command_parser(_DESCRIPTION)
     add = parser.add_argument
     add_corpus_options(parser)
-    add("--vocab_size", type=int, required=True, metavar="N", help="pieces to learn, such as 20000")
-    add("--output_dir", type=Path, required=True, metavar="DIR", help="output folder")
-    add("--overwrite", action="store_true", help="replace a trained model in DIR")
+    add(
+        "--vocab_size",
+        type=int,
+        required=True,
+        metavar="N",
+        help=tr("pieces to learn, such as 20000"),
+    )
+    add("--output_dir", type=Path, required=True, metavar="DIR", help=tr("output folder"))
+    add("--overwrite", action="store_true", help=tr("replace a trained model in DIR"))
     add(
         "--model_type",
         choices=("bpe", "unigram"),
         default="bpe",
-        help="bpe fits LLaMA's; of the pieces of a unigram model, which the published "
-        "one is, LLaMA's BPE cannot produce every one (default: %(default)s)",
+        help=tr(
+            "bpe fits LLaMA's; of the pieces of a unigram model, which the "
+            "published one is, LLaMA's BPE cannot produce every one (default: "
+            "%(default)s)"
+        ),
     )
     _add_trainer_options(parser)
     add_output_volume_options(parser)
@@ -42,44 +52,50 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_trainer_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("SentencePiece's trainer").add_argument
+    add = parser.add_argument_group(tr("SentencePiece's trainer")).add_argument
     add(
         "--character_coverage",
         type=float,
         default=0.9995,
         metavar="SHARE",
-        help="of the characters in the text; rarer ones are left to LLaMA's byte pieces "
-        "(default: %(default)s)",
+        help=tr(
+            "of the characters in the text; rarer ones are left to LLaMA's byte "
+            "pieces (default: %(default)s)"
+        ),
     )
     add(
         "--input_sentence_size",
         type=int,
         default=1_000_000,
         metavar="N",
-        help="learn from N lines chosen at random, which bounds memory; 0 takes all "
-        "(default: %(default)s)",
+        help=tr(
+            "learn from N lines chosen at random, which bounds memory; 0 takes "
+            "all (default: %(default)s)"
+        ),
     )
     add(
         "--max_sentencepiece_length",
         type=int,
         default=16,
         metavar="N",
-        help="longest piece, in characters (default: %(default)s)",
+        help=tr("longest piece, in characters (default: %(default)s)"),
     )
     add(
         "--num_threads",
         type=int,
         default=4,
         metavar="N",
-        help="part of the result: unigram training sums in another order with another number "
-        "(default: %(default)s)",
+        help=tr(
+            "part of the result: unigram training sums in another order with "
+            "another number (default: %(default)s)"
+        ),
     )
     add(
         "--seed",
         type=int,
         default=0,
         metavar="N",
-        help="of the choice of lines (default: %(default)s)",
+        help=tr("of the choice of lines (default: %(default)s)"),
     )
 
 
@@ -110,7 +126,7 @@ def _command(args: argparse.Namespace) -> int:
     model = _killable(lambda: train.train(corpus.lines, settings, log=not args.quiet))
     train.write_trained(model, args.output_dir)
     if not args.quiet:
-        say(f"written to {args.output_dir / train.MODEL_NAME}")
+        say(tr("written to {output_dir}", output_dir=args.output_dir / train.MODEL_NAME))
     return DONE
 
 

@@ -25,19 +25,19 @@ from .machine import add_json_option, describe_error, print_json
 if TYPE_CHECKING:
     from ..jobs.verify_merge import Verification
 
-_DESCRIPTION = """\
+_DESCRIPTION = tr("""\
 Check a merged model on disk. Files are compared with the manifest by size and SHA-256, tensors by
 their content digests; every element against base and adapters, by other code than the merge's; the
 tokenizer against the rows. Inputs that are not named are those of the manifest.
-"""
-_EPILOG = """\
+""")
+_EPILOG = tr("""\
 examples:
   %(prog)s --output_dir chinese-alpaca-plus-7b
   %(prog)s --output_dir merged-elsewhere \\
       --base_model llama-7b-hf --lora_model chinese-alpaca-lora-7b
 
 exit codes: 0 right, 1 something is wrong (each fault is printed), 2 wrong input, 130 interrupted
-"""
+""")
 _OF_THE_MERGE = ("rounding", "vocab_mismatch", "new_token_init", "delta_embeddings")
 
 
@@ -49,30 +49,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EPILOG)
-    group = parser.add_argument_group("what is checked")
+    group = parser.add_argument_group(tr("what is checked"))
     add = group.add_argument
-    add("--output_dir", required=True, metavar="DIR", help="the result: output folder of a merge")
-    add("--base_model", metavar="DIR_OR_HUB_ID", help="the base that was merged")
+    add(
+        "--output_dir",
+        required=True,
+        metavar="DIR",
+        help=tr("the result: output folder of a merge"),
+    )
+    add("--base_model", metavar="DIR_OR_HUB_ID", help=tr("the base that was merged"))
     add(
         "--lora_model",
         nargs="+",
         action="extend",
         metavar="DIR_OR_HUB_ID",
-        help="the adapters, in the order in which they were merged",
+        help=tr("the adapters, in the order in which they were merged"),
     )
-    add("--lora_weights", nargs="+", metavar="W", help="their factors, as in the merge")
-    add("--delta_model", metavar="DIR_OR_HUB_ID", help="a dense delta that was added")
+    add("--lora_weights", nargs="+", metavar="W", help=tr("their factors, as in the merge"))
+    add("--delta_model", metavar="DIR_OR_HUB_ID", help=tr("a dense delta that was added"))
     for name in _OF_THE_MERGE:
-        otherwise = options_of(MergeSettings)[name].default or "none"
-        text = f"as in the merge (default: as the manifest says, else {otherwise})"
+        otherwise = options_of(MergeSettings)[name].default or tr("none")
+        text = tr(
+            "as in the merge (default: as the manifest says, else {otherwise})", otherwise=otherwise
+        )
         add_option(group, MergeSettings, name, default=None, help=text)
     add(
         "--files_only",
         action="store_true",
-        help="read no inputs: check files, content digests and tokenizer only",
+        help=tr("read no inputs: check files, content digests and tokenizer only"),
     )
     add_option(group, MergeSettings, "context_length")
-    resources = parser.add_argument_group("processors and disk")
+    resources = parser.add_argument_group(tr("processors and disk"))
     for name in ("num_workers", "offload_dir"):
         add_option(resources, MergeSettings, name)
     add_output_volume_options(parser)
@@ -115,10 +122,10 @@ _LISTED = 12
 def print_verification(found: Verification, *, quiet: bool, verbose: bool) -> int:
     """Print what was found, and return the exit code."""
     for fault in found.faults if verbose else found.faults[:_LISTED]:
-        say(f"FAILED: {fault}", file=sys.stderr)
+        say(tr("FAILED: {fault}", fault=fault), file=sys.stderr)
     if not verbose and len(found.faults) > _LISTED:
         more = len(found.faults) - _LISTED
-        say(f"... and {more} more faults (--verbose lists them)", file=sys.stderr)
+        say(tr("... and {more} more faults (--verbose lists them)", more=more), file=sys.stderr)
     if not quiet:
         say(found.summary())
     return DIFFERENT if found.faults else DONE

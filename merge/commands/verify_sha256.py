@@ -9,25 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import MergeError, UsageError, shown
-from ..messages import tr
+from ..messages import compose, tr
 from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
 from .language import say
 
 if TYPE_CHECKING:
     from ..checksums.check_files import CheckedFile
 
-_DESCRIPTION = """\
+_DESCRIPTION = tr("""\
 Identify files by their published SHA-256 (SHA256.md), and list missing parts of their models and
 unknown files. Files of a model that was merged here are compared with its merge_manifest.json.
-"""
-_EPILOG = """\
+""")
+_EPILOG = tr("""\
 examples:
   %(prog)s llama-7b-hf chinese-alpaca-plus-lora-7b
   %(prog)s chinese-alpaca-plus-lora-7b --expect "Chinese-Alpaca-Plus-7B"
 
 exit codes: 0 nothing contradicts, 1 not what --expect or a manifest says, 2 wrong input,
 130 interrupted
-"""
+""")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,14 +39,21 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EPILOG)
     parser.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="files, or folders with models in them"
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help=tr("files, or folders with models in them"),
     )
     parser.add_argument(
         "--expect",
         metavar="MODEL",
-        help='name of a model in SHA256.md, such as "Chinese-Alpaca-Plus-7B" or "13B": every '
-        "weight file must be the part that its name says, and all parts must be there; of a file "
-        "given by itself only the contents count",
+        help=tr(
+            'name of a model in SHA256.md, such as "Chinese-Alpaca-Plus-7B" or '
+            '"13B": every weight file must be the part that its name says, and '
+            "all parts must be there; of a file given by itself only the "
+            "contents count"
+        ),
     )
     add_output_volume_options(parser)
     return parser
@@ -58,7 +65,7 @@ def _verify(args: argparse.Namespace) -> int:
     from ..version import MANIFEST_NAME
 
     if not load_known_files():
-        raise UsageError("the published checksums are not installed", file=CHECKSUMS)
+        raise UsageError(tr("the published checksums are not installed"), file=CHECKSUMS)
     if args.expect is not None:
         require_known_model(args.expect)
     files = list(dict.fromkeys(file for path in args.paths for file in find_files(path)))
@@ -70,7 +77,7 @@ def _verify(args: argparse.Namespace) -> int:
     if not args.quiet:
         _print_files(checked)
     for fault in faults:
-        say(f"MISMATCH: {fault}", file=sys.stderr)
+        say(tr("MISMATCH: {fault}", fault=fault), file=sys.stderr)
     if faults:
         return DIFFERENT
     if args.expect is not None and not args.quiet:
@@ -80,8 +87,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _describe_match(checked: Sequence[CheckedFile], model: str) -> str:
     if all(file.known for file in checked):
-        return f"all of it is {model}, as published"
-    return f"all weights are {model}, as published; of its tokenizer no checksum is"
+        return tr("all of it is {model}, as published", model=model)
+    return tr("all weights are {model}, as published; of its tokenizer no checksum is", model=model)
 
 
 def _check(
@@ -109,7 +116,7 @@ def _check(
         faults += found
         if not found and not quiet:
             name, count = shown(str(folder)), len(content.files)
-            say(f"{name}: all {count} files are as the merge wrote them")
+            say(tr("{name}: all {count} files are as the merge wrote them", name=name, count=count))
     return [digests[path] for path in files], faults
 
 
@@ -128,14 +135,23 @@ def _print_files(checked: Sequence[CheckedFile]) -> None:
     from ..checksums.check_files import find_missing_parts, group_by_folder
 
     for file in checked:
-        say(f"{file.sha256}  {shown(str(file.path))}\n    {file.describe()}")
+        path, about = shown(str(file.path)), file.describe()
+        say(compose("{sha256}  {path}\n    {about}", sha256=file.sha256, path=path, about=about))
     for folder, files in group_by_folder(checked).items():
-        where = f" in {shown(str(folder))}" if folder else ""
+        where = tr(" in {folder}", folder=shown(str(folder))) if folder else ""
         for here, lacking in find_missing_parts(files):
             names = ", ".join(part.file_name for part in lacking)
-            say(f"missing from {here.model} · {here.kind}{where}: {names}")
+            say(
+                tr(
+                    "missing from {model} · {kind}{where}: {names}",
+                    model=here.model,
+                    kind=here.kind,
+                    where=where,
+                    names=names,
+                )
+            )
     if unknown := sum(file.known is None for file in checked):
-        say(f"unknown: {unknown} of {len(checked)} files")
+        say(tr("unknown: {unknown} of {n_checked} files", unknown=unknown, n_checked=len(checked)))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from ..checksums.known_files import identify_adapter
 from ..errors import AdapterError, Topic
 from ..formats import open_container
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
+from ..messages import join, tr
 from ..peft_layers.tuner import split_tensors
 from ..storage.offload import Offload
 from ..tensors.lazy import LazyTensor, get_dtype_name
@@ -182,11 +183,11 @@ def _open_tensors(files: AdapterFiles, offload: Offload | None) -> dict[str, Laz
         for key, tensor in open_container(path, offload).items():
             if key in tensors:
                 raise AdapterError(
-                    "two files of the adapter hold the same tensor",
+                    tr("two files of the adapter hold the same tensor"),
                     file=path,
                     tensor=key,
-                    found=f"also in {tensors[key].origin}",
-                    remedy="fetch the adapter again",
+                    found=tr("also in {origin}", origin=tensors[key].origin),
+                    remedy=tr("fetch the adapter again"),
                 )
             tensors[key] = tensor
     return _rename_mlx(tensors) if files.weights.name == MLX_NAME else tensors
@@ -212,18 +213,20 @@ def _pair_duplicates(
     if files.duplicate is None:
         return {}
     others = open_container(files.duplicate, offload)
-    names = f"{files.weights.name} and {files.duplicate.name}"
+    names = tr("{name} and {name_2}", name=files.weights.name, name_2=files.duplicate.name)
     if tensors.keys() != others.keys():
         lonely = sorted(tensors.keys() ^ others.keys())
         raise AdapterError(
-            "the folder holds the adapter twice, and the two differ",
+            tr("the folder holds the adapter twice, and the two differ"),
             file=files.weights.parent,
             tensor=lonely[0],
-            expected=f"the same tensors in {names}",
-            found=f"{len(lonely)} in one of them alone",
-            remedy="keep the file that is meant, move the other away",
+            expected=tr("the same tensors in {names}", names=names),
+            found=tr("{n_lonely} in one of them alone", n_lonely=len(lonely)),
+            remedy=tr("keep the file that is meant, move the other away"),
         )
-    return {f"{key} in {names}": (tensors[key], others[key]) for key in tensors}
+    return {
+        tr("{key} in {names}", key=key, names=names): (tensors[key], others[key]) for key in tensors
+    }
 
 
 def _read_new_rows(path: Path | None, offload: Offload | None) -> dict[str, LazyTensor]:
@@ -244,11 +247,11 @@ def _read_new_rows(path: Path | None, offload: Offload | None) -> dict[str, Lazy
     shapes = {tensor.shape for tensor in rows.values()}
     if not rows or len(rows) != len(found) or len(shapes) != 1 or len(*shapes) != 2:
         raise AdapterError(
-            "the rows of added tokens are not what such a file holds",
+            tr("the rows of added tokens are not what such a file holds"),
             file=path,
-            expected="matrices of the same rows: " + ", ".join(names),
+            expected=tr("matrices of the same rows: ") + ", ".join(names),
             found=", ".join(f"{key} {tuple(t.shape)}" for key, t in found.items())[:200],
-            remedy="fetch the adapter again, or save it with PEFT's save_embedding_layers=True",
+            remedy=tr("fetch the adapter again, or save it with PEFT's save_embedding_layers=True"),
         )
     return rows
 
@@ -267,34 +270,39 @@ def _require_not_empty(
 ) -> None:
     if not tensors:
         raise AdapterError(
-            "the adapter is empty: the training script saved it wrongly",
+            tr("the adapter is empty: the training script saved it wrongly"),
             file=path,
-            expected="LoRA matrices",
-            found=f"no tensor at all ({path.stat().st_size} bytes)",
-            remedy="the script replaced model.state_dict and then called save_pretrained, which "
-            "filtered the adapter's tensors away twice; save again from a training checkpoint",
+            expected=tr("LoRA matrices"),
+            found=tr("no tensor at all ({st_size} bytes)", st_size=path.stat().st_size),
+            remedy=tr(
+                "the script replaced model.state_dict and then called "
+                "save_pretrained, which filtered the adapter's tensors away twice; "
+                "save again from a training checkpoint"
+            ),
             topic=Topic.NO_CHANGE,
         )
     for name, tensor in tensors.items():
         if 0 in tensor.shape:
             raise AdapterError(
-                "a tensor of the adapter has no elements: the training run saved it wrongly",
+                tr("a tensor of the adapter has no elements: the training run saved it wrongly"),
                 file=path,
                 tensor=name,
-                expected="a whole tensor",
-                found=f"shape {tuple(tensor.shape)}",
-                remedy="DeepSpeed ZeRO-3 keeps tensors in parts; gather them when saving "
-                "(stage3_gather_16bit_weights_on_model_save) or run zero_to_fp32.py",
+                expected=tr("a whole tensor"),
+                found=tr("shape {tuple}", tuple=tuple(tensor.shape)),
+                remedy=tr(
+                    "DeepSpeed ZeRO-3 keeps tensors in parts; gather them when saving "
+                    "(stage3_gather_16bit_weights_on_model_save) or run zero_to_fp32.py"
+                ),
                 topic=Topic.NO_CHANGE,
             )
         if not tensor.dtype.is_floating_point and name not in by_peft:
             raise AdapterError(
-                "a tensor of the adapter is quantized",
+                tr("a tensor of the adapter is quantized"),
                 file=path,
                 tensor=name,
-                expected="float16, bfloat16 or float32",
+                expected=tr("float16, bfloat16 or float32"),
                 found=get_dtype_name(tensor.dtype),
-                remedy="save the adapter in floating point",
+                remedy=tr("save the adapter in floating point"),
             )
 
 
@@ -303,13 +311,20 @@ def _require_no_lora(path: Path, config: AdapterConfig, keys: AdapterKeys) -> No
     found = [module for part in _PARTS_OF_LORA for module in keys.parts[part]]
     if config.method is not None and found:
         raise AdapterError(
-            f"the adapter's configuration says {config.peft_type}, but its tensors are a LoRA's",
+            tr(
+                "the adapter's configuration says {peft_type}, but its tensors are a LoRA's",
+                peft_type=config.peft_type,
+            ),
             file=path,
             tensor=found[0],
-            expected=f"tensors of {config.peft_type}, beside whole modules and trained tokens",
-            found=f"LoRA matrices of {len(found)} modules",
-            remedy="weights and adapter_config.json are from different runs: take both from one "
-            "place",
+            expected=tr(
+                "tensors of {peft_type}, beside whole modules and trained tokens",
+                peft_type=config.peft_type,
+            ),
+            found=tr("LoRA matrices of {n_found} modules", n_found=len(found)),
+            remedy=tr(
+                "weights and adapter_config.json are from different runs: take both from one place"
+            ),
         )
 
 
@@ -319,9 +334,10 @@ def _require_no_delta(path: Path, keys: AdapterKeys) -> None:
     raw = path.name in _RAW_NAMES
     if raw and not any(keys.parts[part] for part in delta_parts):
         raise AdapterError(
-            "the folder holds a whole model beside adapter_config.json, and no adapter",
+            tr("the folder holds a whole model beside adapter_config.json, and no adapter"),
             file=path,
-            expected="lora_A and lora_B among its tensors, or " + " or ".join(WEIGHT_NAMES),
-            found=f"{len(keys.parts['plain'])} whole tensors",
-            remedy="give the folder into which PEFT saved the adapter",
+            expected=tr("lora_A and lora_B among its tensors, or ")
+            + join(tr(" or "), WEIGHT_NAMES),
+            found=tr("{n_plain} whole tensors", n_plain=len(keys.parts["plain"])),
+            remedy=tr("give the folder into which PEFT saved the adapter"),
         )

@@ -17,6 +17,7 @@ from ..errors import AdapterError
 from ..layouts.model_folder import ModelFolder
 from ..layouts.replicated_layers import FIELD as LAYER_REPLICATION
 from ..layouts.replicated_layers import LayerRange, read_layer_ranges
+from ..messages import tr
 from ..peft_layers.installed import require_known_method
 from .config_fields import (
     LARGEST_FLOAT32,
@@ -90,25 +91,40 @@ class AdapterConfig:
         scaling = self.weight * trained
         if abs(scaling) > LARGEST_FLOAT32:
             raise AdapterError(
-                "what the adapter adds would be multiplied by more than float32 holds",
+                tr("what the adapter adds would be multiplied by more than float32 holds"),
                 file=self.path,
                 tensor=module,
-                expected=f"at most {LARGEST_FLOAT32:g}",
-                found=f"{scaling:g}, with --lora_weights {self.weight:g}",
-                remedy="give --lora_weights near 1, and take adapter_config.json from the run "
-                "that trained the adapter",
+                expected=tr("at most {largest_float32:g}", largest_float32=LARGEST_FLOAT32),
+                found=tr(
+                    "{scaling:g}, with --lora_weights {weight:g}",
+                    scaling=scaling,
+                    weight=self.weight,
+                ),
+                remedy=tr(
+                    "give --lora_weights near 1, and take adapter_config.json from the "
+                    "run that trained the adapter"
+                ),
             )
         if trained == 0 or abs(trained) > _LARGEST_SCALING:
             raise AdapterError(
-                "the adapter configuration gives a scaling that no training had"
-                + (", so the adapter would add nothing" if trained == 0 else ""),
+                tr("the adapter configuration gives a scaling that no training had")
+                + (tr(", so the adapter would add nothing") if trained == 0 else ""),
                 file=self.path,
                 tensor=module,
-                expected=f"lora_alpha / r of a training, not 0 and at most {_LARGEST_SCALING:g}",
-                found=f"{trained:g}: r {self.rank(module)}, lora_alpha or alpha_pattern "
-                f"{_rank_and_alpha(self, self.rules[0], module)[1]:g}",
-                remedy="write the lora_alpha of the training into that file; some tools that "
-                "convert checkpoints write 0 there",
+                expected=tr(
+                    "lora_alpha / r of a training, not 0 and at most {largest_scaling:g}",
+                    largest_scaling=_LARGEST_SCALING,
+                ),
+                found=tr(
+                    "{trained:g}: r {rank}, lora_alpha or alpha_pattern {rank_and_alpha:g}",
+                    trained=trained,
+                    rank=self.rank(module),
+                    rank_and_alpha=_rank_and_alpha(self, self.rules[0], module)[1],
+                ),
+                remedy=tr(
+                    "write the lora_alpha of the training into that file; some tools "
+                    "that convert checkpoints write 0 there"
+                ),
             )
         return scaling
 
@@ -123,14 +139,24 @@ class AdapterConfig:
             one, two = (_compute_scaling(self, rule, module) for rule in (first, other))
             if one != two:
                 raise AdapterError(
-                    "rank_pattern and alpha_pattern do not mean the same to all releases of PEFT, "
-                    "and it is not recorded which one trained the adapter",
+                    tr(
+                        "rank_pattern and alpha_pattern do not mean the same to all releases "
+                        "of PEFT, and it is not recorded which one trained the adapter"
+                    ),
                     file=self.path,
-                    expected='"peft_version"',
-                    found=f"{module} scaled by {one:g} ({first.releases}) or {two:g} "
-                    f"({other.releases})",
-                    remedy="write the release that trained it into that file, such as "
-                    '"peft_version": "0.13.2"',
+                    expected=tr('"peft_version"'),
+                    found=tr(
+                        "{module} scaled by {one:g} ({releases}) or {two:g} ({releases_2})",
+                        module=module,
+                        one=one,
+                        releases=first.releases,
+                        two=two,
+                        releases_2=other.releases,
+                    ),
+                    remedy=tr(
+                        "write the release that trained it into that file, such as "
+                        '"peft_version": "0.13.2"'
+                    ),
                 )
         return replace(self, rules=(first,))
 
@@ -214,20 +240,25 @@ def _explain_missing(adapter: AdapterFolder) -> AdapterError:
     if below := find_adapters_below(folder):
         listed = ", ".join(path.relative_to(folder).as_posix() for path in below[:5])
         return AdapterError(
-            "the folder holds no adapter itself, but folders below it do",
+            tr("the folder holds no adapter itself, but folders below it do"),
             file=folder,
             expected=CONFIG_NAME,
-            found=listed + (f" and {len(below) - 5} more" if below[5:] else ""),
-            remedy=f"give one of them, such as {below[0]}",
+            found=listed + (tr(" and {n_below} more", n_below=len(below) - 5) if below[5:] else ""),
+            remedy=tr("give one of them, such as {below}", below=below[0]),
         )
     model = "config.json" in adapter.files
     return AdapterError(
-        "the folder holds no adapter configuration",
+        tr("the folder holds no adapter configuration"),
         file=folder / CONFIG_NAME,
         expected=CONFIG_NAME,
-        found="a whole model (config.json)" if model else f"no {CONFIG_NAME}",
-        remedy="give the folder into which PEFT saved the adapter; beside the weights of a "
-        "training checkpoint, put the adapter_config.json of its run",
+        found=tr("a whole model (config.json)")
+        if model
+        else tr("no {config_name}", config_name=CONFIG_NAME),
+        remedy=tr(
+            "give the folder into which PEFT saved the adapter; beside the "
+            "weights of a training checkpoint, put the adapter_config.json of "
+            "its run"
+        ),
     )
 
 
@@ -248,7 +279,11 @@ def _parse_adapter_config(path: Path, fields: dict[str, Any]) -> AdapterConfig:
     unknown = _find_unknown(fields)
     if refused := find_refusal(fields):
         raise AdapterError(
-            f"this adapter cannot be merged ({_describe_kind(refused, fields)}): {refused.reason}",
+            tr(
+                "this adapter cannot be merged ({kind}): {reason}",
+                kind=_describe_kind(refused, fields),
+                reason=refused.reason,
+            ),
             file=path,
             found=f'"{refused.field}": {fields.get(refused.field)!r}',
             remedy=refused.remedy,
@@ -258,14 +293,18 @@ def _parse_adapter_config(path: Path, fields: dict[str, Any]) -> AdapterConfig:
     for field in unknown:
         if fields[field]:
             raise AdapterError(
-                "the adapter configuration has a field that is not known here and is set, so it "
-                "may change the arithmetic",
+                tr(
+                    "the adapter configuration has a field that is not known here and is "
+                    "set, so it may change the arithmetic"
+                ),
                 file=path,
-                expected="fields of LoRA as PEFT up to 0.21 writes them (docs/adapters.md)",
+                expected=tr("fields of LoRA as PEFT up to 0.21 writes them (docs/adapters.md)"),
                 found=f'"{field}": {fields[field]!r}'[:200],
-                remedy="if you know that it says nothing about how the adapter is added to its "
-                "base, remove it from this file; else look for a newer version of this program, or "
-                "merge it with PEFT's own merge_and_unload",
+                remedy=tr(
+                    "if you know that it says nothing about how the adapter is added to "
+                    "its base, remove it from this file; else look for a newer version "
+                    "of this program, or merge it with PEFT's own merge_and_unload"
+                ),
             )
     return AdapterConfig(
         path=path,
@@ -299,12 +338,19 @@ def _parse_method(path: Path, fields: Mapping[str, Any], method: str) -> Adapter
     require_known_method(fields, path)
     if fields.get(LAYER_REPLICATION):
         raise AdapterError(
-            f"layer replication together with {method} is not merged: copies of a layer share its "
-            "weights, which PEFT changes where it makes the adapter",
+            tr(
+                "layer replication together with {method} is not merged: copies of a "
+                "layer share its weights, which PEFT changes where it makes the "
+                "adapter",
+                method=method,
+            ),
             file=path,
-            expected=f'"{LAYER_REPLICATION}" with a plain LoRA, rsLoRA or DoRA',
+            expected=tr(
+                '"{layer_replication}" with a plain LoRA, rsLoRA or DoRA',
+                layer_replication=LAYER_REPLICATION,
+            ),
             found=f'"{LAYER_REPLICATION}": {fields[LAYER_REPLICATION]!r}'[:200],
-            remedy="use it unmerged, with PEFT",
+            remedy=tr("use it unmerged, with PEFT"),
         )
     return AdapterConfig(
         path=path,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import AdapterError, Topic
 from ..layouts.elsewhere import find_unsupported_format
-from ..messages import tr
+from ..messages import join, tr
 from ..storage.folder import Folder
 
 TRAINABLE_PARAMS = "trainable_params.bin"
@@ -102,29 +102,30 @@ class ForeignFile:
     remedy: str
 
 
-_IGNORE = "; --ignore_file {name} merges without it"
 FOREIGN = (
     ForeignFile(
         "non_lora_trainables.bin",
-        "the weights that LLaVA's training changed outside the language model's LoRA, such as its "
-        "projector",
-        "merge with LLaVA's own merge_lora_weights.py if the projector is wanted",
+        tr(
+            "the weights that LLaVA's training changed outside the language "
+            "model's LoRA, such as its projector"
+        ),
+        tr("merge with LLaVA's own merge_lora_weights.py if the projector is wanted"),
     ),
-    ForeignFile("mm_projector.bin", "LLaVA's projector", "merge with LLaVA's own scripts"),
+    ForeignFile("mm_projector.bin", tr("LLaVA's projector"), tr("merge with LLaVA's own scripts")),
     ForeignFile(
         FSDP_NAME,
-        "the state of an FSDP run, of which other files beside it hold an adapter too",
-        "keep the one that is meant",
+        tr("the state of an FSDP run, of which other files beside it hold an adapter too"),
+        tr("keep the one that is meant"),
     ),
     ForeignFile(
         "model_world_size_*_rank_*.pt",
-        "one process's part of a verl checkpoint",
-        "join the parts with verl's model_merger",
+        tr("one process's part of a verl checkpoint"),
+        tr("join the parts with verl's model_merger"),
     ),
     ForeignFile(
         "*.distcp",
-        "a part of a distributed checkpoint",
-        "join the parts with torch.distributed.checkpoint.format_utils",
+        tr("a part of a distributed checkpoint"),
+        tr("join the parts with torch.distributed.checkpoint.format_utils"),
     ),
 )
 
@@ -174,27 +175,27 @@ def find_files(
         found = [parts[0]]
     if not found and (kind := find_unsupported_format(folder.path)) is not None:
         raise AdapterError(
-            "the folder holds weights in a form that is not read here",
+            tr("the folder holds weights in a form that is not read here"),
             file=folder.path,
-            expected=" or ".join(next(iter(names))),
+            expected=join(tr(" or "), next(iter(names))),
             found=kind.what,
             remedy=kind.remedy,
         )
     if not found:
         raise AdapterError(
-            "the folder holds no adapter weights",
+            tr("the folder holds no adapter weights"),
             file=folder.path,
-            expected=" or ".join(next(iter(names))),
-            found=", ".join(list(files)[:8]) or "an empty folder",
-            remedy="give the folder into which PEFT saved the adapter",
+            expected=join(tr(" or "), next(iter(names))),
+            found=", ".join(list(files)[:8]) or tr("an empty folder"),
+            remedy=tr("give the folder into which PEFT saved the adapter"),
         )
     new_rows = [there[name] for name in (NEW_EMBEDDINGS, EXTRA_EMBEDDINGS) if name in there]
     if len(new_rows) > 1:
         raise AdapterError(
-            "two files hold rows of added tokens",
+            tr("two files hold rows of added tokens"),
             file=folder.path,
-            found=" and ".join(path.name for path in new_rows),
-            remedy="keep the one that belongs to the adapter",
+            found=join(tr(" and "), (path.name for path in new_rows)),
+            remedy=tr("keep the one that belongs to the adapter"),
         )
     heads = tuple(there[name] for name in _HEADS if name in there)
     known = {path.name for path in (*found, *parts, *new_rows, *heads)} | {TRAINABLE_PARAMS}
@@ -227,11 +228,11 @@ def _find_parts(folder: Folder, there: Mapping[str, Path]) -> tuple[Path, ...]:
             break
         if lost := sorted(name for name in names if name not in there):
             raise AdapterError(
-                "a part of the adapter is missing",
+                tr("a part of the adapter is missing"),
                 file=folder.path / lost[0],
-                expected=f"{len(names)} files",
-                found=f"{len(lost)} missing: {', '.join(lost[:5])}",
-                remedy="fetch or copy the missing files into this folder",
+                expected=tr("{n_names} files", n_names=len(names)),
+                found=tr("{n_lost} missing: {lost}", n_lost=len(lost), lost=", ".join(lost[:5])),
+                remedy=tr("fetch or copy the missing files into this folder"),
             )
         if names:
             return tuple(there[name] for name in sorted(names))
@@ -258,20 +259,25 @@ def _matches(name: str, patterns: Collection[str]) -> bool:
 
 def _make_unknown_error(path: Path) -> AdapterError:
     foreign = next((f for f in FOREIGN if fnmatch(path.name, f.pattern)), None)
-    ignore = _IGNORE.format(name=path.name)
+    ignore = tr("; --ignore_file {name} merges without it", name=path.name)
     if foreign is not None:
         return AdapterError(
-            "beside the adapter lie weights that are not merged here",
+            tr("beside the adapter lie weights that are not merged here"),
             file=path,
             found=foreign.what,
             remedy=foreign.remedy + ignore,
         )
     return AdapterError(
-        "beside the adapter lies a weight file that is not known here, so the merge might lack a "
-        "part of what was trained",
+        tr(
+            "beside the adapter lies a weight file that is not known here, so "
+            "the merge might lack a part of what was trained"
+        ),
         file=path,
-        expected=f"adapter_model.safetensors or adapter_model.bin alone, or {TRAINABLE_PARAMS}",
+        expected=tr(
+            "adapter_model.safetensors or adapter_model.bin alone, or {trainable_params}",
+            trainable_params=TRAINABLE_PARAMS,
+        ),
         found=path.name,
-        remedy="move it away if it is no part of the adapter" + ignore,
+        remedy=tr("move it away if it is no part of the adapter") + ignore,
         topic=Topic.FILES,
     )

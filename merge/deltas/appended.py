@@ -8,6 +8,7 @@ import torch
 
 from ..errors import AdapterError
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
+from ..messages import tr
 from ..tensors.lazy import Checkpoint, LazyTensor, RowReader, scratch
 from .adapter import Adapter
 from .new_rows import Grown, NewRows
@@ -61,12 +62,12 @@ def with_new_rows(base: Checkpoint, adapter: Adapter, init: str | None) -> Check
 def _append_rows(adapter: Adapter, name: str, old: LazyTensor, rows: LazyTensor) -> LazyTensor:
     if rows.shape[1:] != old.shape[1:]:
         raise AdapterError(
-            "the rows of added tokens are for a model of another size",
+            tr("the rows of added tokens are for a model of another size"),
             file=adapter.files.new_rows,
             tensor=name,
-            expected=f"{old.shape[1:]} columns, as in the base model",
+            expected=tr("{shape} columns, as in the base model", shape=old.shape[1:]),
             found=rows.shape[1:],
-            remedy="give the base that the adapter was trained on",
+            remedy=tr("give the base that the adapter was trained on"),
         )
     shape = (old.rows + rows.rows, *old.shape[1:])
     dtype = torch.promote_types(old.dtype, rows.dtype)
@@ -78,14 +79,25 @@ def _append_initialized(
 ) -> LazyTensor:
     if init not in ("mean", "zeros"):
         raise AdapterError(
-            "the adapter brings embeddings of added tokens, and no rows of the LM head for them",
+            tr(
+                "the adapter brings embeddings of added tokens, and no rows of the LM head for them"
+            ),
             file=adapter.files.new_rows,
             tensor=LM_HEAD,
-            expected=f"{count} rows for the LM head too",
-            found=f"--new_token_init {init}" if init else "none",
-            remedy="say how they begin with --new_token_init mean or zeros; the program that wrote "
-            "the file takes random ones",
+            expected=tr("{count} rows for the LM head too", count=count),
+            found=tr("--new_token_init {init}", init=init) if init else tr("none"),
+            remedy=tr(
+                "say how they begin with --new_token_init mean or zeros; the program "
+                "that wrote the file takes random ones"
+            ),
         )
     shape = (old.rows + count, *old.shape[1:])
     new = NewRows(init, ((),) * count, 0.0, 0)
-    return Grown(shape, old.dtype, f"{old.origin}, new rows from {init}", old, old.rows, new)
+    return Grown(
+        shape,
+        old.dtype,
+        tr("{origin}, new rows from {init}", origin=old.origin, init=init),
+        old,
+        old.rows,
+        new,
+    )

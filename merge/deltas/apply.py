@@ -11,6 +11,7 @@ import torch
 from ..errors import AdapterError, Topic
 from ..layouts.conv1d import stores_transposed
 from ..layouts.decoder import VOCABULARY_TENSORS
+from ..messages import tr
 from ..tensors.lazy import Checkpoint, LazyTensor, append_rows, take_rows
 from ..tensors.patched import Patch, PatchedTensor
 from .adapter import Adapter
@@ -25,7 +26,7 @@ from .tied_embeddings import (
     require_equal_sides,
 )
 
-MERGED_BY_PEFT = "merged by PEFT"
+MERGED_BY_PEFT = tr("merged by PEFT")
 WHOLE_ROWS = ("replaced", "cut")
 """Actions that take rows as they are, in place of what was there."""
 
@@ -184,14 +185,18 @@ class _TensorBuilder:
         if any(equal_values(copy, so_far, dtype) for dtype in dtypes):
             return False
         raise AdapterError(
-            "the adapter holds an untrained copy of a tensor that an earlier adapter changed, and "
-            "it is of another model",
+            tr(
+                "the adapter holds an untrained copy of a tensor that an earlier "
+                "adapter changed, and it is of another model"
+            ),
             file=adapter.weights,
             tensor=self._name,
-            expected="the base's tensor, or what the earlier adapters made of it",
-            found="other values or rows",
-            remedy="give the base that this adapter was trained on; if it trained this tensor, "
-            'name its module in "modules_to_save" of adapter_config.json',
+            expected=tr("the base's tensor, or what the earlier adapters made of it"),
+            found=tr("other values or rows"),
+            remedy=tr(
+                "give the base that this adapter was trained on; if it trained this "
+                'tensor, name its module in "modules_to_save" of adapter_config.json'
+            ),
         )
 
     def _replace(self, adapter: Adapter) -> None:
@@ -218,15 +223,15 @@ class _TensorBuilder:
         rows = self._start.rows
         for patch in stage:
             if isinstance(patch, LowRank):
-                action = "added, then scaled (DoRA)" if _is_dora(stage) else "added"
+                action = tr("added, then scaled (DoRA)") if _is_dora(stage) else "added"
                 if isinstance(stage[0], ReplacedRows):
-                    action += ", after rows were replaced"
+                    action += tr(", after rows were replaced")
                 return Step(number, action, rows, rows, patch.rank, patch.scaling)
             if isinstance(patch, AddedVector):
                 return Step(number, "added", rows, rows, None, patch.scaling)
             if isinstance(patch, MergedByPeft):
                 return Step(number, MERGED_BY_PEFT, rows, rows)
-        return Step(number, "rows replaced", rows, rows)
+        return Step(number, tr("rows replaced"), rows, rows)
 
     def _require_fits(self, adapter: Adapter, stage: tuple[Patch, ...]) -> None:
         shape = self._start.shape
@@ -252,25 +257,31 @@ class _TensorBuilder:
             raise _size_error(adapter, self._name, shape, found)
         if patch.indices and max(patch.indices) >= shape[0]:
             raise AdapterError(
-                "the adapter trained tokens that the model has no rows for",
+                tr("the adapter trained tokens that the model has no rows for"),
                 file=adapter.weights,
                 tensor=self._name,
-                expected=f"indices below {shape[0]}",
+                expected=tr("indices below {shape}", shape=shape[0]),
                 found=max(patch.indices),
-                remedy="the vocabulary was grown before the training: give the grown base, or save "
-                "the adapter with PEFT's save_embedding_layers=True",
+                remedy=tr(
+                    "the vocabulary was grown before the training: give the grown base, "
+                    "or save the adapter with PEFT's save_embedding_layers=True"
+                ),
             )
 
     def _dora_rows_error(self, adapter: Adapter, expected: int, found: int) -> AdapterError:
         return AdapterError(
-            "a DoRA of the vocabulary, or what PEFT merges into it, fits only the rows that it was "
-            "trained with",
+            tr(
+                "a DoRA of the vocabulary, or what PEFT merges into it, fits only "
+                "the rows that it was trained with"
+            ),
             file=adapter.weights,
             tensor=self._name,
-            expected=f"{expected} rows, as in the base model",
-            found=f"{found} rows",
-            remedy="give the base with the rows that the adapter was trained on; its norms go over "
-            "all of them",
+            expected=tr("{expected} rows, as in the base model", expected=expected),
+            found=tr("{found} rows", found=found),
+            remedy=tr(
+                "give the base with the rows that the adapter was trained on; its "
+                "norms go over all of them"
+            ),
         )
 
 
@@ -308,20 +319,25 @@ def _not_in_base_error(
 ) -> AdapterError:
     if name.endswith(".bias") and f"{name.removesuffix('bias')}weight" in tensors:
         return AdapterError(
-            "the adapter changes a bias that the base model does not have",
+            tr("the adapter changes a bias that the base model does not have"),
             file=adapter.weights,
             tensor=name,
-            expected="a base whose layers have biases",
-            remedy="give the base that the adapter was trained on; without that bias there is "
-            "nothing to merge it into",
+            expected=tr("a base whose layers have biases"),
+            remedy=tr(
+                "give the base that the adapter was trained on; without that bias "
+                "there is nothing to merge it into"
+            ),
         )
     return AdapterError(
-        "the adapter is for a tensor that the base model does not have",
+        tr("the adapter is for a tensor that the base model does not have"),
         file=adapter.weights,
         tensor=name,
-        expected="a name of the base model, such as model.layers.0.self_attn.q_proj.weight",
-        remedy="the adapter was trained on another model: give the base that its author "
-        f"names ({adapter.config.base_model_name_or_path or 'not recorded'})",
+        expected=tr("a name of the base model, such as model.layers.0.self_attn.q_proj.weight"),
+        remedy=tr(
+            "the adapter was trained on another model: give the base that its "
+            "author names ({base_model_name_or_path})",
+            base_model_name_or_path=adapter.config.base_model_name_or_path or tr("not recorded"),
+        ),
         topic=Topic.SIZES,
     )
 
@@ -330,13 +346,15 @@ def _size_error(
     adapter: Adapter, name: str, expected: tuple[int, ...], found: tuple[int, ...]
 ) -> AdapterError:
     return AdapterError(
-        "the adapter was trained on a model of another size",
+        tr("the adapter was trained on a model of another size"),
         file=adapter.weights,
         tensor=name,
-        expected=f"{expected}, as in the base model",
+        expected=tr("{expected}, as in the base model", expected=expected),
         found=found,
-        remedy="give the base that the adapter was trained on, for instance a 13B base for a 13B "
-        "adapter",
+        remedy=tr(
+            "give the base that the adapter was trained on, for instance a 13B "
+            "base for a 13B adapter"
+        ),
         topic=Topic.SIZES,
     )
 
@@ -352,12 +370,12 @@ def _require_not_merged_yet(adapter: Adapter, base: Checkpoint) -> None:
         return
     if all(equal_values(ours, _cast(theirs, ours.dtype)) for ours, theirs in pairs):
         raise AdapterError(
-            "the base model holds this adapter already; merging it again would add it twice",
+            tr("the base model holds this adapter already; merging it again would add it twice"),
             file=adapter.weights,
             tensor=next(name for name in VOCABULARY_TENSORS if name in adapter.trained),
-            expected="a base whose embeddings differ from the adapter's",
-            found=f"the same {pairs[0][1].rows} rows in both",
-            remedy="give the original base model, not the merged one",
+            expected=tr("a base whose embeddings differ from the adapter's"),
+            found=tr("the same {rows} rows in both", rows=pairs[0][1].rows),
+            remedy=tr("give the original base model, not the merged one"),
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import AdapterError
+from ..messages import tr
 from ..tensors.lazy import LazyTensor
 from ..tensors.patched import Patch
 from .adapter_config import AdapterConfig
@@ -56,12 +57,12 @@ def _require_pairs(path: Path, keys: AdapterKeys) -> None:
         end = "" if "embedding" in lacks else ".weight"
         total = len(keys.parts[one].keys() | keys.parts[other].keys())
         raise AdapterError(
-            f"the adapter has {has} of a module without its {lacks}",
+            tr("the adapter has {has} of a module without its {lacks}", has=has, lacks=lacks),
             file=path,
             tensor=f"{lonely[0]}.{lacks}{end}",
-            expected=f"both halves of {total} modules",
-            found=f"{len(lonely)} with one half only",
-            remedy="the file is incomplete: save or fetch the adapter again",
+            expected=tr("both halves of {total} modules", total=total),
+            found=tr("{n_lonely} with one half only", n_lonely=len(lonely)),
+            remedy=tr("the file is incomplete: save or fetch the adapter again"),
         )
 
 
@@ -82,14 +83,28 @@ def _require_agreement(path: Path, config: AdapterConfig, keys: AdapterKeys) -> 
         wrong = sorted(present ^ modules if is_set else present)
         if wrong:
             raise AdapterError(
-                f"the adapter's weights and its configuration do not agree about {part}",
+                tr(
+                    "the adapter's weights and its configuration do not agree about {part}",
+                    part=part,
+                ),
                 file=path,
                 tensor=f"{wrong[0]}.{part}" if wrong[0] else part,
-                expected=f'as "{detected_by}" in {config.path.name} says',
-                found=f"{part} of {len(present)} modules, {detected_by} "
-                + ("set" if is_set else "not set"),
-                remedy="weights and adapter_config.json are from different runs, or the file is "
-                "incomplete: take both from one place",
+                expected=tr(
+                    'as "{detected_by}" in {name} says',
+                    detected_by=detected_by,
+                    name=config.path.name,
+                ),
+                found=tr(
+                    "{part} of {n_present} modules, {detected_by} ",
+                    part=part,
+                    n_present=len(present),
+                    detected_by=detected_by,
+                )
+                + (tr("set") if is_set else tr("not set")),
+                remedy=tr(
+                    "weights and adapter_config.json are from different runs, or the "
+                    "file is incomplete: take both from one place"
+                ),
             )
 
 
@@ -102,13 +117,21 @@ def _build_low_rank(
         _require_not_sliced(path, module, a, b, rank)
     if not are_matrices or (a.shape[0], b.shape[1]) != (rank, rank):
         raise AdapterError(
-            "the adapter's matrices and its configuration give different ranks",
+            tr("the adapter's matrices and its configuration give different ranks"),
             file=path,
             tensor=f"{module}.lora_A.weight",
-            expected=f"lora_A ({rank}, in) and lora_B (out, {rank}), by {config.path.name}",
-            found=f"lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)}",
-            remedy="the adapter_config.json is from another run: take the one saved with these "
-            "weights, since the scaling comes from it",
+            expected=tr(
+                "lora_A ({rank}, in) and lora_B (out, {rank}), by {name}",
+                rank=rank,
+                name=config.path.name,
+            ),
+            found=tr(
+                "lora_A {tuple} and lora_B {tuple_2}", tuple=tuple(a.shape), tuple_2=tuple(b.shape)
+            ),
+            remedy=tr(
+                "the adapter_config.json is from another run: take the one saved "
+                "with these weights, since the scaling comes from it"
+            ),
         )
     return LowRank(a, b, config.scaling(module))
 
@@ -117,13 +140,15 @@ def _require_not_sliced(path: Path, module: str, a: LazyTensor, b: LazyTensor, r
     """FSDP gives each process equal slices of rows; one process's are no adapter."""
     if 0 < a.shape[0] < rank and rank % a.shape[0] == 0 and b.shape[1] == rank:
         raise AdapterError(
-            "the file holds one process's part of an adapter, as FSDP slices it",
+            tr("the file holds one process's part of an adapter, as FSDP slices it"),
             file=path,
             tensor=f"{module}.lora_A.weight",
-            expected=f"{rank} rows, as lora_B has columns",
-            found=f"{a.shape[0]} rows: 1 of {rank // a.shape[0]} parts",
-            remedy="save the adapter again with the full state dict (accelerate: "
-            "fsdp_state_dict_type: FULL_STATE_DICT)",
+            expected=tr("{rank} rows, as lora_B has columns", rank=rank),
+            found=tr("{shape} rows: 1 of {rank} parts", shape=a.shape[0], rank=rank // a.shape[0]),
+            remedy=tr(
+                "save the adapter again with the full state dict (accelerate: "
+                "fsdp_state_dict_type: FULL_STATE_DICT)"
+            ),
         )
 
 
@@ -151,11 +176,12 @@ def _require_shape(
 ) -> None:
     if expected != found:
         raise AdapterError(
-            "a tensor of the adapter has another shape than the rest of the adapter says",
+            tr("a tensor of the adapter has another shape than the rest of the adapter says"),
             file=path,
             tensor=tensor,
             expected=expected,
             found=found,
-            remedy="weights and adapter_config.json are from different runs: take both from one "
-            "place",
+            remedy=tr(
+                "weights and adapter_config.json are from different runs: take both from one place"
+            ),
         )

@@ -14,15 +14,16 @@ from typing import Any
 
 from ..errors import AdapterError
 from ..layouts.decoder import VOCABULARY_TENSORS
+from ..messages import tr
 from ..tensors.lazy import Checkpoint, LazyTensor
 from .adapter import Adapter
 from .adapter_config import CONFIG_NAME
 from .patches import ReplacedRows
 from .tied_embeddings import TiedPair
 
-_INCOMPLETE = (
-    "the file is incomplete, or adapter_config.json is of another run: take both from the run that "
-    "trained the adapter"
+_INCOMPLETE = tr(
+    "the file is incomplete, or adapter_config.json is of another run: "
+    "take both from the run that trained the adapter"
 )
 # The number of a module's layer, as PEFT finds it for layers_to_transform.
 _LAYER = re.compile(r".*\.[^.]*\.(\d+)\.")
@@ -53,7 +54,7 @@ class _Declared:
             sentence,
             file=self.adapter.weights,
             tensor=tensor,
-            expected=f"{expected}, by {CONFIG_NAME}",
+            expected=tr("{expected}, by {config_name}", expected=expected, config_name=CONFIG_NAME),
             found=found,
             remedy=remedy,
         )
@@ -81,8 +82,13 @@ def find_completeness_warnings(adapter: Adapter, base: Checkpoint) -> Iterator[s
     lora_only = adapter.config.bias == "lora_only"
     if lora_only and mine and not adapter.replaced.keys() & {*mine}:
         yield (
-            f'{adapter.name}: "bias" is "lora_only", but the file holds none of the {len(mine)} '
-            "biases: some releases of PEFT trained them and did not save them"
+            tr(
+                '{name}: "bias" is "lora_only", but the file holds none of the '
+                "{n_mine} biases: some releases of PEFT trained them and did not "
+                "save them",
+                name=adapter.name,
+                n_mine=len(mine),
+            )
         )
     if _list_modules(declared.fields.get("target_modules")) or declared.fields.get(
         "layers_to_transform"
@@ -96,8 +102,14 @@ def find_completeness_warnings(adapter: Adapter, base: Checkpoint) -> Iterator[s
     ]
     if modules:
         yield (
-            f"{adapter.name}: no LoRA for {len(modules)} modules that have one in other layers "
-            f"({modules[0]}, ...); whether one is lost its target_modules does not say"
+            tr(
+                "{name}: no LoRA for {n_modules} modules that have one in other "
+                "layers ({modules}, ...); whether one is lost its target_modules "
+                "does not say",
+                name=adapter.name,
+                n_modules=len(modules),
+                modules=modules[0],
+            )
         )
 
 
@@ -111,10 +123,14 @@ def _require_saved(declared: _Declared) -> None:
         names = [name for name in declared.tensors if _is_inside(name, module)]
         if missing := declared.missing(names, replaced):
             raise declared.error(
-                "the adapter lacks a module that was trained as a whole",
+                tr("the adapter lacks a module that was trained as a whole"),
                 missing[0],
-                f'{len(names)} tensors of "{module}", which "modules_to_save" names',
-                f"{len(names) - len(missing)} of them",
+                tr(
+                    '{n_names} tensors of "{module}", which "modules_to_save" names',
+                    n_names=len(names),
+                    module=module,
+                ),
+                tr("{n_names} of them", n_names=len(names) - len(missing)),
             )
 
 
@@ -129,10 +145,13 @@ def _require_tokens(declared: _Declared) -> None:
         names = [name for name in declared.tensors if f".{name}".endswith(f".{module}.weight")]
         if missing := declared.missing(names, rows):
             raise declared.error(
-                "the adapter lacks the trained rows of a module",
+                tr("the adapter lacks the trained rows of a module"),
                 missing[0],
-                f'trainable_tokens_delta of "{module}", which "trainable_token_indices" names',
-                f"rows of {', '.join(rows) or 'none'}",
+                tr(
+                    'trainable_tokens_delta of "{module}", which "trainable_token_indices" names',
+                    module=module,
+                ),
+                tr("rows of {rows}", rows=", ".join(rows) or tr("none")),
             )
 
 
@@ -141,10 +160,10 @@ def _require_biases(declared: _Declared) -> None:
     missing = declared.missing(biases, declared.adapter.replaced)
     if declared.adapter.config.bias == "all" and missing:
         raise declared.error(
-            "the adapter lacks biases that were trained",
+            tr("the adapter lacks biases that were trained"),
             missing[0],
-            f'every bias of the base ({len(biases)}), since "bias" is "all"',
-            f"{len(biases) - len(missing)} of them",
+            tr('every bias of the base ({n_biases}), since "bias" is "all"', n_biases=len(biases)),
+            tr("{n_biases} of them", n_biases=len(biases) - len(missing)),
         )
 
 
@@ -158,10 +177,10 @@ def _require_targets(declared: _Declared) -> None:
         # PEFT up to 0.4 compared ends of names without the dot before them.
         if not module.endswith(targets) and not (tied and f"{module}.weight" in VOCABULARY_TENSORS):
             raise declared.error(
-                "the adapter has a LoRA of a module that it was not trained on",
+                tr("the adapter has a LoRA of a module that it was not trained on"),
                 f"{module}.lora_A.weight",
-                f'LoRA for {", ".join(targets)} ("target_modules")',
-                "one for another module",
+                tr('LoRA for {targets} ("target_modules")', targets=", ".join(targets)),
+                tr("one for another module"),
             )
     expected = [
         module for module in _list_linear_modules(declared) if _is_target(declared, module, targets)
@@ -171,12 +190,19 @@ def _require_targets(declared: _Declared) -> None:
     )
     if missing:
         raise declared.error(
-            "the adapter lacks LoRA matrices that were trained",
+            tr("the adapter lacks LoRA matrices that were trained"),
             f"{missing[0].removesuffix('.weight')}.lora_A.weight",
-            f'a LoRA for {len(expected)} modules of the base ("target_modules")',
-            f"{len(expected) - len(missing)} of them",
-            "the file is incomplete: save or fetch the adapter again; if these modules were never "
-            f"trained, say so in {CONFIG_NAME} (layers_to_transform, exclude_modules)",
+            tr(
+                'a LoRA for {n_expected} modules of the base ("target_modules")',
+                n_expected=len(expected),
+            ),
+            tr("{n_expected} of them", n_expected=len(expected) - len(missing)),
+            tr(
+                "the file is incomplete: save or fetch the adapter again; if these "
+                "modules were never trained, say so in {config_name} "
+                "(layers_to_transform, exclude_modules)",
+                config_name=CONFIG_NAME,
+            ),
         )
 
 

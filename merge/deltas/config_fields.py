@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import AdapterError
+from ..messages import compose, tr
 from ..untrusted.safe_regex import is_plain
 from .patterns import RULES
 
@@ -19,7 +20,7 @@ LARGEST_FLOAT32 = 3.4028234663852886e38
 # Of expressions that are more than names, all together.
 _LONGEST_PATTERNS = 4000
 N = TypeVar("N", int, float)
-OF_THIS_RUN = "take adapter_config.json from the run that trained the adapter"
+OF_THIS_RUN = tr("take adapter_config.json from the run that trained the adapter")
 
 
 def read_text(fields: Mapping[str, Any], key: str) -> str | None:
@@ -33,9 +34,9 @@ def read_names(fields: Mapping[str, Any], key: str, path: Path) -> tuple[str, ..
     value = fields.get(key) or ()
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
         raise AdapterError(
-            "the adapter configuration has a list of modules that is none",
+            tr("the adapter configuration has a list of modules that is none"),
             file=path,
-            expected=f'"{key}": names of modules, or null',
+            expected=tr('"{key}": names of modules, or null', key=key),
             found=repr(value),
             remedy=OF_THIS_RUN,
         )
@@ -54,10 +55,12 @@ def read_token_indices(
         )
         if not numbers or len(set(indices)) != len(indices):
             raise AdapterError(
-                "the adapter configuration lists trained tokens in a way that says no rows",
+                tr("the adapter configuration lists trained tokens in a way that says no rows"),
                 file=path,
-                expected='"trainable_token_indices": different numbers from 0 on, in a list or in '
-                "lists by modules",
+                expected=tr(
+                    '"trainable_token_indices": different numbers from 0 on, in a list '
+                    "or in lists by modules"
+                ),
                 found=repr(value),
                 remedy=OF_THIS_RUN,
             )
@@ -76,15 +79,20 @@ def read_pattern(
     pattern = fields.get(key) or {}
     if not isinstance(pattern, dict):
         raise AdapterError(
-            "the adapter configuration has a pattern of another kind",
+            tr("the adapter configuration has a pattern of another kind"),
             file=path,
-            expected=f'"{key}": {{"a module\'s name": a number, ...}}',
+            expected=tr('"{key}": {{"a module\'s name": a number, ...}}', key=key),
             found=repr(pattern),
             remedy=OF_THIS_RUN,
         )
     if sum(len(text) for text in pattern if not is_plain(text)) > _LONGEST_PATTERNS:
         raise _expression_error(
-            path, key, f"more than {_LONGEST_PATTERNS} characters of expressions"
+            path,
+            key,
+            tr(
+                "more than {longest_patterns} characters of expressions",
+                longest_patterns=_LONGEST_PATTERNS,
+            ),
         )
     for text in pattern:
         try:
@@ -92,28 +100,35 @@ def read_pattern(
                 rule.require_valid(text)
         except (re.error, OverflowError, RecursionError) as error:
             raise _expression_error(path, key, f"{text!r}: {error}") from None
-    return {text: read(value, f'"{key}" of "{text}"', path) for text, value in pattern.items()}
+    return {
+        text: read(value, tr('"{key}" of "{text}"', key=key, text=text), path)
+        for text, value in pattern.items()
+    }
 
 
 def _expression_error(path: Path, key: str, found: str) -> AdapterError:
     return AdapterError(
-        "the adapter configuration has a pattern that is no regular expression for names of "
-        "modules",
+        tr(
+            "the adapter configuration has a pattern that is no regular "
+            "expression for names of modules"
+        ),
         file=path,
-        expected=f'"{key}" with the names of modules, or expressions for them',
+        expected=tr('"{key}" with the names of modules, or expressions for them', key=key),
         found=found,
-        remedy="write out the names of the modules, or " + OF_THIS_RUN,
+        remedy=tr("write out the names of the modules, or ") + OF_THIS_RUN,
     )
 
 
 def read_rank(value: Any, key: str, path: Path) -> int:
     """Read a rank; PEFT refuses those below 1."""
-    return int(_require_within(value, key, path, "a whole number from 1 on", 1, _LARGEST_RANK))
+    return int(_require_within(value, key, path, tr("a whole number from 1 on"), 1, _LARGEST_RANK))
 
 
 def read_number(value: Any, key: str, path: Path) -> float:
     """Read an alpha; PEFT takes zero and negative ones, which add nothing or subtract."""
-    return float(_require_within(value, key, path, "a number", -LARGEST_FLOAT32, LARGEST_FLOAT32))
+    return float(
+        _require_within(value, key, path, tr("a number"), -LARGEST_FLOAT32, LARGEST_FLOAT32)
+    )
 
 
 def _require_within(
@@ -122,9 +137,9 @@ def _require_within(
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not low <= value <= high or (high == _LARGEST_RANK and value != int(value)):
         raise AdapterError(
-            "the adapter configuration lacks a number that the scaling is made of",
+            tr("the adapter configuration lacks a number that the scaling is made of"),
             file=path,
-            expected=f"{key}: {expected}",
+            expected=compose("{key}: {expected}", key=key, expected=expected),
             found=repr(value)[:80],
             remedy=OF_THIS_RUN,
         )

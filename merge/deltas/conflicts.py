@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import AdapterError
+from ..messages import tr
 from .adapter_config import AdapterConfig
 from .keys import AdapterKeys
 from .saved_modules import spell_key
@@ -31,12 +32,12 @@ def require_no_collisions(path: Path, config: AdapterConfig, keys: AdapterKeys) 
     lonely = keys.parts["trainable_tokens_original"].keys() - rows.keys()
     if lonely:
         raise AdapterError(
-            "the adapter holds the untrained rows of tokens without the trained ones",
+            tr("the adapter holds the untrained rows of tokens without the trained ones"),
             file=path,
             tensor=f"{min(lonely)}.trainable_tokens_original",
-            expected=f"{min(lonely)}.trainable_tokens_delta beside it",
-            found="no such tensor",
-            remedy="the file is incomplete: save or fetch the adapter again",
+            expected=tr("{lonely}.trainable_tokens_delta beside it", lonely=min(lonely)),
+            found=tr("no such tensor"),
+            remedy=tr("the file is incomplete: save or fetch the adapter again"),
         )
 
 
@@ -46,12 +47,12 @@ def _require_one_delta(path: Path, keys: AdapterKeys) -> None:
         for module in keys.parts[part]:
             if (other := first_of.setdefault(module, part)) != part:
                 raise AdapterError(
-                    "the adapter holds two kinds of delta for one module",
+                    tr("the adapter holds two kinds of delta for one module"),
                     file=path,
                     tensor=f"{module}.{part}",
-                    expected="one kind for each module, as PEFT writes them",
-                    found=f"{other} of the same module",
-                    remedy="remove the one that is not meant, or save the adapter again",
+                    expected=tr("one kind for each module, as PEFT writes them"),
+                    found=tr("{other} of the same module", other=other),
+                    remedy=tr("remove the one that is not meant, or save the adapter again"),
                 )
 
 
@@ -68,10 +69,10 @@ def _require_no_delta_of_saved(path: Path, config: AdapterConfig, keys: AdapterK
         for module in sorted(keys.parts[delta].keys() & by_module.keys()):
             name, part = by_module[module]
             raise AdapterError(
-                "the adapter holds a module trained as a whole and a delta of the same module",
+                tr("the adapter holds a module trained as a whole and a delta of the same module"),
                 file=path,
                 tensor=f"{module}.{delta}",
-                expected="one or the other, as PEFT writes them",
-                found=f"{spell_key(name, part)} beside it",
-                remedy="remove the one that is not meant, or save the adapter again",
+                expected=tr("one or the other, as PEFT writes them"),
+                found=tr("{spell_key} beside it", spell_key=spell_key(name, part)),
+                remedy=tr("remove the one that is not meant, or save the adapter again"),
             )

@@ -23,6 +23,7 @@ from ..errors import LayoutError
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
 from ..layouts.model_folder import ModelFolder
 from ..layouts.opening import open_checkpoint
+from ..messages import tr
 from ..storage.offload import Offload
 from ..tensors.lazy import Checkpoint, LazyTensor, scratch
 from ..tensors.patched import Blocks, Patch, PatchedTensor, RowPatch
@@ -168,12 +169,16 @@ def open_model(
     if checkpoint.extra and not keep_extra:
         names = list(checkpoint.extra)
         raise LayoutError(
-            "the model holds tensors that a LLaMA does not have",
+            tr("the model holds tensors that a LLaMA does not have"),
             file=folder.path,
             tensor=names[0],
-            found=", ".join(names[:8]) + (f" and {len(names) - 8} more" if names[8:] else ""),
-            remedy="apply_delta and make_delta copy them unchanged with --keep_extra_tensors, if "
-            "the program that will load the result knows them",
+            found=", ".join(names[:8])
+            + (tr(" and {n_names} more", n_names=len(names) - 8) if names[8:] else ""),
+            remedy=tr(
+                "apply_delta and make_delta copy them unchanged with "
+                "--keep_extra_tensors, if the program that will load the result "
+                "knows them"
+            ),
         )
     return checkpoint
 
@@ -236,7 +241,7 @@ def subtract_base(
     form = form or DeltaForm()
     pairs = _pair_tensors(base, target, "target")
     is_whole = form.embeddings == "whole"
-    whole = {name: "as asked" for name in (EMBED_TOKENS, LM_HEAD) if is_whole and name in pairs}
+    whole = {name: tr("as asked") for name in (EMBED_TOKENS, LM_HEAD) if is_whole and name in pairs}
     result = DenseResult({}, _cast(target.extra, dtype), _count_new_rows(base, target), whole)
     tensors: dict[str, PatchedTensor] = {}
     for name, (ours, theirs) in pairs.items():
@@ -274,7 +279,10 @@ def _pair_tensors(
         ours.setdefault(LM_HEAD, ours[EMBED_TOKENS])  # tied: the embeddings serve as LM head
     if lonely := [*(ours.keys() - other.tensors.keys()), *(other.tensors.keys() - ours.keys())]:
         raise _other_model_error(
-            role, min(lonely), f"a tensor in both base and {role}", "in one of them"
+            role,
+            min(lonely),
+            tr("a tensor in both base and {role}", role=role),
+            tr("in one of them"),
         )
     pairs = {}
     for name, theirs in other.tensors.items():
@@ -291,23 +299,31 @@ def _require_same_model(role: str, name: str, ours: LazyTensor, theirs: LazyTens
         return
     if may_grow:
         raise LayoutError(
-            f"the base has more tokens than the {role}",
+            tr("the base has more tokens than the {role}", role=role),
             tensor=name,
-            expected=f"at most {theirs.rows} rows in {ours.origin}",
-            found=f"{ours.rows} rows",
-            remedy=f"give the plain base, without tokens of its own, and check that base and "
-            f"{role} are not exchanged",
+            expected=tr("at most {rows} rows in {origin}", rows=theirs.rows, origin=ours.origin),
+            found=tr("{rows} rows", rows=ours.rows),
+            remedy=tr(
+                "give the plain base, without tokens of its own, and check that base "
+                "and {role} are not exchanged",
+                role=role,
+            ),
         )
-    raise _other_model_error(role, name, f"{ours.shape}, as in the base", str(theirs.shape))
+    raise _other_model_error(
+        role, name, tr("{shape}, as in the base", shape=ours.shape), str(theirs.shape)
+    )
 
 
 def _other_model_error(role: str, name: str, expected: str, found: str) -> LayoutError:
     return LayoutError(
-        f"base and {role} are of different models",
+        tr("base and {role} are of different models", role=role),
         tensor=name,
         expected=expected,
         found=found,
-        remedy=f"give the base that the {role} was made from: of the same size and architecture",
+        remedy=tr(
+            "give the base that the {role} was made from: of the same size and architecture",
+            role=role,
+        ),
     )
 
 

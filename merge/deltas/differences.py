@@ -14,6 +14,7 @@ import torch
 from ..errors import LayoutError, Topic, UsageError
 from ..layouts.config import LLAMA_MODEL_TYPES
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
+from ..messages import tr
 from ..tensors.lazy import Checkpoint, LazyTensor
 
 FINAL_NORM = "model.norm.weight"
@@ -47,11 +48,11 @@ def require_model(checkpoint: Checkpoint, folder: Path, role: str, remedy: str) 
     share = 1 - float((values <= 0).float().mean())
     if share < _LEAST_POSITIVE:
         raise LayoutError(
-            f"the {role} is a delta, the difference between two models, and no model",
+            tr("the {role} is a delta, the difference between two models, and no model", role=role),
             file=folder,
             tensor=FINAL_NORM,
-            expected="hardly any negative weights, as every trained RMSNorm has",
-            found=f"{share:.0%} positive",
+            expected=tr("hardly any negative weights, as every trained RMSNorm has"),
+            found=tr("{share:.0%} positive", share=share),
             remedy=remedy,
         )
 
@@ -64,12 +65,16 @@ def require_difference(base: Checkpoint, delta: Checkpoint, folder: Path) -> Non
     b, d = (tensor.without_digest().read().double() for tensor in (ours, theirs))
     if (d - b).norm() < d.norm():
         raise LayoutError(
-            "the delta is a whole model, to which nothing has to be added",
+            tr("the delta is a whole model, to which nothing has to be added"),
             file=folder,
             tensor=FINAL_NORM,
-            expected="a difference, whose values lie around zero",
-            found=f"a mean of {float(d.mean()):.3g}, where the base's is {float(b.mean()):.3g}",
-            remedy="use the model as it is; convert_checkpoint.py writes it in other layouts",
+            expected=tr("a difference, whose values lie around zero"),
+            found=tr(
+                "a mean of {mean:.3g}, where the base's is {mean_2:.3g}",
+                mean=float(d.mean()),
+                mean_2=float(b.mean()),
+            ),
+            remedy=tr("use the model as it is; convert_checkpoint.py writes it in other layouts"),
             topic=Topic.SIZES,
         )
 
@@ -106,7 +111,7 @@ def detect_whole_embeddings(
     """
     both = [n for n in (EMBED_TOKENS, LM_HEAD) if n in base and n in delta]
     if how != "auto":
-        return dict.fromkeys(both if how == "whole" else (), "as asked")
+        return dict.fromkeys(both if how == "whole" else (), tr("as asked"))
     found = {}
     for name in both:
         like = measure_likeness(base[name], delta[name])
@@ -114,16 +119,27 @@ def detect_whole_embeddings(
             continue
         if like.cosine <= _WHOLE_COSINE or like.ratio <= _WHOLE_RATIO:
             raise LayoutError(
-                "the values do not tell whether the delta holds this tensor whole or as a "
-                "difference",
+                tr(
+                    "the values do not tell whether the delta holds this tensor whole or "
+                    "as a difference"
+                ),
                 file=delta[name].path,
                 tensor=name,
-                expected=f"a cosine with the base's rows near 1 (whole) or below "
-                f"{_DIFFERENCE_COSINE} (difference)",
-                found=f"{like.cosine:.2f}, and {like.ratio:.2f} times their norm",
-                remedy="look into the model card, and say --delta_embeddings whole or difference",
+                expected=tr(
+                    "a cosine with the base's rows near 1 (whole) or below "
+                    "{difference_cosine} (difference)",
+                    difference_cosine=_DIFFERENCE_COSINE,
+                ),
+                found=tr(
+                    "{cosine:.2f}, and {ratio:.2f} times their norm",
+                    cosine=like.cosine,
+                    ratio=like.ratio,
+                ),
+                remedy=tr(
+                    "look into the model card, and say --delta_embeddings whole or difference"
+                ),
             )
-        found[name] = f"cosine {like.cosine:.2f} with the base's rows"
+        found[name] = tr("cosine {cosine:.2f} with the base's rows", cosine=like.cosine)
     return found
 
 
@@ -136,8 +152,11 @@ def require_known_filling(grown: int, names: tuple[str, ...], remedy: str) -> No
     named = next((n for n in names if "wdiff" in n.lower() or "weight_diff" in n.lower()), None)
     if grown and named is not None:
         raise UsageError(
-            "the delta was made by stanford_alpaca's weight_diff.py, to judge by its name, which "
-            "subtracts the mean of the base's rows from those of new tokens",
-            found=f"{named}, {grown} new rows",
+            tr(
+                "the delta was made by stanford_alpaca's weight_diff.py, to judge by "
+                "its name, which subtracts the mean of the base's rows from those of "
+                "new tokens"
+            ),
+            found=tr("{named}, {grown} new rows", named=named, grown=grown),
             remedy=remedy,
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError
+from ..messages import tr
 from .peft_methods import TRAINABLE_TOKENS
 
 
@@ -27,11 +28,13 @@ def as_peft(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
         return _of_mlx(fields, path)
     if isinstance(fields.get("config"), (dict, str)) and "model_class" in fields:
         raise AdapterError(
-            "this is an adapter of AdapterHub's library, which inserts layers and is no LoRA of "
-            "PEFT",
+            tr(
+                "this is an adapter of AdapterHub's library, which inserts layers "
+                "and is no LoRA of PEFT"
+            ),
             file=path,
             found=f'"model_class": {fields["model_class"]!r}'[:80],
-            remedy="merge it with AdapterHub's own merge_adapter, if it is a LoRA",
+            remedy=tr("merge it with AdapterHub's own merge_adapter, if it is a LoRA"),
         )
     return dict(fields)
 
@@ -48,11 +51,11 @@ def _of_mlx(fields: Mapping[str, Any], path: Path) -> dict[str, Any]:
     is_number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
     if kind not in (None, "lora") or type(rank) is not int or not is_number:
         raise AdapterError(
-            "this adapter of mlx-lm cannot be merged here",
+            tr("this adapter of mlx-lm cannot be merged here"),
             file=path,
-            expected='"fine_tune_type": "lora", and "lora_parameters" with "rank" and "scale"',
+            expected=tr('"fine_tune_type": "lora", and "lora_parameters" with "rank" and "scale"'),
             found=f"{kind!r}, {said!r}"[:200],
-            remedy="merge it with mlx_lm.fuse",
+            remedy=tr("merge it with mlx_lm.fuse"),
         )
     return {
         "peft_type": "LORA",

@@ -20,6 +20,7 @@ from ..formats import gguf as container
 from ..layouts import llama
 from ..layouts.config import LlamaShape, is_llama
 from ..layouts.rotary import to_half_split
+from ..messages import tr
 from ..storage.folder import Folder
 from ..storage.input_file import InputFile
 from ..tensors.lazy import Checkpoint, LazyTensor
@@ -86,11 +87,11 @@ def read_gguf_adapter(folder: Folder) -> GgufAdapter:
     path, *others = folder.matching("*.gguf")
     if others:
         raise AdapterError(
-            "the folder holds several GGUF files",
+            tr("the folder holds several GGUF files"),
             file=folder.path,
-            expected="one adapter",
+            expected=tr("one adapter"),
             found=", ".join(file.name for file in [path, *others][:6]),
-            remedy="name the file itself",
+            remedy=tr("name the file itself"),
         )
     file = InputFile(path)
     file.read_head()
@@ -100,11 +101,11 @@ def read_gguf_adapter(folder: Folder) -> GgufAdapter:
     alpha = said.get("adapter.lora.alpha")
     if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
         raise AdapterError(
-            "the adapter does not say by how much it is scaled",
+            tr("the adapter does not say by how much it is scaled"),
             file=path,
-            expected="adapter.lora.alpha: a number",
+            expected=tr("adapter.lora.alpha: a number"),
             found=repr(alpha),
-            remedy="convert the adapter again with llama.cpp's convert_lora_to_gguf.py",
+            remedy=tr("convert the adapter again with llama.cpp's convert_lora_to_gguf.py"),
         )
     tensors = {
         name: tensor
@@ -125,17 +126,21 @@ def _find_base(said: Mapping[str, Any]) -> str | None:
 def _require_lora(path: Path, said: Mapping[str, Any]) -> None:
     """Raise ``AdapterError`` unless the metadata are those of a LoRA of a LLaMA."""
     for key, expected, remedy in (
-        ("general.type", "adapter", "give a whole model with --base_model"),
-        ("adapter.type", "lora", "only a LoRA can be merged; llama.cpp applies other kinds itself"),
+        ("general.type", "adapter", tr("give a whole model with --base_model")),
+        (
+            "adapter.type",
+            "lora",
+            tr("only a LoRA can be merged; llama.cpp applies other kinds itself"),
+        ),
         (
             "general.architecture",
             _ARCHITECTURE,
-            "give the adapter as PEFT saved it, with --output_type huggingface",
+            tr("give the adapter as PEFT saved it, with --output_type huggingface"),
         ),
     ):
         if said.get(key) != expected:
             raise AdapterError(
-                "this GGUF file holds no LoRA of a LLaMA",
+                tr("this GGUF file holds no LoRA of a LLaMA"),
                 file=path,
                 expected=f'{key} "{expected}"',
                 found=repr(said.get(key)),
@@ -143,10 +148,15 @@ def _require_lora(path: Path, said: Mapping[str, Any]) -> None:
             )
     if "adapter.alora.invocation_tokens" in said:
         raise AdapterError(
-            "this adapter cannot be merged (activated LoRA): it acts only behind certain tokens",
+            tr(
+                "this adapter cannot be merged (activated LoRA): it acts only behind certain tokens"
+            ),
             file=path,
-            found=f"adapter.alora.invocation_tokens {said['adapter.alora.invocation_tokens']}",
-            remedy="use it unmerged, with llama.cpp",
+            found=tr(
+                "adapter.alora.invocation_tokens {adapter_alora_invocation_tokens}",
+                adapter_alora_invocation_tokens=said["adapter.alora.invocation_tokens"],
+            ),
+            remedy=tr("use it unmerged, with llama.cpp"),
         )
 
 
@@ -163,11 +173,11 @@ def _rename(path: Path, stored: str, tensor: LazyTensor) -> tuple[str, LazyTenso
     is_whole = half == "" and "norm" in name
     if row is None or not (is_whole or half in ("a", "b")):
         raise AdapterError(
-            "the adapter holds a tensor that is no part of a LoRA of a LLaMA",
+            tr("the adapter holds a tensor that is no part of a LoRA of a LLaMA"),
             file=path,
             tensor=stored,
-            expected="such as blk.0.attn_q.weight.lora_a",
-            remedy="give the adapter as PEFT saved it, with --output_type huggingface",
+            expected=tr("such as blk.0.attn_q.weight.lora_a"),
+            remedy=tr("give the adapter as PEFT saved it, with --output_type huggingface"),
         )
     base = row.hf.format(number)
     if is_whole:
@@ -190,21 +200,23 @@ def fit_to_base(adapter: Adapter, base: Checkpoint, allow_quantized: bool) -> Ad
     quantized = [t for t in found.tensors.values() if container.get_type_name(t) == "q8_0"]
     if quantized and not allow_quantized:
         raise AdapterError(
-            "the adapter is quantized, and what was rounded away in it would be missing",
+            tr("the adapter is quantized, and what was rounded away in it would be missing"),
             file=found.path,
             tensor=quantized[0].origin,
-            expected="f32, f16 or bf16",
-            found=f"{len(quantized)} tensors in q8_0",
-            remedy="give the adapter from which this one was made; if there is none, "
-            "--allow_quantized_input merges it nevertheless",
+            expected=tr("f32, f16 or bf16"),
+            found=tr("{n_quantized} tensors in q8_0", n_quantized=len(quantized)),
+            remedy=tr(
+                "give the adapter from which this one was made; if there is none, "
+                "--allow_quantized_input merges it nevertheless"
+            ),
         )
     if not is_llama(base.config):
         raise AdapterError(
-            "an adapter in GGUF form can be merged into a LLaMA alone",
+            tr("an adapter in GGUF form can be merged into a LLaMA alone"),
             file=found.path,
-            expected='a base of "model_type": "llama"',
+            expected=tr('a base of "model_type": "llama"'),
             found=repr(base.config.get("model_type")),
-            remedy="give the adapter as PEFT saved it",
+            remedy=tr("give the adapter as PEFT saved it"),
         )
     head_dim = LlamaShape.from_config(base.config, found.path).head_dim
     rotary = tuple(row.hf.partition("{}")[2] for row in llama.TABLE if row.rotary is not None)

@@ -21,6 +21,7 @@ from pathlib import Path
 from ..errors import AdapterError
 from ..layouts.llama import is_rotary_buffer
 from ..layouts.names import without_wrappers
+from ..messages import tr
 from ..tensors.lazy import LazyTensor
 from .kinds import HANDLED, PLAIN_KEY
 from .peft_methods import find_method_of_tensor
@@ -73,18 +74,18 @@ def sort_keys(path: Path, tensors: Mapping[str, LazyTensor]) -> AdapterKeys:
             target = f"{target}.{_strip_adapter_name(groups['rest'], names)}"
         if target in keys.parts[part]:
             raise AdapterError(
-                "the adapter holds the same tensor twice",
+                tr("the adapter holds the same tensor twice"),
                 file=path,
                 tensor=key,
-                remedy="keep one of the two adapters in the file",
+                remedy=tr("keep one of the two adapters in the file"),
             )
         keys.parts[part][target] = tensor
     if len(keys.adapters) > 1:
         raise AdapterError(
-            "the file holds several adapters",
+            tr("the file holds several adapters"),
             file=path,
             found=", ".join(sorted(keys.adapters)),
-            remedy="save the one that is meant alone, with PEFT's save_pretrained",
+            remedy=tr("save the one that is meant alone, with PEFT's save_pretrained"),
         )
     return keys
 
@@ -123,23 +124,31 @@ def _strip_adapter_name(rest: str, names: set[str]) -> str:
 def _unknown_key_error(path: Path, key: str) -> AdapterError:
     if kind := find_key_refusal(key):
         return AdapterError(
-            f"the adapter holds {kind.name}, which cannot be merged here: {kind.reason}",
+            tr(
+                "the adapter holds {name}, which cannot be merged here: {reason}",
+                name=kind.name,
+                reason=kind.reason,
+            ),
             file=path,
             tensor=key,
             remedy=kind.remedy,
         )
     if method := find_method_of_tensor(key):
         return AdapterError(
-            f"the adapter holds a tensor of {method}, but its configuration describes a LoRA",
+            tr(
+                "the adapter holds a tensor of {method}, but its configuration describes a LoRA",
+                method=method,
+            ),
             file=path,
             tensor=key,
-            remedy="take adapter_config.json from the run that trained the adapter",
+            remedy=tr("take adapter_config.json from the run that trained the adapter"),
         )
     return AdapterError(
-        "the adapter holds a tensor of a kind that is not known here",
+        tr("the adapter holds a tensor of a kind that is not known here"),
         file=path,
         tensor=key,
-        expected="parts that PEFT writes (docs/adapters.md lists them), or whole tensors of the "
-        "base",
-        remedy="merge it with PEFT's own merge_and_unload on a machine with enough memory",
+        expected=tr(
+            "parts that PEFT writes (docs/adapters.md lists them), or whole tensors of the base"
+        ),
+        remedy=tr("merge it with PEFT's own merge_and_unload on a machine with enough memory"),
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
+from ..messages import tr
 from ..tensors.lazy import LazyTensor, RowReader, block_rows
 from ..tokenizers.file_names import MODEL_NAME
 from ..tokenizers.llama3_tokenizer import split_into_old_tokens
@@ -136,7 +137,7 @@ def split_new_tokens(tokenizer: Tokenizer, known: int) -> tuple[tuple[int, ...],
     """
     if isinstance(tokenizer, OpaqueTokenizer):
         return split_into_old_tokens(tokenizer, known)
-    return _split_into_old_pieces(require_sentencepiece(tokenizer, "a new token"), known)
+    return _split_into_old_pieces(require_sentencepiece(tokenizer, tr("a new token")), known)
 
 
 def _split_into_old_pieces(

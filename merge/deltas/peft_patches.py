@@ -9,6 +9,7 @@ import torch
 
 from ..errors import AdapterError, UsageError
 from ..layouts.decoder import VOCABULARY_TENSORS, count_embedding_rows, embeddings
+from ..messages import tr
 from ..peft_layers.experts import find_expert_factors
 from ..peft_layers.tuner import PeftTuner, open_tuner
 from ..tensors.lazy import Checkpoint, LazyTensor
@@ -76,12 +77,15 @@ def attach_peft_to_all(adapters: Sequence[Adapter], base: Checkpoint) -> tuple[A
 def _attach_peft(adapter: Adapter, base: Checkpoint, rows: int) -> Adapter:
     if adapter.config.weight != 1:
         raise UsageError(
-            f"an adapter of {adapter.config.method} cannot be given a weight: what PEFT's merge of "
-            "it does to a matrix is no sum",
+            tr(
+                "an adapter of {method} cannot be given a weight: what PEFT's merge "
+                "of it does to a matrix is no sum",
+                method=adapter.config.method,
+            ),
             file=adapter.weights,
-            expected="--lora_weights 1",
+            expected=tr("--lora_weights 1"),
             found=f"{adapter.config.weight:g}",
-            remedy="leave --lora_weights out, or give this adapter 1",
+            remedy=tr("leave --lora_weights out, or give this adapter 1"),
         )
     fields = adapter.folder.fields
     tuner = open_tuner(
@@ -106,23 +110,29 @@ def _find_shape(
     name = f"{module}.{parameter}"
     if name not in base.tensors and ".experts." in f"{name}.":
         raise AdapterError(
-            "the adapter is on fused experts, and the base's files hold each expert by itself, "
-            "under other names or not all of them",
+            tr(
+                "the adapter is on fused experts, and the base's files hold each "
+                "expert by itself, under other names or not all of them"
+            ),
             file=adapter.weights,
             tensor=name,
-            expected="the fused tensors, as in the files of GPT-OSS, or every expert by the names "
-            "from which transformers fuses them",
+            expected=tr(
+                "the fused tensors, as in the files of GPT-OSS, or every expert by "
+                "the names from which transformers fuses them"
+            ),
             found=", ".join([n for n in base.tensors if ".experts." in n][:2]) + ", ...",
-            remedy="merge it with PEFT's own merge_and_unload on a machine with enough memory",
+            remedy=tr("merge it with PEFT's own merge_and_unload on a machine with enough memory"),
         )
     if name not in base.tensors:
         raise AdapterError(
-            "the base model's files do not hold a tensor by the name that transformers gives it",
+            tr(
+                "the base model's files do not hold a tensor by the name that transformers gives it"
+            ),
             file=adapter.weights,
             tensor=name,
-            expected="the base's names to be those of transformers",
+            expected=tr("the base's names to be those of transformers"),
             found=", ".join(list(base.tensors)[:3]) + ", ...",
-            remedy="save the base once with transformers' save_pretrained",
+            remedy=tr("save the base once with transformers' save_pretrained"),
         )
     shape = base.tensors[name].shape
     return (rows, *shape[1:]) if name in VOCABULARY_TENSORS else shape

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from dataclasses import replace
 
+from ..messages import tr
 from .adapter import Adapter
 
 _PREFIX = "model."
@@ -21,8 +22,8 @@ def rename_as_base(adapter: Adapter, names: Container[str]) -> Adapter:
     if all(name in names for name in given):
         return adapter
     ways: dict[str, Callable[[str], str]] = {
-        "put before": lambda name: name if name in names else _PREFIX + name,
-        "taken off": lambda name: name.removeprefix(_PREFIX),
+        tr("put before"): lambda name: name if name in names else _PREFIX + name,
+        tr("taken off"): lambda name: name.removeprefix(_PREFIX),
     }
     fitting = {word: way for word, way in ways.items() if all(way(name) in names for name in given)}
     if len(fitting) != 1:
@@ -33,5 +34,5 @@ def rename_as_base(adapter: Adapter, names: Container[str]) -> Adapter:
         added={way(name): stage for name, stage in adapter.added.items()},
         replaced={way(name): tensor for name, tensor in adapter.replaced.items()},
         trained=frozenset(map(way, adapter.trained)),
-        renamed=f'its names matched with "{_PREFIX}" {word}',
+        renamed=tr('its names matched with "{prefix}" {word}', prefix=_PREFIX, word=word),
     )

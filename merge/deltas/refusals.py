@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..messages import tr
 from .peft_methods import START_FIELD, VARIANTS, is_configured
 
 
@@ -24,20 +25,21 @@ class Refusal:
     marks: tuple[str, ...] = ()
 
 
-_NO_WEIGHTS = "it is no change of weights"
-_USE_UNMERGED = "use it unmerged, with PEFT"
-_CONVERT = (
-    "save it once with PEFT's path_initial_model_for_weight_conversion, which turns it into a "
-    "plain LoRA"
+_NO_WEIGHTS = tr("it is no change of weights")
+_USE_UNMERGED = tr("use it unmerged, with PEFT")
+_CONVERT = tr(
+    "save it once with PEFT's path_initial_model_for_weight_conversion, "
+    "which turns it into a plain LoRA"
 )
-_RESIDUAL = (
-    "give the residual base that was saved with the run, and write true for init_lora_weights into "
-    "this file; or save it with PEFT's path_initial_model_for_weight_conversion"
+_RESIDUAL = tr(
+    "give the residual base that was saved with the run, and write true "
+    "for init_lora_weights into this file; or save it with PEFT's "
+    "path_initial_model_for_weight_conversion"
 )
-_RANDOM = "its initialisation is a randomised decomposition of the base, different each time"
-_OTHER_BASE = (
-    "it was trained relative to a base that the initialisation changed, so on the plain base it "
-    "gives another model"
+_RANDOM = tr("its initialisation is a randomised decomposition of the base, different each time")
+_OTHER_BASE = tr(
+    "it was trained relative to a base that the initialisation changed, "
+    "so on the plain base it gives another model"
 )
 # Starts that leave the base as it is.
 _PLAIN_STARTS = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
@@ -64,48 +66,52 @@ def _start(name: str, start: str, *, remedy: str = _CONVERT, reason: str = _OTHE
 
 REFUSED = (
     _type(
-        "X-LoRA", "XLORA", "it mixes several adapters anew for each token", _USE_UNMERGED, "xlora"
+        "X-LoRA",
+        "XLORA",
+        tr("it mixes several adapters anew for each token"),
+        _USE_UNMERGED,
+        "xlora",
     ),
-    _type("Poly", "POLY", "it mixes its skills anew for each task", _USE_UNMERGED, "poly_lora"),
-    _type("Lily", "LILY", "it chooses its experts anew for each token", _USE_UNMERGED, "lily_"),
-    _type("ShadowPEFT", "SHADOW", "it runs a second network beside the model", _USE_UNMERGED),
-    _type("prefix tuning", "PREFIX_TUNING", _NO_WEIGHTS, _USE_UNMERGED),
-    _type("prompt tuning", "PROMPT_TUNING", _NO_WEIGHTS, _USE_UNMERGED),
+    _type("Poly", "POLY", tr("it mixes its skills anew for each task"), _USE_UNMERGED, "poly_lora"),
+    _type("Lily", "LILY", tr("it chooses its experts anew for each token"), _USE_UNMERGED, "lily_"),
+    _type("ShadowPEFT", "SHADOW", tr("it runs a second network beside the model"), _USE_UNMERGED),
+    _type(tr("prefix tuning"), "PREFIX_TUNING", _NO_WEIGHTS, _USE_UNMERGED),
+    _type(tr("prompt tuning"), "PROMPT_TUNING", _NO_WEIGHTS, _USE_UNMERGED),
     _type("p-tuning", "P_TUNING", _NO_WEIGHTS, _USE_UNMERGED, "prompt_embeddings"),
-    _type("multitask prompt tuning", "MULTITASK_PROMPT_TUNING", _NO_WEIGHTS, _USE_UNMERGED),
-    _type("context-aware prompt tuning", "CPT", _NO_WEIGHTS, _USE_UNMERGED),
+    _type(tr("multitask prompt tuning"), "MULTITASK_PROMPT_TUNING", _NO_WEIGHTS, _USE_UNMERGED),
+    _type(tr("context-aware prompt tuning"), "CPT", _NO_WEIGHTS, _USE_UNMERGED),
     _type("Cartridge", "CARTRIDGE", _NO_WEIGHTS, _USE_UNMERGED),
     _type("LLaMA-Adapter", "ADAPTION_PROMPT", _NO_WEIGHTS, _USE_UNMERGED, "adaption_"),
-    _start("randomised PiSSA", "pissa_niter", remedy=_RESIDUAL, reason=_RANDOM),
+    _start(tr("randomised PiSSA"), "pissa_niter", remedy=_RESIDUAL, reason=_RANDOM),
     _start("CorDA", "corda"),
     _start("LoRA-GA", "lora_ga"),
     _start("LoftQ", "loftq"),
     Refusal(
-        "any other start of its own",
+        tr("any other start of its own"),
         START_FIELD,
         lambda value: not _is_known_start(value),
-        "it is not known here whether that initialisation changed the base",
+        tr("it is not known here whether that initialisation changed the base"),
         _CONVERT,
     ),
     Refusal(
-        "fused q, k, v (enable_lora)",
+        tr("fused q, k, v (enable_lora)"),
         "enable_lora",
         bool,
-        "it is for fused q, k, v matrices, which PEFT knew before 0.3 only",
-        "merge it with PEFT 0.2",
+        tr("it is for fused q, k, v matrices, which PEFT knew before 0.3 only"),
+        tr("merge it with PEFT 0.2"),
     ),
     Refusal(
-        "activated LoRA",
+        tr("activated LoRA"),
         "alora_invocation_tokens",
         lambda value: value is not None,
-        "activated LoRA acts on some positions only, so it cannot be merged",
+        tr("activated LoRA acts on some positions only, so it cannot be merged"),
         _USE_UNMERGED,
     ),
     Refusal(
         "Arrow",
         "arrow_config",
         is_configured,
-        "Arrow routes between adapters",
+        tr("Arrow routes between adapters"),
         _USE_UNMERGED,
         ("lora_arrow",),
     ),
@@ -113,8 +119,8 @@ REFUSED = (
         "Megatron",
         "megatron_config",
         bool,
-        "it belongs to a Megatron model",
-        "convert it to an adapter of the Hugging Face model first",
+        tr("it belongs to a Megatron model"),
+        tr("convert it to an adapter of the Hugging Face model first"),
     ),
 )
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import AdapterError
 from ..layouts.replicated_layers import FIELD, LayerRange, list_sources, replicate_config
+from ..messages import join, tr
 from .adapter_config import CONFIG_NAME, AdapterFolder
 
 if TYPE_CHECKING:
@@ -32,12 +33,18 @@ def find_layer_ranges(adapters: Sequence[AdapterFolder]) -> tuple[LayerRange, ..
     for adapter, ranges in zip(adapters[1:], found[1:], strict=True):
         if ranges:
             raise AdapterError(
-                "an adapter that repeats layers of the base must be the first one",
+                tr("an adapter that repeats layers of the base must be the first one"),
                 file=adapter.path / CONFIG_NAME,
-                expected="it in the first place of --lora_model",
-                found=f'"{FIELD}": {list(map(list, ranges))} after another adapter',
-                remedy="if it was trained on the result of the adapters before it, merge these "
-                "first, and give the result as --base_model",
+                expected=tr("it in the first place of --lora_model"),
+                found=tr(
+                    '"{field}": {map} after another adapter',
+                    field=FIELD,
+                    map=list(map(list, ranges)),
+                ),
+                remedy=tr(
+                    "if it was trained on the result of the adapters before it, merge "
+                    "these first, and give the result as --base_model"
+                ),
             )
     return found[0] if found else ()
 
@@ -72,8 +79,13 @@ def replicate_layers(
     sources = list_sources(ranges, base.config, path)
     config = replicate_config(base.config, sources, path)
     tensors = _copy_layers(base.tensors, sources, path)
-    listed = ", ".join(f"{first} to {end - 1}" for first, end in ranges)
-    note = f"the result has {len(sources)} layers: copies of the base's {listed} ({FIELD})"
+    listed = join(", ", (tr("{first} to {end}", first=first, end=end - 1) for first, end in ranges))
+    note = tr(
+        "the result has {n_sources} layers: copies of the base's {listed} ({field})",
+        n_sources=len(sources),
+        listed=listed,
+        field=FIELD,
+    )
     return replace(base, tensors=tensors, config=config), (note,)
 
 
@@ -87,11 +99,11 @@ def _copy_layers(
             layers.setdefault(int(match[2]), {})[match[1], match[3]] = tensor
     if missing := sorted({*sources} - layers.keys()):
         raise AdapterError(
-            "the adapter repeats layers, and the base's files do not name them as PEFT does",
+            tr("the adapter repeats layers, and the base's files do not name them as PEFT does"),
             file=path,
-            expected=f"tensors model.layers.{missing[0]}...",
+            expected=tr("tensors model.layers.{missing}...", missing=missing[0]),
             found=", ".join(list(tensors)[:3]) + ", ...",
-            remedy="use it unmerged, with PEFT",
+            remedy=tr("use it unmerged, with PEFT"),
         )
     copied: dict[str, LazyTensor] = {}
     seen: set[int] = set()

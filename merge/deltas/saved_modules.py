@@ -11,6 +11,7 @@ import torch
 from ..errors import AdapterError
 from ..formats.file_tensor import FileTensor
 from ..layouts.decoder import VOCABULARY_TENSORS
+from ..messages import tr
 from ..tensors.lazy import LazyTensor, block_rows
 from .adapter_config import AdapterConfig
 from .keys import AdapterKeys
@@ -37,20 +38,20 @@ def collect_saved_modules(
     for name, original in originals.items():
         if name not in plain and name not in trained:
             raise AdapterError(
-                "the adapter holds the untrained copy of a module without the trained one",
+                tr("the adapter holds the untrained copy of a module without the trained one"),
                 file=path,
                 tensor=spell_key(name, "original_module"),
-                expected=f"{spell_key(name, 'modules_to_save')} beside it",
-                remedy="the file is incomplete: save or fetch the adapter again",
+                expected=tr("{spell_key} beside it", spell_key=spell_key(name, "modules_to_save")),
+                remedy=tr("the file is incomplete: save or fetch the adapter again"),
             )
         if original.shape != replaced[name].shape:
             raise AdapterError(
-                "the untrained copy of a module has another shape than the trained one",
+                tr("the untrained copy of a module has another shape than the trained one"),
                 file=path,
                 tensor=spell_key(name, "original_module"),
                 expected=replaced[name].shape,
                 found=original.shape,
-                remedy="save the adapter again, or remove the copy that is not meant",
+                remedy=tr("save the adapter again, or remove the copy that is not meant"),
             )
     ignored = [spell_key(name, "original_module") for name in originals]
     ignored += [
@@ -105,12 +106,12 @@ def require_equal_copies(path: Path, copies: Copies) -> None:
 
 def _copies_error(path: Path, names: str) -> AdapterError:
     return AdapterError(
-        "the adapter holds two different versions of one tensor",
+        tr("the adapter holds two different versions of one tensor"),
         file=path,
         tensor=names,
-        expected="equal tensors, as PEFT writes them",
-        found="other shapes or values",
-        remedy="save the adapter again, or remove the one that is not meant",
+        expected=tr("equal tensors, as PEFT writes them"),
+        found=tr("other shapes or values"),
+        remedy=tr("save the adapter again, or remove the one that is not meant"),
     )
 
 

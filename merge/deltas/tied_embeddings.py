@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ..errors import LayoutError
 from ..layouts.decoder import HEAD_OF, embeddings
+from ..messages import tr
 from ..tensors.lazy import Checkpoint, LazyTensor
 from ..tensors.patched import Patch, PatchedTensor
 from .adapter import Adapter
@@ -33,11 +34,14 @@ def require_equal_sides(tensors: Mapping[str, LazyTensor], sides: TiedPair) -> N
     head = tensors.get(sides.head)
     if head is not None and not equal_values(tensors[sides.embeddings], head):
         raise LayoutError(
-            "the base model's config.json ties the LM head to the embeddings, but they differ",
+            tr("the base model's config.json ties the LM head to the embeddings, but they differ"),
             tensor=head.origin,
-            expected=f"the same values as {sides.embeddings}",
-            remedy='write "tie_word_embeddings": false into config.json if the LM head is meant '
-            "(an earlier merge may have forgotten it), else remove the tensor",
+            expected=tr("the same values as {embeddings}", embeddings=sides.embeddings),
+            remedy=tr(
+                'write "tie_word_embeddings": false into config.json if the LM head '
+                "is meant (an earlier merge may have forgotten it), else remove the "
+                "tensor"
+            ),
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import MergeError, UsageError
 from ..interruption import raise_if_interrupted
+from ..messages import tr
 from ..version import __version__
 
 # A task that is lost more often is lost for a reason of its own, such as memory that is too small.
@@ -35,10 +36,10 @@ def connect(address: str | None) -> Iterator[None]:
         connected = str(ray.get_runtime_context().gcs_address)
         if address not in (None, "auto", connected):
             raise UsageError(
-                "this process is connected to another Ray cluster",
+                tr("this process is connected to another Ray cluster"),
                 expected=address,
                 found=connected,
-                remedy="leave --ray_address out, or call ray.shutdown() before",
+                remedy=tr("leave --ray_address out, or call ray.shutdown() before"),
             )
         yield
         return
@@ -62,11 +63,17 @@ def _require_answer(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise UsageError(
-            "no Ray cluster answers at this address",
-            expected=f"a connection to {address} within {_CONNECT_SECONDS:g} s",
+            tr("no Ray cluster answers at this address"),
+            expected=tr(
+                "a connection to {address} within {connect_seconds:g} s",
+                address=address,
+                connect_seconds=_CONNECT_SECONDS,
+            ),
             found=error,
-            remedy="check --ray_address and RAY_ADDRESS, and `ray status` on a machine of the "
-            "cluster; `ray start --head` starts one",
+            remedy=tr(
+                "check --ray_address and RAY_ADDRESS, and `ray status` on a machine "
+                "of the cluster; `ray start --head` starts one"
+            ),
         ) from None
 
 
@@ -140,9 +147,11 @@ def get_result(ref: Any) -> Any:
         raise
     except RayError as error:
         raise MachineLostError(
-            "a task was lost with the process or the machine that ran it",
+            tr("a task was lost with the process or the machine that ran it"),
             found=str(error).partition("\n")[0],
-            expected=f"a task is tried again up to {RETRIES} times",
-            remedy="see Ray's logs; where memory is short, give a smaller --max_memory or "
-            "--num_workers; --resume keeps what is whole",
+            expected=tr("a task is tried again up to {retries} times", retries=RETRIES),
+            remedy=tr(
+                "see Ray's logs; where memory is short, give a smaller --max_memory "
+                "or --num_workers; --resume keeps what is whole"
+            ),
         ) from None

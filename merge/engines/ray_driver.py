@@ -16,6 +16,7 @@ from uuid import uuid4
 from ..errors import UsageError
 from ..formats import TensorInfo
 from ..layouts.placement import Stream
+from ..messages import tr
 from ..output.attempts import get_attempt_path, measure_attempts, remove_attempts
 from ..output.journal import FileProgress, Journal, WrittenFile, get_partial_path
 from ..output.resume import ResumePoint
@@ -93,15 +94,22 @@ class RayEngine:
         ]
         if not able:
             sizes = (
-                f"{node['Resources'].get('CPU', 0):g} CPUs and "
-                f"{size_text(int(node['Resources'].get('memory', 0)))}"
+                tr(
+                    "{text:g} CPUs and {text_2}",
+                    text=node["Resources"].get("CPU", 0),
+                    text_2=size_text(int(node["Resources"].get("memory", 0))),
+                )
                 for node in alive
             )
             raise UsageError(
-                "no machine of the cluster is large enough for a task",
-                expected=f"{wanted['CPU']:g} CPUs and {size_text(int(wanted['memory']))}",
+                tr("no machine of the cluster is large enough for a task"),
+                expected=tr(
+                    "{cpu:g} CPUs and {memory}",
+                    cpu=wanted["CPU"],
+                    memory=size_text(int(wanted["memory"])),
+                ),
                 found="; ".join(sizes),
-                remedy="give a smaller --num_workers or --max_memory, or add a larger machine",
+                remedy=tr("give a smaller --num_workers or --max_memory, or add a larger machine"),
             )
         return able
 
@@ -265,9 +273,14 @@ def _program_error(node: Mapping[str, Any], error: Exception) -> UsageError:
     reason = getattr(error, "cause", None) or error
     last = str(reason).strip().rpartition("\n")[2]
     return UsageError(
-        "this program does not run on a machine of the cluster",
-        found=f"on {node['NodeManagerHostname']} (node {node['NodeID']}): {last}",
-        remedy="install the same version of it, with the same extras, on all machines",
+        tr("this program does not run on a machine of the cluster"),
+        found=tr(
+            "on {nodemanagerhostname} (node {nodeid}): {last}",
+            nodemanagerhostname=node["NodeManagerHostname"],
+            nodeid=node["NodeID"],
+            last=last,
+        ),
+        remedy=tr("install the same version of it, with the same extras, on all machines"),
     )
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 from ..errors import MergeError, OutputError, UsageError, as_merge_error
+from ..messages import tr
 from ..output.attempts import AttemptFolder, get_attempt_path, get_part_name
 from ..output.fingerprint import compute_fingerprint, describe_entry
 from ..output.journal import WrittenFile
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
     from ..tensors.digests import PartialDigest
     from ..tensors.lazy import LazyTensor
 
-_SHARE = (
-    "put inputs and output on storage that all machines mount under the same path, or take that "
-    "machine out of the cluster"
+_SHARE = tr(
+    "put inputs and output on storage that all machines mount under the "
+    "same path, or take that machine out of the cluster"
 )
 
 
@@ -92,10 +93,12 @@ def run(version: str, name: str, arguments: bytes, *results: bytes) -> bytes:
     """
     if version != __version__:
         raise UsageError(
-            "a machine of the cluster has another version of this program",
-            expected=f"version {version}, as here",
-            found=f"version {__version__} on {describe_machine()}",
-            remedy="install the same version on all machines",
+            tr("a machine of the cluster has another version of this program"),
+            expected=tr("version {version}, as here", version=version),
+            found=tr(
+                "version {version} on {machine}", version=__version__, machine=describe_machine()
+            ),
+            remedy=tr("install the same version on all machines"),
         )
     functions = {one.__name__: one for one in (check_machine, write_tensors, join_parts)}
     return pickle.dumps(functions[name](*pickle.loads(arguments), *map(pickle.loads, results)))
@@ -182,10 +185,12 @@ def _plan(call: Call, offload: Offload) -> PlannedCall:
     except (MergeError, OSError) as error:
         told = as_merge_error(error)
         raise UsageError(
-            "a machine of the cluster does not see the inputs as this one does",
+            tr("a machine of the cluster does not see the inputs as this one does"),
             file=told.facts.get("file"),
-            expected="the same files under the same paths on all machines",
-            found=f"on {describe_machine()}: {told.sentence}",
+            expected=tr("the same files under the same paths on all machines"),
+            found=tr(
+                "on {machine}: {sentence}", machine=describe_machine(), sentence=told.sentence
+            ),
             remedy=_SHARE,
         ) from error
 
@@ -199,10 +204,10 @@ def _require_same_output(shipment: Shipment) -> None:
         found = error.strerror or str(error)
     if found != shipment.lock:
         raise OutputError(
-            "a machine of the cluster does not see the output folder as this one does",
+            tr("a machine of the cluster does not see the output folder as this one does"),
             file=shipment.call.output,
-            expected="the lock of this run in it",
-            found=f"on {describe_machine()}: {found}",
+            expected=tr("the lock of this run in it"),
+            found=tr("on {machine}: {found}", machine=describe_machine(), found=found),
             remedy=_SHARE,
         )
 
@@ -215,22 +220,28 @@ def _require_same_plan(there: Mapping[str, Any], here: Mapping[str, Any]) -> Non
         known, found = there["inputs"].get(name), here["inputs"].get(name)
         if known != found:
             raise UsageError(
-                "a machine of the cluster sees another file than this one",
+                tr("a machine of the cluster sees another file than this one"),
                 file=name,
-                expected=describe_entry(known) if known else "nothing, as here",
-                found=f"on {describe_machine()}: {describe_entry(found) if found else 'nothing'}",
+                expected=describe_entry(known) if known else tr("nothing, as here"),
+                found=tr(
+                    "on {machine}: {entry}",
+                    machine=describe_machine(),
+                    entry=describe_entry(found) if found else tr("nothing"),
+                ),
                 remedy=_SHARE,
             )
     raise UsageError(
-        "a machine of the cluster plans another result than this one",
-        found=f"on {describe_machine()}",
-        remedy="install the same versions of this program and of its packages on all machines",
+        tr("a machine of the cluster plans another result than this one"),
+        found=tr("on {machine}", machine=describe_machine()),
+        remedy=tr("install the same versions of this program and of its packages on all machines"),
     )
 
 
 def describe_machine() -> str:
     """The name of this machine, and its number in the cluster."""
-    return f"{socket.gethostname()} (node {_get_node_id()})"
+    return tr(
+        "{gethostname} (node {node_id})", gethostname=socket.gethostname(), node_id=_get_node_id()
+    )
 
 
 def _get_node_id() -> str:

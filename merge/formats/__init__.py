@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import FormatError
+from ..messages import tr
 from ..storage.input_file import InputFile
 from ..storage.offload import Offload
 from ..tensors.lazy import LazyTensor
@@ -49,9 +50,9 @@ def open_container(
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return safetensors.read(file)
     raise FormatError(
-        "this is not a weight file of a known format",
+        tr("this is not a weight file of a known format"),
         file=path,
-        expected="a torch checkpoint (.bin, .pth), safetensors or GGUF",
-        found=f"a file that begins with {head[:8]!r}",
-        remedy="an unfinished download, or another kind of file under this name",
+        expected=tr("a torch checkpoint (.bin, .pth), safetensors or GGUF"),
+        found=tr("a file that begins with {head!r}", head=head[:8]),
+        remedy=tr("an unfinished download, or another kind of file under this name"),
     )

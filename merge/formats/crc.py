@@ -8,6 +8,7 @@ from pathlib import Path
 from isal import isal_zlib
 
 from ..errors import FormatError
+from ..messages import tr
 
 
 class CrcCheck:
@@ -41,10 +42,10 @@ class CrcCheck:
             wrong = self._end == self._nbytes and self._crc != self._expected
         if wrong:
             raise FormatError(
-                "the data of a tensor has been damaged since the file was written",
+                tr("the data of a tensor has been damaged since the file was written"),
                 file=self._path,
                 tensor=self._tensor,
-                expected=f"the checksum (CRC-32) {self._expected:08x}",
+                expected=tr("the checksum (CRC-32) {expected:08x}", expected=self._expected),
                 found=f"{self._crc:08x}",
-                remedy="fetch or copy the file again",
+                remedy=tr("fetch or copy the file again"),
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..errors import FormatError
+from ..messages import tr
 from ..storage.input_file import InputFile, view_as_bytes
 from ..tensors.lazy import LazyTensor, RowReader
 from .crc import CrcCheck
@@ -81,23 +82,25 @@ class FileTensor(LazyTensor):
     def check_inside(self, offset: int, nbytes: int) -> None:
         """Raise ``FormatError`` unless the tensor lies within the given part of its file."""
         if any(n < 0 for n in (*self.strides, *self.shape)):
-            raise self._outside_error("a shape or stride below zero")
+            raise self._outside_error(tr("a shape or stride below zero"))
         if prod(filter(None, self.shape)) * self.dtype.itemsize >= _ADDRESSABLE:
-            raise self._outside_error("a shape of more elements than a computer can count")
+            raise self._outside_error(tr("a shape of more elements than a computer can count"))
         if 0 in self.shape:
             return
         last = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         end = self.offset + (last + 1) * self.dtype.itemsize
         if self.offset < offset or end > offset + nbytes:
-            raise self._outside_error(f"bytes {self.offset:,} to {end:,}")
+            raise self._outside_error(
+                tr("bytes {offset:,} to {end:,}", offset=self.offset, end=end)
+            )
 
     def _outside_error(self, found: str) -> FormatError:
         return FormatError(
-            "the tensor reaches outside the data that the file holds for it",
+            tr("the tensor reaches outside the data that the file holds for it"),
             file=self.file.path,
             tensor=self.origin,
             found=found,
-            remedy="the file is damaged: fetch or copy it again",
+            remedy=tr("the file is damaged: fetch or copy it again"),
         )
 
 

@@ -16,6 +16,7 @@ import torch
 
 from ..errors import NumberError, UsageError
 from ..interruption import raise_if_interrupted
+from ..messages import join, tr
 from ..outtypes import LLAMA_CPP_REMEDY
 
 # A block's number of elements and of bytes, by the name of its type; source: ``ggml-common.h``.
@@ -57,7 +58,7 @@ def load_library() -> ctypes.CDLL:
     except OSError as error:
         raise _make_library_error(home, str(error)) from None
     if library is None:
-        raise _make_library_error(home, "none of them")
+        raise _make_library_error(home, tr("none of them"))
     long, pointer = ctypes.c_int64, ctypes.c_void_p
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, *[long] * 3, pointer]
@@ -68,9 +69,9 @@ def load_library() -> ctypes.CDLL:
 
 def _make_library_error(folder: Path, found: str) -> UsageError:
     return UsageError(
-        "the library of llama.cpp with its quantizers cannot be loaded",
+        tr("the library of llama.cpp with its quantizers cannot be loaded"),
         file=folder,
-        expected=" or ".join(_LIBRARIES[:3]),
+        expected=join(tr(" or "), _LIBRARIES[:3]),
         found=found,
         remedy=LLAMA_CPP_REMEDY,
     )
@@ -99,9 +100,11 @@ def quantize_rows(
         if not library.ggml_validate_row_data(number, blocks.data_ptr(), blocks.nbytes):
             low, high = (float(bound) for bound in torch.aminmax(part))
             raise NumberError(
-                "a value cannot be quantized",
+                tr("a value cannot be quantized"),
                 tensor=origin,
-                expected=f"values whose scales a float16 can hold, for {kind.lower()}",
-                found=f"values from {low:g} to {high:g}",
-                remedy="write --outtype bf16 or f32",
+                expected=tr(
+                    "values whose scales a float16 can hold, for {kind}", kind=kind.lower()
+                ),
+                found=tr("values from {low:g} to {high:g}", low=low, high=high),
+                remedy=tr("write --outtype bf16 or f32"),
             )

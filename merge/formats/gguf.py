@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import torch
 
 from ..errors import FormatError
+from ..messages import tr
 from ..storage.input_file import InputFile
 from ..tensors.lazy import LazyTensor, get_dtype_name
 from .blocks import BlockTensor
@@ -102,7 +103,7 @@ def read(file: InputFile, any_quantized: bool = False) -> GgufFile:
     )
     alignment = metadata.get(_ALIGNMENT_KEY, ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise cursor.damaged_error(f"an alignment of {alignment!r}")
+        raise cursor.damaged_error(tr("an alignment of {alignment!r}", alignment=alignment))
     start = -(-cursor.position // alignment) * alignment
     kinds = _IN_BLOCKS if any_quantized else {TYPE_NUMBERS["Q8_0"]: "Q8_0"}
     tensors = {name: _open_tensor(file, name, info, start, kinds) for name, info in infos.items()}
@@ -112,16 +113,16 @@ def read(file: InputFile, any_quantized: bool = False) -> GgufFile:
 def _read_counts(cursor: _Cursor) -> tuple[int, int]:
     """Numbers of tensors and of metadata, after the file has shown to be what it should be."""
     if cursor.take(4) != MAGIC:
-        raise cursor.damaged_error("another beginning than GGUF")
+        raise cursor.damaged_error(tr("another beginning than GGUF"))
     version = cursor.read_number("I")
     if version not in _VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in _VERSIONS
         raise FormatError(
-            "this kind of GGUF file is not supported",
+            tr("this kind of GGUF file is not supported"),
             file=cursor.file.path,
-            expected="version 2 or 3, little-endian",
-            found="big-endian" if swapped else f"version {version}",
-            remedy="convert it again with a current llama.cpp",
+            expected=tr("version 2 or 3, little-endian"),
+            found=tr("big-endian") if swapped else tr("version {version}", version=version),
+            remedy=tr("convert it again with a current llama.cpp"),
         )
     return cursor.read_number("Q"), cursor.read_number("Q")
 
@@ -132,7 +133,7 @@ def _refuse_repeated(
     seen = set()
     for name, value in pairs:
         if name in seen:
-            raise cursor.damaged_error(f"the {kind} {name!r} twice")
+            raise cursor.damaged_error(tr("the {kind} {name!r} twice", kind=kind, name=name))
         seen.add(name)
         yield name, value
 
@@ -149,10 +150,12 @@ def _read_tensor_info(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], int,
     name = cursor.read_text()
     dimensions = cursor.read_number("I")
     if dimensions > _MOST_DIMENSIONS:
-        raise cursor.damaged_error(f"{dimensions} dimensions for {name!r}")
+        raise cursor.damaged_error(
+            tr("{dimensions} dimensions for {name!r}", dimensions=dimensions, name=name)
+        )
     shape = tuple(cursor.read_number("Q") for _ in range(dimensions))[::-1]
     if not all(0 < size < _LARGEST for size in shape):
-        raise cursor.damaged_error(f"the shape {shape} for {name!r}")
+        raise cursor.damaged_error(tr("the shape {shape} for {name!r}", shape=shape, name=name))
     return name, (shape, cursor.read_number("I"), cursor.read_number("Q"))
 
 
@@ -173,12 +176,16 @@ def _open_tensor(
         blocks = _make_tensor(file, (*shape[:-1], width), torch.uint8, origin, place)
         return BlockTensor(shape, torch.float32, origin, blocks, kinds[kind])
     raise FormatError(
-        "the tensor has a type that is not supported",
+        tr("the tensor has a type that is not supported"),
         file=file.path,
         tensor=name,
-        expected="f32, f16, bf16 or " + ", ".join(kinds.values()).lower(),
-        found=f"{_TYPE_NAMES.get(kind, f'type {kind}')}, shape {shape}",
-        remedy="take the file from which this one was quantized",
+        expected=tr("f32, f16, bf16 or ") + ", ".join(kinds.values()).lower(),
+        found=tr(
+            "{kind}, shape {shape}",
+            kind=_TYPE_NAMES.get(kind, tr("type {kind}", kind=kind)),
+            shape=shape,
+        ),
+        remedy=tr("take the file from which this one was quantized"),
     )
 
 
@@ -203,7 +210,7 @@ class _Cursor:
     def take(self, count: int) -> bytes:
         """The next ``count`` bytes."""
         if count > min(_LONGEST_VALUE, self.file.size - self.position):
-            raise self.damaged_error(f"a value of {count:,} bytes")
+            raise self.damaged_error(tr("a value of {count:,} bytes", count=count))
         first = self.position - self._window_start
         if first + count > len(self._window):
             size = min(max(count, _WINDOW), self.file.size - self.position)
@@ -222,7 +229,9 @@ class _Cursor:
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:
-            raise self.damaged_error(f"text that is not UTF-8: {data[:20]!r}") from None
+            raise self.damaged_error(
+                tr("text that is not UTF-8: {data!r}", data=data[:20])
+            ) from None
 
     def read_value(self, kind: int) -> Any:
         """A number or a string of the metadata."""
@@ -230,16 +239,16 @@ class _Cursor:
             return self.read_number(_SCALARS[kind])
         if kind == STRING:
             return self.read_text()
-        raise self.damaged_error(f"metadata of type {kind}")
+        raise self.damaged_error(tr("metadata of type {kind}", kind=kind))
 
     def read_array(self, kind: int, count: int) -> list[Any]:
         """A list of ``count`` numbers or strings."""
         if count > _LONGEST_VALUE:
-            raise self.damaged_error(f"a list of {count:,} values")
+            raise self.damaged_error(tr("a list of {count:,} values", count=count))
         if kind == STRING:
             return [self.read_text() for _ in range(count)]
         if kind not in _SCALARS:
-            raise self.damaged_error(f"a list of type {kind}")
+            raise self.damaged_error(tr("a list of type {kind}", kind=kind))
         code = _SCALARS[kind]
         data = self.take(count * struct.calcsize("<" + code))
         return list(struct.unpack(f"<{count}{code}", data))
@@ -247,10 +256,15 @@ class _Cursor:
     def damaged_error(self, found: str) -> FormatError:
         """The error for a header that cannot be."""
         return FormatError(
-            "this is not a whole GGUF file",
+            tr("this is not a whole GGUF file"),
             file=self.file.path,
-            found=f"{found} at byte {self.position:,} of {self.file.size:,}",
-            remedy="an unfinished download or copy, or another kind of file: fetch it again",
+            found=tr(
+                "{found} at byte {position:,} of {size:,}",
+                found=found,
+                position=self.position,
+                size=self.file.size,
+            ),
+            remedy=tr("an unfinished download or copy, or another kind of file: fetch it again"),
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from ..errors import FormatError
+from ..messages import tr
 from ..storage.input_file import InputFile
 from . import gguf
 
@@ -48,7 +49,9 @@ def read_imatrix(path: Path) -> Imatrix:
     found = _read_gguf(file) if is_gguf else _read_legacy(file)
     for name, factors in found.factors.items():
         if not bool((factors >= 0).all()) or not bool(factors.isfinite().all()):
-            raise _damaged(path, f"a factor of {name} that is negative, infinite or no number")
+            raise _damaged(
+                path, tr("a factor of {name} that is negative, infinite or no number", name=name)
+            )
     return found
 
 
@@ -57,23 +60,36 @@ def _read_gguf(file: InputFile) -> Imatrix:
     missing = [key for key in _KEYS if key not in content.metadata]
     names = [name.removesuffix(_SUMS) for name in content.tensors if name.endswith(_SUMS)]
     if missing or not names:
-        raise _damaged(file.path, f"a GGUF file without {missing[0] if missing else _SUMS}")
+        raise _damaged(
+            file.path, tr("a GGUF file without {missing}", missing=missing[0] if missing else _SUMS)
+        )
     factors = {}
     for name in names:
         sums, counts = (content.tensors.get(name + suffix) for suffix in (_SUMS, _COUNTS))
         if sums is None or counts is None or {sums.dtype, counts.dtype} != {torch.float32}:
-            raise _damaged(file.path, f"no sums and counts in float32 for {name}")
+            raise _damaged(file.path, tr("no sums and counts in float32 for {name}", name=name))
         tokens = counts.read().flatten().round().unsqueeze(1)
         values = sums.read().flatten()
         if len(values) % len(tokens):
-            raise _damaged(file.path, f"{len(values)} sums for {len(tokens)} counts of {name}")
+            raise _damaged(
+                file.path,
+                tr(
+                    "{n_values} sums for {n_tokens} counts of {name}",
+                    n_values=len(values),
+                    n_tokens=len(tokens),
+                    name=name,
+                ),
+            )
         by_expert = values.view(len(tokens), -1)
         # An expert that no token went to counts evenly.
         even = torch.ones_like(by_expert)
         factors[name] = torch.where(tokens > 0, by_expert / tokens.clamp(min=1), even).flatten()
     datasets, chunks = content.metadata[_KEYS[0]], content.metadata[_KEYS[1]]
     if not isinstance(datasets, list) or not isinstance(chunks, int):
-        raise _damaged(file.path, f"other kinds of values for {_KEYS[0]} and {_KEYS[1]}")
+        raise _damaged(
+            file.path,
+            tr("other kinds of values for {keys} and {keys_2}", keys=_KEYS[0], keys_2=_KEYS[1]),
+        )
     return Imatrix(file.path, factors, str(datasets[0]) if datasets else None, chunks)
 
 
@@ -109,7 +125,10 @@ class _Reader:
 
     def _take(self, count: int) -> bytes:
         if count > self._file.size - self._position:
-            raise _damaged(self._file.path, f"an end within a value at byte {self._position:,}")
+            raise _damaged(
+                self._file.path,
+                tr("an end within a value at byte {position:,}", position=self._position),
+            )
         self._position += count
         return self._file.read(self._position - count, count) if count else b""
 
@@ -117,7 +136,14 @@ class _Reader:
         """An int32 within bounds."""
         value: int = struct.unpack("<i", self._take(4))[0]
         if not least <= value <= most:
-            raise _damaged(self._file.path, f"the number {value} at byte {self._position - 4:,}")
+            raise _damaged(
+                self._file.path,
+                tr(
+                    "the number {value} at byte {position:,}",
+                    value=value,
+                    position=self._position - 4,
+                ),
+            )
         return value
 
     def text(self, count: int) -> str:
@@ -125,7 +151,7 @@ class _Reader:
         try:
             return self._take(count).decode("utf-8")
         except UnicodeDecodeError:
-            raise _damaged(self._file.path, "a name that is not UTF-8") from None
+            raise _damaged(self._file.path, tr("a name that is not UTF-8")) from None
 
     def floats(self, count: int) -> torch.Tensor:
         """So many float32."""
@@ -134,11 +160,11 @@ class _Reader:
 
 def _damaged(path: Path, found: str) -> FormatError:
     return FormatError(
-        "this is no importance matrix",
+        tr("this is no importance matrix"),
         file=path,
-        expected="a file that llama.cpp's llama-imatrix wrote, whole",
+        expected=tr("a file that llama.cpp's llama-imatrix wrote, whole"),
         found=found,
-        remedy="fetch it again, or make it with llama-imatrix -m MODEL.gguf -f TEXT",
+        remedy=tr("fetch it again, or make it with llama-imatrix -m MODEL.gguf -f TEXT"),
     )
 
 

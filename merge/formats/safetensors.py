@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import FormatError
+from ..messages import tr
 from ..storage.input_file import InputFile
 from ..tensors.lazy import LazyTensor
 from ..untrusted.strict_json import parse_json
@@ -54,11 +55,16 @@ def read(file: InputFile) -> dict[str, LazyTensor]:
     length = int.from_bytes(head, "little")
     if length > _MOST_BYTES:
         raise FormatError(
-            "this is not a safetensors file",
+            tr("this is not a safetensors file"),
             file=file.path,
-            expected=f"a header of at most {_MOST_BYTES:,} bytes",
-            found=f"{length:,} bytes, by {head!r}, in a file of {file.size:,} bytes",
-            remedy="another file under this name, or a damaged one: fetch the file again",
+            expected=tr("a header of at most {most_bytes:,} bytes", most_bytes=_MOST_BYTES),
+            found=tr(
+                "{length:,} bytes, by {head!r}, in a file of {size:,} bytes",
+                length=length,
+                head=head,
+                size=file.size,
+            ),
+            remedy=tr("another file under this name, or a damaged one: fetch the file again"),
         )
     text = file.read(len(head), min(length, file.size - len(head)))
     try:
@@ -69,10 +75,10 @@ def read(file: InputFile) -> dict[str, LazyTensor]:
             pass
     except SafetensorError as error:
         raise FormatError(
-            "this is not a whole safetensors file",
+            tr("this is not a whole safetensors file"),
             file=file.path,
-            found=f"{file.size:,} bytes ({error})",
-            remedy="an unfinished download or copy: fetch the file again",
+            found=tr("{size:,} bytes ({error})", size=file.size, error=error),
+            remedy=tr("an unfinished download or copy: fetch the file again"),
         ) from None
     header = parse_json(text, file.path)
     header.pop("__metadata__", None)
@@ -102,12 +108,12 @@ def _open_tensor(file: InputFile, name: str, entry: dict[str, object], start: in
     assert isinstance(offsets, list)
     if kind not in _DTYPES:
         raise FormatError(
-            "the tensor has a dtype that is not supported",
+            tr("the tensor has a dtype that is not supported"),
             file=file.path,
             tensor=name,
             expected=", ".join(_DTYPES),
             found=kind,
-            remedy="convert the file to float16, bfloat16 or float32 first",
+            remedy=tr("convert the file to float16, bfloat16 or float32 first"),
         )
     origin = f"{file.path.name}: {name}"
     place = start + offsets[0]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import UsageError
+from ..messages import tr
 from .settings import ChatSettings
 
 Message = Mapping[str, str]
@@ -60,8 +61,8 @@ class ChatModel(Protocol):
 def template_error(path: Path, error: Exception) -> UsageError:
     """The error of a template that cannot be filled."""
     return UsageError(
-        "the chat template cannot be filled",
+        tr("the chat template cannot be filled"),
         file=path,
         found=f"{type(error).__name__}: {error}",
-        remedy="name another with --template, or leave --system out",
+        remedy=tr("name another with --template, or leave --system out"),
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, UsageError
+from ..messages import tr
 from .chat_model import Message, template_error
 from .settings import ChatSettings
 
@@ -23,15 +24,15 @@ class LlamaCppModel:
             import llama_cpp
         except ImportError:
             raise UsageError(
-                "a GGUF file needs llama-cpp-python, which is not installed",
-                remedy="pip install 'chinese-llama-merge[llama_cpp]'",
+                tr("a GGUF file needs llama-cpp-python, which is not installed"),
+                remedy=tr("pip install 'chinese-llama-merge[llama_cpp]'"),
             ) from None
         self._path = path
         self._llm: Any = None
         with path.open("rb") as file:
             found = file.read(len(_MAGIC))
         if found != _MAGIC:
-            raise FormatError("this is no GGUF file", file=path, expected=_MAGIC, found=found)
+            raise FormatError(tr("this is no GGUF file"), file=path, expected=_MAGIC, found=found)
         described = self._load(llama_cpp, vocab_only=True)
         self._vocabulary = {
             described._model.token_get_text(id_): id_ for id_ in range(described.n_vocab())
@@ -47,22 +48,24 @@ class LlamaCppModel:
             return llama_cpp.Llama(str(self._path), verbose=False, **options)
         except (AssertionError, OSError, RuntimeError, ValueError) as error:
             raise FormatError(
-                "llama.cpp cannot load this file",
+                tr("llama.cpp cannot load this file"),
                 file=self._path,
                 found=error,
-                remedy="check it with verify_merge.py; for a model of another architecture, update "
-                "llama-cpp-python",
+                remedy=tr(
+                    "check it with verify_merge.py; for a model of another architecture, "
+                    "update llama-cpp-python"
+                ),
             ) from error
 
     def _require_bytes(self, tokenizer: str | None) -> None:
         """llama.cpp ends the process at a character for which there is neither token nor byte."""
         if tokenizer == "llama" and "<0x0A>" not in self._vocabulary:
             raise FormatError(
-                "llama.cpp cannot read text with this vocabulary",
+                tr("llama.cpp cannot read text with this vocabulary"),
                 file=self._path,
-                expected="tokens for single bytes, as LLaMA's tokenizer has them",
-                found="none",
-                remedy="give the model its own tokenizer",
+                expected=tr("tokens for single bytes, as LLaMA's tokenizer has them"),
+                found=tr("none"),
+                remedy=tr("give the model its own tokenizer"),
             )
 
     @property

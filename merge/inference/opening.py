@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..layouts.model_folder import ModelFolder
+from ..messages import tr
 from ..plan.places import resolve
 from ..sizes import available_memory
 from ..storage.offload import Offload
@@ -44,31 +45,34 @@ def find_model(name: str) -> ModelSource:
     Raises ``UsageError`` for what cannot be talked to, with what to do about it.
     """
     with Offload(None, Path.cwd()) as offload:
-        folder = ModelFolder(resolve(name, "chat model", offload))
+        folder = ModelFolder(resolve(name, tr("chat model"), offload))
     if folder.is_gguf:
         return ModelSource(folder, folder.matching("*.gguf")[0])
     if folder.is_meta:
         raise UsageError(
-            "a model in Meta's layout (.pth) cannot be talked to",
+            tr("a model in Meta's layout (.pth) cannot be talked to"),
             file=folder.path,
-            expected="a Hugging Face folder or a GGUF file",
-            remedy=f"convert it: convert_checkpoint.py --input {folder.path} --output OUT "
-            "--output_type huggingface, or gguf",
+            expected=tr("a Hugging Face folder or a GGUF file"),
+            remedy=tr(
+                "convert it: convert_checkpoint.py --input {path} --output OUT "
+                "--output_type huggingface, or gguf",
+                path=folder.path,
+            ),
         )
     if ADAPTER_CONFIG_NAME in folder.files and "config.json" not in folder.files:
         raise UsageError(
-            "this is an adapter, not a model",
+            tr("this is an adapter, not a model"),
             file=folder.path,
-            expected="a Hugging Face folder or a GGUF file",
-            remedy="merge it into its base first, and give the result",
+            expected=tr("a Hugging Face folder or a GGUF file"),
+            remedy=tr("merge it into its base first, and give the result"),
         )
     folder.require_config()
     if not folder.matching(*_WEIGHTS):
         raise UsageError(
-            "the folder has no weights",
+            tr("the folder has no weights"),
             file=folder.path,
             expected=", ".join(_WEIGHTS),
-            remedy="give the folder of the whole model",
+            remedy=tr("give the folder of the whole model"),
         )
     return ModelSource(folder, None)
 

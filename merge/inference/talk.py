@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from ..errors import UsageError
+from ..messages import tr
 from ..tokenizers.chat_formats import FORMATS, ChatFormat
 from .chat_model import ChatModel, Message
 from .settings import AUTO, OWN, PLAIN, ChatSettings
@@ -48,20 +49,20 @@ def choose_prompting(model: ChatModel, settings: ChatSettings) -> Prompting:
     if name == OWN:
         if not model.template:
             raise UsageError(
-                "the model has no chat template of its own",
+                tr("the model has no chat template of its own"),
                 file=model.path,
-                remedy="name one: --template " + ", ".join(FORMATS) + ", or none",
+                remedy=tr("name one: --template ") + ", ".join(FORMATS) + tr(", or none"),
             )
-        return Prompting("the model's own", model.template, None)
+        return Prompting(tr("the model's own"), model.template, None)
     known = FORMATS[name]
     missing = [token for token in known.tokens if not model.has_token(token)]
     if missing:
         raise UsageError(
-            f"--template {name} is for models of another tokenizer",
+            tr("--template {name} is for models of another tokenizer", name=name),
             file=model.path,
-            expected=f"a tokenizer with {', '.join(known.tokens)}",
-            found=f"no {missing[0]}",
-            remedy="give the format that the model was trained with",
+            expected=tr("a tokenizer with {tokens}", tokens=", ".join(known.tokens)),
+            found=tr("no {missing}", missing=missing[0]),
+            remedy=tr("give the format that the model was trained with"),
         )
     return Prompting(name, known.template, known)
 
@@ -73,11 +74,11 @@ def _guess(model: ChatModel) -> str:
     if model.n_tokens in _KNOWN_SIZES:
         return _KNOWN_SIZES[model.n_tokens]
     raise UsageError(
-        "the model does not say how it is talked to",
+        tr("the model does not say how it is talked to"),
         file=model.path,
-        expected="a chat template, or the vocabulary of Chinese-Alpaca or Llama 3",
-        found=f"{model.n_tokens} tokens, and no template",
-        remedy="name it: --template " + ", ".join(FORMATS) + ", or none to continue a text",
+        expected=tr("a chat template, or the vocabulary of Chinese-Alpaca or Llama 3"),
+        found=tr("{n_tokens} tokens, and no template", n_tokens=model.n_tokens),
+        remedy=tr("name it: --template ") + ", ".join(FORMATS) + tr(", or none to continue a text"),
     )
 
 
@@ -118,10 +119,12 @@ class Talk:
                 return ids
             if not self.turns:
                 raise UsageError(
-                    "the question is longer than the model's context",
-                    expected=f"at most {room} tokens, which leaves room for an answer",
-                    found=f"{len(ids)} tokens",
-                    remedy="ask in fewer words, or lower --max_tokens",
+                    tr("the question is longer than the model's context"),
+                    expected=tr(
+                        "at most {room} tokens, which leaves room for an answer", room=room
+                    ),
+                    found=tr("{n_ids} tokens", n_ids=len(ids)),
+                    remedy=tr("ask in fewer words, or lower --max_tokens"),
                 )
             del self.turns[:2]
 

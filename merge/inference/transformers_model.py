@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from ..errors import FormatError, MergeError, UsageError
 from ..layouts.config import is_llama
 from ..layouts.model_folder import ModelFolder
+from ..messages import tr
 from ..tokenizers.file_names import MODEL_NAME
 from ..tokenizers.tiktoken_model import is_tiktoken_file
 from .chat_model import Message, template_error
@@ -42,8 +43,8 @@ class TransformersModel:
             import transformers
         except ImportError:
             raise UsageError(
-                "a Hugging Face folder needs transformers, which is not installed",
-                remedy="pip install 'chinese-llama-merge[chat]'",
+                tr("a Hugging Face folder needs transformers, which is not installed"),
+                remedy=tr("pip install 'chinese-llama-merge[chat]'"),
             ) from None
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
@@ -57,10 +58,10 @@ class TransformersModel:
             raise
         except _LOADING as error:
             raise FormatError(
-                "transformers cannot load this model",
+                tr("transformers cannot load this model"),
                 file=folder.path,
                 found=f"{type(error).__name__}: {error}",
-                remedy="check the folder with verify_merge.py, or merge again",
+                remedy=tr("check the folder with verify_merge.py, or merge again"),
             ) from error
         self._model: Any = model.to(_choose_device(device)).eval()
 
@@ -225,9 +226,9 @@ def _choose_device(wanted: str) -> str:
         return next(name for name in ("cuda", "mps", "cpu") if there[name])
     if not there[wanted]:
         raise UsageError(
-            f"--device {wanted} is not there",
+            tr("--device {wanted} is not there", wanted=wanted),
             expected=", ".join(name for name, is_there in there.items() if is_there),
             found=wanted,
-            remedy="leave --device out",
+            remedy=tr("leave --device out"),
         )
     return wanted

@@ -17,6 +17,7 @@ from ..layouts.config import (
     compute_rotary_frequencies,
 )
 from ..layouts.model_folder import ModelFolder
+from ..messages import tr
 from ..options import takes_options
 from ..output.repeated import record_options
 from ..plan.documents import ModelConfig, find_model_config
@@ -139,7 +140,7 @@ class DeltaCall:
     def find_inputs(self, offload: Offload) -> DeltaInputs:
         """Find the folders; the Hub's are downloaded."""
         role = _other_role(self.settings)
-        base = ModelFolder(resolve(self.base_model, "base model", offload))
+        base = ModelFolder(resolve(self.base_model, tr("base model"), offload))
         other = ModelFolder(resolve(self.other_model, role.replace("_", " "), offload))
         _require_two(base.path, other.path, role)
         for folder in (base, other):
@@ -166,9 +167,9 @@ def _other_role(settings: _Settings) -> str:
 def _require_two(base: Path, other: Path, role: str) -> None:
     if base.samefile(other):
         raise UsageError(
-            f"base and {role.removesuffix('_model')} are the same folder",
+            tr("base and {role} are the same folder", role=role.removesuffix("_model")),
             file=base,
-            remedy="give the plain base, and the model that was trained from it or its delta",
+            remedy=tr("give the plain base, and the model that was trained from it or its delta"),
         )
 
 
@@ -278,13 +279,15 @@ def _combine(
     require_model(
         base,
         base_folder.path,
-        "base model",
-        "check that base and delta are not exchanged, and give the model that the delta was made "
-        "from as base",
+        tr("base model"),
+        tr(
+            "check that base and delta are not exchanged, and give the model "
+            "that the delta was made from as base"
+        ),
     )
     dtype, init = parse_dtype(settings.dtype), settings.new_token_init or "zeros"
     if isinstance(settings, MakeDeltaSettings):
-        require_model(other, other_folder.path, "target", "give the trained model itself")
+        require_model(other, other_folder.path, "target", tr("give the trained model itself"))
         form = DeltaForm(settings.delta_embeddings, init)
         return subtract_base(base, other, dtype, form)
     require_difference(base, other, other_folder.path)
@@ -292,7 +295,7 @@ def _combine(
     result = add_delta(base, other, dtype, form, settings.expect_sum is not None)
     if settings.new_token_init is None:
         called = (other_name, other_folder.path.name, str(other.config.get("_name_or_path", "")))
-        remedy = "say --new_token_init mean, or zeros for a delta as Vicuna's"
+        remedy = tr("say --new_token_init mean, or zeros for a delta as Vicuna's")
         require_known_filling(result.grown, called, remedy)
     return result
 
@@ -323,11 +326,13 @@ def _require_sum(settings: _Settings, result: DenseResult, delta: Checkpoint) ->
     allowed = max(_SUM_TOLERANCE, abs(expected) * 1e-7)
     if min(abs(total - expected), abs(with_buffers - expected)) > allowed:
         raise VerificationError(
-            "the elements of the result do not add up to what --expect_sum says",
-            expected=f"{expected:.4f}, within {allowed:.2g}",
+            tr("the elements of the result do not add up to what --expect_sum says"),
+            expected=tr("{expected:.4f}, within {allowed:.2g}", expected=expected, allowed=allowed),
             found=f"{total:.4f}",
-            remedy="check that base and delta are the ones that belong together, and "
-            "--new_token_init if there are new tokens",
+            remedy=tr(
+                "check that base and delta are the ones that belong together, and "
+                "--new_token_init if there are new tokens"
+            ),
         )
 
 
@@ -343,10 +348,12 @@ def _plan_output(
 
     if result.extra and settings.output_type != "huggingface":
         raise UsageError(
-            f"--output_type {settings.output_type} has no place for tensors that a LLaMA does not "
-            "have",
+            tr(
+                "--output_type {output_type} has no place for tensors that a LLaMA does not have",
+                output_type=settings.output_type,
+            ),
             found=", ".join(list(result.extra)[:8]),
-            remedy="use --output_type huggingface",
+            remedy=tr("use --output_type huggingface"),
         )
     tensors = {**result.tensors, **result.extra}
     return plan_output(Model(tensors, result.tied, rows, config, tokenizer, sources), settings)
@@ -355,13 +362,25 @@ def _plan_output(
 def _describe_changes(result: DenseResult, settings: _Settings) -> tuple[str, ...]:
     count = len(result.tensors) - len(result.whole)
     applied = isinstance(settings, ApplyDeltaSettings)
-    made = f"added to {count} tensors" if applied else f"subtracted from {count}"
-    filling = "the mean of its rows" if settings.new_token_init == "mean" else "zeros"
-    grown = f", base grown by {result.grown} rows of {filling}" if result.grown else ""
-    whole = tuple(f"{name} taken whole ({why})" for name, why in result.whole.items())
+    made = (
+        tr("added to {count} tensors", count=count)
+        if applied
+        else tr("subtracted from {count}", count=count)
+    )
+    filling = tr("the mean of its rows") if settings.new_token_init == "mean" else tr("zeros")
+    grown = (
+        tr(", base grown by {grown} rows of {filling}", grown=result.grown, filling=filling)
+        if result.grown
+        else ""
+    )
+    whole = tuple(
+        tr("{name} taken whole ({why})", name=name, why=why) for name, why in result.whole.items()
+    )
     expected = _expected_sum(settings)
-    summed = f"elements add up to {expected}" if expected is not None else ""
-    extra = (f"copied as they are: {', '.join(result.extra)}",) if result.extra else ()
+    summed = tr("elements add up to {expected}", expected=expected) if expected is not None else ""
+    extra = (
+        (tr("copied as they are: {extra}", extra=", ".join(result.extra)),) if result.extra else ()
+    )
     return (made + grown, *whole, *extra, *filter(None, [summed]))
 
 
@@ -369,7 +388,7 @@ def _describe_notes(
     settings: OutputSettings, base: Checkpoint, other: Checkpoint
 ) -> tuple[str, ...]:
     dropped = len(base.dropped) + len(other.dropped)
-    left = f"left out {dropped} rotary buffers, which every reader computes"
+    left = tr("left out {dropped} rotary buffers, which every reader computes", dropped=dropped)
     assumed = other.notes if settings.output_type != "pth" else ()
     return (*assumed, *((left,) if dropped else ()))
 
@@ -379,11 +398,18 @@ def _describe_losses(role: str, result: DenseResult, resumed: bool) -> tuple[str
     if role == "delta_model":
         return ()
     if resumed:
-        return ("how much of the target comes back is counted only in a run that is not resumed",)
+        return (
+            tr("how much of the target comes back is counted only in a run that is not resumed"),
+        )
     losses = result.losses
     if not losses.elements:
-        return ("adding this delta gives back every element of the target",)
+        return (tr("adding this delta gives back every element of the target"),)
     return (
-        f"adding this delta gives back all but {losses.elements:,} elements of the target exactly, "
-        f"these within {losses.largest:.2g} (--dtype float32 keeps more)",
+        tr(
+            "adding this delta gives back all but {elements:,} elements of the "
+            "target exactly, these within {largest:.2g} (--dtype float32 keeps "
+            "more)",
+            elements=losses.elements,
+            largest=losses.largest,
+        ),
     )

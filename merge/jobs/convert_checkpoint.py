@@ -11,6 +11,7 @@ from ..errors import UsageError
 from ..job_settings import ConvertSettings
 from ..layouts.model_folder import ModelFolder
 from ..layouts.params import PARAMS_NAME, read_params
+from ..messages import tr
 from ..options import takes_options
 from ..output.repeated import record_options
 from ..plan.documents import find_model_config
@@ -120,8 +121,19 @@ def _plan_job(
     if settings.output_type != "pth":
         notes += checkpoint.notes
     if checkpoint.dropped:
-        notes.append(f"left out {len(checkpoint.dropped)} rotary buffers, which every reader makes")
-    changes = (f"{len(checkpoint.tensors)} tensors, dtype {settings.dtype}",)
+        notes.append(
+            tr(
+                "left out {n_dropped} rotary buffers, which every reader makes",
+                n_dropped=len(checkpoint.dropped),
+            )
+        )
+    changes = (
+        tr(
+            "{n_tensors} tensors, dtype {dtype}",
+            n_tensors=len(checkpoint.tensors),
+            dtype=settings.dtype,
+        ),
+    )
     how = {"dtype": settings.dtype, "tokenizer_named": named}
     return PlannedJob(
         plan,
@@ -141,11 +153,15 @@ def require_release(folder: Path, release: str | None) -> None:
     scaled = bool(read_params(ModelFolder(folder)).get("use_scaled_rope"))
     if release is not None and (release in _SCALED_RELEASES) != scaled:
         raise UsageError(
-            "--llama_version and params.json contradict each other",
+            tr("--llama_version and params.json contradict each other"),
             file=folder / PARAMS_NAME,
-            expected=f'"use_scaled_rope": {"false" if scaled else "true"}, as in Llama {release}',
-            found="true" if scaled else "no such key",
-            remedy="leave --llama_version out, or give that of the download",
+            expected=tr(
+                '"use_scaled_rope": {text}, as in Llama {release}',
+                text="false" if scaled else "true",
+                release=release,
+            ),
+            found="true" if scaled else tr("no such key"),
+            remedy=tr("leave --llama_version out, or give that of the download"),
         )
 
 
@@ -163,11 +179,15 @@ def find_size(input_dir: Path, model_size: str | None) -> Path:
         return present[0]
     listed = ", ".join(path.name for path in present)
     raise UsageError(
-        "the folder holds no model of this size" if model_size else "the folder holds no model",
+        tr("the folder holds no model of this size")
+        if model_size
+        else tr("the folder holds no model"),
         file=folders[0],
-        expected=f"consolidated.*.pth and {PARAMS_NAME}",
-        found=f"in folders of their own: {listed}" if listed else "neither here nor one below",
-        remedy="name one of them with --model_size"
+        expected=tr("consolidated.*.pth and {params_name}", params_name=PARAMS_NAME),
+        found=tr("in folders of their own: {listed}", listed=listed)
         if listed
-        else "give the folder that has them as --input_dir",
+        else tr("neither here nor one below"),
+        remedy=tr("name one of them with --model_size")
+        if listed
+        else tr("give the folder that has them as --input_dir"),
     )

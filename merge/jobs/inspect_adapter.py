@@ -13,6 +13,7 @@ from ..checksums.file_digests import start_digests
 from ..deltas.adapter_config import WEIGHT_NAMES, AdapterFolder
 from ..errors import MergeError
 from ..job_settings import MergeSettings
+from ..messages import join, tr
 from ..plan.inputs import find_sources
 from ..reports.merge_text import describe_changes
 from ..settings import OutputType
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
 QUICK_LAYOUTS: tuple[OutputType, ...] = ("pth", "huggingface")
 
 _OTHERS = {
-    "RowMagnitude": "DoRA, norms of rows",
-    "ColumnMagnitude": "DoRA, norms of columns",
-    "ReplacedRows": "trained tokens",
-    "AddedVector": "bias of lora_B",
+    "RowMagnitude": tr("DoRA, norms of rows"),
+    "ColumnMagnitude": tr("DoRA, norms of columns"),
+    "ReplacedRows": tr("trained tokens"),
+    "AddedVector": tr("bias of lora_B"),
 }
 
 
@@ -52,10 +53,10 @@ def describe_adapter(
     fields = folder.fields
     if digest:
         start_digests(folder.path / name for name in WEIGHT_NAMES)
-    yield f"adapter    {folder.path}"
-    release = "in GGUF form" if folder.gguf is not None else f"PEFT {guess_release(fields)}"
-    yield f"kind       {fields.get('peft_type', 'LORA')}, {release}"
-    yield f"base       {fields.get('base_model_name_or_path') or 'not recorded'}"
+    yield tr("adapter    {path}", path=folder.path)
+    release = tr("in GGUF form") if folder.gguf is not None else f"PEFT {guess_release(fields)}"
+    yield tr("kind       {text}, {release}", text=fields.get("peft_type", "LORA"), release=release)
+    yield tr("base       {text}", text=fields.get("base_model_name_or_path") or tr("not recorded"))
 
     from ..deltas.adapter import open_adapter
     from ..plan.adapter_checks import require_consistent_copies
@@ -67,7 +68,10 @@ def describe_adapter(
         yield from _describe_digest(opened)
         require_consistent_copies([opened])
     elif opened.copies:
-        yield f"copies     of {len(opened.copies)} trained tensors not compared but by size"
+        yield tr(
+            "copies     of {n_copies} trained tensors not compared but by size",
+            n_copies=len(opened.copies),
+        )
     if base_model is not None:
         yield from _describe_fit(str(folder.path), str(base_model), digest, layouts, offload)
 
@@ -77,14 +81,14 @@ def guess_release(fields: Mapping[str, object]) -> str:
     if version := fields.get("peft_version"):
         return str(version)
     for since, field in (
-        ("0.14 or later", "exclude_modules"),
-        ("0.9 or later", "use_dora"),
-        ("0.6 or later", "rank_pattern"),
-        ("0.3 to 0.5", "init_lora_weights"),
+        (tr("0.14 or later"), "exclude_modules"),
+        (tr("0.9 or later"), "use_dora"),
+        (tr("0.6 or later"), "rank_pattern"),
+        (tr("0.3 to 0.5"), "init_lora_weights"),
     ):
         if field in fields:
             return since
-    return "0.2" if "enable_lora" in fields else "0.2 or later"
+    return "0.2" if "enable_lora" in fields else tr("0.2 or later")
 
 
 def _describe_modules(adapter: Adapter, every_module: bool) -> Iterator[str]:
@@ -96,14 +100,22 @@ def _describe_modules(adapter: Adapter, every_module: bool) -> Iterator[str]:
     for last, by_factors in sorted(groups.items()):
         most = max(by_factors.values(), key=len)
         for (rank, scaling), modules in sorted(by_factors.items()):
-            factors = f"rank {rank} x {scaling:g}"
+            factors = tr("rank {rank} x {scaling:g}", rank=rank, scaling=scaling)
             if every_module:
-                yield from (f"adds       {module}: {factors}" for module in modules)
+                yield from (
+                    tr("adds       {module}: {factors}", module=module, factors=factors)
+                    for module in modules
+                )
             elif modules is most:
-                yield f"adds       {last}: {factors}, in {len(modules)} tensors"
+                yield tr(
+                    "adds       {last}: {factors}, in {n_modules} tensors",
+                    last=last,
+                    factors=factors,
+                    n_modules=len(modules),
+                )
             else:
                 for names in compact(modules):
-                    yield f"adds       {names}: {factors}"
+                    yield tr("adds       {names}: {factors}", names=names, factors=factors)
 
 
 def compact(modules: Iterable[str]) -> list[str]:
@@ -140,24 +152,36 @@ def _describe_contents(adapter: Adapter) -> Iterator[str]:
     others = Counter(type(patch).__name__ for stage in adapter.added.values() for patch in stage)
     for patch_name, words in _OTHERS.items():
         if others[patch_name]:
-            yield f"adds       {words}: {others[patch_name]} tensors"
+            yield tr("adds       {words}: {others} tensors", words=words, others=others[patch_name])
     if adapter.config.method:
-        yield f"merged     by PEFT ({adapter.config.method}): {len(adapter.by_peft)} tensors"
+        yield tr(
+            "merged     by PEFT ({method}): {n_by_peft} tensors",
+            method=adapter.config.method,
+            n_by_peft=len(adapter.by_peft),
+        )
     for name, tensor in adapter.replaced.items():
-        trained = "" if name in adapter.trained else " (the base's own copy, or a resized one)"
-        yield f"replaces   {name}: {tuple(tensor.shape)}{trained}"
+        trained = "" if name in adapter.trained else tr(" (the base's own copy, or a resized one)")
+        yield tr(
+            "replaces   {name}: {tuple}{trained}",
+            name=name,
+            tuple=tuple(tensor.shape),
+            trained=trained,
+        )
     dtypes = {patch.a.dtype for patch in adapter.low_rank.values()}
     dtypes |= {tensor.dtype for tensor in (*adapter.replaced.values(), *adapter.by_peft.values())}
-    yield f"dtypes     {', '.join(sorted(map(get_dtype_name, dtypes))) or 'none'}"
-    yield f"vocabulary {count_vocabulary_rows(adapter) or 'no'} rows"
+    yield tr("dtypes     {map}", map=", ".join(sorted(map(get_dtype_name, dtypes))) or tr("none"))
+    yield tr(
+        "vocabulary {count_vocabulary_rows} rows",
+        count_vocabulary_rows=count_vocabulary_rows(adapter) or tr("no"),
+    )
     for ignored in adapter.ignored:
-        yield f"ignored    {ignored}"
+        yield tr("ignored    {ignored}", ignored=ignored)
     for path in filter(None, (*adapter.files.further, adapter.files.duplicate)):
-        yield f"read too   {path.name}"
+        yield tr("read too   {name}", name=path.name)
     for name in adapter.files.unknown:
-        yield f"not read   {name}"
+        yield tr("not read   {name}", name=name)
     if adapter.config.unknown:
-        yield f"unknown    {', '.join(adapter.config.unknown)} (not set)"
+        yield tr("unknown    {unknown} (not set)", unknown=", ".join(adapter.config.unknown))
 
 
 def _describe_digest(adapter: Adapter) -> Iterator[str]:
@@ -167,10 +191,12 @@ def _describe_digest(adapter: Adapter) -> Iterator[str]:
     yield f"sha256     {adapter.digest} ({adapter.weights.name})"
     name = identify_adapter(adapter.digest)
     if name is None:
-        yield "published  not known by this digest"
+        yield tr("published  not known by this digest")
         return
     below = PREREQUISITES.get(name)
-    yield f"published  {name}, " + (f"after {below}" if below else "straight onto its base")
+    yield tr("published  {name}, ", name=name) + (
+        tr("after {below}", below=below) if below else tr("straight onto its base")
+    )
 
 
 def plan_layouts(
@@ -203,9 +229,16 @@ def _describe_fit(
 ) -> Iterator[str]:
     jobs, refused = plan_layouts(adapter, base_model, digest, layouts, offload)
     job = list(jobs.values())[-1]
-    yield f"fits       {base_model}, written as {' or '.join(jobs)}"
-    yield from (f"not as     {layout}: {error.sentence}" for layout, error in refused.items())
-    yield f"tokenizer  {job.sources.tokenizer.path}"
+    yield tr(
+        "fits       {base_model}, written as {jobs}",
+        base_model=base_model,
+        jobs=join(tr(" or "), jobs),
+    )
+    yield from (
+        tr("not as     {layout}: {sentence}", layout=layout, sentence=error.sentence)
+        for layout, error in refused.items()
+    )
+    yield tr("tokenizer  {path}", path=job.sources.tokenizer.path)
     yield from (line.replace("adapter 1:", "would have") for line in describe_changes(job))
     if not digest:
-        yield "order      of published adapters not checked, because no digest was made"
+        yield tr("order      of published adapters not checked, because no digest was made")

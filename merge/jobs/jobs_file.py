@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import MergeError, UsageError, as_merge_error, shown
 from ..job_settings import MergeSettings
+from ..messages import compose, tr
 from ..options import options_of, require_known
 from ..plan.inputs import split_list
 from ..settings import make_settings
@@ -63,7 +64,15 @@ class MergeRequest:
 
     def located(self) -> AbstractContextManager[None]:
         """A block whose errors say that they are about this job."""
-        return located(self.file, f"{self.number} of {self.file.name}, {self.output_dir}")
+        return located(
+            self.file,
+            tr(
+                "{number} of {name}, {output_dir}",
+                number=self.number,
+                name=self.file.name,
+                output_dir=self.output_dir,
+            ),
+        )
 
 
 @contextmanager
@@ -87,10 +96,12 @@ def read_jobs(file: Path) -> tuple[MergeRequest, ...]:
     """
     if not file.is_file():
         raise UsageError(
-            "the file of jobs does not exist" if not file.exists() else "this is no file of jobs",
+            tr("the file of jobs does not exist")
+            if not file.exists()
+            else tr("this is no file of jobs"),
             file=file,
-            expected="a YAML or JSON file",
-            remedy="check the spelling",
+            expected=tr("a YAML or JSON file"),
+            remedy=tr("check the spelling"),
         )
     with located(file):
         document = _read_document(file)
@@ -99,10 +110,10 @@ def read_jobs(file: Path) -> tuple[MergeRequest, ...]:
         jobs = document.get(_JOBS)
         if not isinstance(jobs, list) or not jobs:
             raise UsageError(
-                "the file names no jobs",
-                expected="jobs: and a list of them, each with output_dir",
-                found="nothing" if not jobs else type(jobs).__name__,
-                remedy="write each merge as an entry of jobs",
+                tr("the file names no jobs"),
+                expected=tr("jobs: and a list of them, each with output_dir"),
+                found=tr("nothing") if not jobs else type(jobs).__name__,
+                remedy=tr("write each merge as an entry of jobs"),
             )
     requests = [_make_request(file, n, job, defaults) for n, job in enumerate(jobs, start=1)]
     _require_separate(requests)
@@ -121,23 +132,23 @@ def _make_request(
     file: Path, number: int, job: object, defaults: Mapping[str, Any]
 ) -> MergeRequest:
     """Make a job of its entry and the ``defaults``; None stands for the option's own default."""
-    with located(file, f"{number} of {file.name}"):
+    with located(file, tr("{number} of {name}", number=number, name=file.name)):
         if not isinstance(job, dict):
             raise UsageError(
-                "an entry of jobs is no mapping of options",
-                expected="lines such as output_dir: merged",
+                tr("an entry of jobs is no mapping of options"),
+                expected=tr("lines such as output_dir: merged"),
                 found=repr(job),
-                remedy="write the options as name: value",
+                remedy=tr("write the options as name: value"),
             )
         _require_keys(job, _known_keys())
         given = {key: value for key, value in {**defaults, **job}.items() if value is not None}
         for key in _REQUIRED:
             if key not in given:
                 raise UsageError(
-                    f"the job has no {key}",
+                    tr("the job has no {key}", key=key),
                     expected=", ".join(_REQUIRED),
-                    remedy=f"add {key} to the job"
-                    + ("" if key == "output_dir" else ", or above jobs if it is that of all"),
+                    remedy=tr("add {key} to the job", key=key)
+                    + ("" if key == "output_dir" else tr(", or above jobs if it is that of all")),
                 )
         keywords = {key: _require_value(key, value) for key, value in given.items()}
         request = MergeRequest(file, number, keywords, keywords.pop(_VERIFY, False))
@@ -157,9 +168,9 @@ def _require_keys(given: Mapping[str, Any], known: Sequence[str]) -> None:
     for key in _OF_THE_RUN:
         if key in given:
             raise UsageError(
-                f"{key} is for all jobs together",
-                found=f"{key} in the file",
-                remedy=f"leave it out, and give --{key} on the command line",
+                tr("{key} is for all jobs together", key=key),
+                found=tr("{key} in the file", key=key),
+                remedy=tr("leave it out, and give --{key} on the command line", key=key),
             )
     require_known(given, known)
 
@@ -175,33 +186,36 @@ def _require_value(key: str, value: Any) -> Any:
         key in _PATHS or key == "model_name" or bool(option and option.arguments.get("choices"))
     )
     if isinstance(value, list) and key not in _TAKES_LISTS:
-        raise _value_error(key, "one value", value)
+        raise _value_error(key, tr("one value"), value)
     items = _as_list(value)
     for item in items:
         if is_switch and not isinstance(item, bool):
-            raise _value_error(key, "true or false", item)
+            raise _value_error(key, tr("true or false"), item)
         if is_text and not (isinstance(item, str) and item.strip()):
-            raise _value_error(key, "text; what YAML takes for something else needs quotes", item)
+            raise _value_error(
+                key, tr("text; what YAML takes for something else needs quotes"), item
+            )
         if not is_switch and (isinstance(item, bool) or not isinstance(item, (str, int, float))):
-            raise _value_error(key, "text or a number", item)
+            raise _value_error(key, tr("text or a number"), item)
         if key in _PATHS and (fault := _find_path_fault(item)):
-            raise _value_error(key, "a path", f"{item} ({fault})")
+            found = compose("{item} ({fault})", item=item, fault=fault)
+            raise _value_error(key, tr("a path"), found)
     return items if key in _TAKES_LISTS and not isinstance(value, str) else value
 
 
 def _value_error(key: str, expected: str, found: object) -> UsageError:
     return UsageError(
-        f"the value of {key} is of another kind",
+        tr("the value of {key} is of another kind", key=key),
         expected=expected,
         found=repr(found),
-        remedy=f"see {key} in docs/options.md",
+        remedy=tr("see {key} in docs/options.md", key=key),
     )
 
 
 def _find_path_fault(text: str) -> str | None:
     """Why text can be no path on this system."""
     if "\0" in text:
-        return "it has a zero byte"
+        return tr("it has a zero byte")
     try:
         os.fsencode(text)
         Path(text).expanduser()
@@ -221,19 +235,19 @@ def _require_separate(requests: Sequence[MergeRequest]) -> None:
         if is_url(str(request.keywords["output_dir"])):
             with request.located():
                 raise UsageError(
-                    "the jobs of a file write to local folders",
-                    expected="output_dir: a folder",
-                    found="a URL",
-                    remedy="run this merge by itself, or copy its folder afterwards",
+                    tr("the jobs of a file write to local folders"),
+                    expected=tr("output_dir: a folder"),
+                    found=tr("a URL"),
+                    remedy=tr("run this merge by itself, or copy its folder afterwards"),
                 )
         other = outputs.setdefault(_resolve(request.output_dir), request)
         if other is not request:
             with request.located():
-                raise _shared_error("the output folder of the job is that of another", other)
+                raise _shared_error(tr("the output folder of the job is that of another"), other)
     for folder, request in outputs.items():
         if above := next((outputs[one] for one in folder.parents if one in outputs), None):
             with request.located():
-                raise _shared_error("the output folder of the job is inside another's", above)
+                raise _shared_error(tr("the output folder of the job is inside another's"), above)
     for request in requests:
         for key, named in request.input_paths:
             path = _resolve(Path(named).expanduser())
@@ -241,20 +255,29 @@ def _require_separate(requests: Sequence[MergeRequest]) -> None:
             if writer is not None:
                 with request.located():
                     raise UsageError(
-                        "the job reads what a job of the same file writes",
-                        expected="inputs that are there before the first job begins",
-                        found=f"{key} {named} is the output folder of job {writer.number}",
-                        remedy="give the jobs that read it a file of their own, and run it after "
-                        "this one",
+                        tr("the job reads what a job of the same file writes"),
+                        expected=tr("inputs that are there before the first job begins"),
+                        found=tr(
+                            "{key} {named} is the output folder of job {number}",
+                            key=key,
+                            named=named,
+                            number=writer.number,
+                        ),
+                        remedy=tr(
+                            "give the jobs that read it a file of their own, and run it after "
+                            "this one"
+                        ),
                     )
 
 
 def _shared_error(sentence: str, other: MergeRequest) -> UsageError:
     return UsageError(
         sentence,
-        expected="a folder of its own for each job",
-        found=f"job {other.number} writes to {other.output_dir}",
-        remedy="give one of the two another output_dir",
+        expected=tr("a folder of its own for each job"),
+        found=tr(
+            "job {number} writes to {output_dir}", number=other.number, output_dir=other.output_dir
+        ),
+        remedy=tr("give one of the two another output_dir"),
     )
 
 

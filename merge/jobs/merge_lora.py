@@ -16,6 +16,7 @@ from ..checksums.check_files import require_published
 from ..checksums.file_digests import start_digests
 from ..deltas.adapter_config import WEIGHT_NAMES
 from ..job_settings import MergeSettings
+from ..messages import tr
 from ..options import takes_options
 from ..output.fingerprint import JobInputs
 from ..output.preflight import require_names_free
@@ -360,10 +361,12 @@ def _with_delta(
         require_model(
             plain,
             sources.base.path,
-            "base model",
-            "give the LLaMA that the delta was made from with --base_model, and the delta with "
-            "--delta_model; for a model whose norms are so nevertheless, "
-            "--allow_unknown_combination",
+            tr("base model"),
+            tr(
+                "give the LLaMA that the delta was made from with --base_model, and "
+                "the delta with --delta_model; for a model whose norms are so "
+                "nevertheless, --allow_unknown_combination"
+            ),
         )
     if delta is None or sources.delta is None:
         return plain, ()
@@ -373,8 +376,13 @@ def _with_delta(
     require_known_filling(
         result.grown,
         called,
-        "apply it first, with apply_delta.py --new_token_init mean, and give its result as "
-        "--base_model",
+        tr(
+            "apply it first, with apply_delta.py --new_token_init mean, and give "
+            "its result as --base_model"
+        ),
     )
-    whole = (f"{name} is taken whole from the delta ({why})" for name, why in result.whole.items())
+    whole = (
+        tr("{name} is taken whole from the delta ({why})", name=name, why=why)
+        for name, why in result.whole.items()
+    )
     return base, tuple(whole)

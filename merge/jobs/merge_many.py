@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import MergeError, as_merge_error, shown
+from ..messages import column_width, join, tr, translate
 from ..output.preflight import OutputFolder
 from ..settings import OnProgress
 from ..sizes import size_text
@@ -22,6 +23,15 @@ State = Literal[
     "planned", "done", "complete already", "failed", "wrong", "interrupted", "not started"
 ]
 OnJob = Callable[["JobResult"], object]
+_STATES = {
+    "planned": tr("planned"),
+    "done": tr("done"),
+    "complete already": tr("complete already"),
+    "failed": tr("failed"),
+    "wrong": tr("wrong"),
+    "interrupted": tr("interrupted"),
+    "not started": tr("not started"),
+}
 
 
 @dataclass(frozen=True)
@@ -59,21 +69,24 @@ class ManyReport:
         return tuple(one for one in self.results if one.is_failure)
 
     def summary(self) -> str:
-        """A table with a line for each job."""
-        rows = [("job", "output", "state", "seconds", "size"), *map(_make_row, self.results)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = (
-            f"{number:>{widths[0]}}  {output:<{widths[1]}}  {state:<{widths[2]}}"
-            f"  {seconds:>{widths[3]}}  {size:>{widths[4]}}"
-            for number, output, state, seconds, size in rows
-        )
-        return "\n".join(lines)
+        """A table with a line for each job, in the language of ``messages.used_language``."""
+        head = [tr("job"), tr("output"), tr("state"), tr("seconds"), tr("size")]
+        rows = [[translate(text) for text in row] for row in (head, *map(_make_row, self.results))]
+        widths = [max(map(column_width, column)) for column in zip(*rows, strict=True)]
+        sides = ("right", "left", "left", "right", "right")
+        return "\n".join("  ".join(map(_pad, row, widths, sides)) for row in rows)
+
+
+def _pad(text: str, width: int, side: str) -> str:
+    """A cell as wide as its column, with its text on one side."""
+    padding = " " * (width - column_width(text))
+    return text + padding if side == "left" else padding + text
 
 
 def _make_row(result: JobResult) -> tuple[str, ...]:
     seconds = f"{result.seconds:.1f}" if result.seconds else "-"
     size = size_text(result.nbytes) if result.nbytes else "-"
-    return str(result.number), shown(str(result.output_dir)), result.state, seconds, size
+    return str(result.number), shown(str(result.output_dir)), _STATES[result.state], seconds, size
 
 
 def merge_many(
@@ -112,8 +125,8 @@ def merge_many(
             _call(on_job, results[-1])
     except KeyboardInterrupt as interruption:
         table = ManyReport((*results, *_list_unfinished(requests[len(results) :]))).summary()
-        state = str(interruption) or "--resume goes on with the jobs that are not complete"
-        interruption.args = (f"{state}\n{table}",)
+        state = str(interruption) or tr("--resume goes on with the jobs that are not complete")
+        interruption.args = (join("\n", [state, table]),)
         raise
     return ManyReport(tuple(results))
 
@@ -163,7 +176,7 @@ def _require_room(planned: Sequence[_CheckedJob]) -> None:
             folder = OutputFolder(one.request.output_dir)
             disk = find_existing(folder.path).stat().st_dev
             needed, left_behind = taken.get(disk, 0) + one.disk_bytes, sum_sizes(folder.leftovers)
-            results = f"the results up to that of job {one.request.number}"
+            results = tr("the results up to that of job {number}", number=one.request.number)
             require_space(folder.path, needed, left_behind, results)
             taken[disk] = needed - left_behind - sum_sizes(folder.replaceable)
 
@@ -191,7 +204,7 @@ def _run(request: MergeRequest, resume: bool, on_progress: OnProgress | None) ->
         state: State = "complete already" if report.was_complete else "done"
         if request.verify:
             found = verify_result(request.keywords)
-            text = "\n".join([text, *map(str, found.faults), found.summary()])
+            text = join("\n", [text, *map(str, found.faults), found.summary()])
             state = "wrong" if found.faults else state
     except (MergeError, OSError) as error:
         seconds, text = time.monotonic() - started, str(as_merge_error(error))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..checksums.known_tokenizers import explain_mismatch, recognize_bytes
 from ..engines.call import Call
 from ..errors import VocabularyError
+from ..messages import tr
 from ..output.fingerprint import JobInputs
 from ..output.preflight import OutputFolder, require_names_free
 from ..settings import OnProgress, OutputSettings
@@ -83,10 +84,22 @@ class PlannedJob:
     def inputs(self) -> tuple[str, ...]:
         """Lines about what was read."""
         models = (
-            f"{role.removesuffix('_model'):<10} {model.folder} ({model.rows} rows)"
+            tr(
+                "{role:<10} {folder} ({rows} rows)",
+                role=role.removesuffix("_model"),
+                folder=model.folder,
+                rows=model.rows,
+            )
             for role, model in self.models.items()
         )
-        return (*models, f"tokenizer  {self.tokenizer.path} ({self.tokenizer.n_tokens} tokens)")
+        return (
+            *models,
+            tr(
+                "tokenizer  {path} ({n_tokens} tokens)",
+                path=self.tokenizer.path,
+                n_tokens=self.tokenizer.n_tokens,
+            ),
+        )
 
 
 def write_and_report(
@@ -135,18 +148,24 @@ def require_enough_rows(rows: int, tokenizer: Tokenizer) -> tuple[str, ...]:
     if tokens is not None and tokens > rows:
         said = explain_mismatch(recognize_bytes(tokenizer.vocabulary), rows)
         raise VocabularyError(
-            "tokenizer and embeddings do not belong together",
+            tr("tokenizer and embeddings do not belong together"),
             file=tokenizer.path,
             tensor="model.embed_tokens.weight, lm_head.weight",
-            expected=f"at most {rows} tokens, one for each row",
-            found=f"{tokens} tokens",
+            expected=tr("at most {rows} tokens, one for each row", rows=rows),
+            found=tr("{tokens} tokens", tokens=tokens),
             remedy=said
-            or "give the tokenizer that belongs to the model, with --tokenizer; rows for new "
-            "tokens are made by resize_llama_vocabulary.py",
+            or tr(
+                "give the tokenizer that belongs to the model, with --tokenizer; "
+                "rows for new tokens are made by resize_llama_vocabulary.py"
+            ),
         )
     if tokens in (None, rows):
         return ()
     return (
-        f"the model has {rows} rows for {tokens} tokens; llama.cpp's converter needs --pad-vocab "
-        "for that",
+        tr(
+            "the model has {rows} rows for {tokens} tokens; llama.cpp's "
+            "converter needs --pad-vocab for that",
+            rows=rows,
+            tokens=tokens,
+        ),
     )

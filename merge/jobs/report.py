@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FormatError, OutputError, UsageError, shown
 from ..job_settings import ApplyDeltaSettings, MergeSettings
+from ..messages import tr
 from ..option_checks import require_report_libraries
 from ..output.preflight import OutputFolder, require_names_free
 from ..output.staged_folder import lock_folder, replace_files
@@ -47,11 +48,15 @@ class ReportResult:
 
     def summary(self) -> str:
         """Describe it in a few lines."""
-        how = "measured from the inputs" if self.measured else "from the numbers of report.json"
+        how = (
+            tr("measured from the inputs")
+            if self.measured
+            else tr("from the numbers of report.json")
+        )
         lines = [
-            f"report     {self.path} ({how})",
-            f"findings   {self.findings}",
-            f"took       {self.seconds:.1f} s",
+            tr("report     {path} ({how})", path=self.path, how=how),
+            tr("findings   {findings}", findings=self.findings),
+            tr("took       {seconds:.1f} s", seconds=self.seconds),
         ]
         return "\n".join(["Done:", *(f"  {shown(line)}" for line in lines)])
 
@@ -115,7 +120,9 @@ def write_report(
 def _require_folder(folder: Path) -> None:
     if "\0" in str(folder) or not folder.is_dir():
         raise UsageError(
-            "the result does not exist", file=folder, remedy="give the --output_dir of a merge"
+            tr("the result does not exist"),
+            file=folder,
+            remedy=tr("give the --output_dir of a merge"),
         )
 
 
@@ -125,17 +132,19 @@ def _read_result(target: OutputFolder) -> tuple[dict[str, Any], Manifest]:
 
     if target.leftovers:
         raise OutputError(
-            "the run that writes this folder was interrupted: there is no result yet",
+            tr("the run that writes this folder was interrupted: there is no result yet"),
             file=target.path,
-            remedy="resume it with the same command and --resume",
+            remedy=tr("resume it with the same command and --resume"),
         )
     parsed = read_manifest(target.path)
     if not parsed.adapters and "delta_model" not in parsed.models:
         raise UsageError(
-            "nothing was merged into this model, so there is no change to report",
+            tr("nothing was merged into this model, so there is no change to report"),
             file=target.path / MANIFEST_NAME,
-            expected="the result of a merge, or of apply_delta.py",
-            found=f"inputs {', '.join(parsed.models) or 'that are not named'}",
+            expected=tr("the result of a merge, or of apply_delta.py"),
+            found=tr(
+                "inputs {models}", models=", ".join(parsed.models) or tr("that are not named")
+            ),
         )
     return target.read_json(MANIFEST_NAME), parsed
 
@@ -253,8 +262,9 @@ def _plan(
             error.sentence,
             file=error.facts.get("file"),
             expected=error.facts.get("expected"),
-            remedy="say where the inputs are now, with --base_model, --lora_model and "
-            "--delta_model",
+            remedy=tr(
+                "say where the inputs are now, with --base_model, --lora_model and --delta_model"
+            ),
         ) from None
     merge = plan_merge(sources, settings, offload)
     _require_same_adapters(folder, parsed, [[*a.digests.values()] for a in merge.adapters])
@@ -276,7 +286,7 @@ def _require_same_adapters(
 ) -> None:
     recorded = [set(entry.digests) for entry in parsed.adapters]
     if [set(one) for one in digests] != recorded:
-        raise _other_inputs_error(folder, "the adapters' files have other digests")
+        raise _other_inputs_error(folder, tr("the adapters' files have other digests"))
 
 
 def _require_same_result(folder: Path, parsed: Manifest, measured: Measurements) -> None:
@@ -288,13 +298,15 @@ def _require_same_result(folder: Path, parsed: Manifest, measured: Measurements)
         written = parsed.tensors.get(name)
         same_dtype = written and written.dtype == get_dtype_name(measured.tensors[name].dtype)
         if written is None or (same_dtype and digest and digest != written.digest):
-            raise _other_inputs_error(folder, f"{name} comes out with other values")
+            raise _other_inputs_error(folder, tr("{name} comes out with other values", name=name))
 
 
 def _other_inputs_error(folder: Path, found: str) -> UsageError:
     return UsageError(
-        "these are not the inputs that the result was made of",
+        tr("these are not the inputs that the result was made of"),
         file=folder / MANIFEST_NAME,
         found=found,
-        remedy="name the base and the adapters of this result with --base_model and --lora_model",
+        remedy=tr(
+            "name the base and the adapters of this result with --base_model and --lora_model"
+        ),
     )

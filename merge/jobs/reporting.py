@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from ..messages import tr
 from ..output.preflight import OutputFolder
 from ..output.staged_folder import replace_files
 from ..settings import OnProgress
@@ -34,8 +35,12 @@ def make_report(
         files = report.make(manifest)
     except Exception as error:  # noqa: BLE001 (a merge of hours is worth more than its report)
         return {}, (
-            f"the report could not be made ({type(error).__name__}: {error}); the result is "
-            "complete, and report.py tries again",
+            tr(
+                "the report could not be made ({name}: {error}); the result is "
+                "complete, and report.py tries again",
+                name=type(error).__name__,
+                error=error,
+            ),
         )
     return files, (report.describe(),)
 

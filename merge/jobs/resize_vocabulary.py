@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import VocabularyError
 from ..job_settings import ResizeSettings
 from ..layouts.model_folder import ModelFolder
+from ..messages import tr
 from ..options import takes_options
 from ..output.repeated import record_options
 from ..plan.documents import find_config
@@ -57,7 +58,7 @@ def resize_vocabulary(
 
 
 def _find_sources(base_model: str, tokenizer: str, offload: Offload) -> Sources:
-    base = ModelFolder(resolve(base_model, "base model", offload))
+    base = ModelFolder(resolve(base_model, tr("base model"), offload))
     new = choose_any_tokenizer(tokenizer, base, offload)
     own: Tokenizer | None = find_tokenizer([base])
     if own is None and isinstance(new, OpaqueTokenizer) and holds_tokenizer(base):
@@ -99,7 +100,7 @@ def _plan_job(sources: Sources, settings: ResizeSettings, offload: Offload) -> P
     }
     model = Model(cast, tied, rows, config, sources.tokenizer, (sources.base_model,))
     plan = plan_output(model, settings)
-    padding = f", {rows - tokens} of padding" if rows > tokens else ""
+    padding = tr(", {rows} of padding", rows=rows - tokens) if rows > tokens else ""
     return PlannedJob(
         plan,
         {"base_model": Input(sources.base_model, sources.base.path, base)},
@@ -110,8 +111,16 @@ def _plan_job(sources: Sources, settings: ResizeSettings, offload: Offload) -> P
             "seed": settings.seed,
             "pad_to_multiple_of": settings.pad_to_multiple_of,
         },
-        (f"rows       {base_rows} -> {rows}, new ones from {settings.init}{padding}",),
-        ("the new rows are a beginning: the model has to be trained on text that uses them",),
+        (
+            tr(
+                "rows       {base_rows} -> {rows}, new ones from {init}{padding}",
+                base_rows=base_rows,
+                rows=rows,
+                init=settings.init,
+                padding=padding,
+            ),
+        ),
+        (tr("the new rows are a beginning: the model has to be trained on text that uses them"),),
         record_options("resize", settings),
     )
 
@@ -120,11 +129,11 @@ def _count_tokens(tokenizer: Tokenizer) -> int:
     """Raises ``VocabularyError`` for a tokenizer in whose files there are no ids."""
     if tokenizer.n_tokens is None:
         raise VocabularyError(
-            "the files of this tokenizer do not say how many tokens it has",
+            tr("the files of this tokenizer do not say how many tokens it has"),
             file=tokenizer.path,
-            expected="a tokenizer.model or a tokenizer.json",
+            expected=tr("a tokenizer.model or a tokenizer.json"),
             found=", ".join(getattr(tokenizer, "contents", ())),
-            remedy="name the folder of the larger tokenizer with --tokenizer",
+            remedy=tr("name the folder of the larger tokenizer with --tokenizer"),
         )
     return tokenizer.n_tokens
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checksums.file_digests import hash_file
-from ..errors import MergeError, UsageError, VerificationError, shown
+from ..errors import MergeError, UsageError, VerificationError
 from ..job_settings import MergeSettings
 from ..layouts.config import is_llama
 from ..layouts.model_folder import ModelFolder
+from ..messages import compose, join, tr
 from ..plan.inputs import find_tokenizer, find_tokenizer_home, split_list
 from ..plan.places import find_result, resolve
 from ..settings import OnProgress
@@ -50,12 +51,12 @@ class Verification:
     def summary(self) -> str:
         """The report in a few lines, without the faults."""
         peak = peak_memory()
-        memory = f", peak memory {size_text(peak)}" if peak else ""
-        lines = [f"result     {self.output_dir}", *self.checked]
-        lines += [f"not checked: {line}" for line in self.unchecked]
-        lines += [f"took       {self.seconds:.1f} s{memory}"]
-        head = f"FAILED: {len(self.faults)} faults" if self.faults else "OK:"
-        return "\n".join([head, *(f"  {shown(line)}" for line in lines)])
+        memory = tr(", peak memory {peak}", peak=size_text(peak)) if peak else ""
+        lines = [tr("result     {output_dir}", output_dir=self.output_dir), *self.checked]
+        lines += [tr("not checked: {line}", line=line) for line in self.unchecked]
+        lines += [tr("took       {seconds:.1f} s{memory}", seconds=self.seconds, memory=memory)]
+        head = tr("FAILED: {n_faults} faults", n_faults=len(self.faults)) if self.faults else "OK:"
+        return join("\n", [head, *(compose("  {line}", line=line) for line in lines)])
 
 
 def verify_merge(
@@ -139,9 +140,10 @@ class _NamedInputs:
             "new_token_init": self.new_token_init,
         }
         words = [
-            f"--{name} {value}" if value else f"no --{name}" for name, value in options.items()
+            f"--{name} {value}" if value else tr("no --{name}", name=name)
+            for name, value in options.items()
         ]
-        return f"assumed    {', '.join(words)}: there is no manifest to say it"
+        return tr("assumed    {words}: there is no manifest to say it", words=join(", ", words))
 
 
 def _read_manifest(folder: Path, is_needed: bool) -> Manifest | None:
@@ -149,7 +151,9 @@ def _read_manifest(folder: Path, is_needed: bool) -> Manifest | None:
 
     if "\0" in str(folder) or not folder.is_dir():
         raise UsageError(
-            "the result does not exist", file=folder, remedy="give the --output_dir of a merge"
+            tr("the result does not exist"),
+            file=folder,
+            remedy=tr("give the --output_dir of a merge"),
         )
     return read_manifest(folder) if is_needed or (folder / MANIFEST_NAME).is_file() else None
 
@@ -192,7 +196,13 @@ def _check_result(
         )
     is_gguf = ModelFolder(folder).is_gguf
     if not is_gguf and not (folder / MODEL_NAME).is_file():
-        found.unchecked.append(f"vocabulary: {rows} rows, but no {MODEL_NAME} beside them")
+        found.unchecked.append(
+            tr(
+                "vocabulary: {rows} rows, but no {model_name} beside them",
+                rows=rows,
+                model_name=MODEL_NAME,
+            )
+        )
         if inputs is not None and any(map(has_tokenizer, inputs.adapters)):
             found.faults += check_copied_end(folder)
         return found
@@ -207,7 +217,7 @@ def _check_result(
     # llama.cpp needs a token for each row, padding or not.
     padded = padded and not is_gguf
     found.faults += check_vocabulary(folder, result, parents, padded, may_be_shorter)
-    found.checked.append(f"vocabulary {rows} rows and the tokenizer")
+    found.checked.append(tr("vocabulary {rows} rows and the tokenizer", rows=rows))
     own = inputs.tokenizer() if inputs is not None and not named else None
     if own is not None and not is_gguf:
         found.faults += check_tokenizer_files(folder, own)
@@ -234,10 +244,12 @@ def _check_unmerged_files(
         for name in adapter.unread:
             if name not in ignored:
                 yield VerificationError(
-                    "weights that lie beside the adapter are no part of the result",
+                    tr("weights that lie beside the adapter are no part of the result"),
                     file=adapter.folder / name,
-                    remedy="merge with the program that wrote them; or, if they are no part of the "
-                    "adapter, merge again and let the merge ignore them",
+                    remedy=tr(
+                        "merge with the program that wrote them; or, if they are no part of "
+                        "the adapter, merge again and let the merge ignore them"
+                    ),
                 )
 
 
@@ -297,10 +309,10 @@ def _load_inputs(named: _NamedInputs, manifest: Manifest | None, offload: Offloa
     base_source = named.base or (manifest.base.source if manifest and manifest.base else None)
     if base_source is None:
         raise UsageError(
-            "the manifest does not say what the result was made of",
-            remedy="name the base with --base_model, or check --files_only",
+            tr("the manifest does not say what the result was made of"),
+            remedy=tr("name the base with --base_model, or check --files_only"),
         )
-    base_folder = _resolve_input(base_source, "base model", offload)
+    base_folder = _resolve_input(base_source, tr("base model"), offload)
     base = open_checkpoint(base_folder, offload, named.context_length, True, any_decoder=True)
     target = None if named.delta or named.base else _find_source(manifest, "target_model")
     dense_source = named.delta or target or _find_source(manifest, "delta_model")
@@ -385,8 +397,11 @@ def _resolve_input(source: str | Path, role: str, offload: Offload) -> ModelFold
             role, "--delta_model"
         )
         raise UsageError(
-            f"{error.sentence}, so the arithmetic cannot be checked",
+            tr("{sentence}, so the arithmetic cannot be checked", sentence=error.sentence),
             file=source,
-            remedy=f"say where it is now with {option}, or check only what needs no inputs with "
-            "--files_only",
+            remedy=tr(
+                "say where it is now with {option}, or check only what needs no "
+                "inputs with --files_only",
+                option=option,
+            ),
         ) from None

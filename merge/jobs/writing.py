@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..engines.call import Call
 from ..errors import UsageError
 from ..interruption import deferred_signals
+from ..messages import compose, join, tr
 from ..output.attempts import remove_attempts
 from ..output.complete import is_complete
 from ..output.fingerprint import JobInputs, compute_fingerprint, require_same_run
@@ -38,8 +39,8 @@ from .reporting import ReportMaker, add_report, make_report
 if TYPE_CHECKING:
     from ..plan.placement import Plan
 
-_COMPLETE_ALREADY = "complete already: the result of the same run is there, as it was written"
-_GIVEN_THEIR_NAMES = "an earlier run had written everything; its files were given their names"
+_COMPLETE_ALREADY = tr("complete already: the result of the same run is there, as it was written")
+_GIVEN_THEIR_NAMES = tr("an earlier run had written everything; its files were given their names")
 
 
 class Job(Protocol):
@@ -69,10 +70,10 @@ def lock_output(
     require_possible(output, inputs)
     if isinstance(output, RemotePath) and is_on_cluster(settings):
         raise UsageError(
-            "the machines of a cluster do not write to a bucket",
+            tr("the machines of a cluster do not write to a bucket"),
             file=output,
-            expected="a folder that all of them see",
-            remedy="leave --engine ray out, or write to a shared folder and copy that",
+            expected=tr("a folder that all of them see"),
+            remedy=tr("leave --engine ray out, or write to a shared folder and copy that"),
         )
     if isinstance(output, RemotePath):  # a bucket has no locks: uploads replace nothing
         yield _open_output(output, settings)
@@ -292,14 +293,23 @@ def _start_journal(
 
 
 def _describe_resume(past: ResumePoint, plan: Plan) -> tuple[str, ...]:
-    odd = f"{past.unexplained} entries of the journal do not match the plan and were ignored"
+    odd = tr(
+        "{unexplained} entries of the journal do not match the plan and were ignored",
+        unexplained=past.unexplained,
+    )
     return (*_describe_resume_point(past, plan), *((odd,) if past.unexplained else ()))
 
 
 def _describe_resume_point(past: ResumePoint, plan: Plan) -> tuple[str, ...]:
     if not past:
-        return ("nothing of the interrupted run could be resumed: started over",)
-    return (f"resumed after {len(past.done)} of {len(plan.placed)} tensors of the interrupted run",)
+        return (tr("nothing of the interrupted run could be resumed: started over"),)
+    return (
+        tr(
+            "resumed after {n_done} of {n_placed} tensors of the interrupted run",
+            n_done=len(past.done),
+            n_placed=len(plan.placed),
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -326,11 +336,10 @@ class Report:
 
     def summary(self) -> str:
         """Describe it in a few lines."""
-        notes = [f"note: {note}" for note in self.all_notes()]
+        notes = [tr("note: {note}", note=note) for note in self.all_notes()]
         lines = [*self.inputs, *self.changes, *self._output(), *notes]
-        return "\n".join(
-            ["Planned:" if self.dry_run else "Done:", *(f"  {line}" for line in lines)]
-        )
+        head = tr("Planned:") if self.dry_run else tr("Done:")
+        return join("\n", [head, *(compose("  {line}", line=line) for line in lines)])
 
     def as_json(self) -> dict[str, Any]:
         """The same for programs; docs/json.md has the keys."""
@@ -360,10 +369,20 @@ class Report:
     def _output(self) -> list[str]:
         files = list(self.plan.files)
         listed = ", ".join(files) if len(files) <= 4 else f"{files[0]} ... {files[-1]}"
-        lines = [f"output     {self.output_dir}: {listed} ({size_text(self.plan.tensor_bytes)})"]
+        lines = [
+            tr(
+                "output     {output_dir}: {listed} ({tensor_bytes})",
+                output_dir=self.output_dir,
+                listed=listed,
+                tensor_bytes=size_text(self.plan.tensor_bytes),
+            )
+        ]
         if self.dry_run:
             room = size_text(self.plan.disk_bytes)
-            return [*lines, f"disk       {room} needed there; nothing was written"]
+            return [*lines, tr("disk       {room} needed there; nothing was written", room=room)]
         peak = peak_memory()
-        memory = f", peak memory {size_text(peak)}" if peak else ""
-        return [*lines, f"took       {self.seconds:.1f} s{memory}"]
+        memory = tr(", peak memory {peak}", peak=size_text(peak)) if peak else ""
+        return [
+            *lines,
+            tr("took       {seconds:.1f} s{memory}", seconds=self.seconds, memory=memory),
+        ]

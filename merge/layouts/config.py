@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LayoutError
+from ..messages import compose, join, tr
 from ..untrusted.value_kinds import (
     FLAG,
     LENGTH,
@@ -70,11 +71,11 @@ def require_decoder(config: Mapping[str, Any], source: object) -> None:
     if isinstance(kind, str) and not config.get("is_encoder_decoder"):
         return
     raise LayoutError(
-        "config.json does not describe a model that adapters can be merged into",
+        tr("config.json does not describe a model that adapters can be merged into"),
         file=source,
-        expected='"model_type" of a decoder, such as "llama", "qwen2" or "mistral"',
-        found=f"{kind!r}, an encoder with a decoder" if kind else repr(kind),
-        remedy="take config.json from the place where the weights are from",
+        expected=tr('"model_type" of a decoder, such as "llama", "qwen2" or "mistral"'),
+        found=tr("{kind!r}, an encoder with a decoder", kind=kind) if kind else repr(kind),
+        remedy=tr("take config.json from the place where the weights are from"),
     )
 
 
@@ -82,11 +83,13 @@ def require_plain_llama(config: Mapping[str, Any], source: object) -> None:
     """Raise ``LayoutError`` for a model that has more beside a LLaMA, which GGUF cannot hold."""
     if config.get("model_type") not in LLAMA_MODEL_TYPES:
         raise LayoutError(
-            "this model has more in it than a GGUF file of a LLaMA can hold",
+            tr("this model has more in it than a GGUF file of a LLaMA can hold"),
             file=source,
-            expected=f'"model_type": {" or ".join(map(repr, LLAMA_MODEL_TYPES))}',
+            expected=compose(
+                '"model_type": {kinds}', kinds=join(tr(" or "), map(repr, LLAMA_MODEL_TYPES))
+            ),
             found=repr(config.get("model_type")),
-            remedy="write --output_type huggingface, and use llama.cpp's own converters",
+            remedy=tr("write --output_type huggingface, and use llama.cpp's own converters"),
         )
 
 
@@ -116,11 +119,15 @@ class LlamaShape:
         """
         if config.get("model_type") not in model_types:
             raise LayoutError(
-                "this model is no LLaMA",
+                tr("this model is no LLaMA"),
                 file=source,
-                expected=f'"model_type": {" or ".join(map(repr, LLAMA_MODEL_TYPES))}',
+                expected=tr(
+                    '"model_type": {map}', map=join(tr(" or "), map(repr, LLAMA_MODEL_TYPES))
+                ),
                 found=repr(config.get("model_type")),
-                remedy="only LLaMA 1, LLaMA 2 and models of their architecture can be merged here",
+                remedy=tr(
+                    "only LLaMA 1, LLaMA 2 and models of their architecture can be merged here"
+                ),
             )
         hidden = require_number(config, "hidden_size", source)
         heads = require_number(config, "num_attention_heads", source)
@@ -129,11 +136,13 @@ class LlamaShape:
         head_dim = require_number(given, "head_dim", source)
         if head_dim % 2:
             raise LayoutError(
-                "the heads are of a size that rotary positions cannot turn",
+                tr("the heads are of a size that rotary positions cannot turn"),
                 file=source,
-                expected='"head_dim", or "hidden_size" by "num_attention_heads": an even number',
+                expected=tr(
+                    '"head_dim", or "hidden_size" by "num_attention_heads": an even number'
+                ),
                 found=head_dim,
-                remedy="take this file from the place where the weights are from",
+                remedy=tr("take this file from the place where the weights are from"),
             )
         return cls(
             hidden_size=hidden,
@@ -173,12 +182,14 @@ def require_values(config: Mapping[str, Any], source: object) -> None:
     said = _find_rope_thetas(config)
     if len(set(said.values())) > 1:
         raise LayoutError(
-            "config.json gives two bases of the rotary frequencies",
+            tr("config.json gives two bases of the rotary frequencies"),
             file=source,
-            expected="one rope_theta",
+            expected=tr("one rope_theta"),
             found=", ".join(f"{place} {theta:g}" for place, theta in said.items()),
-            remedy="transformers 4 takes the one at the top level, transformers 5 the nested one: "
-            "keep the one that the model was trained with",
+            remedy=tr(
+                "transformers 4 takes the one at the top level, transformers 5 the "
+                "nested one: keep the one that the model was trained with"
+            ),
         )
 
 
@@ -187,12 +198,14 @@ def require_no_biases(config: Mapping[str, Any], source: object) -> None:
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):
             raise LayoutError(
-                "this model is a LLaMA with biases, for which there is no place here",
+                tr("this model is a LLaMA with biases, for which there is no place here"),
                 file=source,
-                expected=f'"{key}": false',
+                expected=tr('"{key}": false', key=key),
                 found=repr(config[key]),
-                remedy="merge adapters into it with --output_type huggingface; if its weights have "
-                "no biases, correct config.json",
+                remedy=tr(
+                    "merge adapters into it with --output_type huggingface; if its "
+                    "weights have no biases, correct config.json"
+                ),
             )
 
 
@@ -209,12 +222,15 @@ def require_class(
     named = config.get("architectures")
     if named and (not isinstance(named, list) or named[0] not in names):
         raise LayoutError(
-            f"config.json calls the model {kind} and names the class of another one",
+            tr("config.json calls the model {kind} and names the class of another one", kind=kind),
             file=source,
-            expected=f'"architectures": ["{names[0]}"]',
+            expected=tr('"architectures": ["{names}"]', names=names[0]),
             found=repr(named),
-            remedy="write --output_type huggingface; if the weights are those of a plain "
-            f"{kind.removeprefix('a ')}, correct config.json",
+            remedy=tr(
+                "write --output_type huggingface; if the weights are those of a "
+                "plain {kind}, correct config.json",
+                kind=kind.removeprefix("a "),
+            ),
         )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LayoutError
+from ..messages import tr
 from ..tensors.lazy import LazyTensor
 from ..untrusted.value_kinds import require_number
 from .config import CONFIG_NAME
@@ -75,13 +76,16 @@ def validate_decoder_config(
     name = embeddings(tensors)
     if name is None:
         raise LayoutError(
-            "this model's embeddings have a name that is not known here",
+            tr("this model's embeddings have a name that is not known here"),
             file=folder,
-            expected="one of " + ", ".join(HEAD_OF),
+            expected=tr("one of ") + ", ".join(HEAD_OF),
             found=", ".join(list(tensors)[:4]) + ", ...",
             remedy=suggest_for_names(tensors)
-            or "save the model once with transformers' save_pretrained, under whose names "
-            "adapters are trained; if those are its names, merge with PEFT's merge_and_unload",
+            or tr(
+                "save the model once with transformers' save_pretrained, under whose "
+                "names adapters are trained; if those are its names, merge with "
+                "PEFT's merge_and_unload"
+            ),
         )
     _require_every_layer(folder, config, tensors)
     head = tensors.get(HEAD_OF[name])
@@ -90,20 +94,20 @@ def validate_decoder_config(
     tied = bool(config.get("tie_word_embeddings", head is None))
     if head is None and not tied:
         raise LayoutError(
-            "the base model's weights are incomplete",
+            tr("the base model's weights are incomplete"),
             file=folder,
             tensor=HEAD_OF[name],
-            expected='an LM head, since config.json says "tie_word_embeddings": false',
-            remedy="a weight file is missing, or config.json is another model's",
+            expected=tr('an LM head, since config.json says "tie_word_embeddings": false'),
+            remedy=tr("a weight file is missing, or config.json is another model's"),
         )
     if head is not None and head.shape != tensors[name].shape:
         raise LayoutError(
-            "the base model's LM head and embeddings have different shapes",
+            tr("the base model's LM head and embeddings have different shapes"),
             file=folder,
             tensor=head.origin,
-            expected=f"{tensors[name].shape}, as {name}",
+            expected=tr("{shape}, as {name}", shape=tensors[name].shape, name=name),
             found=head.shape,
-            remedy="take config.json and all weights from one place",
+            remedy=tr("take config.json and all weights from one place"),
         )
     return {**config, "tie_word_embeddings": tied}
 
@@ -119,9 +123,13 @@ def _require_every_layer(
     count = require_number({"num_hidden_layers": count}, "num_hidden_layers", folder / CONFIG_NAME)
     if missing := sorted(set(range(count)) - found):
         raise LayoutError(
-            "the base model's weights are incomplete",
+            tr("the base model's weights are incomplete"),
             file=folder,
-            expected=f"{count} layers, as config.json describes the model",
-            found=f"nothing of {len(missing)} of them: {', '.join(map(str, missing[:8]))}",
-            remedy="a weight file is missing, or config.json is another model's",
+            expected=tr("{count} layers, as config.json describes the model", count=count),
+            found=tr(
+                "nothing of {n_missing} of them: {map}",
+                n_missing=len(missing),
+                map=", ".join(map(str, missing[:8])),
+            ),
+            remedy=tr("a weight file is missing, or config.json is another model's"),
         )

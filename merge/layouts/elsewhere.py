@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..messages import tr
+
 
 @dataclass(frozen=True)
 class ForeignFormat:
@@ -19,51 +21,61 @@ class ForeignFormat:
 _FOREIGN_FORMATS = (
     ForeignFormat(
         "*.enc",
-        "weights that BELLE and others published XORed with LLaMA-7B's consolidated.00.pth (for "
-        "every size), with the SHA-256 of the plain file in the name",
-        "decrypt them first, with the script and the key file that their model card names",
+        tr(
+            "weights that BELLE and others published XORed with LLaMA-7B's "
+            "consolidated.00.pth (for every size), with the SHA-256 of the plain "
+            "file in the name"
+        ),
+        tr("decrypt them first, with the script and the key file that their model card names"),
     ),
     ForeignFormat(
         "zero_to_fp32.py",
-        "a DeepSpeed ZeRO checkpoint in parts (global_step...)",
-        "join the parts with `python zero_to_fp32.py . pytorch_model.bin` in that folder",
+        tr("a DeepSpeed ZeRO checkpoint in parts (global_step...)"),
+        tr("join the parts with `python zero_to_fp32.py . pytorch_model.bin` in that folder"),
     ),
     ForeignFormat(
         "global_step*",
-        "a DeepSpeed ZeRO checkpoint in parts",
-        "join the parts with DeepSpeed's zero_to_fp32.py",
+        tr("a DeepSpeed ZeRO checkpoint in parts"),
+        tr("join the parts with DeepSpeed's zero_to_fp32.py"),
     ),
     ForeignFormat(
         "**/*.distcp",
-        "a distributed checkpoint in parts",
-        "join them with `python -m torch.distributed.checkpoint.format_utils dcp_to_torch`, or "
-        "with `accelerate merge-weights`",
+        tr("a distributed checkpoint in parts"),
+        tr(
+            "join them with `python -m torch.distributed.checkpoint.format_utils "
+            "dcp_to_torch`, or with `accelerate merge-weights`"
+        ),
     ),
     ForeignFormat(
         "model_world_size_*_rank_*.pt",
-        "a verl checkpoint, one file a process",
-        "join the parts with verl's model_merger (`python -m verl.model_merger merge`)",
+        tr("a verl checkpoint, one file a process"),
+        tr("join the parts with verl's model_merger (`python -m verl.model_merger merge`)"),
     ),
     ForeignFormat(
         "hf_model_*.pt",
-        "torchtune's checkpoint, which holds Hugging Face's names",
-        "rename the files to pytorch_model-00001-of-0000N.bin and so on",
+        tr("torchtune's checkpoint, which holds Hugging Face's names"),
+        tr("rename the files to pytorch_model-00001-of-0000N.bin and so on"),
     ),
     ForeignFormat(
         "lit_model.pth",
-        "LitGPT's checkpoint, with names of its own",
-        "convert it with `litgpt convert_from_litgpt`, and rename model.pth to pytorch_model.bin",
+        tr("LitGPT's checkpoint, with names of its own"),
+        tr(
+            "convert it with `litgpt convert_from_litgpt`, and rename model.pth "
+            "to pytorch_model.bin"
+        ),
     ),
     ForeignFormat(
         "model.pth",
-        "a state dict of LitGPT's convert_from_litgpt or torchtune, most likely with Hugging "
-        "Face's names",
-        "rename it to pytorch_model.bin",
+        tr(
+            "a state dict of LitGPT's convert_from_litgpt or torchtune, most "
+            "likely with Hugging Face's names"
+        ),
+        tr("rename it to pytorch_model.bin"),
     ),
     ForeignFormat(
         "*.bin.part*",
-        "a download that was not finished",
-        "finish the download",
+        tr("a download that was not finished"),
+        tr("finish the download"),
     ),
 )
 
@@ -75,7 +87,7 @@ _TENCENT = ("embedding.word.", "encoder.transformer.", "target.lm.")
 def suggest_for_names(names: Iterable[str]) -> str | None:
     """What to do about the names of another tool's tensors, None for names of no such tool."""
     if any(name.startswith(_TENCENT) for name in names):
-        return (
+        return tr(
             "these are TencentPretrain's names: convert the model with its own "
             "convert_llama_from_tencentpretrain_to_huggingface.py"
         )

@@ -11,6 +11,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 
 from ..errors import LayoutError
 from ..formats import open_container
+from ..messages import join, tr
 from ..storage.folder import Folder
 from ..storage.offload import Offload
 from ..tensors.lazy import Checkpoint, LazyTensor
@@ -111,10 +112,10 @@ def find_weight_files(folder: Folder) -> dict[Path, tuple[str, ...] | None]:
         indexes = folder.matching(f"*{suffix}.index.json")
         if len(indexes) > 1:
             raise LayoutError(
-                "the folder has two indexes of weights",
+                tr("the folder has two indexes of weights"),
                 file=folder.path,
-                found=" and ".join(path.name for path in indexes),
-                remedy="keep the one that belongs to the weights",
+                found=join(tr(" and "), (path.name for path in indexes)),
+                remedy=tr("keep the one that belongs to the weights"),
             )
         if indexes:
             return _read_index(folder, indexes[0])
@@ -124,18 +125,18 @@ def find_weight_files(folder: Folder) -> dict[Path, tuple[str, ...] | None]:
             return dict.fromkeys(found)
     if (kind := find_unsupported_format(folder.path)) is not None:
         raise LayoutError(
-            "the folder holds weights in a form that is not read here",
+            tr("the folder holds weights in a form that is not read here"),
             file=folder.path,
-            expected="pytorch_model*.bin or model*.safetensors",
+            expected=tr("pytorch_model*.bin or model*.safetensors"),
             found=kind.what,
             remedy=kind.remedy,
         )
     raise LayoutError(
-        "the folder holds no weights",
+        tr("the folder holds no weights"),
         file=folder.path,
-        expected="pytorch_model*.bin or model*.safetensors",
-        found=", ".join(list(folder.entries)[:8]) or "an empty folder",
-        remedy="download the weights into this folder, or give the folder that has them",
+        expected=tr("pytorch_model*.bin or model*.safetensors"),
+        found=", ".join(list(folder.entries)[:8]) or tr("an empty folder"),
+        remedy=tr("download the weights into this folder, or give the folder that has them"),
     )
 
 
@@ -143,21 +144,21 @@ def _read_index(folder: Folder, index: Path) -> dict[Path, tuple[str, ...] | Non
     weight_map = folder.read_json(index.name).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise LayoutError(
-            "the index names no weights",
+            tr("the index names no weights"),
             file=index,
-            expected='"weight_map": {name: file}',
-            remedy="fetch the index again, or remove it: the folder is then read as it is",
+            expected=tr('"weight_map": {name: file}'),
+            remedy=tr("fetch the index again, or remove it: the folder is then read as it is"),
         )
     names: dict[Path, list[str]] = {}
     for name, file in weight_map.items():
         if not isinstance(file, str) or not _PLAIN_NAME.fullmatch(file):
             raise LayoutError(
-                "the index names a file that cannot be in the folder",
+                tr("the index names a file that cannot be in the folder"),
                 file=index,
                 tensor=name,
-                expected="the name of a file beside the index",
+                expected=tr("the name of a file beside the index"),
                 found=repr(file),
-                remedy="an index of weights never needs that: get the model from elsewhere",
+                remedy=tr("an index of weights never needs that: get the model from elsewhere"),
             )
         names.setdefault(folder.path / file, []).append(name)
     missing = sorted(path.name for path in names if path.name not in folder.files)
@@ -181,11 +182,13 @@ def _require_all_numbers(folder: Path, files: Iterable[Path]) -> None:
 
 def _refuse_missing(folder: Path, missing: list[str], count: int) -> None:
     raise LayoutError(
-        "a part of the base model's weights is missing",
+        tr("a part of the base model's weights is missing"),
         file=folder / missing[0],
-        expected=f"{count} weight files",
-        found=f"{len(missing)} missing: {', '.join(missing[:5])}",
-        remedy="download the missing files into this folder",
+        expected=tr("{count} weight files", count=count),
+        found=tr(
+            "{n_missing} missing: {missing}", n_missing=len(missing), missing=", ".join(missing[:5])
+        ),
+        remedy=tr("download the missing files into this folder"),
     )
 
 
@@ -199,19 +202,19 @@ def collect_tensors(
         for name in promised or ():
             if name not in here:
                 raise LayoutError(
-                    "the index names a tensor that its file does not hold",
+                    tr("the index names a tensor that its file does not hold"),
                     file=path,
                     tensor=name,
-                    remedy="index and weights are from different downloads: fetch both again",
+                    remedy=tr("index and weights are from different downloads: fetch both again"),
                 )
         for name, tensor in here.items():
             if name in tensors and not llama.is_rotary_buffer(name):
                 raise LayoutError(
-                    "two weight files hold the same tensor",
+                    tr("two weight files hold the same tensor"),
                     file=path,
                     tensor=name,
-                    found=f"also in {tensors[name].origin}",
-                    remedy="remove the files that do not belong to this model",
+                    found=tr("also in {origin}", origin=tensors[name].origin),
+                    remedy=tr("remove the files that do not belong to this model"),
                 )
             tensors[name] = tensor
     return tensors
@@ -235,25 +238,40 @@ def _check_and_order(
     missing = [name for name in expected if name not in tensors]
     if missing:
         raise LayoutError(
-            "the base model's weights are incomplete",
+            tr("the base model's weights are incomplete"),
             file=folder,
             tensor=missing[0],
-            expected=f"{len(expected)} tensors, as config.json describes the model",
-            found=f"{len(missing)} of them missing in {len(files)} weight files",
-            remedy="a weight file is missing, or config.json is another model's",
+            expected=tr(
+                "{n_expected} tensors, as config.json describes the model", n_expected=len(expected)
+            ),
+            found=tr(
+                "{n_missing} of them missing in {n_files} weight files",
+                n_missing=len(missing),
+                n_files=len(files),
+            ),
+            remedy=tr("a weight file is missing, or config.json is another model's"),
         )
     rows = tensors[llama.EMBED_TOKENS].rows
     head = tensors.get(llama.LM_HEAD)
     columns = tensors[llama.EMBED_TOKENS].shape[1:]
     if head is not None and columns and head.shape[1:] == columns and head.rows != rows:
         raise LayoutError(
-            "embeddings and LM head have different numbers of rows",
+            tr("embeddings and LM head have different numbers of rows"),
             file=folder,
             tensor=f"{llama.EMBED_TOKENS}, {llama.LM_HEAD}",
-            expected=f"equal numbers; config.json says vocab_size {vocab_size}",
-            found=f"{rows} rows in {tensors[llama.EMBED_TOKENS].origin}, {head.rows} in "
-            f"{head.origin}",
-            remedy="a weight file is from another version of the model: take all from one place",
+            expected=tr(
+                "equal numbers; config.json says vocab_size {vocab_size}", vocab_size=vocab_size
+            ),
+            found=tr(
+                "{rows} rows in {origin}, {rows_2} in {origin_2}",
+                rows=rows,
+                origin=tensors[llama.EMBED_TOKENS].origin,
+                rows_2=head.rows,
+                origin_2=head.origin,
+            ),
+            remedy=tr(
+                "a weight file is from another version of the model: take all from one place"
+            ),
         )
     for name, entry in expected.items():
         _check_tensor(folder, name, tensors[name], entry.complete_shape(rows))
@@ -262,13 +280,13 @@ def _check_and_order(
 
 def _explain_unexpected(folder: Path, name: str, tensor: LazyTensor) -> LayoutError:
     return LayoutError(
-        "the base model holds a tensor that a LLaMA does not have",
+        tr("the base model holds a tensor that a LLaMA does not have"),
         file=folder,
         tensor=tensor.origin,
-        expected="the tensors that config.json describes",
-        found=f"{name}, shape {tensor.shape}",
+        expected=tr("the tensors that config.json describes"),
+        found=tr("{name}, shape {shape}", name=name, shape=tensor.shape),
         remedy=suggest_for_names([name])
-        or "another architecture, or another model's file in this folder",
+        or tr("another architecture, or another model's file in this folder"),
     )
 
 
@@ -276,12 +294,12 @@ def _check_tensor(folder: Path, name: str, tensor: LazyTensor, wanted: tuple[int
     require_unquantized(folder, name, tensor)
     if tensor.shape != wanted:
         raise LayoutError(
-            "a tensor of the base model has another shape than config.json says",
+            tr("a tensor of the base model has another shape than config.json says"),
             file=folder,
             tensor=tensor.origin,
             expected=wanted,
             found=tensor.shape,
-            remedy="config.json and weights are of different models: take both from one place",
+            remedy=tr("config.json and weights are of different models: take both from one place"),
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LayoutError, UsageError
+from ..messages import tr
 from ..storage.offload import Offload
 from ..tensors.lazy import Checkpoint, LazyTensor, get_dtype_name, have_equal_values
 from . import llama
@@ -51,13 +52,15 @@ def _require_vocabulary(params: Mapping[str, Any], rows: int, source: Path) -> N
     stated = params.get("vocab_size")
     if isinstance(stated, int) and stated > 0 and stated != rows:
         raise LayoutError(
-            "params.json and the weights contradict each other",
+            tr("params.json and the weights contradict each other"),
             file=source,
             tensor="tok_embeddings.weight",
-            expected=f'{stated} rows, by "vocab_size"',
-            found=f"{rows} rows in all shards together",
-            remedy="take all files from one place; if the vocabulary was changed on purpose, "
-            'write "vocab_size": -1',
+            expected=tr('{stated} rows, by "vocab_size"', stated=stated),
+            found=tr("{rows} rows in all shards together", rows=rows),
+            remedy=tr(
+                "take all files from one place; if the vocabulary was changed on "
+                'purpose, write "vocab_size": -1'
+            ),
         )
 
 
@@ -85,12 +88,16 @@ def _require_divisible(shape: LlamaShape, count: int, chosen: bool) -> None:
     for size in ("num_attention_heads", "num_key_value_heads", "intermediate_size", "hidden_size"):
         if count < 1 or getattr(shape, size) % count:
             raise UsageError(
-                "the model cannot be split evenly over this many files",
-                expected=f"--num_shards that divides {size} = {getattr(shape, size)}",
-                found=f"--num_shards {count}",
-                remedy="leave --num_shards out to get as many as Meta uses"
+                tr("the model cannot be split evenly over this many files"),
+                expected=tr(
+                    "--num_shards that divides {size} = {getattr}",
+                    size=size,
+                    getattr=getattr(shape, size),
+                ),
+                found=tr("--num_shards {count}", count=count),
+                remedy=tr("leave --num_shards out to get as many as Meta uses")
                 if chosen
-                else "Meta uses this many for a model of this size; give a number that divides",
+                else tr("Meta uses this many for a model of this size; give a number that divides"),
             )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LayoutError
+from ..messages import tr
 from ..untrusted.value_kinds import require_number
 from .config import LlamaShape, get_rope_theta
 
@@ -52,10 +53,15 @@ def read_shape(config: Mapping[str, Any], source: object) -> MixtralShape:
     experts, used = (require_number(whole, key, source) for key in _EXPERTS)
     if used > experts:
         raise LayoutError(
-            "the configuration lets the model use more experts than it has",
+            tr("the configuration lets the model use more experts than it has"),
             file=source,
-            expected=f'"{_EXPERTS[1]}": at most {experts}, as "{_EXPERTS[0]}" says',
+            expected=tr(
+                '"{experts}": at most {experts_2}, as "{experts_3}" says',
+                experts=_EXPERTS[1],
+                experts_2=experts,
+                experts_3=_EXPERTS[0],
+            ),
             found=used,
-            remedy="take this file from the place where the weights are from",
+            remedy=tr("take this file from the place where the weights are from"),
         )
     return MixtralShape(**vars(shape), num_local_experts=experts, num_experts_per_tok=used)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LayoutError
+from ..messages import tr
 from ..storage.folder import Folder
 from ..storage.zipped_adapter import ADAPTER_CONFIG_NAME
 from .config import CONFIG_NAME
@@ -69,20 +70,29 @@ class ModelFolder(Folder):
         """
         if CONFIG_NAME in self.files:
             return self.read_json(CONFIG_NAME)
-        found, remedy = "no config.json", "give the folder that holds config.json and the weights"
+        found, remedy = (
+            tr("no config.json"),
+            tr("give the folder that holds config.json and the weights"),
+        )
         if PARAMS_NAME in self.files:
-            found = "Meta's params.json, but not the weights that belong to it (consolidated.*.pth)"
-            remedy = "give either Meta's folder or Hugging Face's, each with its own weights"
+            found = tr(
+                "Meta's params.json, but not the weights that belong to it (consolidated.*.pth)"
+            )
+            remedy = tr("give either Meta's folder or Hugging Face's, each with its own weights")
         if self.matching("*.gguf"):
-            found = "GGUF, for llama.cpp"
-            remedy = "give the folder of the model that it was made from"
+            found = tr("GGUF, for llama.cpp")
+            remedy = tr("give the folder of the model that it was made from")
         if ADAPTER_CONFIG_NAME in self.files:
-            found = f"an adapter ({ADAPTER_CONFIG_NAME})"
-            remedy = "give adapters with --lora_model"
+            found = tr(
+                "an adapter ({adapter_config_name})", adapter_config_name=ADAPTER_CONFIG_NAME
+            )
+            remedy = tr("give adapters with --lora_model")
         raise LayoutError(
-            "the base model's folder has no configuration",
+            tr("the base model's folder has no configuration"),
             file=self.path / CONFIG_NAME,
-            expected="a folder as Hugging Face transformers saves it, or as Meta distributes it",
+            expected=tr(
+                "a folder as Hugging Face transformers saves it, or as Meta distributes it"
+            ),
             found=found,
             remedy=remedy,
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import LayoutError
+from ..messages import tr
 from ..tensors.lazy import LazyTensor
 
 # torch.compile, FSDP, gradient checkpointing, DistributedDataParallel, and TRL's value heads.
@@ -35,11 +36,13 @@ def strip_wrappers(folder: Path, tensors: Mapping[str, LazyTensor]) -> dict[str,
         plain = without_wrappers(name)
         if plain in named:
             raise LayoutError(
-                "the folder holds the same tensor twice, once with a wrapper's word in its name",
+                tr(
+                    "the folder holds the same tensor twice, once with a wrapper's word in its name"
+                ),
                 file=folder,
                 tensor=name,
-                found=f"also in {named[plain].origin}",
-                remedy="keep the files of one of the two",
+                found=tr("also in {origin}", origin=named[plain].origin),
+                remedy=tr("keep the files of one of the two"),
             )
         named[plain] = tensor
     return named

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..messages import tr
 from .config import CONFIG_NAME
 from .model_folder import ModelFolder
 
@@ -45,10 +46,13 @@ def open_checkpoint(
         return gguf.open_gguf(folder, offload.io if offload else "auto", any_quantized)
     if context_length is not None:
         raise UsageError(
-            "--context_length is only for models in Meta's layout, which does not say it",
+            tr("--context_length is only for models in Meta's layout, which does not say it"),
             file=folder.path,
-            found=f"Hugging Face's layout, with {CONFIG_NAME}",
-            remedy=f"leave it out; {CONFIG_NAME} says it (max_position_embeddings)",
+            found=tr("Hugging Face's layout, with {config_name}", config_name=CONFIG_NAME),
+            remedy=tr(
+                "leave it out; {config_name} says it (max_position_embeddings)",
+                config_name=CONFIG_NAME,
+            ),
         )
     from . import huggingface
 

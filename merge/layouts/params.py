@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import LayoutError
+from ..messages import tr
 from ..storage.folder import Folder
 from ..untrusted.value_kinds import POSITIVE, is_positive, optional, require_kinds, require_number
 from .config import DEFAULT_ROPE_THETA, LlamaShape, get_rope_scaling, get_rope_theta
@@ -41,10 +42,13 @@ def read_params(folder: Folder) -> dict[str, Any]:
     path = folder.path / PARAMS_NAME
     if PARAMS_NAME not in folder.files:
         raise LayoutError(
-            "the folder has Meta's weights but not the file that describes them",
+            tr("the folder has Meta's weights but not the file that describes them"),
             file=path,
-            expected=f"{PARAMS_NAME} beside consolidated.*.pth",
-            remedy=f"fetch {PARAMS_NAME} from the place where the weights are from",
+            expected=tr("{params_name} beside consolidated.*.pth", params_name=PARAMS_NAME),
+            remedy=tr(
+                "fetch {params_name} from the place where the weights are from",
+                params_name=PARAMS_NAME,
+            ),
         )
     params = folder.read_json(PARAMS_NAME)
     wrapped = params.get("model")
@@ -62,16 +66,23 @@ def derive_shape(params: Mapping[str, Any], intermediate_size: int, source: obje
     if params.get("n_kv_heads") is not None:
         kv_heads = require_number(params, "n_kv_heads", source)
     for whole, part, words in (
-        (dim, 2 * heads, f"dim {dim} and n_heads {heads}"),
-        (heads, kv_heads, f"n_heads {heads} and n_kv_heads {kv_heads}"),
+        (dim, 2 * heads, tr("dim {dim} and n_heads {heads}", dim=dim, heads=heads)),
+        (
+            heads,
+            kv_heads,
+            tr("n_heads {heads} and n_kv_heads {kv_heads}", heads=heads, kv_heads=kv_heads),
+        ),
     ):
         if whole % part:
             raise LayoutError(
-                "the numbers in params.json cannot belong to one model",
+                tr("the numbers in params.json cannot belong to one model"),
                 file=source,
-                expected="heads of equal, even size in equal groups",
+                expected=tr("heads of equal, even size in equal groups"),
                 found=words,
-                remedy=f"fetch {PARAMS_NAME} from the place where the weights are from",
+                remedy=tr(
+                    "fetch {params_name} from the place where the weights are from",
+                    params_name=PARAMS_NAME,
+                ),
             )
     _require_same_feed_forward(params, dim, intermediate_size, source)
     layers = require_number(params, "n_layers", source)
@@ -91,13 +102,22 @@ def _require_same_feed_forward(
     )
     if stated != intermediate_size:
         raise LayoutError(
-            "params.json and the weights contradict each other",
+            tr("params.json and the weights contradict each other"),
             file=source,
             tensor="layers.0.feed_forward.w1.weight",
-            expected=f"{stated or 'other'} rows, by dim, multiple_of and ffn_dim_multiplier",
-            found=f"{intermediate_size} rows in all shards together",
-            remedy=f"{PARAMS_NAME} is another model's, or a shard is missing: take all files from "
-            "one place",
+            expected=tr(
+                "{stated} rows, by dim, multiple_of and ffn_dim_multiplier",
+                stated=stated or tr("other"),
+            ),
+            found=tr(
+                "{intermediate_size} rows in all shards together",
+                intermediate_size=intermediate_size,
+            ),
+            remedy=tr(
+                "{params_name} is another model's, or a shard is missing: take all "
+                "files from one place",
+                params_name=PARAMS_NAME,
+            ),
         )
 
 
@@ -122,8 +142,12 @@ def derive_config(
     if context_length is None:
         context_length, reason = _guess_context_length(params, shape, theta)
         notes = (
-            f"params.json does not say the context length; {context_length} written, {reason} "
-            "(--context_length says otherwise)",
+            tr(
+                "params.json does not say the context length; {context_length} "
+                "written, {reason} (--context_length says otherwise)",
+                context_length=context_length,
+                reason=reason,
+            ),
         )
     return {
         **_ALWAYS,
@@ -166,18 +190,18 @@ def _guess_context_length(
     1e-6. Only from LLaMA 2 on are there grouped heads, and another rope_theta after it.
     """
     if params.get("use_scaled_rope"):
-        return 131072, "as in Llama 3.1 and later, which scale rotary positions"
+        return 131072, tr("as in Llama 3.1 and later, which scale rotary positions")
     if theta == 500000.0:
-        return 8192, "as in Llama 3, by its rope_theta"
+        return 8192, tr("as in Llama 3, by its rope_theta")
     if theta > DEFAULT_ROPE_THETA:
-        return 16384, "as in Code Llama, by its rope_theta"
+        return 16384, tr("as in Code Llama, by its rope_theta")
     if shape.num_key_value_heads < shape.num_attention_heads:
-        return 4096, "as in LLaMA 2, by its grouped key and value heads"
+        return 4096, tr("as in LLaMA 2, by its grouped key and value heads")
     if params.get("norm_eps") == 1e-5 and shape.hidden_size < 8192:
-        return 4096, "as in LLaMA 2, by its norm_eps of 1e-5"
+        return 4096, tr("as in LLaMA 2, by its norm_eps of 1e-5")
     if shape.hidden_size in (6656, 8192):
-        return 2048, "as in LLaMA 1, which alone has this size without grouped heads"
-    return 2048, "as in LLaMA 1, by its norm_eps, though some LLaMA 2 downloads have the same"
+        return 2048, tr("as in LLaMA 1, which alone has this size without grouped heads")
+    return 2048, tr("as in LLaMA 1, by its norm_eps, though some LLaMA 2 downloads have the same")
 
 
 def build_params_json(
@@ -193,20 +217,23 @@ def build_params_json(
     scaled_as_llama_3 = scaling is not None and _is_llama_3(scaling, shape.hidden_size)
     if scaling is not None and not scaled_as_llama_3:
         raise LayoutError(
-            "params.json cannot say how this model scales its rotary positions",
+            tr("params.json cannot say how this model scales its rotary positions"),
             file=source,
-            expected="no rope_scaling",
+            expected=tr("no rope_scaling"),
             found=json.dumps(scaling),
-            remedy="use --output_type huggingface, whose config.json can",
+            remedy=tr("use --output_type huggingface, whose config.json can"),
         )
     if shape.q_rows != shape.hidden_size:
         raise LayoutError(
-            "params.json cannot say the size of this model's heads",
+            tr("params.json cannot say the size of this model's heads"),
             file=source,
-            expected=f"{shape.num_attention_heads} heads of "
-            f"{shape.hidden_size // shape.num_attention_heads}",
-            found=f'"head_dim": {shape.head_dim}',
-            remedy="use --output_type huggingface",
+            expected=tr(
+                "{num_attention_heads} heads of {hidden_size}",
+                num_attention_heads=shape.num_attention_heads,
+                hidden_size=shape.hidden_size // shape.num_attention_heads,
+            ),
+            found=tr('"head_dim": {head_dim}', head_dim=shape.head_dim),
+            remedy=tr("use --output_type huggingface"),
         )
     params: dict[str, Any] = {
         "dim": shape.hidden_size,

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..errors import LayoutError, Topic
+from ..messages import tr
 from ..tensors.lazy import LazyTensor, get_dtype_name
 
 # The helper tensors of GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors.
@@ -29,11 +30,11 @@ def require_unquantized(folder: Path, name: str, tensor: LazyTensor) -> None:
     if not is_quantized(name) and tensor.dtype in FLOATS:
         return
     raise LayoutError(
-        "the base model is quantized; a LoRA can be merged only into full weights",
+        tr("the base model is quantized; a LoRA can be merged only into full weights"),
         file=folder,
         tensor=tensor.origin,
-        expected="one float16, bfloat16 or float32 tensor for each weight",
+        expected=tr("one float16, bfloat16 or float32 tensor for each weight"),
         found=name.rsplit(".", 1)[-1] if is_quantized(name) else get_dtype_name(tensor.dtype),
-        remedy="take the original float16 or bfloat16 model as the base",
+        remedy=tr("take the original float16 or bfloat16 model as the base"),
         topic=Topic.FILES,
     )

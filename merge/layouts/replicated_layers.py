@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError
+from ..messages import join, tr
 
 FIELD = "layer_replication"
 # A range of layers, from the first to before the last.
@@ -22,7 +23,7 @@ _UNIFORM = (
     *("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "phi3", "baichuan"),
     "internlm2",
 )
-_OF_THIS_RUN = "take adapter_config.json from the run that trained the adapter"
+_OF_THIS_RUN = tr("take adapter_config.json from the run that trained the adapter")
 
 
 def read_layer_ranges(fields: Mapping[str, Any], path: Path) -> tuple[LayerRange, ...]:
@@ -34,19 +35,22 @@ def read_layer_ranges(fields: Mapping[str, Any], path: Path) -> tuple[LayerRange
     is_list = isinstance(value, (list, tuple))
     if not is_list or not all(map(_is_range, value)):
         raise AdapterError(
-            "the adapter configuration repeats layers in a way that is no list of ranges",
+            tr("the adapter configuration repeats layers in a way that is no list of ranges"),
             file=path,
-            expected=f'"{FIELD}": pairs [first, end) of layers from 0 on, such as [[0, 4], [2, 5]]',
+            expected=tr(
+                '"{field}": pairs [first, end) of layers from 0 on, such as [[0, 4], [2, 5]]',
+                field=FIELD,
+            ),
             found=f'"{FIELD}": {value!r}'[:200],
             remedy=_OF_THIS_RUN,
         )
     ranges = tuple((first, end) for first, end in value)
     if (count := sum(end - first for first, end in ranges)) > _MOST_LAYERS:
         raise AdapterError(
-            "the adapter configuration repeats layers until there are more than any model has",
+            tr("the adapter configuration repeats layers until there are more than any model has"),
             file=path,
-            expected=f"at most {_MOST_LAYERS} layers",
-            found=f'"{FIELD}" of {count} layers',
+            expected=tr("at most {most_layers} layers", most_layers=_MOST_LAYERS),
+            found=tr('"{field}" of {count} layers', field=FIELD, count=count),
             remedy=_OF_THIS_RUN,
         )
     return ranges
@@ -71,11 +75,11 @@ def list_sources(
     known = count if isinstance(count, int) else 0
     if beyond := [f"[{first}, {end}]" for first, end in ranges if end > known]:
         raise AdapterError(
-            "the adapter repeats layers that the base model does not have",
+            tr("the adapter repeats layers that the base model does not have"),
             file=path,
-            expected=f"layers of a base of {count}",
-            found=f'"{FIELD}" with {", ".join(beyond)}',
-            remedy="give the base that the adapter was trained on",
+            expected=tr("layers of a base of {count}", count=count),
+            found=tr('"{field}" with {beyond}', field=FIELD, beyond=", ".join(beyond)),
+            remedy=tr("give the base that the adapter was trained on"),
         )
     return tuple(layer for first, end in ranges for layer in range(first, end))
 
@@ -89,13 +93,18 @@ def replicate_config(
     """
     if odd := list(_iter_obstacles(config)):
         raise AdapterError(
-            "the adapter repeats layers of the base, and in this base a layer may compute "
-            "something else in another place",
+            tr(
+                "the adapter repeats layers of the base, and in this base a layer "
+                "may compute something else in another place"
+            ),
             file=path,
-            expected=f"a base of model_type {', '.join(_UNIFORM)}, with the same attention in each "
-            "layer or layer_types of each",
-            found="; ".join(odd)[:200],
-            remedy="use it unmerged, with PEFT",
+            expected=tr(
+                "a base of model_type {uniform}, with the same attention in each "
+                "layer or layer_types of each",
+                uniform=", ".join(_UNIFORM),
+            ),
+            found=join("; ", odd)[:200],
+            remedy=tr("use it unmerged, with PEFT"),
         )
     changed = {**config, "num_hidden_layers": len(sources)}
     if types := config.get("layer_types"):
@@ -108,7 +117,7 @@ def _iter_obstacles(config: Mapping[str, Any]) -> Iterator[str]:
     if (kind := config.get("model_type")) not in _UNIFORM:
         yield f'"model_type": {kind!r}'
     if config.get("use_sliding_window"):
-        yield '"use_sliding_window" from the layer "max_window_layers" on'
+        yield tr('"use_sliding_window" from the layer "max_window_layers" on')
     types, layers = config.get("layer_types") or [], config.get("num_hidden_layers")
     if not isinstance(types, list) or len(types) not in (0, layers):
-        yield f'"layer_types" for other layers than the {layers} of the model'
+        yield tr('"layer_types" for other layers than the {layers} of the model', layers=layers)

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from ..messages import tr
 from ..tensors.lazy import LazyTensor, RowReader, block_rows, scratch
 
 # Heads are put in order in pieces of about this many blocks of the arithmetic.
@@ -36,7 +37,7 @@ class RotaryPermutation(LazyTensor):
         groups = (2, head // 2) if self.order == "pairs" else (head // 2, 2)
         step = head * -(-_BLOCKS_AT_ONCE * block_rows(self.shape) // head)
         # One of these may read from one of the other direction, so the memory is not shared.
-        purpose = f"rotary {self.order}"
+        purpose = tr("rotary {order}", order=self.order)
 
         def fill(start: int, stop: int, out: torch.Tensor) -> None:
             first, last = start - start % head, -(-stop // head) * head

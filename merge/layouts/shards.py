@@ -10,6 +10,7 @@ import torch
 
 from ..errors import LayoutError
 from ..formats import open_container
+from ..messages import tr
 from ..storage.folder import Folder
 from ..storage.offload import Offload
 from ..tensors.concatenated import concatenate
@@ -35,11 +36,11 @@ def find_shard_files(folder: Folder) -> tuple[Path, ...]:
     if not missing:
         return tuple(numbered[number] for number in sorted(numbered))
     raise LayoutError(
-        "a shard of the model is missing" if numbered else "the folder holds no weights",
+        tr("a shard of the model is missing") if numbered else tr("the folder holds no weights"),
         file=folder.path / f"consolidated.{missing[0]:02}.pth",
-        expected="consolidated.00.pth and on, without a gap",
-        found=", ".join(path.name for _, path in sorted(numbered.items())) or "none of them",
-        remedy="download the missing files into this folder",
+        expected=tr("consolidated.00.pth and on, without a gap"),
+        found=", ".join(path.name for _, path in sorted(numbered.items())) or tr("none of them"),
+        remedy=tr("download the missing files into this folder"),
     )
 
 
@@ -57,23 +58,23 @@ def read_parts(
     for path, shard in shards.items():
         if lacking := [name for name in kept if name not in shard]:
             raise LayoutError(
-                "a shard lacks a tensor that the others have",
+                tr("a shard lacks a tensor that the others have"),
                 file=path,
                 tensor=lacking[0],
-                expected=f"a part of each of {len(kept)} tensors",
-                found=f"{len(lacking)} of them missing",
-                remedy="the files are of different models: take all of them from one place",
+                expected=tr("a part of each of {n_kept} tensors", n_kept=len(kept)),
+                found=tr("{n_lacking} of them missing", n_lacking=len(lacking)),
+                remedy=tr("the files are of different models: take all of them from one place"),
             )
     parts = {name: tuple(shard[name] for shard in shards.values()) for name in kept}
     for name, tensors in parts.items():
         if any(part.dtype not in FLOATS or part.dtype != tensors[0].dtype for part in tensors):
             raise LayoutError(
-                "the shards hold a tensor in dtypes that are quantized or differ",
+                tr("the shards hold a tensor in dtypes that are quantized or differ"),
                 file=files[0].parent,
                 tensor=name,
-                expected="float16, bfloat16 or float32 in every shard",
+                expected=tr("float16, bfloat16 or float32 in every shard"),
                 found=", ".join(get_dtype_name(part.dtype) for part in tensors),
-                remedy="take the original model, all files from one place",
+                remedy=tr("take the original model, all files from one place"),
             )
     return parts, dropped
 
@@ -92,12 +93,19 @@ def require_every_shard(
     if together < wo[0].shape[0] and wo[0].shape[0] % each == 0:
         count = wo[0].shape[0] // each
         raise LayoutError(
-            "a shard of the model is missing",
+            tr("a shard of the model is missing"),
             file=source.with_name(f"consolidated.{len(wo):02}.pth"),
             tensor="layers.0.attention.wo.weight",
-            expected=f"{count} shards with {each} columns each, {dim} together",
-            found=f"{len(wo)} shards with {together} columns together",
-            remedy="download the missing files into this folder",
+            expected=tr(
+                "{count} shards with {each} columns each, {dim} together",
+                count=count,
+                each=each,
+                dim=dim,
+            ),
+            found=tr(
+                "{n_wo} shards with {together} columns together", n_wo=len(wo), together=together
+            ),
+            remedy=tr("download the missing files into this folder"),
         )
 
 
@@ -112,17 +120,30 @@ def join_parts(
     missing = [name for name in entries if name not in parts]
     extra = [name for name in parts if name not in entries]
     for sentence, names, found in (
-        ("the weights are incomplete", missing, "no such tensor in the shards"),
-        ("the weights hold a tensor that params.json does not describe", extra, "in the shards"),
+        (tr("the weights are incomplete"), missing, tr("no such tensor in the shards")),
+        (
+            tr("the weights hold a tensor that params.json does not describe"),
+            extra,
+            tr("in the shards"),
+        ),
     ):
         if names:
             raise LayoutError(
                 sentence,
                 file=folder,
                 tensor=names[0],
-                expected=f"{len(entries)} tensors, as {PARAMS_NAME} describes the model",
-                found=f"{found}, and {len(names) - 1} more" if len(names) > 1 else found,
-                remedy=f"{PARAMS_NAME} is another model's, or the model is no LLaMA",
+                expected=tr(
+                    "{n_entries} tensors, as {params_name} describes the model",
+                    n_entries=len(entries),
+                    params_name=PARAMS_NAME,
+                ),
+                found=tr("{found}, and {n_names} more", found=found, n_names=len(names) - 1)
+                if len(names) > 1
+                else found,
+                remedy=tr(
+                    "{params_name} is another model's, or the model is no LLaMA",
+                    params_name=PARAMS_NAME,
+                ),
             )
     vocab = _join_part(entries["output.weight"], parts["output.weight"], shape).rows
     whole = {}
@@ -153,10 +174,10 @@ def _join_part(entry: llama.Entry, parts: tuple[LazyTensor, ...], shape: LlamaSh
     for part in parts[1:]:
         if part.shape != parts[0].shape or not torch.equal(part.read(), first):
             raise LayoutError(
-                "the shards hold different versions of a tensor of which each has a copy",
+                tr("the shards hold different versions of a tensor of which each has a copy"),
                 tensor=part.origin,
-                expected=f"the same values as in {parts[0].origin}",
-                remedy="the files are of different models: take all of them from one place",
+                expected=tr("the same values as in {origin}", origin=parts[0].origin),
+                remedy=tr("the files are of different models: take all of them from one place"),
             )
     return parts[0]
 
@@ -174,18 +195,33 @@ def _contradiction_error(
     is_kv = name.endswith((".wk.weight", ".wv.weight"))
     if is_kv and len(parts) > kv_heads and found == repeated:
         return LayoutError(
-            "the shards repeat wk and wv: there are more of them than key and value heads",
+            tr("the shards repeat wk and wv: there are more of them than key and value heads"),
             file=folder,
             tensor=name,
-            expected=f"{wanted} in all shards together",
-            found=f"{found}: {len(parts)} shards for {kv_heads} heads",
-            remedy=f"take the download of this model with at most {kv_heads} shards",
+            expected=tr("{wanted} in all shards together", wanted=wanted),
+            found=tr(
+                "{found}: {n_parts} shards for {kv_heads} heads",
+                found=found,
+                n_parts=len(parts),
+                kv_heads=kv_heads,
+            ),
+            remedy=tr(
+                "take the download of this model with at most {kv_heads} shards", kv_heads=kv_heads
+            ),
         )
     return LayoutError(
-        "params.json and the weights contradict each other",
+        tr("params.json and the weights contradict each other"),
         file=folder / PARAMS_NAME,
         tensor=name,
-        expected=f"{wanted}, by {PARAMS_NAME}",
-        found=f"{found} in {len(parts)} shards ({', '.join(str(p.shape) for p in parts[:4])})",
-        remedy=f"{PARAMS_NAME} is another model's, or a shard is: take all files from one place",
+        expected=tr("{wanted}, by {params_name}", wanted=wanted, params_name=PARAMS_NAME),
+        found=tr(
+            "{found} in {n_parts} shards ({parts})",
+            found=found,
+            n_parts=len(parts),
+            parts=", ".join(str(p.shape) for p in parts[:4]),
+        ),
+        remedy=tr(
+            "{params_name} is another model's, or a shard is: take all files from one place",
+            params_name=PARAMS_NAME,
+        ),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
+from ..messages import tr
 from ..storage.offload import is_offloaded
 from ..untrusted.strict_json import dump_json, read_json
 from ..version import MANIFEST_NAME
@@ -38,9 +39,9 @@ def is_complete(
     for file in inputs:
         if not is_offloaded(file) and file.stat().st_mtime_ns > written:
             raise OutputError(
-                "an input was changed after the result was written",
+                tr("an input was changed after the result was written"),
                 file=file,
-                remedy="write the result again with --overwrite",
+                remedy=tr("write the result again with --overwrite"),
             )
     return True
 
@@ -62,9 +63,9 @@ def _require_size(path: Path, expected: object) -> None:
     found = path.stat().st_size if path.is_file() else None
     if found != expected:
         raise OutputError(
-            "the result was complete, but one of its files has changed",
+            tr("the result was complete, but one of its files has changed"),
             file=path,
-            expected=f"{expected} bytes",
-            found="no such file" if found is None else f"{found} bytes",
-            remedy="write the result again with --overwrite",
+            expected=tr("{expected} bytes", expected=expected),
+            found=tr("no such file") if found is None else tr("{found} bytes", found=found),
+            remedy=tr("write the result again with --overwrite"),
         )

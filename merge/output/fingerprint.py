@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checksums.file_digests import get_file_digest
 from ..errors import OutputError
+from ..messages import tr
 from ..settings import OutputSettings
 from ..storage.offload import is_offloaded
 from ..storage.remote_path import RemotePath
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from ..plan.placement import Plan
     from ..tensors.lazy import Checkpoint, LazyTensor
 
-_CHANGED = (
-    "what is written so far was made from the earlier file: start over with --overwrite instead of "
-    "--resume"
+_CHANGED = tr(
+    "what is written so far was made from the earlier file: start over "
+    "with --overwrite instead of --resume"
 )
-_REMEDY = (
+_REMEDY = tr(
     "give the same inputs and options to resume, or start over with --overwrite instead of --resume"
 )
 
@@ -108,29 +109,31 @@ def require_same_run(folder: Path, then: Mapping[str, Any], now: Mapping[str, An
     if then == now:
         return
     if then["version"] != now["version"]:
-        sentence = "the interrupted run was one of another version of this program"
+        sentence = tr("the interrupted run was one of another version of this program")
         raise _different_run_error(sentence, folder, then["version"], now["version"])
     for name, value in then["inputs"].items():
         if name not in now["inputs"]:
             raise _different_run_error(
-                "the interrupted run had another input", folder, name, "not given"
+                tr("the interrupted run had another input"), folder, name, tr("not given")
             )
         if value != now["inputs"][name]:
-            sentence = "an input has changed since the run was interrupted"
+            sentence = tr("an input has changed since the run was interrupted")
             then_and_now = (describe_entry(value), describe_entry(now["inputs"][name]))
             raise _different_run_error(sentence, name, *then_and_now, _CHANGED)
     if extra := [name for name in now["inputs"] if name not in then["inputs"]]:
         raise _different_run_error(
-            "the interrupted run did not have this input", extra[0], None, None
+            tr("the interrupted run did not have this input"), extra[0], None, None
         )
     for name in {**then["settings"], **now["settings"]}:
         before, after = then["settings"].get(name), now["settings"].get(name)
         if before != after:
-            sentence = f"the interrupted run had another --{name}"
+            sentence = tr("the interrupted run had another --{name}", name=name)
             if name == "merged_by":
-                sentence = "the interrupted run merged adapters with other releases of PEFT"
+                sentence = tr("the interrupted run merged adapters with other releases of PEFT")
             raise _different_run_error(sentence, folder, before, after)
-    raise _different_run_error("the interrupted run was to write another model", folder, None, None)
+    raise _different_run_error(
+        tr("the interrupted run was to write another model"), folder, None, None
+    )
 
 
 def _different_run_error(
@@ -143,15 +146,19 @@ def describe_entry(entry: Mapping[str, Any]) -> str:
     """An input of a fingerprint, for people."""
     if "sha256" in entry:
         return f"SHA-256 {entry['sha256']}"
-    size = f"{entry['bytes']:,} bytes"
+    size = tr("{bytes:,} bytes", bytes=entry["bytes"])
     if "version" in entry:
-        return f"{size}, version {entry['version']}"
+        return tr("{size}, version {version}", size=size, version=entry["version"])
     if "mtime_ns" not in entry:
         return size
-    changed = f"{size}, last changed {_format_moment(entry['mtime_ns'])}"
+    changed = tr(
+        "{size}, last changed {moment}", size=size, moment=_format_moment(entry["mtime_ns"])
+    )
     if "ctime_ns" not in entry:
         return changed
-    return f"{changed}, put there {_format_moment(entry['ctime_ns'])}"
+    return tr(
+        "{changed}, put there {moment}", changed=changed, moment=_format_moment(entry["ctime_ns"])
+    )
 
 
 def _format_moment(nanoseconds: int) -> str:

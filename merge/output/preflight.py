@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..errors import OutputError
+from ..messages import tr
 from ..storage.folder import Folder
 from ..storage.offload import find_existing
 from ..storage.remote_path import RemotePath
@@ -74,9 +75,9 @@ def require_possible(folder: Path, inputs: Iterable[Path]) -> None:
     for source in inputs:
         if source.is_dir() and folder.exists() and folder.samefile(source):
             raise OutputError(
-                "the output folder is one of the inputs, which would be overwritten",
+                tr("the output folder is one of the inputs, which would be overwritten"),
                 file=folder,
-                remedy="choose another --output_dir",
+                remedy=tr("choose another --output_dir"),
             )
 
 
@@ -147,11 +148,13 @@ def require_free(folder: OutputFolder, overwrite: bool, resume: bool = False) ->
     left = folder.leftovers
     if left and not (overwrite or resume):
         raise OutputError(
-            "an earlier run was interrupted here, and what it wrote is still there",
+            tr("an earlier run was interrupted here, and what it wrote is still there"),
             file=folder.path,
             found=_list_names(left),
-            remedy="resume with the same command and --resume, or start over with --overwrite, "
-            "which removes these files",
+            remedy=tr(
+                "resume with the same command and --resume, or start over with "
+                "--overwrite, which removes these files"
+            ),
         )
     present = sorted(path for path in folder.matching(*_MODEL_FILES) if path.is_file())
     interrupted = folder.names_of_interrupted_run
@@ -161,21 +164,21 @@ def require_free(folder: OutputFolder, overwrite: bool, resume: bool = False) ->
         raise existing_model_error(folder.path, present)
     if foreign := [path for path in present if path not in folder.replaceable]:
         raise OutputError(
-            "the output folder holds model files that no earlier merge wrote",
+            tr("the output folder holds model files that no earlier merge wrote"),
             file=folder.path,
             found=_list_names(foreign),
-            remedy="choose another --output_dir, or move these files away",
+            remedy=tr("choose another --output_dir, or move these files away"),
         )
 
 
 def existing_model_error(folder: Path, present: Sequence[Path]) -> OutputError:
     """The refusal of a folder in which there is another model."""
     return OutputError(
-        "the output folder holds a model already",
+        tr("the output folder holds a model already"),
         file=folder,
-        expected="a folder without model files",
+        expected=tr("a folder without model files"),
         found=_list_names(present),
-        remedy="choose another --output_dir, or replace an earlier result with --overwrite",
+        remedy=tr("choose another --output_dir, or replace an earlier result with --overwrite"),
     )
 
 
@@ -184,19 +187,19 @@ def _require_writable(folder: Path) -> None:
     present = find_existing(folder)
     if not present.is_dir():
         raise OutputError(
-            "the output folder is a file"
+            tr("the output folder is a file")
             if present == folder.absolute()
-            else "no folder can be made there",
+            else tr("no folder can be made there"),
             file=folder,
-            found=f"{present} is a file",
-            remedy="choose another --output_dir",
+            found=tr("{present} is a file", present=present),
+            remedy=tr("choose another --output_dir"),
         )
     if not os.access(present, os.W_OK | os.X_OK):
         raise OutputError(
-            "the output folder may not be written to",
+            tr("the output folder may not be written to"),
             file=folder,
-            found=f"no permission to write in {present}",
-            remedy="choose another --output_dir, or change its permissions",
+            found=tr("no permission to write in {present}", present=present),
+            remedy=tr("choose another --output_dir, or change its permissions"),
         )
 
 
@@ -210,10 +213,10 @@ def require_names_free(folder: OutputFolder, names: Iterable[str], overwrite: bo
     taken = [path for name in names if name not in ours and (path := folder.path / name).exists()]
     if taken:
         raise OutputError(
-            "the output folder holds files that those of the model would replace",
+            tr("the output folder holds files that those of the model would replace"),
             file=folder.path,
             found=_list_names(taken),
-            remedy="choose another --output_dir, or move these files away",
+            remedy=tr("choose another --output_dir, or move these files away"),
         )
 
 
@@ -228,4 +231,6 @@ def is_report(path: Path) -> bool:
 
 def _list_names(paths: Sequence[Path]) -> str:
     names = [path.name for path in paths]
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    return ", ".join(names[:6]) + (
+        tr(" and {n_names} more", n_names=len(names) - 6) if len(names) > 6 else ""
+    )

@@ -76,7 +76,7 @@ class Recipe:
         for kind in ("tokenizer", "imatrix"):
             before, after = (one.get(kind, {}).get("sha256") for one in (self.inputs, found))
             if before != after:
-                yield _changed_error(f"--{kind}", None, before or "none", after or "none")
+                yield _changed_error(f"--{kind}", None, before or tr("none"), after or tr("none"))
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -87,10 +87,12 @@ def read_recipe(path: Path) -> Recipe:
     file = path / MANIFEST_NAME if path.is_dir() else path
     if not file.is_file():
         raise FormatError(
-            "there is no manifest",
+            tr("there is no manifest"),
             file=file,
-            expected=f"{MANIFEST_NAME}, or the folder that holds it",
-            remedy="check the spelling",
+            expected=tr(
+                "{manifest_name}, or the folder that holds it", manifest_name=MANIFEST_NAME
+            ),
+            remedy=tr("check the spelling"),
         )
     content = read_json(file)
     try:
@@ -102,10 +104,14 @@ def read_recipe(path: Path) -> Recipe:
 
 def _no_recipe_error(file: Path) -> FormatError:
     return FormatError(
-        "the manifest does not say how its result was made",
+        tr("the manifest does not say how its result was made"),
         file=file,
-        expected=f'inputs, "{JOB}" and "{OPTIONS}", as this release records them',
-        remedy="give the options themselves",
+        expected=tr(
+            'inputs, "{job}" and "{options}", as this release records them',
+            job=JOB,
+            options=OPTIONS,
+        ),
+        remedy=tr("give the options themselves"),
     )
 
 
@@ -127,9 +133,9 @@ def _compare_tensors(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterato
     before, after = then["tensors"], now["tensors"]
     for name in before:
         if name not in after:
-            yield _changed_error(now["source"], name, "a tensor of this name", "none")
+            yield _changed_error(now["source"], name, tr("a tensor of this name"), tr("none"))
     for name, entry in after.items():
-        expected = before.get(name, {key: "no tensor of this name"}).get(key, f"{key}: ...")
+        expected = before.get(name, {key: tr("no tensor of this name")}).get(key, f"{key}: ...")
         digest = entry[key]
         if None not in (expected, digest) and expected != digest:
             yield _changed_error(now["source"], name, expected, digest)
@@ -147,7 +153,7 @@ def _changed_error(
     file: object, tensor: str | None, expected: object, found: object
 ) -> VerificationError:
     return VerificationError(
-        "an input is not the one that the manifest records",
+        tr("an input is not the one that the manifest records"),
         file=file,
         tensor=tensor,
         expected=expected,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from ..errors import OutputError
 from ..interruption import raise_if_interrupted
+from ..messages import tr
 from ..settings import IoMode
 from ..storage.lock import FolderLock
 from ..storage.offload import create_folder, remove_empty
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 # No room, beyond the user's quota, or larger than this file system's files may be.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_RESUME = "the same command with --resume continues from there (--overwrite starts over)"
+_RESUME = tr("the same command with --resume continues from there (--overwrite starts over)")
 
 
 @contextlib.contextmanager
@@ -167,7 +168,7 @@ class StagedFolder:
     def _clean_up(self, reason: BaseException) -> None:
         """Keep or remove what was written. Raises ``OutputError`` in place of a system's error."""
         if self._is_complete:
-            reason.args = ("the result is complete",)
+            reason.args = (tr("the result is complete"),)
             return
         may_resume = isinstance(reason, (KeyboardInterrupt, MemoryError, OSError))
         for stream in self._files.values():
@@ -178,7 +179,7 @@ class StagedFolder:
         if not kept:
             self._discard()
         if isinstance(reason, KeyboardInterrupt) and kept:
-            reason.args = (f"what was written is kept; {_RESUME}",)
+            reason.args = (tr("what was written is kept; {resume}", resume=_RESUME),)
         if isinstance(reason, OSError) and (kept or reason.errno in _FULL):
             raise _system_error(reason, self.folder, kept) from reason
 
@@ -221,18 +222,20 @@ def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def _system_error(reason: OSError, folder: Path, kept: bool) -> OutputError:
     if reason.errno in _FULL:
-        other = "free some space or choose another --output_dir; what was written is removed"
+        other = tr("free some space or choose another --output_dir; what was written is removed")
         return OutputError(
-            "the disk is full: the result could not be written",
+            tr("the disk is full: the result could not be written"),
             file=folder,
             found=reason.strerror,
-            remedy=f"free some space; what was written is kept, and {_RESUME}" if kept else other,
+            remedy=tr("free some space; what was written is kept, and {resume}", resume=_RESUME)
+            if kept
+            else other,
         )
     return OutputError(
-        "reading or writing failed",
+        tr("reading or writing failed"),
         file=reason.filename or folder,
         found=reason.strerror or reason,
-        remedy=f"fix that; what was written is kept, and {_RESUME}",
+        remedy=tr("fix that; what was written is kept, and {resume}", resume=_RESUME),
     )
 
 

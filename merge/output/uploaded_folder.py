@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 from ..errors import MergeError, OutputError
 from ..interruption import raise_if_interrupted
+from ..messages import tr
 from ..settings import IoMode
 from ..storage.output_stream import OutputStream, StreamState
 from ..storage.remote_path import RemotePath
@@ -85,10 +86,10 @@ class UploadedFolder(StagedFolder):
             for name in done:
                 del self._uploads[name]
             raise OutputError(
-                "the uploads could not be completed, and what was visible of them was removed",
+                tr("the uploads could not be completed, and what was visible of them was removed"),
                 file=error.facts.get("file"),
                 found=error.facts.get("found"),
-                remedy="see that nobody else writes to this place, then run the command again",
+                remedy=tr("see that nobody else writes to this place, then run the command again"),
             ) from error
         self._is_complete = True
         self._forget_journal()
@@ -97,13 +98,13 @@ class UploadedFolder(StagedFolder):
     def _remove(self, names: Iterable[str]) -> None:
         for name in names:
             url = self._place.place.get_url(name)
-            with told_as_error(url, "removing a file"):
+            with told_as_error(url, tr("removing a file")):
                 self._place.place.file_system.rm_file(url)
 
     def _clean_up(self, reason: BaseException) -> None:
         """Abort every upload; an upload that cannot be reached any more is left to the bucket."""
         if self._is_complete:
-            reason.args = ("the result is complete",)
+            reason.args = (tr("the result is complete"),)
             return
         for stream in self._files.values():
             if stream is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError
+from ..messages import tr
 from ..untrusted.safe_regex import compile_matcher, is_plain
 from .skeleton import LIBRARY_ERRORS
 
@@ -62,10 +63,10 @@ def make_peft_config(
         return PeftConfig.from_peft_type(**{**given, "peft_type": kind})
     except LIBRARY_ERRORS as error:
         raise AdapterError(
-            "PEFT refuses the adapter's configuration",
+            tr("PEFT refuses the adapter's configuration"),
             file=path,
             found=f"{type(error).__name__}: {error}"[:500],
-            remedy="take adapter_config.json from the run that trained the adapter",
+            remedy=tr("take adapter_config.json from the run that trained the adapter"),
         ) from None
 
 
@@ -73,11 +74,13 @@ def _require_known(path: Path, unknown: Mapping[str, Any]) -> None:
     for name, value in unknown.items():
         if value:
             raise AdapterError(
-                "the adapter configuration has a field that the installed PEFT does not know and "
-                "that is set, so it may change the arithmetic",
+                tr(
+                    "the adapter configuration has a field that the installed PEFT does "
+                    "not know and that is set, so it may change the arithmetic"
+                ),
                 file=path,
                 found=f'"{name}": {value!r}'[:200],
-                remedy="pip install -U peft",
+                remedy=tr("pip install -U peft"),
             )
 
 
@@ -88,11 +91,13 @@ def _require_bounded(path: Path, given: Mapping[str, Any]) -> None:
         largest = max((n for n in numbers if isinstance(n, int)), default=0)
         if not is_seed and largest > _LARGEST_NUMBER:
             raise AdapterError(
-                "the adapter configuration has a number that no training had",
+                tr("the adapter configuration has a number that no training had"),
                 file=path,
-                expected=f'"{name}" up to {_LARGEST_NUMBER}',
+                expected=tr(
+                    '"{name}" up to {largest_number}', name=name, largest_number=_LARGEST_NUMBER
+                ),
                 found=largest,
-                remedy="take adapter_config.json from the run that trained the adapter",
+                remedy=tr("take adapter_config.json from the run that trained the adapter"),
             )
 
 
@@ -129,9 +134,14 @@ def _match(path: Path, name: str, pattern: str, wrapped: str, modules: Iterable[
 
 def _refuse_expression(path: Path, name: str, found: str) -> AdapterError:
     return AdapterError(
-        "the adapter configuration has an expression for names of modules that is not matched here",
+        tr(
+            "the adapter configuration has an expression for names of modules "
+            "that is not matched here"
+        ),
         file=path,
-        expected=f'"{name}" with the names of modules, or a plain expression for them',
+        expected=tr(
+            '"{name}" with the names of modules, or a plain expression for them', name=name
+        ),
         found=found[:200],
-        remedy="write out the names of the modules",
+        remedy=tr("write out the names of the modules"),
     )

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError, UsageError
+from ..messages import tr
 
-_INSTALL = 'pip install "chinese-llama-merge[peft]"'
+_INSTALL = tr('pip install "chinese-llama-merge[peft]"')
 # The oldest release whose merges were compared with its own merge_and_unload: 0.19 loads some
 # methods (VeRA, AdaMSS) in other ways.
 _OLDEST = (0, 21)
 # The last release that knows a method, and what became of it.
-UNTIL = {"BONE": ("0.18", "MiSS has taken its place")}
+UNTIL = {"BONE": ("0.18", tr("MiSS has taken its place"))}
 
 
 def require_peft(method: str, path: Path) -> None:
@@ -27,8 +28,12 @@ def require_peft(method: str, path: Path) -> None:
         found = find_spec(package)
         if found is None or found.origin is None:  # a folder of that name is none
             raise UsageError(
-                f"an adapter of {method} is merged by the package {package}, which is not "
-                "installed",
+                tr(
+                    "an adapter of {method} is merged by the package {package}, which is "
+                    "not installed",
+                    method=method,
+                    package=package,
+                ),
                 file=path,
                 remedy=_INSTALL,
             )
@@ -46,25 +51,30 @@ def require_known_method(fields: Mapping[str, Any], path: Path) -> None:
 
     if tuple(map(int, re.findall(r"\d+", __version__)[:2])) < _OLDEST:
         raise UsageError(
-            f"an adapter of {name} is merged by PEFT, and the installed one is too old",
-            expected="PEFT " + ".".join(map(str, _OLDEST)) + " or later",
-            found=f"PEFT {__version__}",
+            tr(
+                "an adapter of {name} is merged by PEFT, and the installed one is too old",
+                name=name,
+            ),
+            expected=tr("PEFT ") + ".".join(map(str, _OLDEST)) + tr(" or later"),
+            found=tr("PEFT {version}", version=__version__),
             remedy=_INSTALL,
         )
     if name in {method.value for method in METHODS}:
         return
-    expected, remedy = "a method of " + _listed(METHODS), "pip install -U peft"
+    expected, remedy = tr("a method of ") + _listed(METHODS), tr("pip install -U peft")
     if name in UNTIL:
         last, became = UNTIL[name]
-        expected = f"PEFT {last} or earlier; {became}"
-        remedy = f'merge it with PEFT\'s own merge_and_unload: pip install "peft=={last}.*"'
+        expected = tr("PEFT {last} or earlier; {became}", last=last, became=became)
+        remedy = tr(
+            'merge it with PEFT\'s own merge_and_unload: pip install "peft=={last}.*"', last=last
+        )
     elif isinstance(saved_by := fields.get("peft_version"), str):
-        expected = f"PEFT {saved_by[:20]}, which saved it, or later"
+        expected = tr("PEFT {saved_by}, which saved it, or later", saved_by=saved_by[:20])
     raise AdapterError(
-        f"the installed PEFT does not know the method {name} of this adapter",
+        tr("the installed PEFT does not know the method {name} of this adapter", name=name),
         file=path,
         expected=expected,
-        found=f"PEFT {__version__}",
+        found=tr("PEFT {version}", version=__version__),
         remedy=remedy,
     )
 
@@ -78,4 +88,8 @@ def get_versions() -> str:
     from peft import __version__ as peft_version
     from transformers import __version__ as transformers_version
 
-    return f"PEFT {peft_version}, transformers {transformers_version}"
+    return tr(
+        "PEFT {peft_version}, transformers {transformers_version}",
+        peft_version=peft_version,
+        transformers_version=transformers_version,
+    )

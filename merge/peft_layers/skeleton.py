@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import AdapterError
+from ..messages import tr
 
 # What libraries raise for values that they do not expect.
 LIBRARY_ERRORS = (
@@ -84,11 +85,15 @@ def build_skeleton(config: Mapping[str, Any], rows: int) -> torch.nn.Module:
             model = AutoModelForCausalLM.from_config(described, trust_remote_code=False)
     except (*LIBRARY_ERRORS, StrictDataclassError) as error:
         raise AdapterError(
-            "transformers cannot build the base model, so PEFT cannot merge this adapter into it",
-            expected=f"a decoder that transformers {__version__} knows",
+            tr(
+                "transformers cannot build the base model, so PEFT cannot merge this "
+                "adapter into it"
+            ),
+            expected=tr("a decoder that transformers {version} knows", version=__version__),
             found=f'"model_type": {kind!r}; {type(error).__name__}: {error}'[:300],
-            remedy="upgrade transformers; models whose code lies beside their weights are not run "
-            "here",
+            remedy=tr(
+                "upgrade transformers; models whose code lies beside their weights are not run here"
+            ),
         ) from None
     _take_weights_away(model)
     return model.eval()  # type: ignore[no-any-return]

@@ -20,6 +20,7 @@ import torch
 
 from ..errors import AdapterError
 from ..layouts.names import without_wrappers
+from ..messages import tr
 from ..tensors.lazy import LazyTensor
 from ..tensors.threads import use_one_torch_thread
 from .config import make_peft_config
@@ -136,11 +137,11 @@ class PeftTuner:
         wrong = [name for name, value in merged.items() if value.shape != shapes.get(name)]
         if wrong:
             raise AdapterError(
-                "PEFT's merge gives a tensor that the base does not have in this shape",
+                tr("PEFT's merge gives a tensor that the base does not have in this shape"),
                 file=self._path,
                 tensor=f"{module}.{wrong[0]}",
                 found=tuple(merged[wrong[0]].shape),
-                remedy="give a base whose layers have biases, if this is one",
+                remedy=tr("give a base whose layers have biases, if this is one"),
             )
         return merged
 
@@ -167,7 +168,9 @@ class PeftTuner:
 
         kind = TUNERS.get(config.peft_type)
         if kind is None or not issubclass(kind, BaseTuner):
-            raise NotImplementedError(f"{config.peft_type.value} has no layers to merge")
+            raise NotImplementedError(
+                tr("{peft_type} has no layers to merge", peft_type=config.peft_type.value)
+            )
         tuner = self._watch(kind)(skeleton, {_ADAPTER: config}, _ADAPTER)
         tuner._cast_adapter_dtype(adapter_name=_ADAPTER, autocast_adapter_dtype=True)
         tuner._check_merge_allowed()
@@ -232,12 +235,16 @@ class PeftTuner:
             result = set_peft_model_state_dict(self._holder, state, _ADAPTER)
         if result.unexpected_keys:
             raise AdapterError(
-                "the adapter holds a tensor for which PEFT has no place in this base",
+                tr("the adapter holds a tensor for which PEFT has no place in this base"),
                 file=self._path,
                 tensor=str(result.unexpected_keys[0]),
-                expected="the tensors that adapter_config.json describes",
-                found=f"{len(result.unexpected_keys)} others",
-                remedy="give the base that the adapter was trained on, and both files of one run",
+                expected=tr("the tensors that adapter_config.json describes"),
+                found=tr(
+                    "{n_unexpected_keys} others", n_unexpected_keys=len(result.unexpected_keys)
+                ),
+                remedy=tr(
+                    "give the base that the adapter was trained on, and both files of one run"
+                ),
             )
 
     def _require_complete(self, tuner: Any) -> None:
@@ -255,13 +262,15 @@ class PeftTuner:
             missing += [name for name in names if name not in self._tensors]
         if missing:
             raise AdapterError(
-                "the adapter lacks tensors that PEFT saves for what it trained",
+                tr("the adapter lacks tensors that PEFT saves for what it trained"),
                 file=self._path,
                 tensor=missing[0],
-                expected="a tensor for everything that adapter_config.json names in this base",
-                found=f"{len(missing)} are missing",
-                remedy="the file is incomplete, or adapter_config.json is of another run: take "
-                "both from the run that trained the adapter",
+                expected=tr("a tensor for everything that adapter_config.json names in this base"),
+                found=tr("{n_missing} are missing", n_missing=len(missing)),
+                remedy=tr(
+                    "the file is incomplete, or adapter_config.json is of another run: "
+                    "take both from the run that trained the adapter"
+                ),
             )
 
     def _require_mergeable(self) -> None:
@@ -318,13 +327,15 @@ class PeftTuner:
         from .installed import get_versions
 
         return AdapterError(
-            "PEFT cannot merge this adapter into this base",
+            tr("PEFT cannot merge this adapter into this base"),
             file=self._path,
             tensor=module,
-            expected=f"an adapter that {get_versions()} can merge",
+            expected=tr("an adapter that {versions} can merge", versions=get_versions()),
             found=f"{type(error).__name__}: {error}"[:500],
-            remedy="give the base that the adapter was trained on; if PEFT's own "
-            "merge_and_unload refuses it too, use it unmerged",
+            remedy=tr(
+                "give the base that the adapter was trained on; if PEFT's own "
+                "merge_and_unload refuses it too, use it unmerged"
+            ),
         )
 
 

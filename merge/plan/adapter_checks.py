@@ -14,6 +14,7 @@ from ..errors import FormatError, UsageError
 from ..job_settings import MergeSettings
 from ..layouts.decoder import HEAD_OF, VOCABULARY_TENSORS, count_embedding_rows, embeddings
 from ..layouts.model_folder import ModelFolder
+from ..messages import tr
 from ..storage.folder import Folder
 from ..tensors.lazy import Checkpoint
 from ..tokenizers.opaque_tokenizer import OpaqueTokenizer
@@ -52,10 +53,10 @@ def _require_ignored_files(adapters: Sequence[Adapter], names: Sequence[str]) ->
     there = {name for adapter in adapters for name in adapter.files.ignored}
     if lost := [name for name in names if name not in there]:
         raise UsageError(
-            "--ignore_file names a file that is in no adapter's folder",
-            expected="the name of a file, without its folder",
+            tr("--ignore_file names a file that is in no adapter's folder"),
+            expected=tr("the name of a file, without its folder"),
             found=lost[0],
-            remedy="check the spelling, or leave the option out",
+            remedy=tr("check the spelling, or leave the option out"),
         )
 
 
@@ -69,11 +70,17 @@ def read_value_heads(adapters: Sequence[Adapter]) -> dict[str, bytes]:
         content = read_small(path, _MAX_HEAD_BYTES)
         if found.setdefault(path.name, content) != content:
             raise UsageError(
-                "two adapters have different value heads of one name, and only one can be copied",
+                tr(
+                    "two adapters have different value heads of one name, and only one "
+                    "can be copied"
+                ),
                 file=path,
-                expected="one value head, or the same in both",
-                found=f"another {path.name} in an adapter before it",
-                remedy=f"remove the one that is not wanted, or give --ignore_file {path.name}",
+                expected=tr("one value head, or the same in both"),
+                found=tr("another {name} in an adapter before it", name=path.name),
+                remedy=tr(
+                    "remove the one that is not wanted, or give --ignore_file {name}",
+                    name=path.name,
+                ),
             )
     return found
 
@@ -85,10 +92,10 @@ def _require_different(adapters: Sequence[Adapter]) -> None:
             same_size = adapter.weights.stat().st_size == other.weights.stat().st_size
             if same_size and adapter.digest == other.digest:
                 raise UsageError(
-                    "the same adapter is given twice, in two folders; it would be added twice",
+                    tr("the same adapter is given twice, in two folders; it would be added twice"),
                     file=adapter.weights,
-                    found=f"the same bytes as {other.weights}",
-                    remedy="name each adapter once",
+                    found=tr("the same bytes as {weights}", weights=other.weights),
+                    remedy=tr("name each adapter once"),
                 )
 
 

@@ -26,6 +26,7 @@ from ..layouts.config import (
 )
 from ..layouts.model_folder import ModelFolder
 from ..layouts.params import PARAMS_NAME, build_params_json
+from ..messages import tr
 from ..storage.folder import Folder
 from ..tokenizers.chat_formats import FORMATS
 from ..tokenizers.embedded_tokenizer import EmbeddedTokenizer
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
 _MAX_CODE_BYTES = 16 << 20
 # What the layouts are called that hold no other model than a LLaMA; GGUF a Mixtral too.
-LLAMA_ONLY = {"pth": "Meta's layout", "gguf": "GGUF"}
+LLAMA_ONLY = {"pth": tr("Meta's layout"), "gguf": "GGUF"}
 
 
 @dataclass(frozen=True)
@@ -145,12 +146,19 @@ def _require_same(
     for name in names:
         if theirs.get(name) != ours.get(name):
             raise LayoutError(
-                "the adapter's config.json describes a model of another shape than the base",
+                tr("the adapter's config.json describes a model of another shape than the base"),
                 file=path,
-                expected=f"{name} {ours.get(name)}, as in {base_path}",
+                expected=tr(
+                    "{name} {name_2}, as in {base_path}",
+                    name=name,
+                    name_2=ours.get(name),
+                    base_path=base_path,
+                ),
                 found=f"{name} {theirs.get(name)}",
-                remedy="the adapter belongs to another base; or remove its config.json if it is "
-                "there by mistake",
+                remedy=tr(
+                    "the adapter belongs to another base; or remove its config.json if "
+                    "it is there by mistake"
+                ),
             )
 
 
@@ -167,8 +175,11 @@ def _read_code(
     if "auto_map" not in config:
         return {}, ()
     return _read_python_files(folder), (
-        "the model has modelling code of its own (auto_map), which is taken along as it is: "
-        "transformers runs it only with trust_remote_code=True",
+        tr(
+            "the model has modelling code of its own (auto_map), which is taken "
+            "along as it is: transformers runs it only with "
+            "trust_remote_code=True"
+        ),
     )
 
 
@@ -202,8 +213,11 @@ def _build_notes(path: Path, config: Mapping[str, Any]) -> list[str]:
     if "auto_map" not in config:
         return []
     return [
-        f"{path} names modelling code of its own (auto_map), which is not taken along: "
-        "the model loads with transformers' LLaMA"
+        tr(
+            "{path} names modelling code of its own (auto_map), which is not "
+            "taken along: the model loads with transformers' LLaMA",
+            path=path,
+        )
     ]
 
 
@@ -217,8 +231,10 @@ def with_chat_template(tokenizer: Tokenizer, name: str) -> Tokenizer:
     if isinstance(tokenizer, EmbeddedTokenizer) and tokenizer.is_sentencepiece and name == "alpaca":
         return tokenizer.with_template(template)
     if name == "llama3":
-        return with_llama3_template(require_files(tokenizer, f"--chat_template {name}"), data)
-    understood = require_sentencepiece(tokenizer, f"--chat_template {name}")
+        return with_llama3_template(
+            require_files(tokenizer, tr("--chat_template {name}", name=name)), data
+        )
+    understood = require_sentencepiece(tokenizer, tr("--chat_template {name}", name=name))
     return replace(understood, contents={**understood.contents, CHAT_TEMPLATE_NAME: data})
 
 
@@ -286,13 +302,13 @@ def _with_ends(
 def require_llama_shape(found: ModelConfig, layout: str) -> LlamaShape:
     """The shape of a LLaMA, for ``layout``. Raises ``LayoutError`` for another model."""
     if found.shape is None:
-        biases = " with biases" if found.config.get("model_type") in LLAMA_MODEL_TYPES else ""
+        biases = tr(" with biases") if found.config.get("model_type") in LLAMA_MODEL_TYPES else ""
         raise LayoutError(
-            f"this model is no LLaMA, and {layout} is for LLaMA alone",
+            tr("this model is no LLaMA, and {layout} is for LLaMA alone", layout=layout),
             file=found.path,
-            expected='"model_type": "llama", without biases',
+            expected=tr('"model_type": "llama", without biases'),
             found=f"{found.config.get('model_type')!r}{biases}",
-            remedy="use --output_type huggingface, which any decoder can be written to",
+            remedy=tr("use --output_type huggingface, which any decoder can be written to"),
         )
     require_named_llama(found.config, found.path)
     return found.shape
@@ -306,13 +322,15 @@ def require_rotary_numbers(found: ModelConfig) -> None:
     if kept is None or not kept.is_described or kept.rotary_factors is None:
         return
     raise LayoutError(
-        "the base says its rotary scaling as a tensor of factors, for which config.json and "
-        "params.json have no place",
+        tr(
+            "the base says its rotary scaling as a tensor of factors, for which "
+            "config.json and params.json have no place"
+        ),
         file=found.path,
         tensor=kept.rotary_factors.origin,
-        expected="a base without such a tensor",
-        found=f"{kept.rotary_factors.rows} factors",
-        remedy="write --output_type gguf, or give the Hugging Face folder of the base",
+        expected=tr("a base without such a tensor"),
+        found=tr("{rows} factors", rows=kept.rotary_factors.rows),
+        remedy=tr("write --output_type gguf, or give the Hugging Face folder of the base"),
     )
 
 

@@ -20,6 +20,7 @@ from ..layouts.config import (
 from ..layouts.gguf.names import list_stored_tensors, require_names
 from ..layouts.gguf.vocabulary import GgufTokenizer, require_known_to_llama_cpp
 from ..layouts.llama import LM_HEAD
+from ..messages import tr
 from ..tokenizers.byte_level_bpe import read_byte_level_bpe
 from ..tokenizers.embedded_tokenizer import EmbeddedTokenizer
 from ..tokenizers.file_names import MODEL_NAME, TOKENIZER_JSON_NAME
@@ -62,14 +63,16 @@ def _require_architecture(found: ModelConfig) -> tuple[LlamaShape, Mapping[str, 
         return found.shape, found.config
     kind = found.config.get("model_type")
     if kind != mixtral.MODEL_TYPE:
-        biases = " with biases" if kind in LLAMA_MODEL_TYPES else ""
+        biases = tr(" with biases") if kind in LLAMA_MODEL_TYPES else ""
         raise LayoutError(
-            "GGUF is written here for LLaMA and Mixtral alone",
+            tr("GGUF is written here for LLaMA and Mixtral alone"),
             file=found.path,
-            expected='"model_type": "llama", without biases, or "mixtral"',
+            expected=tr('"model_type": "llama", without biases, or "mixtral"'),
             found=f"{kind!r}{biases}",
-            remedy="use --output_type huggingface, which any decoder can be written to, and "
-            "llama.cpp's own converter",
+            remedy=tr(
+                "use --output_type huggingface, which any decoder can be written to, "
+                "and llama.cpp's own converter"
+            ),
         )
     require_class(found.config, found.path, "a Mixtral", mixtral.ARCHITECTURES)
     require_values(found.config, found.path)
@@ -99,7 +102,7 @@ def require_every_tensor(
     wanted = {part: s.shape for s in list_stored_tensors(shape) for part in s.parts}
     if tied and LM_HEAD not in tensors:
         del wanted[LM_HEAD]
-    remedy = (
+    remedy = tr(
         "save the model once with transformers' save_pretrained, or use --output_type huggingface"
     )
     require_names(tensors, wanted, source, source.name, remedy)
@@ -107,10 +110,10 @@ def require_every_tensor(
         found = tensors[name].shape
         if found[1:] != sizes[1:] or sizes[0] not in (None, found[0]):
             raise LayoutError(
-                "a tensor has another shape than config.json says",
+                tr("a tensor has another shape than config.json says"),
                 file=source,
                 tensor=tensors[name].origin,
                 expected=sizes,
                 found=found,
-                remedy="take config.json and all weights from one place",
+                remedy=tr("take config.json and all weights from one place"),
             )

@@ -11,6 +11,7 @@ from ..deltas.adapter_config import AdapterFolder
 from ..errors import UsageError, VocabularyError
 from ..layouts.config import CONFIG_NAME, is_llama
 from ..layouts.model_folder import ModelFolder
+from ..messages import tr
 from ..storage.offload import Offload
 from ..storage.urls import hide_credentials, is_url
 from ..tokenizers.file_names import MODEL_NAME, TOKENIZER_JSON_NAME
@@ -94,17 +95,19 @@ def find_sources(
     """
     names = split_list(lora_models)
     if not names:
-        raise UsageError("no adapter is named", expected="--lora_model with at least one folder")
-    base = ModelFolder(resolve(base_model, "base model", offload))
-    delta = ModelFolder(resolve(delta_model, "delta", offload)) if delta_model else None
-    adapters = tuple(AdapterFolder(resolve(name, "adapter", offload)) for name in names)
+        raise UsageError(
+            tr("no adapter is named"), expected=tr("--lora_model with at least one folder")
+        )
+    base = ModelFolder(resolve(base_model, tr("base model"), offload))
+    delta = ModelFolder(resolve(delta_model, tr("delta"), offload)) if delta_model else None
+    adapters = tuple(AdapterFolder(resolve(name, tr("adapter"), offload)) for name in names)
     for number, folder in enumerate(adapters):
         folder.require_mergeable()
         if any(folder.path.samefile(other.path) for other in adapters[:number]):
             raise UsageError(
-                "the same adapter is given twice; it would be added twice",
+                tr("the same adapter is given twice; it would be added twice"),
                 file=folder.path,
-                remedy="name each adapter once",
+                remedy=tr("name each adapter once"),
             )
     models = [folder for folder in (delta, base) if folder]
     named = resolve_tokenizer(tokenizer, offload) if tokenizer else None
@@ -162,14 +165,19 @@ def _choose_beside_gguf(
     for folder in adapters if found is None else ():
         if has_details(folder.path) or has_template_file(folder.path):
             raise VocabularyError(
-                "the adapter says which tokens are special, but neither it nor the base has the "
-                "tokenizer.model that this belongs to",
+                tr(
+                    "the adapter says which tokens are special, but neither it nor the "
+                    "base has the tokenizer.model that this belongs to"
+                ),
                 file=folder.path,
                 expected=MODEL_NAME,
-                found=f"a base in GGUF, {models[-1].path.name}",
-                remedy=f"name the base itself with --tokenizer {models[-1].path} to keep its "
-                "tokenizer as it is; or a folder with the tokenizer that the adapter was trained "
-                "with",
+                found=tr("a base in GGUF, {name}", name=models[-1].path.name),
+                remedy=tr(
+                    "name the base itself with --tokenizer {path} to keep its tokenizer "
+                    "as it is; or a folder with the tokenizer that the adapter was "
+                    "trained with",
+                    path=models[-1].path,
+                ),
             )
     chosen = found or own
     assert chosen is not None, "a base in GGUF has a tokenizer"
@@ -274,4 +282,4 @@ def resolve_tokenizer(source: str, offload: Offload) -> ModelFolder:
     if is_url(source):
         return ModelFolder(open_url(source, "tokenizer", offload))
     path = Path(source).expanduser()
-    return ModelFolder(path if path.is_file() else resolve(source, "tokenizer", offload))
+    return ModelFolder(path if path.is_file() else resolve(source, tr("tokenizer"), offload))

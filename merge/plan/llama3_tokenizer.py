@@ -8,6 +8,7 @@ from ..errors import VocabularyError
 from ..layouts.config import CONFIG_NAME, get_rope_scaling
 from ..layouts.model_folder import ModelFolder
 from ..layouts.params import read_params
+from ..messages import tr
 from ..tokenizers.byte_level import spell_bytes
 from ..tokenizers.file_names import MODEL_NAME, TOKENIZER_JSON_NAME
 from ..tokenizers.llama3_tokenizer import build_llama3_documents
@@ -92,9 +93,18 @@ def _require_same_ranks(found: OpaqueTokenizer, ranks: dict[bytes, int], file: P
         theirs = vocab.get(spell_bytes(token)) if isinstance(vocab, dict) else None
         if theirs != rank:
             raise VocabularyError(
-                "tokenizer.json and tokenizer.model hold different vocabularies",
+                tr("tokenizer.json and tokenizer.model hold different vocabularies"),
                 file=path,
-                expected=f"{spell_bytes(token)!r} as token {rank}, as in {file}",
-                found=f"token {theirs}" if theirs is not None else "no such token",
-                remedy="take both from the same place, or remove the one that is another model's",
+                expected=tr(
+                    "{spell_bytes!r} as token {rank}, as in {file}",
+                    spell_bytes=spell_bytes(token),
+                    rank=rank,
+                    file=file,
+                ),
+                found=tr("token {theirs}", theirs=theirs)
+                if theirs is not None
+                else tr("no such token"),
+                remedy=tr(
+                    "take both from the same place, or remove the one that is another model's"
+                ),
             )

@@ -17,6 +17,7 @@ from ..layouts import huggingface, meta
 from ..layouts.decoder import embeddings
 from ..layouts.llama import EMBED_TOKENS, LM_HEAD
 from ..layouts.placement import PlacedTensor, Stream, files, group_streams
+from ..messages import tr
 from ..outtypes import QUANTIZED_OUTTYPES
 from ..settings import OutputSettings
 from ..tensors.digests import add_digests
@@ -114,12 +115,14 @@ def plan_output(model: Model, settings: OutputSettings) -> Plan:
     layout = LLAMA_ONLY.get(settings.output_type)
     if layout and (headless or EMBED_TOKENS not in model.tensors):
         raise LayoutError(
-            f"the model has no LM head, and {layout} is for models that have one",
+            tr("the model has no LM head, and {layout} is for models that have one", layout=layout),
             file=model.config.path.parent,
-            expected=f"{EMBED_TOKENS} and {LM_HEAD}",
+            expected=tr("{embed_tokens} and {lm_head}", embed_tokens=EMBED_TOKENS, lm_head=LM_HEAD),
             found=", ".join(list(model.tensors)[:2]) + ", ...",
-            remedy="use --output_type huggingface; or give the base as AutoModelForCausalLM "
-            "saves it, and an adapter without a score layer",
+            remedy=tr(
+                "use --output_type huggingface; or give the base as "
+                "AutoModelForCausalLM saves it, and an adapter without a score layer"
+            ),
         )
     if settings.output_type == "gguf":
         return _plan_gguf(model, settings)
@@ -193,6 +196,10 @@ def _describe_time(tensors: Iterable[LazyTensor], settings: OutputSettings) -> I
 
         seconds = estimate_seconds(tensors) / settings.workers
         yield (
-            f"quantizing takes about {max(1, round(seconds)):,} s with {settings.workers} threads "
-            "here, beside reading and writing"
+            tr(
+                "quantizing takes about {value:,} s with {workers} threads here, "
+                "beside reading and writing",
+                value=max(1, round(seconds)),
+                workers=settings.workers,
+            )
         )

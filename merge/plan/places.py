@@ -9,6 +9,7 @@ from textwrap import shorten
 
 from ..deltas.adapter_files import has_no_meaning
 from ..errors import FormatError, Topic, UsageError
+from ..messages import tr
 from ..storage.offload import Offload
 from ..storage.remote_path import WEIGHT_SUFFIXES, RemotePath
 from ..storage.urls import is_url
@@ -26,7 +27,7 @@ _WANTED = (
     *("merges.txt", "*.tiktoken", "*.py"),
 )
 _WEIGHTS = ("*.safetensors", "*.bin")
-_MAY_BE_GGUF = ("base model", "adapter", "chat model")
+_MAY_BE_GGUF = (tr("base model"), "adapter", tr("chat model"))
 
 
 def resolve(source: str, role: str, offload: Offload | None = None) -> Path:
@@ -56,17 +57,17 @@ def resolve(source: str, role: str, offload: Offload | None = None) -> Path:
         return path
     if path.exists():
         raise UsageError(
-            f"the {role} is a file, a folder is needed",
+            tr("the {role} is a file, a folder is needed", role=role),
             file=path,
-            remedy=f"give the folder that holds it: {path.parent}",
+            remedy=tr("give the folder that holds it: {parent}", parent=path.parent),
         )
     looks_local = path.is_absolute() or source.startswith((".", "~")) or "\\" in source
     hub_id = _HUB_ID.fullmatch(source)
     if looks_local or hub_id is None or path.parent.is_dir():
         raise UsageError(
-            f"the {role} does not exist",
+            tr("the {role} does not exist", role=role),
             file=path,
-            expected="a local folder, or a Hub id such as owner/name",
+            expected=tr("a local folder, or a Hub id such as owner/name"),
             remedy=_suggest_nearby(path),
             topic=Topic.FILES,
         )
@@ -109,7 +110,10 @@ def open_url(source: str, role: str, offload: Offload | None) -> Path:
         return fetch(place, offload, lambda name: not name.endswith(WEIGHT_SUFFIXES))
     if offload.is_given and not can_read_parts(place):
         offload.notes.append(
-            f"{place} was copied into --offload_dir: its server sends whole files only"
+            tr(
+                "{place} was copied into --offload_dir: its server sends whole files only",
+                place=place,
+            )
         )
         return fetch(place, offload, lambda name: not has_no_meaning(name))
     return place
@@ -127,12 +131,14 @@ def require_links_inside(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_symlink() and not _leads_into(path, repository):
             raise FormatError(
-                "a link in the snapshot leads out of its repository",
+                tr("a link in the snapshot leads out of its repository"),
                 file=path,
-                expected=f"a file in {repository / 'blobs'}",
+                expected=tr("a file in {repository}", repository=repository / "blobs"),
                 found=path.readlink(),
-                remedy="remove the snapshot and download the repository again; if you made the "
-                "link, put the file itself there",
+                remedy=tr(
+                    "remove the snapshot and download the repository again; if you made "
+                    "the link, put the file itself there"
+                ),
             )
 
 
@@ -155,9 +161,13 @@ def _suggest_nearby(path: Path) -> str:
     missing = whole.relative_to(present).parts[0]
     by_case = {name.casefold(): name for name in usable}
     if close := get_close_matches(missing.casefold(), by_case, 1):
-        return f"did you mean {present / by_case[close[0]]}?"
+        return tr("did you mean {present}?", present=present / by_case[close[0]])
     listed = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-    return f"check the spelling; {present} holds {listed or 'no folders'}"
+    return tr(
+        "check the spelling; {present} holds {listed}",
+        present=present,
+        listed=listed or tr("no folders"),
+    )
 
 
 def _download(hub_id: re.Match[str], role: str, offload: Offload | None) -> Path:
@@ -182,18 +192,23 @@ def _download(hub_id: re.Match[str], role: str, offload: Offload | None) -> Path
                 break
     except unreachable as error:  # type: ignore[misc]
         raise UsageError(
-            f"the {role} is no local folder, and it could not be fetched from the Hub",
+            tr(
+                "the {role} is no local folder, and it could not be fetched from the Hub", role=role
+            ),
             file=hub_id[0],
-            expected="a local folder or the id of a repository that you may read",
+            expected=tr("a local folder or the id of a repository that you may read"),
             found=shorten(str(error), 200),
-            remedy="check the spelling; for a private or gated repository run `hf auth login` "
-            "first; without a network, download it elsewhere and give the folder",
+            remedy=tr(
+                "check the spelling; for a private or gated repository run `hf auth "
+                "login` first; without a network, download it elsewhere and give the "
+                "folder"
+            ),
         ) from None
     if not folder.is_dir():
         raise UsageError(
-            f"the repository of the {role} has no such folder",
+            tr("the repository of the {role} has no such folder", role=role),
             file=hub_id[0],
-            expected=f"a folder {inside} in {repo_id}",
-            remedy="check the spelling on the repository's page",
+            expected=tr("a folder {inside} in {repo_id}", inside=inside, repo_id=repo_id),
+            remedy=tr("check the spelling on the repository's page"),
         )
     return folder

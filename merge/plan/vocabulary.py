@@ -7,21 +7,25 @@ from dataclasses import dataclass
 
 from ..checksums.known_tokenizers import KnownTokenizer, explain_mismatch
 from ..errors import VocabularyError
+from ..messages import join, tr
 from ..tokenizers.embedded_tokenizer import EmbeddedTokenizer
 from ..tokenizers.opaque_tokenizer import Tokenizer
 from ..tokenizers.padding_rows import are_padding
 
-_NEW_TOKENS = (
-    "\nor, if this tokenizer is meant and the model will be trained on, let the missing rows begin "
-    "with\n--new_token_init subtokens, mean, zeros or normal"
+_NEW_TOKENS = tr(
+    "\n"
+    "or, if this tokenizer is meant and the model will be trained on, "
+    "let the missing rows begin with\n"
+    "--new_token_init subtokens, mean, zeros or normal"
 )
 
-_PADDED = "\nor, if the rows beyond the tokens are padding, --vocab_mismatch keep_base_rows"
-_OWN_TOKENIZER = (
-    "give the tokenizer that the last adapter was trained with, with --tokenizer DIR or by putting "
-    "its files (tokenizer.model, or tokenizer.json) into the adapter's folder"
+_PADDED = tr("\nor, if the rows beyond the tokens are padding, --vocab_mismatch keep_base_rows")
+_OWN_TOKENIZER = tr(
+    "give the tokenizer that the last adapter was trained with, with "
+    "--tokenizer DIR or by putting its files (tokenizer.model, or "
+    "tokenizer.json) into the adapter's folder"
 )
-_MISMATCH = (
+_MISMATCH = tr(
     "or, if these rows are padding, choose with --vocab_mismatch: keep_base_rows or truncate"
 )
 
@@ -85,12 +89,25 @@ class Vocabulary:
 
     def table(self) -> str:
         """Every size, one a line, for messages."""
-        lines = [f"{self.base_rows:>8} rows   base model"]
+        lines = [tr("{base_rows:>8} rows   base model", base_rows=self.base_rows)]
         for number, adapter in enumerate(self.adapters, start=1):
             rows = adapter.embed_tokens or adapter.lm_head or adapter.low_rank
-            lines.append(f"{rows or 'no':>8} rows   adapter {number} ({adapter.name})")
-        lines.append(f"{self.tokens or '?':>8} tokens tokenizer ({self.tokenizer})")
-        return "\n".join(lines)
+            lines.append(
+                tr(
+                    "{rows:>8} rows   adapter {number} ({name})",
+                    rows=rows or tr("no"),
+                    number=number,
+                    name=adapter.name,
+                )
+            )
+        lines.append(
+            tr(
+                "{tokens:>8} tokens tokenizer ({tokenizer})",
+                tokens=self.tokens or "?",
+                tokenizer=self.tokenizer,
+            )
+        )
+        return join("\n", lines)
 
     def _after(self, number: int, adapter: AdapterRows, rows: int) -> int:
         rows += adapter.appended
@@ -100,31 +117,50 @@ class Vocabulary:
             return self._after_low_rank(number, adapter, rows)
         if len(set(given)) > 1:
             raise self._error(
-                f"adapter {number} ({adapter.name}) has different numbers of rows in embed_tokens "
-                "and lm_head",
-                expected="equal numbers",
-                found=f"{adapter.embed_tokens} and {adapter.lm_head}",
-                remedy="save the adapter again from its training run",
+                tr(
+                    "adapter {number} ({name}) has different numbers of rows in "
+                    "embed_tokens and lm_head",
+                    number=number,
+                    name=adapter.name,
+                ),
+                expected=tr("equal numbers"),
+                found=tr(
+                    "{embed_tokens} and {lm_head}",
+                    embed_tokens=adapter.embed_tokens,
+                    lm_head=adapter.lm_head,
+                ),
+                remedy=tr("save the adapter again from its training run"),
             )
         if given[0] < rows:
             return self._fewer(number, adapter, given[0], rows)
         if given[0] > rows and None in sides and not adapter.ties:
             lacking = "lm_head" if adapter.lm_head is None else "embed_tokens"
             raise self._error(
-                f"adapter {number} ({adapter.name}) has new tokens but no {lacking} rows for them",
-                expected=f"{lacking} with {given[0]} rows",
-                found=f"{lacking} of {rows} rows, from the base model",
-                remedy="train and save both embed_tokens and lm_head (modules_to_save)",
+                tr(
+                    "adapter {number} ({name}) has new tokens but no {lacking} rows for them",
+                    number=number,
+                    name=adapter.name,
+                    lacking=lacking,
+                ),
+                expected=tr("{lacking} with {given} rows", lacking=lacking, given=given[0]),
+                found=tr(
+                    "{lacking} of {rows} rows, from the base model", lacking=lacking, rows=rows
+                ),
+                remedy=tr("train and save both embed_tokens and lm_head (modules_to_save)"),
             )
         return given[0]
 
     def _fewer(self, number: int, adapter: AdapterRows, given: int, rows: int) -> int:
         if self.mismatch == "error":
             raise self._error(
-                f"the vocabulary would shrink with adapter {number} ({adapter.name})",
-                expected=f"at least {rows} rows",
-                found=f"{given} rows",
-                remedy=f"{self._shrink_remedy(number)}\n{_MISMATCH}",
+                tr(
+                    "the vocabulary would shrink with adapter {number} ({name})",
+                    number=number,
+                    name=adapter.name,
+                ),
+                expected=tr("at least {rows} rows", rows=rows),
+                found=tr("{given} rows", given=given),
+                remedy=join("\n", [self._shrink_remedy(number), _MISMATCH]),
             )
         return rows if self.mismatch == "keep_base_rows" else given
 
@@ -137,28 +173,35 @@ class Vocabulary:
             return self._fewer(number, adapter, given, rows)
         if self.mismatch == "error":
             raise self._error(
-                f"adapter {number} ({adapter.name}) was trained on a larger vocabulary",
-                expected=f"{rows} rows, as the model has",
-                found=f"{given} rows",
-                remedy="give the base as it was when the adapter was trained, with its rows\n"
+                tr(
+                    "adapter {number} ({name}) was trained on a larger vocabulary",
+                    number=number,
+                    name=adapter.name,
+                ),
+                expected=tr("{rows} rows, as the model has", rows=rows),
+                found=tr("{given} rows", given=given),
+                remedy=tr("give the base as it was when the adapter was trained, with its rows\n")
                 + _MISMATCH,
             )
         return rows
 
     def _shrink_remedy(self, number: int) -> str:
         if number > 1:
-            return (
-                "give the adapters in the order in which they were trained, for instance "
-                "Chinese-LLaMA before Chinese-Alpaca"
+            return tr(
+                "give the adapters in the order in which they were trained, for "
+                "instance Chinese-LLaMA before Chinese-Alpaca"
             )
         if self.base_tokens is not None and self.base_tokens < self.base_rows:
-            return (
-                f"the base is padded to {self.base_rows} rows for {self.base_tokens} tokens: give "
-                "the base as it was when the adapter was trained, without the padding"
+            return tr(
+                "the base is padded to {base_rows} rows for {base_tokens} tokens: "
+                "give the base as it was when the adapter was trained, without the "
+                "padding",
+                base_rows=self.base_rows,
+                base_tokens=self.base_tokens,
             )
-        return (
-            "the base has a larger vocabulary already: give the original base, not one into which "
-            "an adapter has been merged"
+        return tr(
+            "the base has a larger vocabulary already: give the original base, "
+            "not one into which an adapter has been merged"
         )
 
     def _require_tokenizer(self, rows: int, tokens: int) -> None:
@@ -174,9 +217,9 @@ class Vocabulary:
         ):
             return
         raise self._error(
-            "tokenizer and embeddings do not belong together",
-            expected=f"{rows} tokens, one for each row",
-            found=f"{tokens} tokens",
+            tr("tokenizer and embeddings do not belong together"),
+            expected=tr("{rows} tokens, one for each row", rows=rows),
+            found=tr("{tokens} tokens", tokens=tokens),
             remedy=self._tokenizer_remedy(rows, tokens)
             + (_NEW_TOKENS if tokens > rows else _PADDED),
         )
@@ -189,9 +232,11 @@ class Vocabulary:
         if rows != self.base_rows and (own or 0) < tokens <= rows:
             return
         raise self._error(
-            "tokenizer and embeddings do not belong together",
-            expected=f"{(own or 0) + (rows > self.base_rows)} to {rows} tokens",
-            found=f"{tokens} tokens",
+            tr("tokenizer and embeddings do not belong together"),
+            expected=tr(
+                "{own} to {rows} tokens", own=(own or 0) + (rows > self.base_rows), rows=rows
+            ),
+            found=tr("{tokens} tokens", tokens=tokens),
             remedy=_OWN_TOKENIZER,
         )
 
@@ -199,14 +244,16 @@ class Vocabulary:
         if said := explain_mismatch(self.known_tokenizer, rows):
             return said
         if rows == tokens + 1:
-            return (
-                "the tokenizer lacks one token, as a Chinese-LLaMA tokenizer does beside a "
-                "Chinese-Alpaca adapter ([PAD]): give the adapter's own with --tokenizer"
+            return tr(
+                "the tokenizer lacks one token, as a Chinese-LLaMA tokenizer does "
+                "beside a Chinese-Alpaca adapter ([PAD]): give the adapter's own "
+                "with --tokenizer"
             )
         if rows == tokens - 1:
-            return (
-                "the tokenizer has one token more, as a Chinese-Alpaca tokenizer ([PAD]) does "
-                "beside a Chinese-LLaMA adapter: give the adapter's own with --tokenizer"
+            return tr(
+                "the tokenizer has one token more, as a Chinese-Alpaca tokenizer "
+                "([PAD]) does beside a Chinese-LLaMA adapter: give the adapter's own "
+                "with --tokenizer"
             )
         return _OWN_TOKENIZER
 
@@ -231,19 +278,23 @@ def require_extension(old: Tokenizer, new: Tokenizer) -> None:
         )
     if len(news) < len(olds):
         raise VocabularyError(
-            "the vocabulary would shrink",
+            tr("the vocabulary would shrink"),
             file=new.path,
-            expected=f"at least the base's {len(olds)} tokens",
-            found=f"{len(news)} tokens",
-            remedy="give the larger tokenizer; this command never removes rows",
+            expected=tr("at least the base's {n_olds} tokens", n_olds=len(olds)),
+            found=tr("{n_news} tokens", n_news=len(news)),
+            remedy=tr("give the larger tokenizer; this command never removes rows"),
         )
     for id_, (ours, theirs) in enumerate(zip(olds, news, strict=False)):
         if ours != theirs:
             raise VocabularyError(
-                "the tokenizer is no extension of the base's: its tokens have other ids",
+                tr("the tokenizer is no extension of the base's: its tokens have other ids"),
                 file=new.path,
-                expected=f"{ours!r} as token {id_}, as in {old.path}",
+                expected=tr(
+                    "{ours!r} as token {id}, as in {path}", ours=ours, id=id_, path=old.path
+                ),
                 found=repr(theirs),
-                remedy="append pieces to the base's own tokenizer with merge_tokenizers.py; grow "
-                "Llama 3's with extend_llama3_tokenizer.py",
+                remedy=tr(
+                    "append pieces to the base's own tokenizer with merge_tokenizers.py; "
+                    "grow Llama 3's with extend_llama3_tokenizer.py"
+                ),
             )

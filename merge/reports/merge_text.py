@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..checksums.known_files import load_known_files
 from ..deltas.adapter_files import is_weight_file
+from ..messages import compose, join, tr
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 
 if TYPE_CHECKING:
@@ -45,45 +46,66 @@ class PlannedMerge(Protocol):
     def notes(self) -> tuple[str, ...]: ...
 
 
-EXACT_IDS = (
+EXACT_IDS = tr(
     "for exactly SentencePiece's token ids, load the tokenizer with "
-    "AutoTokenizer.from_pretrained(..., trust_remote_code=True); without it transformers "
-    "splits some lines differently, silently"
+    "AutoTokenizer.from_pretrained(..., trust_remote_code=True); without "
+    "it transformers splits some lines differently, silently"
 )
 
-COPIED = "the tokenizer's files are copied as they are"
+COPIED = tr("the tokenizer's files are copied as they are")
 
 
 def describe_inputs(job: PlannedMerge) -> Iterator[str]:
     """Describe where base, adapters and tokenizer are, with their sizes."""
     from ..layouts.decoder import count_embedding_rows
 
-    yield f"base       {job.sources.base.path} ({count_embedding_rows(job.plain.tensors)} rows)"
+    yield tr(
+        "base       {path} ({count_embedding_rows} rows)",
+        path=job.sources.base.path,
+        count_embedding_rows=count_embedding_rows(job.plain.tensors),
+    )
     if job.sources.delta is not None:
-        yield f"delta      {job.sources.delta.path} ({job.vocabulary.base_rows} rows)"
+        yield tr(
+            "delta      {path} ({base_rows} rows)",
+            path=job.sources.delta.path,
+            base_rows=job.vocabulary.base_rows,
+        )
     for number, adapter in enumerate(job.adapters, start=1):
         known = _known(adapter.published)
         said = adapter.config.base_model_name_or_path
-        on = f"; trained on {said}" if said else ""
-        yield f"adapter {number}  {adapter.folder.path} ({_scalings(adapter)}; {known}{on})"
+        on = tr("; trained on {said}", said=said) if said else ""
+        yield tr(
+            "adapter {number}  {path} ({scalings}; {known}{on})",
+            number=number,
+            path=adapter.folder.path,
+            scalings=_scalings(adapter),
+            known=known,
+            on=on,
+        )
     tokenizer = job.sources.tokenizer
     published = load_known_files().get(sha256(tokenizer.vocabulary).hexdigest())
     known = _known(published.model if published else None)
-    tokens = tokenizer.n_tokens or "unknown"
-    yield f"tokenizer  {tokenizer.path} ({tokens} tokens; {known})"
+    tokens = tokenizer.n_tokens or tr("unknown")
+    yield tr(
+        "tokenizer  {path} ({tokens} tokens; {known})",
+        path=tokenizer.path,
+        tokens=tokens,
+        known=known,
+    )
 
 
 def _known(model: str | None) -> str:
-    return "no published checksum" if model is None else f"published as {model}"
+    return tr("no published checksum") if model is None else tr("published as {model}", model=model)
 
 
 def _scalings(adapter: Adapter) -> str:
     if adapter.config.method:
-        return f"{adapter.config.method}, merged by PEFT"
+        return tr("{method}, merged by PEFT", method=adapter.config.method)
     pairs = sorted({(patch.rank, patch.scaling) for patch in adapter.low_rank.values()})
     if not pairs:
-        return "no LoRA matrices"  # whole tensors or rows only
-    listed = ", ".join(f"rank {rank} x {scaling:g}" for rank, scaling in pairs[:3])
+        return tr("no LoRA matrices")  # whole tensors or rows only
+    ranks = (tr("rank {rank} x {scaling:g}", rank=r, scaling=scaling) for r, scaling in pairs[:3])
+    listed = join(", ", ranks)
     return listed + (", ..." if len(pairs) > 3 else "")
 
 
@@ -99,14 +121,32 @@ def describe_changes(job: PlannedMerge) -> Iterator[str]:
         grown = sorted(
             {(s.rows_before, s.rows_after) for s in replaced if s.rows_after > s.rows_before}
         )
-        growth = "".join(f", grown from {before} to {after} rows" for before, after in grown)
-        changed = f", changed rows of {rows}" if rows else ""
-        changed += f", {by_peft} merged by PEFT" if by_peft else ""
+        growth = join(
+            "",
+            (
+                tr(", grown from {before} to {after} rows", before=before, after=after)
+                for before, after in grown
+            ),
+        )
+        changed = tr(", changed rows of {rows}", rows=rows) if rows else ""
+        changed += tr(", {by_peft} merged by PEFT", by_peft=by_peft) if by_peft else ""
         yield (
-            f"adapter {number}: added to {added} tensors, replaced {len(replaced)}{growth}{changed}"
+            tr(
+                "adapter {number}: added to {added} tensors, replaced "
+                "{n_replaced}{growth}{changed}",
+                number=number,
+                added=added,
+                n_replaced=len(replaced),
+                growth=growth,
+                changed=changed,
+            )
         )
     untouched = sum(not done for done in job.model.steps.values())
-    yield f"{untouched} tensors as in the base; rounded {job.settings.rounding.replace('_', ' ')}"
+    yield tr(
+        "{untouched} tensors as in the base; rounded {rounding}",
+        untouched=untouched,
+        rounding=job.settings.rounding.replace("_", " "),
+    )
 
 
 def describe_notes(job: PlannedMerge) -> Iterator[str]:
@@ -122,56 +162,109 @@ def describe_notes(job: PlannedMerge) -> Iterator[str]:
     tokens, rows = job.vocabulary.tokens or 0, job.vocabulary.require_rows(new_tokens=True)
     if understood and tokens > rows:
         yield (
-            f"{tokens - rows} tokens have no row in any adapter: theirs begin as "
-            f"{job.settings.new_token_init}, so the model has to be trained on"
+            tr(
+                "{tokens} tokens have no row in any adapter: theirs begin as "
+                "{new_token_init}, so the model has to be trained on",
+                tokens=tokens - rows,
+                new_token_init=job.settings.new_token_init,
+            )
         )
     if padding := job.vocabulary.padding(rows):
-        needs = "; llama.cpp's converter needs --pad-vocab for that"
+        needs = tr("; llama.cpp's converter needs --pad-vocab for that")
         yield (
-            f"{rows} rows for {job.vocabulary.tokens} tokens: the last {padding} are padding"
+            tr(
+                "{rows} rows for {tokens} tokens: the last {padding} are padding",
+                rows=rows,
+                tokens=job.vocabulary.tokens,
+                padding=padding,
+            )
             + (needs if job.settings.output_type == "pth" else "")
         )
     stated = job.base.config.get("vocab_size")
     if stated != job.vocabulary.base_rows:
-        yield f"the base's config.json says vocab_size {stated}; the weights decide"
+        yield tr(
+            "the base's config.json says vocab_size {stated}; the weights decide", stated=stated
+        )
     if unread := sorted(_unread_weights(job)):
-        yield f"weight files of the base that are not read: {', '.join(unread)}"
+        yield tr("weight files of the base that are not read: {unread}", unread=", ".join(unread))
     if job.base.dropped:
-        yield f"left out {len(job.base.dropped)} rotary buffers of an old conversion"
+        yield tr(
+            "left out {n_dropped} rotary buffers of an old conversion",
+            n_dropped=len(job.base.dropped),
+        )
     yield from job.model.notes
     for adapter in job.adapters:
         if adapter.ignored:
-            yield f"{adapter.name}: untrained copies ignored: {', '.join(adapter.ignored)}"
+            yield tr(
+                "{name}: untrained copies ignored: {ignored}",
+                name=adapter.name,
+                ignored=", ".join(adapter.ignored),
+            )
         if adapter.renamed:
-            yield f"{adapter.name}: {adapter.renamed}"
+            yield compose("{name}: {about}", name=adapter.name, about=adapter.renamed)
         if adapter.files.trainable_params:
             name = adapter.files.trainable_params.name
-            yield f"{adapter.name}: {name} read too, whose tensors replace the base's"
+            yield tr(
+                "{name}: {name_2} read too, whose tensors replace the base's",
+                name=adapter.name,
+                name_2=name,
+            )
         if adapter.files.new_rows:
             count = next(iter(adapter.new_rows.values())).rows
-            yield f"{adapter.name}: {count} rows of {adapter.files.new_rows.name} follow the base's"
+            yield tr(
+                "{name}: {count} rows of {name_2} follow the base's",
+                name=adapter.name,
+                count=count,
+                name_2=adapter.files.new_rows.name,
+            )
         if adapter.files.heads:
             names = ", ".join(path.name for path in adapter.files.heads)
             kept = job.settings.output_type == "huggingface"
-            outcome = "copied as it is" if kept else "has no place in this type of output"
-            yield f"{adapter.name}: {names} {outcome}"
+            outcome = tr("copied as it is") if kept else tr("has no place in this type of output")
+            about = compose("{names} {outcome}", names=names, outcome=outcome)
+            yield compose("{name}: {about}", name=adapter.name, about=about)
         if adapter.files.duplicate:
-            yield f"{adapter.name}: {adapter.files.duplicate.name} holds the same and is not needed"
+            yield tr(
+                "{name}: {name_2} holds the same and is not needed",
+                name=adapter.name,
+                name_2=adapter.files.duplicate.name,
+            )
         if adapter.files.ignored:
-            yield f"{adapter.name}: ignored as asked: {', '.join(adapter.files.ignored)}"
+            yield tr(
+                "{name}: ignored as asked: {ignored}",
+                name=adapter.name,
+                ignored=", ".join(adapter.files.ignored),
+            )
         if adapter.files.unknown:
-            yield f"{adapter.name}: files not read: {', '.join(adapter.files.unknown)}"
+            yield tr(
+                "{name}: files not read: {unknown}",
+                name=adapter.name,
+                unknown=", ".join(adapter.files.unknown),
+            )
         if adapter.config.unknown:
-            yield f"{adapter.name}: fields not known here: {', '.join(adapter.config.unknown)}"
+            yield tr(
+                "{name}: fields not known here: {unknown}",
+                name=adapter.name,
+                unknown=", ".join(adapter.config.unknown),
+            )
         if adapter.config.weight == 0:
-            yield f"{adapter.name}: its weight is 0, so nothing that it adds is merged"
+            yield tr(
+                "{name}: its weight is 0, so nothing that it adds is merged", name=adapter.name
+            )
         if adapter.config.weight != 1 and adapter.replaced:
             yield (
-                f"{adapter.name}: its weight {adapter.config.weight:g} is for what it adds; the "
-                f"{len(adapter.replaced)} tensors that it replaces are taken as they are"
+                tr(
+                    "{name}: its weight {weight:g} is for what it adds; the {n_replaced} "
+                    "tensors that it replaces are taken as they are",
+                    name=adapter.name,
+                    weight=adapter.config.weight,
+                    n_replaced=len(adapter.replaced),
+                )
             )
         if adapter.changes_nothing:
-            yield f"{adapter.name}: every lora_B is zero, so this adapter changes nothing"
+            yield tr(
+                "{name}: every lora_B is zero, so this adapter changes nothing", name=adapter.name
+            )
 
 
 def _unread_weights(job: PlannedMerge) -> Iterator[str]:
@@ -189,9 +282,12 @@ def _template_notes(job: PlannedMerge) -> Iterator[str]:
     had = own is not None and own.has_template
     if job.settings.output_type == "pth":
         if had or theirs.has_template:
-            yield "Meta's layout has no place for a chat template: it is dropped"
+            yield tr("Meta's layout has no place for a chat template: it is dropped")
     elif had and not theirs.has_template and not job.settings.chat_template:
         yield (
-            f"the base's chat template is dropped: the tokenizer of {theirs.path} has none; put "
-            "the base's chat_template.jinja beside it if it is wanted"
+            tr(
+                "the base's chat template is dropped: the tokenizer of {path} has "
+                "none; put the base's chat_template.jinja beside it if it is wanted",
+                path=theirs.path,
+            )
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..messages import tr
+
 
 def format_percent(share: float | None) -> str:
     """A share in percent, three digits.
@@ -34,4 +36,4 @@ def format_seconds(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02} min"
+    return tr("{minutes}:{rest:02} min", minutes=minutes, rest=rest)

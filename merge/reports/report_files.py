@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..messages import tr
 from ..settings import OnProgress
 from ..untrusted.strict_json import dump_json
 from ..version import REPORT_HTML, REPORT_JSON
@@ -38,7 +39,11 @@ class ReportMaker:
 
     def describe(self) -> str:
         """What the report that was made says, in a line."""
-        return f"{REPORT_HTML} shows what was changed; findings in it: {self._findings}"
+        return tr(
+            "{report_html} shows what was changed; findings in it: {findings}",
+            report_html=REPORT_HTML,
+            findings=self._findings,
+        )
 
 
 def render_report(report: Mapping[str, Any]) -> dict[str, bytes]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 
+from ..messages import tr
 from .urls import (
     ATTEMPTS,
     CONNECT_SECONDS,
@@ -71,7 +72,9 @@ class _CarefulClient:
         self._require_same_version(request, answer)
         if wants_part and answer.status != _PARTIAL:
             answer.close()
-            raise NoRangesError(f"status {answer.status} instead of {_PARTIAL}")
+            raise NoRangesError(
+                tr("status {status} instead of {partial}", status=answer.status, partial=_PARTIAL)
+            )
         if wants_part or (request.method == "GET" and _is_small(answer)):
             await answer.read()
         return answer
@@ -86,4 +89,11 @@ class _CarefulClient:
         for name in first.keys() & found.keys():
             if first[name] != found[name]:
                 answer.close()
-                raise ChangedError(f"{name} {found[name]} instead of {first[name]}")
+                raise ChangedError(
+                    tr(
+                        "{name} {found} instead of {first}",
+                        name=name,
+                        found=found[name],
+                        first=first[name],
+                    )
+                )

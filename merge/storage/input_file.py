@@ -15,6 +15,7 @@ import torch
 
 from ..errors import FormatError
 from ..interruption import raise_if_interrupted
+from ..messages import tr
 from ..settings import IoMode
 from ..untrusted.placeholders import HEAD_BYTES, refuse_placeholder
 from .direct_io import SMALLEST_READ, DirectReader, is_cached
@@ -70,12 +71,12 @@ class InputFile:
     def cut_off_error(self, needed: int, tensor: str | None = None) -> FormatError:
         """The error for a file that should have ``needed`` bytes and has fewer."""
         return FormatError(
-            "the file ends before its tensors do: an unfinished download or copy",
+            tr("the file ends before its tensors do: an unfinished download or copy"),
             file=self.path,
             tensor=tensor,
-            expected=f"at least {needed:,} bytes",
-            found=f"{self.size:,} bytes",
-            remedy="fetch or copy the file again",
+            expected=tr("at least {needed:,} bytes", needed=needed),
+            found=tr("{size:,} bytes", size=self.size),
+            remedy=tr("fetch or copy the file again"),
         )
 
     def read(self, offset: int, count: int) -> bytes:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from ..errors import OutputError
+from ..messages import tr
 from .open_flags import NO_FOLLOW
 
 LOCK_NAME = ".merge_lock"
@@ -35,11 +36,11 @@ class FolderLock:
     def __enter__(self) -> FolderLock:
         if self._path.is_symlink():
             raise OutputError(
-                "the lock of the folder is a link, which no run creates",
+                tr("the lock of the folder is a link, which no run creates"),
                 file=self._path,
-                expected="a file, or nothing",
-                found=f"a link to {self._path.readlink()}",
-                remedy="remove the link",
+                expected=tr("a file, or nothing"),
+                found=tr("a link to {readlink}", readlink=self._path.readlink()),
+                remedy=tr("remove the link"),
             )
         for _ in range(_ATTEMPTS):
             self._folder.mkdir(parents=True, exist_ok=True)  # who had made it may have ended
@@ -129,8 +130,10 @@ def _locked_error(folder: Path, path: Path) -> OutputError:
     except OSError:  # removed just now
         process = ""
     return OutputError(
-        "another run is writing to the output folder",
+        tr("another run is writing to the output folder"),
         file=folder,
-        found=f"process {process}" if process else "a process that has just started or ended",
-        remedy="wait until it has ended, or choose another --output_dir",
+        found=tr("process {process}", process=process)
+        if process
+        else tr("a process that has just started or ended"),
+        remedy=tr("wait until it has ended, or choose another --output_dir"),
     )

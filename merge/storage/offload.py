@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import gettempdir
 
 from ..errors import OutputError
+from ..messages import tr
 from ..settings import IoMode
 from ..sizes import size_text
 from .lock import FolderLock, is_abandoned
@@ -19,19 +20,20 @@ from .remote_path import RemotePath, Traffic
 _OFFLOAD = ".offload-"
 
 
-def require_space(folder: Path, needed: int, reclaimable: int = 0, of: str = "the result") -> None:
+def require_space(folder: Path, needed: int, reclaimable: int = 0, of: str | None = None) -> None:
     """Raise ``OutputError`` unless the disk that will hold ``folder`` has ``needed`` bytes free.
 
-    ``reclaimable`` bytes are taken there by files that will go; ``of`` is what needs them.
+    ``reclaimable`` bytes are taken there by files that will go; ``of`` is what needs them, if not
+    the result.
     """
     free = shutil.disk_usage(find_existing(folder)).free + reclaimable
     if free < needed:
         raise OutputError(
-            f"not enough disk space for {of}",
+            tr("not enough disk space for {of}", of=of or tr("the result")),
             file=folder,
-            expected=f"{size_text(needed)} free",
-            found=f"{size_text(free)} free",
-            remedy="free some space or choose another --output_dir",
+            expected=tr("{needed} free", needed=size_text(needed)),
+            found=tr("{free} free", free=size_text(free)),
+            remedy=tr("free some space or choose another --output_dir"),
         )
 
 
@@ -81,7 +83,7 @@ class Offload:
     def describe_network(self) -> tuple[str, ...]:
         """Lines about what came over the network, none where nothing did."""
         read = self.traffic.nbytes
-        return (f"network    {size_text(read)} read", *self.notes) if read else ()
+        return (tr("network    {read} read", read=size_text(read)), *self.notes) if read else ()
 
     @property
     def is_given(self) -> bool:

@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import Future
 from typing import Any
 
+from ..messages import tr
 from .remote_path import PARTS_AHEAD, RemotePath
 from .urls import NoRangesError, told_as_error
 
@@ -52,16 +53,18 @@ class RemoteFile:
         self._planned = start
 
     def _fetch(self, offset: int, count: int) -> bytes:
-        asked = f"reading bytes {offset:,} to {offset + count:,}"
+        asked = tr(
+            "reading bytes {offset:,} to {offset_2:,}", offset=offset, offset_2=offset + count
+        )
         with told_as_error(str(self._path), asked):
             handle = self._take_handle()
             handle.seek(offset)
             content: bytes = handle.read(count)
             self._handles.append(handle)
             if len(content) > count:
-                raise NoRangesError(f"{len(content):,} bytes")
+                raise NoRangesError(tr("{n_content:,} bytes", n_content=len(content)))
             if len(content) < count:
-                raise EOFError(f"{len(content):,} bytes came")
+                raise EOFError(tr("{n_content:,} bytes came", n_content=len(content)))
         self._path.place.traffic.add(count)
         return content
 
@@ -101,7 +104,7 @@ class RemoteStream(io.RawIOBase):
         """Go to a place; nothing is fetched."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
         if start + offset < 0:
-            raise ValueError("a place before the beginning")
+            raise ValueError(tr("a place before the beginning"))
         self._place = start + offset
         return self._place
 

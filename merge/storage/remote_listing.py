@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import OutputError, UsageError
 from ..interruption import raise_if_interrupted
+from ..messages import tr
 from .offload import Offload, require_space
 from .remote_file import RemoteStream
 from .remote_path import RemoteFolder, RemotePath, RemoteStat, Traffic, read_stat
@@ -59,7 +60,7 @@ def open_place(url: str, offload: Offload | None) -> RemotePath:
     is_file = name.lower().endswith(_FILE_SUFFIXES) and not place.endswith(":/")
     place, name = (place, name) if is_file else (plain, "")
     traffic = (offload or Offload(None, Path())).traffic
-    with told_as_error(url, "listing the files"):
+    with told_as_error(url, tr("listing the files")):
         place, changed = _pin_revision(place)
         found = _list_files(open_file_system(place), place, name, query)
     files = {
@@ -70,11 +71,13 @@ def open_place(url: str, offload: Offload | None) -> RemotePath:
     path = RemotePath(RemoteFolder(place, files, traffic, query), name or ".")
     if not files or not path.exists():
         raise UsageError(
-            "the place holds no files",
+            tr("the place holds no files"),
             file=hide_credentials(url),
-            expected="a folder, prefix or repository with a model, an adapter or a tokenizer",
-            found=f"files without a size: {', '.join(found)}" if found else "nothing",
-            remedy="check the spelling",
+            expected=tr("a folder, prefix or repository with a model, an adapter or a tokenizer"),
+            found=tr("files without a size: {found}", found=", ".join(found))
+            if found
+            else tr("nothing"),
+            remedy=tr("check the spelling"),
         )
     return path
 
@@ -92,19 +95,21 @@ def open_output_place(url: str) -> RemotePath:
     protocol = url.partition("://")[0].lower()
     if protocol not in _UPLOADS:
         raise OutputError(
-            f"a result cannot be written to {protocol}://",
+            tr("a result cannot be written to {protocol}://", protocol=protocol),
             file=hide_credentials(url),
-            expected="a local folder, or " + ", ".join(f"{name}://" for name in _UPLOADS),
-            remedy="write to a local folder, then upload that with `hf upload owner/name FOLDER`"
+            expected=tr("a local folder, or ") + ", ".join(f"{name}://" for name in _UPLOADS),
+            remedy=tr(
+                "write to a local folder, then upload that with `hf upload owner/name FOLDER`"
+            )
             if protocol == "hf"
-            else "write to a local folder, then copy that to where it belongs",
+            else tr("write to a local folder, then copy that to where it belongs"),
         )
     place, _ = split_query(url)
     bucket = "/".join(place.split("/")[:3])
-    with told_as_error(bucket, "looking for the bucket"):
+    with told_as_error(bucket, tr("looking for the bucket")):
         files = open_file_system(place)
         if not files.exists(bucket):
-            raise FileNotFoundError("no such bucket")
+            raise FileNotFoundError(tr("no such bucket"))
         found = _list_files(files, place, "", "")
     listed = {name: read_stat(info) for name, info in sorted(found.items())}
     return RemotePath(RemoteFolder(place, listed, Traffic()))
@@ -157,7 +162,7 @@ def _probe(
         raise_if_interrupted()
         url = f"{place}/{name}{query}"
         try:
-            with told_as_error(url, "asking whether the file is there"):
+            with told_as_error(url, tr("asking whether the file is there")):
                 return files.info(url)  # type: ignore[no-any-return]
         except MissingError:
             return None
@@ -254,11 +259,11 @@ def _iter_whole(place: RemoteFolder, name: str) -> Iterator[bytes]:
         yield place.read(name)
         return
     came = 0
-    with told_as_error(url, "copying the file"):
+    with told_as_error(url, tr("copying the file")):
         with place.file_system.open(url, "rb", block_size=0) as stream:
             while piece := stream.read(_PIECE):
                 place.traffic.add(len(piece))
                 came += len(piece)
                 yield piece
         if came != size:
-            raise EOFError(f"{came:,} bytes came instead of {size:,}")
+            raise EOFError(tr("{came:,} bytes came instead of {size:,}", came=came, size=size))

@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..messages import tr
 from .urls import ChangedError, hide_credentials, is_http, open_file_system, told_as_error
 
 if TYPE_CHECKING:
@@ -155,17 +156,23 @@ class RemoteFolder:
         found = read_stat(details or {"size": stat.st_size})
         if found.version not in (None, stat.version):
             handle.close()
-            raise ChangedError(f"version {found.version} instead of {stat.version}")
+            raise ChangedError(
+                tr(
+                    "version {version} instead of {version_2}",
+                    version=found.version,
+                    version_2=stat.version,
+                )
+            )
         return handle
 
     def read(self, name: str) -> bytes:
         """A document, fetched once."""
         if name not in self.documents:
             url = self.get_url(name)
-            with told_as_error(url, "reading the file"):
+            with told_as_error(url, tr("reading the file")):
                 content = self.file_system.cat_file(url)
                 if len(content) != self.files[name].st_size:
-                    raise ChangedError(f"{len(content):,} bytes came")
+                    raise ChangedError(tr("{n_content:,} bytes came", n_content=len(content)))
             self.traffic.add(len(content))
             self.documents[name] = content
         return self.documents[name]
@@ -285,14 +292,14 @@ class RemotePath(_Path):
         if self.is_dir():
             return RemoteStat(0)
         if self._key not in self.place.files:
-            raise FileNotFoundError(2, "there is no such file", str(self))
+            raise FileNotFoundError(2, tr("there is no such file"), str(self))
         return self.place.files[self._key]
 
     def open(self, mode: str = "rb", buffering: int = -1) -> Any:  # type: ignore[override]
         """Open for reading, as bytes: a document whole, weights by parts."""
         assert mode == "rb", "inputs are read"
         if not self.is_file():
-            raise FileNotFoundError(2, "there is no such file", str(self))
+            raise FileNotFoundError(2, tr("there is no such file"), str(self))
         if self.suffix not in WEIGHT_SUFFIXES:
             return io.BytesIO(self.place.read(self._key))
         from .remote_file import RemoteStream

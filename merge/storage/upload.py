@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..messages import tr
 from .output_stream import OutputStream
 from .remote_path import RemotePath
 from .urls import told_as_error
@@ -22,29 +23,29 @@ class Upload:
     def __init__(self, path: RemotePath, nbytes: int = 0) -> None:
         self._url = path.place.get_url(str(path.inside))
         part = max(_LEAST_PART, -(-nbytes // _MOST_PARTS))
-        with told_as_error(self._url, "beginning an upload"):
+        with told_as_error(self._url, tr("beginning an upload")):
             self._handle: Any = path.place.file_system.open(
                 self._url, "xb", autocommit=False, block_size=part
             )
 
     def write(self, data: memoryview) -> None:
         """Append bytes; a part is sent when it is full."""
-        with told_as_error(self._url, "uploading a part"):
+        with told_as_error(self._url, tr("uploading a part")):
             self._handle.write(bytes(data))
 
     def finish(self) -> None:
         """Send the last part."""
-        with told_as_error(self._url, "uploading the last part"):
+        with told_as_error(self._url, tr("uploading the last part")):
             self._handle.close()
 
     def commit(self) -> None:
         """Make the file visible. Raises ``MergeError`` where somebody else's is there."""
-        with told_as_error(self._url, "completing the upload"):
+        with told_as_error(self._url, tr("completing the upload")):
             self._handle.commit()
 
     def discard(self) -> None:
         """Abort it; nothing stays of what was sent."""
-        with told_as_error(self._url, "aborting the upload"):
+        with told_as_error(self._url, tr("aborting the upload")):
             self._handle.discard()
         self._handle.closed = True  # so that its end sends nothing more
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..errors import FormatError, MergeError, NetworkError, UsageError
+from ..messages import tr
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -28,7 +29,7 @@ PACKAGES = {
     "http": "aiohttp",
     "https": "aiohttp",
 }
-_INSTALL = 'install it: pip install "chinese-llama-merge[remote]"'
+_INSTALL = tr('install it: pip install "chinese-llama-merge[remote]"')
 # Seconds until a server that says nothing counts as gone, and how often a request is tried.
 CONNECT_SECONDS = 10.0
 SILENT_SECONDS = 30.0
@@ -95,11 +96,11 @@ def open_file_system(url: str) -> AbstractFileSystem:
         options = _get_options(protocol) | conf.get(protocol, {})
         kind = fsspec.get_filesystem_class(protocol)
         options |= kind._get_kwargs_from_urls(url)
-        with told_as_error(url, "connecting"):
+        with told_as_error(url, tr("connecting")):
             return kind(skip_instance_cache=True, **options)
     except ImportError as error:
         raise UsageError(
-            f"a package that reads {protocol}:// is not installed",
+            tr("a package that reads {protocol}:// is not installed", protocol=protocol),
             file=hide_credentials(url),
             expected=PACKAGES[protocol],
             found=error,
@@ -113,11 +114,11 @@ def _find_protocol(url: str) -> str:
     protocol = match["protocol"].lower()
     if protocol not in PACKAGES:
         raise UsageError(
-            "no program part reads URLs of this kind",
+            tr("no program part reads URLs of this kind"),
             file=hide_credentials(url),
             expected=", ".join(f"{name}://" for name in PACKAGES),
             found=f"{protocol}://",
-            remedy="name a local file by its path; copy others to one of these places first",
+            remedy=tr("name a local file by its path; copy others to one of these places first"),
         )
     return protocol
 
@@ -157,39 +158,40 @@ def _translate(error: Exception, shown: str, asked: str) -> MergeError:
     found = f"{asked}: {text or type(error).__name__}"
     if _CHANGED in statuses or kinds & {"ChangedError", "FileExpired"}:
         return FormatError(
-            "the file was changed while it was read",
+            tr("the file was changed while it was read"),
             file=shown,
             found=found,
-            remedy="start again when nobody writes there",
+            remedy=tr("start again when nobody writes there"),
         )
     if "NoRangesError" in kinds:
         return WholeFilesOnlyError(
-            "the server sends whole files only, so that tensors cannot be read where they are",
+            tr("the server sends whole files only, so that tensors cannot be read where they are"),
             file=shown,
-            expected="a server that answers requests with Range",
+            expected=tr("a server that answers requests with Range"),
             found=found,
-            remedy="name a folder with room for a copy with --offload_dir, or copy it yourself",
+            remedy=tr("name a folder with room for a copy with --offload_dir, or copy it yourself"),
         )
     if statuses & set(_NOT_ALLOWED) or kinds & {"PermissionError", "NoCredentialsError"}:
         return UsageError(
-            "the place does not exist, or these credentials do not open it",
+            tr("the place does not exist, or these credentials do not open it"),
             file=shown,
             found=found,
-            remedy="check the spelling, and give the client your credentials "
-            "(docs/remote_files.md)",
+            remedy=tr(
+                "check the spelling, and give the client your credentials (docs/remote_files.md)"
+            ),
         )
     if statuses & set(_GONE) or (isinstance(error, FileNotFoundError) and len(chain) == 1):
         return MissingError(
-            "there is no such file, folder or bucket",
+            tr("there is no such file, folder or bucket"),
             file=shown,
             found=found,
-            remedy="check the spelling",
+            remedy=tr("check the spelling"),
         )
     return NetworkError(
-        "the place did not answer as it should, also when asked again",
+        tr("the place did not answer as it should, also when asked again"),
         file=shown,
         found=found,
-        remedy="check the address and the network, then run the command again",
+        remedy=tr("check the address and the network, then run the command again"),
     )
 
 

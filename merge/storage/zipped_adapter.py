@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from ..errors import FormatError
+from ..messages import tr
 from ..untrusted.safe_zip import Records, is_zip, iter_chunks, open_zip
 from .offload import Offload, require_space
 
@@ -31,11 +32,11 @@ def find_adapter_folder(path: Path) -> str | None:
             _require_inside(path, records)
     if len(folders) > 1:
         raise FormatError(
-            "the archive holds several adapters",
+            tr("the archive holds several adapters"),
             file=path,
-            expected=f"one {ADAPTER_CONFIG_NAME}",
+            expected=tr("one {adapter_config_name}", adapter_config_name=ADAPTER_CONFIG_NAME),
             found=", ".join(folders[:5]),
-            remedy="unpack it and give the folders in the order of merging",
+            remedy=tr("unpack it and give the folders in the order of merging"),
         )
     return folders[0] if folders else None
 
@@ -46,11 +47,15 @@ def _require_inside(path: Path, records: Records) -> None:
         is_link = stat.S_ISLNK(info.external_attr >> 16)
         if is_link or _ABSOLUTE.match(name) or {"..", "."} & set(re.split(r"[/\\]", name)):
             raise FormatError(
-                "the archive holds a link or a name that leads out of it",
+                tr("the archive holds a link or a name that leads out of it"),
                 file=path,
-                expected="plain files",
-                found=f"{'a link' if is_link else 'a file'} {name}",
-                remedy="do not unpack it with other tools either; get the adapter from elsewhere",
+                expected=tr("plain files"),
+                found=tr(
+                    "{text} {name}", text=tr("a link") if is_link else tr("a file"), name=name
+                ),
+                remedy=tr(
+                    "do not unpack it with other tools either; get the adapter from elsewhere"
+                ),
             )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..errors import NumberError
+from ..messages import tr
 from .lazy import LazyTensor, RowReader
 
 # The bits of the largest finite number; those of Inf and NaN come after them.
@@ -55,13 +56,15 @@ class _CheckedTensor(LazyTensor):
         bad = ~rows.isfinite()
         row = int(bad.nonzero()[0][0])
         raise NumberError(
-            "the weights hold NaN or Inf",
+            tr("the weights hold NaN or Inf"),
             file=self.base.without_digest().path,
             tensor=f"{self.origin}, row {first + row}",
-            expected="finite values",
+            expected=tr("finite values"),
             found=f"{float(rows[bad][0]):g}",
-            remedy="the file is damaged, or its training broke: fetch it again or take another; "
-            "--allow_nonfinite writes the values as they are",
+            remedy=tr(
+                "the file is damaged, or its training broke: fetch it again or take "
+                "another; --allow_nonfinite writes the values as they are"
+            ),
         )
 
 
@@ -135,4 +138,4 @@ def describe_nonfinite(tensors: Mapping[str, LazyTensor]) -> tuple[str, ...]:
     if not found:
         return ()
     listed = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-    return (f"{len(found)} tensors hold NaN or Inf: {listed}",)
+    return (tr("{n_found} tensors hold NaN or Inf: {listed}", n_found=len(found), listed=listed),)

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from ..messages import tr
+
 RowReader = Callable[[int, int, torch.Tensor], None]
 
 # A block of the arithmetic is about this many elements: its float32 copy stays in a core's cache.
@@ -69,7 +71,9 @@ class LazyTensor(ABC):
 
     def transposed(self) -> LazyTensor:
         """The matrix with rows and columns exchanged, still unread."""
-        return _Transposed(self.shape[::-1], self.dtype, f"{self.origin}, transposed", self)
+        return _Transposed(
+            self.shape[::-1], self.dtype, tr("{origin}, transposed", origin=self.origin), self
+        )
 
     @property
     def path(self) -> Path | None:

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 
 from ..errors import NumberError
+from ..messages import tr
 from .finite import find_largest
 from .lazy import LazyTensor, RowReader, block_rows, get_dtype_name, scratch
 from .statistics import BlockObserver, ChangeRecorder
@@ -181,13 +182,19 @@ class PatchedTensor(LazyTensor):
                 if (place := _find_nonfinite_row(tensor)) is not None:
                     raise _nonfinite_error(tensor, place)
         raise NumberError(
-            "the merged value cannot be written in this dtype",
+            tr("the merged value cannot be written in this dtype"),
             file=self.start.without_digest().path,
             tensor=f"{self.origin}, row {first_row + row}",
-            expected=f"finite values up to {largest:g} ({get_dtype_name(self.dtype)})",
+            expected=tr(
+                "finite values up to {largest:g} ({dtype})",
+                largest=largest,
+                dtype=get_dtype_name(self.dtype),
+            ),
             found=f"{value:g}",
-            remedy="write --dtype bfloat16 or float32 (GGUF: --outtype); if the value is inf or "
-            "nan, this file is damaged",
+            remedy=tr(
+                "write --dtype bfloat16 or float32 (GGUF: --outtype); if the value "
+                "is inf or nan, this file is damaged"
+            ),
         )
 
 
@@ -204,10 +211,10 @@ def _find_nonfinite_row(tensor: LazyTensor) -> int | None:
 def _nonfinite_error(tensor: LazyTensor, row: int) -> NumberError:
     values = tensor.read(row, row + 1).flatten()
     return NumberError(
-        "what is added to the base holds NaN or Inf",
+        tr("what is added to the base holds NaN or Inf"),
         file=tensor.path,
         tensor=f"{tensor.origin}, row {row}",
-        expected="finite values",
+        expected=tr("finite values"),
         found=f"{float(values[~values.isfinite()][0]):g}",
-        remedy="the training diverged or the file is damaged: save it or fetch it again",
+        remedy=tr("the training diverged or the file is damaged: save it or fetch it again"),
     )

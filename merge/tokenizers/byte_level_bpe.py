@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import VocabularyError
+from ..messages import tr
 from ..untrusted.strict_json import parse_json
 from .file_names import ADDED_TOKENS_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_JSON_NAME
 from .opaque_tokenizer import OpaqueTokenizer
@@ -23,9 +24,9 @@ from .tokenizer_json import read_added_tokens
 # What a BPE model may ask for beside its merges, none of which byte-level BPE needs.
 _OTHER_FEATURES = ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "dropout")
 _MOST_TOKENS = 1 << 22
-_SENTENCEPIECE = "name the folder with the model's tokenizer.model with --tokenizer"
-_COPIED = "use --output_type huggingface, which takes tokenizer.json as it is"
-_SAVE_AGAIN = "fetch it again, or save the tokenizer again with transformers"
+_SENTENCEPIECE = tr("name the folder with the model's tokenizer.model with --tokenizer")
+_COPIED = tr("use --output_type huggingface, which takes tokenizer.json as it is")
+_SAVE_AGAIN = tr("fetch it again, or save the tokenizer again with transformers")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def read_byte_level_bpe(tokenizer: OpaqueTokenizer) -> ByteLevelBpeTokenizer:
         found = _parse(tokenizer.contents.get(TOKENIZER_JSON_NAME), path)
     except _OtherKindError as other:
         raise VocabularyError(
-            "this tokenizer is no byte-level BPE like Llama 3's",
+            tr("this tokenizer is no byte-level BPE like Llama 3's"),
             file=path,
             expected=other.expected,
             found=other.found,
@@ -99,14 +100,18 @@ def _find_file(tokenizer: OpaqueTokenizer) -> Path:
 @lru_cache(maxsize=2)  # a merge asks before torch is imported, and again as it plans its output
 def _parse(content: bytes | None, path: Path) -> ByteLevelBpeTokenizer:
     if content is None:
-        raise _OtherKindError(TOKENIZER_JSON_NAME, "none", _SAVE_AGAIN)
+        raise _OtherKindError(TOKENIZER_JSON_NAME, tr("none"), _SAVE_AGAIN)
     fast = parse_json(content, path)
     vocab = _read_vocabulary(fast)
     added = {entry["id"]: entry for entry in read_added_tokens(fast, path)}
     texts = {id_: text for text, id_ in vocab.items()}
     texts |= {id_: entry["content"] for id_, entry in added.items()}
     if not 0 <= min(texts) <= max(texts) < _MOST_TOKENS:
-        raise _OtherKindError(f"ids from 0 to {_MOST_TOKENS:,}", f"{max(texts):,}", _SAVE_AGAIN)
+        raise _OtherKindError(
+            tr("ids from 0 to {most_tokens:,}", most_tokens=_MOST_TOKENS),
+            f"{max(texts):,}",
+            _SAVE_AGAIN,
+        )
     tokens = tuple(texts.get(id_) for id_ in range(max(texts) + 1))
     whole_words = fast["model"].get("ignore_merges") is True
     return ByteLevelBpeTokenizer(path, tokens, added, _read_pattern(fast), whole_words)
@@ -117,10 +122,10 @@ def _read_vocabulary(fast: Mapping[str, Any]) -> dict[str, int]:
     model = fast.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
     if not isinstance(model, dict) or kind != "BPE":
-        raise _OtherKindError('"model": {"type": "BPE"}', repr(kind), _SENTENCEPIECE)
+        raise _OtherKindError(tr('"model": {"type": "BPE"}'), repr(kind), _SENTENCEPIECE)
     for name in _OTHER_FEATURES:
         if model.get(name):
-            raise _OtherKindError(f'no "{name}"', repr(model[name]), _SENTENCEPIECE)
+            raise _OtherKindError(tr('no "{name}"', name=name), repr(model[name]), _SENTENCEPIECE)
     vocab, merges = model.get("vocab"), model.get("merges")
     if (
         not isinstance(vocab, dict)
@@ -128,10 +133,12 @@ def _read_vocabulary(fast: Mapping[str, Any]) -> dict[str, int]:
         or not all(type(id_) is int for id_ in vocab.values())
         or len(set(vocab.values())) < len(vocab)
     ):
-        raise _OtherKindError('"vocab": tokens, each with an id of its own', "others", _SAVE_AGAIN)
+        raise _OtherKindError(
+            tr('"vocab": tokens, each with an id of its own'), tr("others"), _SAVE_AGAIN
+        )
     if not isinstance(merges, list) or not merges or not _are_pairs(merges):
-        found = "no merges" if not merges else "others"
-        raise _OtherKindError('"merges": pairs of tokens', found, _SAVE_AGAIN)
+        found = tr("no merges") if not merges else tr("others")
+        raise _OtherKindError(tr('"merges": pairs of tokens'), found, _SAVE_AGAIN)
     return vocab
 
 
@@ -152,10 +159,10 @@ def _read_pattern(fast: Mapping[str, Any]) -> str:
     steps = list(_list_steps(fast.get("pre_tokenizer")))
     kinds = [step.get("type") for step in steps]
     if fast.get("normalizer"):
-        raise _OtherKindError("no normalizer", repr(fast["normalizer"])[:200])
+        raise _OtherKindError(tr("no normalizer"), repr(fast["normalizer"])[:200])
     if kinds != ["Split", "ByteLevel"]:
-        found = ", ".join(map(str, kinds)) or "none"
-        raise _OtherKindError("a pre_tokenizer of Split and ByteLevel", found)
+        found = ", ".join(map(str, kinds)) or tr("none")
+        raise _OtherKindError(tr("a pre_tokenizer of Split and ByteLevel"), found)
     split, spelled = steps
     pattern = split.get("pattern")
     regex = pattern.get("Regex") if isinstance(pattern, dict) else None
@@ -166,7 +173,7 @@ def _read_pattern(fast: Mapping[str, Any]) -> str:
         or spelled.get("add_prefix_space")
         or spelled.get("use_regex") is not False
     ):
-        raise _OtherKindError("a pre_tokenizer that cuts by one pattern", repr(steps)[:300])
+        raise _OtherKindError(tr("a pre_tokenizer that cuts by one pattern"), repr(steps)[:300])
     return regex
 
 
@@ -199,9 +206,9 @@ def _require_listed(tokenizer: OpaqueTokenizer, folder: Path, ids: Mapping[str, 
         found = ids.get(text) if isinstance(text, str) else None
         if found != id_:
             raise VocabularyError(
-                f"{name} lists an added token that tokenizer.json does not have",
+                tr("{name} lists an added token that tokenizer.json does not have", name=name),
                 file=folder / name,
-                expected=f"{text!r} as token {id_}, in tokenizer.json too",
-                found="none" if found is None else f"token {found}",
+                expected=tr("{text!r} as token {id}, in tokenizer.json too", text=text, id=id_),
+                found=tr("none") if found is None else tr("token {found}", found=found),
                 remedy=_SAVE_AGAIN,
             )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError
+from ..messages import tr
 from ..untrusted.strict_json import parse_json, read_small
 from .file_names import CHAT_TEMPLATE_JSON_NAME, CHAT_TEMPLATE_NAME
 
@@ -44,9 +45,9 @@ def _read_text(path: Path) -> str | None:
         return read_small(path, _MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FormatError(
-            "the file is not UTF-8",
+            tr("the file is not UTF-8"),
             file=path,
-            expected="a template as text",
+            expected=tr("a template as text"),
             found=error,
-            remedy="save it as UTF-8, or fetch it again",
+            remedy=tr("save it as UTF-8, or fetch it again"),
         ) from None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, UsageError, VocabularyError
+from ..messages import tr
 from ..untrusted.strict_json import dump_json, parse_json
 from .byte_level import list_merges, parse_spelling, spell_bytes, split_by_ranks
 from .file_names import (
@@ -163,25 +164,29 @@ def recover_ranks(fast: Mapping[str, Any], path: Path) -> dict[bytes, int]:
     model = fast.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise FormatError(
-            "the file holds no vocabulary",
+            tr("the file holds no vocabulary"),
             file=path,
-            expected='"model": {"vocab": tokens with their ids}',
-            remedy="fetch it again, or save the tokenizer again with transformers",
+            expected=tr('"model": {"vocab": tokens with their ids}'),
+            remedy=tr("fetch it again, or save the tokenizer again with transformers"),
         )
     merges = model.get("merges")
     if not isinstance(merges, list) or not merges:
-        raise _make_refusal(path, "the merges of a byte-level BPE", "no merges")
+        raise _make_refusal(path, tr("the merges of a byte-level BPE"), tr("no merges"))
     added = {entry["content"] for entry in read_added_tokens(fast, path)}
     ranks = _read_ranks(model["vocab"], added, path)
     patterns = list(_list_patterns(fast.get("pre_tokenizer")))
     if patterns != [SPLIT_PATTERN] or fast.get("normalizer"):
-        raise _make_refusal(path, f"text cut by {SPLIT_PATTERN}", repr(patterns)[:300])
+        raise _make_refusal(
+            path,
+            tr("text cut by {split_pattern}", split_pattern=SPLIT_PATTERN),
+            repr(patterns)[:300],
+        )
     if model.get("ignore_merges") is not True:
-        raise _make_refusal(path, '"ignore_merges": true', repr(model.get("ignore_merges")))
+        raise _make_refusal(path, tr('"ignore_merges": true'), repr(model.get("ignore_merges")))
     wanted = ((spell_bytes(left), spell_bytes(right)) for left, right in list_merges(ranks))
     if any(_read_pair(given) != pair for given, pair in zip_longest(merges, wanted)):
-        expected = "every merge that the ranks imply, in their order"
-        raise _make_refusal(path, expected, f"{len(merges):,} others")
+        expected = tr("every merge that the ranks imply, in their order")
+        raise _make_refusal(path, expected, tr("{n_merges:,} others", n_merges=len(merges)))
     return ranks
 
 
@@ -192,10 +197,10 @@ def _read_ranks(vocab: Mapping[str, Any], added: Container[str], path: Path) -> 
         if text not in added:
             token = parse_spelling(text)
             if token is None or type(id_) is not int:
-                raise _make_refusal(path, "a vocabulary of bytes", f"{text!r}: {id_!r}")
+                raise _make_refusal(path, tr("a vocabulary of bytes"), f"{text!r}: {id_!r}")
             ranks[token] = id_
     if not has_llama3_ranks(ranks):
-        raise _make_refusal(path, LLAMA3_RANKS, f"{len(ranks):,} tokens")
+        raise _make_refusal(path, LLAMA3_RANKS, tr("{n_ranks:,} tokens", n_ranks=len(ranks)))
     require_llama3(ranks, path)
     return dict(sorted(ranks.items(), key=lambda item: item[1]))
 
@@ -224,12 +229,14 @@ def _list_patterns(step: object) -> Iterator[object]:
 
 def _make_refusal(path: Path, expected: str, found: str) -> VocabularyError:
     return VocabularyError(
-        "no tiktoken file gives the ids of this tokenizer.json",
+        tr("no tiktoken file gives the ids of this tokenizer.json"),
         file=path,
         expected=expected,
         found=found,
-        remedy="take it from where the Llama 3 model is from; Hugging Face's layout can hold it as "
-        "it is",
+        remedy=tr(
+            "take it from where the Llama 3 model is from; Hugging Face's layout "
+            "can hold it as it is"
+        ),
     )
 
 
@@ -262,11 +269,23 @@ def recover_tiktoken_file(tokenizer: OpaqueTokenizer, rows: int) -> bytes:
     known = (map_special_tokens("3"), map_special_tokens("3.1"))
     if added not in known:
         odd = sorted(added.items() - known[0].items() - known[1].items())
-        found = f"{odd[0][0]!r} as {odd[0][1]}" if odd else f"{len(added)} added tokens"
-        raise _make_refusal(path, "the 256 special tokens of Meta's code, 128000 and on", found)
+        found = (
+            tr("{odd!r} as {odd_2}", odd=odd[0][0], odd_2=odd[0][1])
+            if odd
+            else tr("{n_added} added tokens", n_added=len(added))
+        )
+        raise _make_refusal(path, tr("the 256 special tokens of Meta's code, 128000 and on"), found)
     if len(ranks) > N_RANKS or rows != N_RANKS + N_SPECIAL:
-        found = f"{len(ranks)} ranks, {rows} rows of embeddings"
-        raise _make_refusal(path, f"{N_RANKS} ranks, and {N_RANKS + N_SPECIAL} rows", found)
+        found = tr("{n_ranks} ranks, {rows} rows of embeddings", n_ranks=len(ranks), rows=rows)
+        raise _make_refusal(
+            path,
+            tr(
+                "{n_ranks} ranks, and {n_ranks_2} rows",
+                n_ranks=N_RANKS,
+                n_ranks_2=N_RANKS + N_SPECIAL,
+            ),
+            found,
+        )
     return dump_ranks(ranks)
 
 
@@ -298,9 +317,9 @@ def with_llama3_template(tokenizer: object, template: bytes) -> OpaqueTokenizer:
         tokens = {entry["content"]: entry["id"] for entry in read_added_tokens(fast, path)}
     if not isinstance(tokenizer, OpaqueTokenizer) or not tokens.keys() >= _TURNS:
         raise UsageError(
-            "--chat_template llama3 needs Llama 3's tokenizer",
-            expected=f"the tokens {', '.join(sorted(_TURNS))}",
-            remedy="leave it out, or give the template of the model's own generation",
+            tr("--chat_template llama3 needs Llama 3's tokenizer"),
+            expected=tr("the tokens {turns}", turns=", ".join(sorted(_TURNS))),
+            remedy=tr("leave it out, or give the template of the model's own generation"),
         )
     contents = {**tokenizer.contents, CHAT_TEMPLATE_NAME: template}
     for name in (TOKENIZER_CONFIG_NAME, SPECIAL_TOKENS_NAME):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, UsageError
+from ..messages import tr
 from ..storage.folder import Folder
 from ..untrusted.strict_json import dump_json, parse_json, read_json
 from .chat_templates import read_templates
@@ -96,13 +97,17 @@ def require_sentencepiece(tokenizer: Tokenizer, purpose: str) -> SentencePieceTo
         return tokenizer
     in_files = require_files(tokenizer, purpose)
     raise UsageError(
-        f"{purpose} needs LLaMA's own kind of tokenizer",
+        tr("{purpose} needs LLaMA's own kind of tokenizer", purpose=purpose),
         file=tokenizer.path,
         expected=MODEL_NAME,
         found=", ".join(in_files.contents),
-        remedy=f"name a folder with the model's {MODEL_NAME} with --tokenizer, or a base in GGUF "
-        "itself to keep its tokenizer; if there is neither, only --output_type huggingface with "
-        "the tokenizer as it is can be made",
+        remedy=tr(
+            "name a folder with the model's {model_name} with --tokenizer, or a "
+            "base in GGUF itself to keep its tokenizer; if there is neither, "
+            "only --output_type huggingface with the tokenizer as it is can be "
+            "made",
+            model_name=MODEL_NAME,
+        ),
     )
 
 
@@ -111,12 +116,20 @@ def require_files(tokenizer: Tokenizer, purpose: str) -> SentencePieceTokenizer 
     if not isinstance(tokenizer, EmbeddedTokenizer):
         return tokenizer
     raise UsageError(
-        f"{purpose} needs a tokenizer in files, which cannot be made of that in a GGUF file",
+        tr(
+            "{purpose} needs a tokenizer in files, which cannot be made of that in a GGUF file",
+            purpose=purpose,
+        ),
         file=tokenizer.path,
-        expected=f"{MODEL_NAME} or {TOKENIZER_JSON_NAME}",
-        found=f"{tokenizer.n_tokens} tokens in the metadata",
-        remedy="name a folder with the model's tokenizer with --tokenizer, or write "
-        "--output_type gguf",
+        expected=tr(
+            "{model_name} or {tokenizer_json_name}",
+            model_name=MODEL_NAME,
+            tokenizer_json_name=TOKENIZER_JSON_NAME,
+        ),
+        found=tr("{n_tokens} tokens in the metadata", n_tokens=tokenizer.n_tokens),
+        remedy=tr(
+            "name a folder with the model's tokenizer with --tokenizer, or write --output_type gguf"
+        ),
     )
 
 
@@ -133,10 +146,10 @@ def read_opaque_tokenizer(source: Folder) -> OpaqueTokenizer:
     """
     if not source.path.is_file() and not has_tokenizer(source):
         raise FormatError(
-            "the folder holds no tokenizer",
+            tr("the folder holds no tokenizer"),
             file=source.path,
             expected=", ".join(_VOCABULARIES[:3]),
-            remedy="copy the tokenizer's files into it, or name their folder with --tokenizer",
+            remedy=tr("copy the tokenizer's files into it, or name their folder with --tokenizer"),
         )
     return describe_tokenizer(source.path, collect_tokenizer_files(source))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import FormatError, Topic, UsageError
+from ..messages import tr
 from ..storage.atomic_write import write_atomically
 from ..untrusted.placeholders import refuse_placeholder
 from .file_names import MODEL_NAME
@@ -32,13 +33,15 @@ def find_model_file(path: Path) -> Path:
         inside = path / MODEL_NAME
         if not inside.is_file():
             raise UsageError(
-                f"the folder holds no {MODEL_NAME}",
+                tr("the folder holds no {model_name}", model_name=MODEL_NAME),
                 file=path,
-                remedy="name a folder with a SentencePiece model, or the model file itself",
+                remedy=tr("name a folder with a SentencePiece model, or the model file itself"),
             )
         return inside
     if not path.exists():
-        raise UsageError("there is no such tokenizer", file=path, remedy="check the spelling")
+        raise UsageError(
+            tr("there is no such tokenizer"), file=path, remedy=tr("check the spelling")
+        )
     return path
 
 
@@ -80,10 +83,10 @@ def load_processor(content: bytes, file: Path | None = None) -> SentencePiecePro
         list_pieces(processor)
     except (RuntimeError, UnicodeDecodeError) as error:
         raise FormatError(
-            "SentencePiece cannot read the tokenizer: no SentencePiece model, or a damaged one",
+            tr("SentencePiece cannot read the tokenizer: no SentencePiece model, or a damaged one"),
             file=file,
-            found=f"{len(content)} bytes; {error}",
-            remedy="fetch it again; LLaMA's has 499723 bytes",
+            found=tr("{n_content} bytes; {error}", n_content=len(content), error=error),
+            remedy=tr("fetch it again; LLaMA's has 499723 bytes"),
         ) from None
     return processor
 
@@ -91,10 +94,15 @@ def load_processor(content: bytes, file: Path | None = None) -> SentencePiecePro
 def _refuse_tiktoken(content: bytes, file: Path | None) -> None:
     if is_tiktoken(content):
         raise FormatError(
-            f"this {MODEL_NAME} is a tiktoken file, as Llama 3 has, and no SentencePiece model",
+            tr(
+                "this {model_name} is a tiktoken file, as Llama 3 has, and no SentencePiece model",
+                model_name=MODEL_NAME,
+            ),
             file=file,
-            expected="the SentencePiece model of LLaMA 1 or 2",
-            remedy="merges and conversions read Llama 3's; for this command name another tokenizer",
+            expected=tr("the SentencePiece model of LLaMA 1 or 2"),
+            remedy=tr(
+                "merges and conversions read Llama 3's; for this command name another tokenizer"
+            ),
         )
 
 
@@ -145,9 +153,9 @@ def _import_message_type() -> type[ModelProto]:
         from sentencepiece import sentencepiece_model_pb2
     except misfit as error:
         raise UsageError(
-            "there is no protobuf that fits the installed sentencepiece",
+            tr("there is no protobuf that fits the installed sentencepiece"),
             found=str(error).splitlines()[0],
-            remedy="pip install --upgrade sentencepiece protobuf",
+            remedy=tr("pip install --upgrade sentencepiece protobuf"),
             topic=Topic.LIBRARIES,
         ) from error
     message: type[ModelProto] = sentencepiece_model_pb2.ModelProto
@@ -156,10 +164,10 @@ def _import_message_type() -> type[ModelProto]:
 
 def _no_model_error(file: Path) -> FormatError:
     return FormatError(
-        "this is not a SentencePiece model",
+        tr("this is not a SentencePiece model"),
         file=file,
-        expected="a SentencePiece model, such as LLaMA's tokenizer.model",
-        remedy="tokenizer.json and vocabulary lists are other things; fetch the .model file",
+        expected=tr("a SentencePiece model, such as LLaMA's tokenizer.model"),
+        remedy=tr("tokenizer.json and vocabulary lists are other things; fetch the .model file"),
     )
 
 
@@ -168,8 +176,12 @@ def _require_unique_pieces(model: ModelProto, file: Path) -> None:
     repeated = [piece for piece, count in counts.items() if count > 1]
     if repeated:
         raise FormatError(
-            "the SentencePiece model holds the same piece more than once",
+            tr("the SentencePiece model holds the same piece more than once"),
             file=file,
-            found=f"{len(repeated)} repeated, the first is {repeated[0]!r}",
-            remedy="build it again from its parts, for example with merge_tokenizers.py",
+            found=tr(
+                "{n_repeated} repeated, the first is {repeated!r}",
+                n_repeated=len(repeated),
+                repeated=repeated[0],
+            ),
+            remedy=tr("build it again from its parts, for example with merge_tokenizers.py"),
         )

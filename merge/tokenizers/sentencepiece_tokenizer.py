@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError
+from ..messages import tr
 from ..untrusted.placeholders import refuse_placeholder
 from ..untrusted.strict_json import dump_json, parse_json, read_small
 from .chat_templates import read_templates
@@ -187,13 +188,18 @@ def _read_contents(path: Path) -> dict[str, bytes]:
         return {MODEL_NAME: read_small(path, _MOST_BYTES)}
     if not (path / MODEL_NAME).is_file():
         raise FormatError(
-            f"the folder holds no {MODEL_NAME}, which is the tokenizer itself",
+            tr(
+                "the folder holds no {model_name}, which is the tokenizer itself",
+                model_name=MODEL_NAME,
+            ),
             file=path / MODEL_NAME,
-            found="tokenizer.json, which cannot replace it"
+            found=tr("tokenizer.json, which cannot replace it")
             if (path / TOKENIZER_JSON_NAME).is_file()
             else None,
-            remedy="copy the tokenizer.model that the adapter was trained with into the folder, "
-            "or name a folder that has it with --tokenizer",
+            remedy=tr(
+                "copy the tokenizer.model that the adapter was trained with into the "
+                "folder, or name a folder that has it with --tokenizer"
+            ),
         )
     return {MODEL_NAME: read_small(path / MODEL_NAME, _MOST_BYTES), **_read_details(path)}
 

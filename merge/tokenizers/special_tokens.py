@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import FormatError, VocabularyError
+from ..messages import tr
 from .file_names import ADDED_TOKENS_NAME, MODEL_NAME, TOKENIZER_CONFIG_NAME, TOKENIZER_JSON_NAME
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ PAD_PIECES = ("[PAD]", "<pad>")
 """What the padding piece of Chinese-Alpaca and of Chinese-LLaMA-2 is called."""
 
 
-_FETCH_AGAIN = "fetch the file again, or save the tokenizer again with transformers"
+_FETCH_AGAIN = tr("fetch the file again, or save the tokenizer again with transformers")
 
 
 class SpecialToken(NamedTuple):
@@ -45,9 +46,9 @@ def _list_added_ids(
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict) or not all(map(get_content, decoder.values())):
         raise FormatError(
-            "the list of added tokens is not one",
+            tr("the list of added tokens is not one"),
             file=folder / TOKENIZER_CONFIG_NAME,
-            expected='"added_tokens_decoder": {"32000": {"content": "<pad>"}}',
+            expected=tr('"added_tokens_decoder": {"32000": {"content": "<pad>"}}'),
             found=repr(decoder)[:80],
             remedy=_FETCH_AGAIN,
         )
@@ -63,9 +64,9 @@ def _parse_id(value: object, file: Path) -> int:
     if str(value).isdecimal():
         return int(str(value))
     raise FormatError(
-        "a token id is not a whole number",
+        tr("a token id is not a whole number"),
         file=file,
-        expected="0 or more",
+        expected=tr("0 or more"),
         found=repr(value),
         remedy=_FETCH_AGAIN,
     )
@@ -87,11 +88,17 @@ def collect_added_tokens(
         known = added.get(content, id_) if is_piece is None else is_piece
         if known != id_ or (id_ < n_pieces and is_piece is None):
             raise VocabularyError(
-                f"the added token {content!r} contradicts {sources.get(content, MODEL_NAME)}",
+                tr(
+                    "the added token {content!r} contradicts {content_2}",
+                    content=content,
+                    content_2=sources.get(content, MODEL_NAME),
+                ),
                 file=file,
-                expected=f"id {known}" if known != id_ else f"{model.id_to_piece(id_)!r} as {id_}",
-                found=f"{content!r} as id {id_}",
-                remedy="take the JSON files from the same place as the tokenizer.model",
+                expected=tr("id {known}", known=known)
+                if known != id_
+                else tr("{id_to_piece!r} as {id}", id_to_piece=model.id_to_piece(id_), id=id_),
+                found=tr("{content!r} as id {id}", content=content, id=id_),
+                remedy=tr("take the JSON files from the same place as the tokenizer.model"),
             )
         if is_piece is None:
             added[content] = id_
@@ -99,11 +106,19 @@ def collect_added_tokens(
     added = dict(sorted(added.items(), key=lambda item: item[1]))
     if list(added.values()) != list(range(n_pieces, n_pieces + len(added))):
         raise VocabularyError(
-            f"the ids of the added tokens do not follow the {n_pieces} pieces of {MODEL_NAME}",
+            tr(
+                "the ids of the added tokens do not follow the {n_pieces} pieces of {model_name}",
+                n_pieces=n_pieces,
+                model_name=MODEL_NAME,
+            ),
             file=folder,
-            expected=f"{n_pieces} to {n_pieces + len(added) - 1}",
+            expected=tr(
+                "{n_pieces} to {n_pieces_2}",
+                n_pieces=n_pieces,
+                n_pieces_2=n_pieces + len(added) - 1,
+            ),
             found=", ".join(f"{content!r}: {id_}" for content, id_ in added.items()),
-            remedy="take the JSON files from the same place as the tokenizer.model",
+            remedy=tr("take the JSON files from the same place as the tokenizer.model"),
         )
     return added
 
@@ -152,12 +167,22 @@ def find_token(
     if id_ is None:
         n_tokens = model.get_piece_size() + len(added)
         raise VocabularyError(
-            f"the {name} {content!r} is not a token of this tokenizer",
+            tr(
+                "the {name} {content!r} is not a token of this tokenizer",
+                name=name,
+                content=content,
+            ),
             file=folder,
-            expected=f"one of the {n_tokens} pieces and added tokens",
-            remedy="if the adapter has a row for it, take the file that gives its id "
-            f"({MODEL_NAME}, {TOKENIZER_JSON_NAME} or {ADDED_TOKENS_NAME}) from where the adapter "
-            "was trained; if not, remove it from the file that names it",
+            expected=tr("one of the {n_tokens} pieces and added tokens", n_tokens=n_tokens),
+            remedy=tr(
+                "if the adapter has a row for it, take the file that gives its id "
+                "({model_name}, {tokenizer_json_name} or {added_tokens_name}) from "
+                "where the adapter was trained; if not, remove it from the file that "
+                "names it",
+                model_name=MODEL_NAME,
+                tokenizer_json_name=TOKENIZER_JSON_NAME,
+                added_tokens_name=ADDED_TOKENS_NAME,
+            ),
         )
     return SpecialToken(content, id_)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import FormatError, VocabularyError
+from ..messages import tr
 from ..untrusted.strict_json import read_small
 
 Llama3Release = Literal["3", "3.1"]
@@ -32,14 +33,16 @@ SPLIT_PATTERN = (
 """What cuts text before any merging, in Meta's ``tokenizer.py``."""
 
 _SHA256 = "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55"
-LLAMA3_RANKS = f"Llama 3's {N_RANKS:,} ranks (SHA-256 {_SHA256[:8]}...)"
+LLAMA3_RANKS = tr(
+    "Llama 3's {n_ranks:,} ranks (SHA-256 {sha256}...)", n_ranks=N_RANKS, sha256=_SHA256[:8]
+)
 # Other models' tiktoken files, by the number of their ranks.
 _OTHERS = {
     50_256: "GPT-2's",
-    100_256: "GPT-4's cl100k_base",
+    100_256: tr("GPT-4's cl100k_base"),
     151_643: "Qwen's",
     199_998: "GPT-4o's o200k_base",
-    200_000: "Llama 4's",
+    200_000: tr("Llama 4's"),
 }
 
 # 2 MB for 128,000 tokens.
@@ -105,17 +108,26 @@ def parse_ranks(content: bytes, path: Path) -> dict[bytes, int]:
             continue
         token = _parse_token(line, path, number)
         if token in ranks:
-            raise _make_error(path, number, "each token once", f"{token!r} again")
+            raise _make_error(
+                path, number, tr("each token once"), tr("{token!r} again", token=token)
+            )
         ranks[token] = int(line.rpartition(b" ")[2])
     if len(set(ranks.values())) < len(ranks):
-        raise _make_error(path, None, "a rank of its own for each token", "a rank given twice")
+        raise _make_error(
+            path, None, tr("a rank of its own for each token"), tr("a rank given twice")
+        )
     if lacking := [byte for byte in range(256) if bytes([byte]) not in ranks]:
-        raise _make_error(path, None, "a token for each of the 256 bytes", f"none for {lacking[0]}")
+        raise _make_error(
+            path,
+            None,
+            tr("a token for each of the 256 bytes"),
+            tr("none for {lacking}", lacking=lacking[0]),
+        )
     return dict(sorted(ranks.items(), key=lambda item: item[1]))
 
 
 def _parse_token(line: bytes, path: Path, number: int) -> bytes:
-    expected = "the token's bytes in base64, and its rank"
+    expected = tr("the token's bytes in base64, and its rank")
     if not _LINE.fullmatch(line):
         raise _make_error(path, number, expected, repr(line[:60]))
     try:
@@ -123,17 +135,24 @@ def _parse_token(line: bytes, path: Path, number: int) -> bytes:
     except binascii.Error as error:
         raise _make_error(path, number, expected, str(error)) from None
     if len(token) > _LONGEST_TOKEN:
-        raise _make_error(path, number, f"at most {_LONGEST_TOKEN} bytes", f"{len(token)} bytes")
+        raise _make_error(
+            path,
+            number,
+            tr("at most {longest_token} bytes", longest_token=_LONGEST_TOKEN),
+            tr("{n_token} bytes", n_token=len(token)),
+        )
     return token
 
 
 def _make_error(path: Path, number: int | None, expected: str, found: str) -> FormatError:
     return FormatError(
-        "the file is no tiktoken vocabulary",
+        tr("the file is no tiktoken vocabulary"),
         file=path,
         expected=expected,
-        found=found if number is None else f"in line {number}: {found}",
-        remedy="fetch it again from the place where the weights are from",
+        found=found
+        if number is None
+        else tr("in line {number}: {found}", number=number, found=found),
+        remedy=tr("fetch it again from the place where the weights are from"),
     )
 
 
@@ -162,20 +181,29 @@ def require_llama3(ranks: Mapping[bytes, int], path: Path) -> None:
     if not has_llama3_ranks(ranks):
         kind = _OTHERS.get(len(ranks))
         raise VocabularyError(
-            "this tiktoken vocabulary is not Llama 3's",
+            tr("this tiktoken vocabulary is not Llama 3's"),
             file=path,
             expected=LLAMA3_RANKS,
-            found=f"{len(ranks):,} ranks" + (f", as many as {kind}" if kind else ""),
-            remedy="take tokenizer.model from the place where the Llama 3 weights are from; for "
-            "another model's, give a Hugging Face folder with its tokenizer.json",
+            found=tr("{n_ranks:,} ranks", n_ranks=len(ranks))
+            + (tr(", as many as {kind}", kind=kind) if kind else ""),
+            remedy=tr(
+                "take tokenizer.model from the place where the Llama 3 weights are "
+                "from; for another model's, give a Hugging Face folder with its "
+                "tokenizer.json"
+            ),
         )
     further = [rank for rank in ranks.values() if rank >= N_RANKS]
     first = N_RANKS + N_SPECIAL
     if sorted(further) != list(range(first, first + len(further))):
         raise VocabularyError(
-            "ranks beyond Llama 3's own take the ids of its special tokens, or leave a gap",
+            tr("ranks beyond Llama 3's own take the ids of its special tokens, or leave a gap"),
             file=path,
-            expected=f"further ranks from {first} on",
-            found=f"{min(further)} to {max(further)}, {len(further)} of them",
-            remedy="number new tokens from there, so that all old ids stay",
+            expected=tr("further ranks from {first} on", first=first),
+            found=tr(
+                "{further} to {further_2}, {n_further} of them",
+                further=min(further),
+                further_2=max(further),
+                n_further=len(further),
+            ),
+            remedy=tr("number new tokens from there, so that all old ids stay"),
         )

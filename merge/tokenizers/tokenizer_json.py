@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FormatError, VocabularyError
+from ..messages import tr
 from .sentencepiece_model import list_pieces
 
 if TYPE_CHECKING:
@@ -34,11 +35,11 @@ def read_added_tokens(fast: Mapping[str, Any], file: Path) -> list[dict[str, Any
             or type(entry.get("id")) is not int
         ):
             raise FormatError(
-                "the list of added tokens is not one",
+                tr("the list of added tokens is not one"),
                 file=file,
-                expected='"added_tokens": [{"id": 32000, "content": "<pad>", ...}]',
+                expected=tr('"added_tokens": [{"id": 32000, "content": "<pad>", ...}]'),
                 found=repr(entry)[:80],
-                remedy="fetch it again, or save the tokenizer again with transformers",
+                remedy=tr("fetch it again, or save the tokenizer again with transformers"),
             )
     return [
         {"id": entry["id"], "content": entry["content"]}
@@ -85,15 +86,30 @@ def require_same_pieces(
         if theirs != id_:
             raise _contradiction_error(
                 file,
-                f"{piece!r} as token {id_}, as in {model_file}",
-                f"{piece!r} as token {theirs}" if theirs is not None else f"no {piece!r}",
+                tr(
+                    "{piece!r} as token {id}, as in {model_file}",
+                    piece=piece,
+                    id=id_,
+                    model_file=model_file,
+                ),
+                tr("{piece!r} as token {theirs}", piece=piece, theirs=theirs)
+                if theirs is not None
+                else tr("no {piece!r}", piece=piece),
             )
     further = [text for text, id_ in ids.items() if id_ >= len(pieces) and text not in added]
     if further:
         raise _contradiction_error(
             file,
-            f"the {len(pieces)} pieces of {model_file}, and added tokens",
-            f"{len(further)} further pieces, such as {further[0]!r}",
+            tr(
+                "the {n_pieces} pieces of {model_file}, and added tokens",
+                n_pieces=len(pieces),
+                model_file=model_file,
+            ),
+            tr(
+                "{n_further} further pieces, such as {further!r}",
+                n_further=len(further),
+                further=further[0],
+            ),
         )
 
 
@@ -113,19 +129,19 @@ def _list_ids(fast: Mapping[str, Any], file: Path) -> Iterator[tuple[str, int]]:
         yield from ((str(entry[0]), id_) for id_, entry in enumerate(vocab))
     else:
         raise FormatError(
-            "the file holds no vocabulary",
+            tr("the file holds no vocabulary"),
             file=file,
-            expected='"model": {"vocab": pieces with their ids}',
+            expected=tr('"model": {"vocab": pieces with their ids}'),
             found=repr(vocab)[:80],
-            remedy="fetch it again, or save the tokenizer again with transformers",
+            remedy=tr("fetch it again, or save the tokenizer again with transformers"),
         )
 
 
 def _contradiction_error(file: Path, expected: str, found: str) -> VocabularyError:
     return VocabularyError(
-        "tokenizer.json and tokenizer.model hold different vocabularies",
+        tr("tokenizer.json and tokenizer.model hold different vocabularies"),
         file=file,
         expected=expected,
         found=found,
-        remedy="take both from the same place: the tokenizer that the adapter was trained with",
+        remedy=tr("take both from the same place: the tokenizer that the adapter was trained with"),
     )

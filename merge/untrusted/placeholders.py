@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import FormatError
+from ..messages import tr
 
 _LFS_VERSION = b"version https://git-lfs"
 HEAD_BYTES = len(_LFS_VERSION)
@@ -23,11 +24,13 @@ def is_lfs_pointer(head: bytes) -> bool:
 def refuse_placeholder(path: Path, head: bytes) -> None:
     """Raise ``FormatError`` for a file that begins with ``head`` if it is empty or a pointer."""
     if not head:
-        raise FormatError("the file is empty", file=path, remedy="fetch or copy the file again")
+        raise FormatError(
+            tr("the file is empty"), file=path, remedy=tr("fetch or copy the file again")
+        )
     if is_lfs_pointer(head):
         raise FormatError(
-            "this is a Git LFS pointer, not the file itself",
+            tr("this is a Git LFS pointer, not the file itself"),
             file=path,
-            found=f"{path.stat().st_size} bytes of text",
-            remedy="run `git lfs pull` in that folder, or download the file itself",
+            found=tr("{st_size} bytes of text", st_size=path.stat().st_size),
+            remedy=tr("run `git lfs pull` in that folder, or download the file itself"),
         )

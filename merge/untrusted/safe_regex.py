@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 
+from ..messages import tr
+
 # Where a part of an expression may end in a text when it begins at a place.
 _Ends = Callable[[str, int], frozenset[int]]
 
@@ -44,12 +46,12 @@ def compile_matcher(pattern: str, wrapped: str = "KEY") -> Callable[[str], objec
         # There are as many of these as modules at times, and re is ten times as fast.
         return re.compile(text).match
     if len(text) > _LONGEST:
-        raise re.error(f"it is longer than {_LONGEST} characters")
+        raise re.error(tr("it is longer than {longest} characters", longest=_LONGEST))
     re.compile(text)
     tokens = list(_split_tokens(text))
     ends = _parse_choice(tokens)
     if tokens:
-        raise re.error("a parenthesis is closed that was not opened")
+        raise re.error(tr("a parenthesis is closed that was not opened"))
     return lambda name: bool(ends(name, 0))
 
 
@@ -68,7 +70,12 @@ def _split_tokens(text: str) -> Iterator[tuple[str, str]]:
     while place < len(text):
         match = _TOKEN.match(text, place)
         if match is None or match.lastgroup is None:
-            raise re.error(f"it has something that names of modules do not need: {text[place:]!r}")
+            raise re.error(
+                tr(
+                    "it has something that names of modules do not need: {text!r}",
+                    text=text[place:],
+                )
+            )
         found.append((match.lastgroup, match[0]))
         place = match.end()
     return reversed(found)

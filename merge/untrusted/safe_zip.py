@@ -18,6 +18,7 @@ from lzma import LZMAError
 from pathlib import Path
 
 from ..errors import FormatError
+from ..messages import compose, tr
 
 # What zipfile raises for damage anywhere, encryption, or an unknown kind of compression.
 _UNREADABLE = (
@@ -53,7 +54,7 @@ class _Bounded(io.BufferedReader):
     def read(self, size: int | None = -1, /) -> bytes:
         wanted = _DIRECTORY_BYTES + 1 if size is None or size < 0 else size
         if wanted > _DIRECTORY_BYTES + 1:
-            raise zipfile.BadZipFile(f"its directory would have {wanted:,} bytes")
+            raise zipfile.BadZipFile(tr("its directory would have {wanted:,} bytes", wanted=wanted))
         return super().read(wanted)
 
 
@@ -95,10 +96,10 @@ def iter_chunks(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> 
 def damaged_record_error(path: Path, info: zipfile.ZipInfo, reason: object) -> FormatError:
     """The error of a record that cannot be read."""
     return FormatError(
-        "a part of the archive cannot be read",
+        tr("a part of the archive cannot be read"),
         file=path,
-        found=f"{info.filename}: {reason}",
-        remedy="the file is damaged: fetch or copy it again",
+        found=compose("{name}: {reason}", name=info.filename, reason=reason),
+        remedy=tr("the file is damaged: fetch or copy it again"),
     )
 
 
@@ -111,17 +112,23 @@ def _check_records(path: Path, infos: list[zipfile.ZipInfo]) -> Records:
     records = {info.filename: info for info in infos}
     if len(records) != len(infos):
         names = Counter(info.filename for info in infos)
-        raise _contradiction_error(path, f"{names.most_common(1)[0][0]} appears twice")
+        raise _contradiction_error(
+            path, tr("{most_common} appears twice", most_common=names.most_common(1)[0][0])
+        )
     _require_places(path, infos)
     expanded = sum(info.file_size for info in infos if not is_stored(info))
     size = path.stat().st_size
     if expanded > _SMALL_ENOUGH + _MOST_EXPANSION * size:
         raise FormatError(
-            "the archive would expand to far more than weights do",
+            tr("the archive would expand to far more than weights do"),
             file=path,
-            expected=f"at most {_MOST_EXPANSION} times its {size:,} bytes",
-            found=f"{expanded:,} bytes when unpacked",
-            remedy="do not unpack it with other tools either; get the weights from elsewhere",
+            expected=tr(
+                "at most {most_expansion} times its {size:,} bytes",
+                most_expansion=_MOST_EXPANSION,
+                size=size,
+            ),
+            found=tr("{expanded:,} bytes when unpacked", expanded=expanded),
+            remedy=tr("do not unpack it with other tools either; get the weights from elsewhere"),
         )
     return records
 
@@ -130,36 +137,45 @@ def _require_places(path: Path, infos: list[zipfile.ZipInfo]) -> None:
     """Every record has bytes of its own: several on one place are how small files get huge."""
     for info in infos:
         if info.header_offset < 0:
-            raise _cut_off_error(path, "a record would begin before the file does")
+            raise _cut_off_error(path, tr("a record would begin before the file does"))
         if info.flag_bits & _ENCRYPTED:
-            raise _contradiction_error(path, f"{info.filename} is encrypted")
+            raise _contradiction_error(path, tr("{filename} is encrypted", filename=info.filename))
         if is_stored(info) and info.file_size != info.compress_size:
-            raise _contradiction_error(path, f"{info.filename} has two sizes")
+            raise _contradiction_error(path, tr("{filename} has two sizes", filename=info.filename))
         if info.external_attr & _FOLDER and info.file_size:
-            raise _contradiction_error(path, f"{info.filename} is marked as a folder")
+            raise _contradiction_error(
+                path, tr("{filename} is marked as a folder", filename=info.filename)
+            )
     ordered = sorted(infos, key=lambda info: info.header_offset)
     for info, following in pairwise(ordered):
         name = len(info.orig_filename.encode("utf-8", "replace"))
         least = info.header_offset + _LOCAL_HEADER_BYTES + min(name, len(info.orig_filename))
         if least + info.compress_size > following.header_offset:
-            raise _contradiction_error(path, f"{info.filename} and {following.filename} overlap")
+            raise _contradiction_error(
+                path,
+                tr(
+                    "{filename} and {filename_2} overlap",
+                    filename=info.filename,
+                    filename_2=following.filename,
+                ),
+            )
 
 
 def _contradiction_error(path: Path, found: str) -> FormatError:
     return FormatError(
-        "the archive contradicts itself",
+        tr("the archive contradicts itself"),
         file=path,
-        expected="records with a name and a place of their own, not encrypted",
+        expected=tr("records with a name and a place of their own, not encrypted"),
         found=found,
-        remedy="the file is damaged or made to mislead: get it from elsewhere",
+        remedy=tr("the file is damaged or made to mislead: get it from elsewhere"),
     )
 
 
 def _cut_off_error(path: Path, reason: object) -> FormatError:
     return FormatError(
-        "the file starts as a zip archive, but its end is missing or damaged",
+        tr("the file starts as a zip archive, but its end is missing or damaged"),
         file=path,
-        expected="a whole zip archive",
-        found=f"{path.stat().st_size:,} bytes ({reason})",
-        remedy="an unfinished download or copy: fetch the file again",
+        expected=tr("a whole zip archive"),
+        found=tr("{st_size:,} bytes ({reason})", st_size=path.stat().st_size, reason=reason),
+        remedy=tr("an unfinished download or copy: fetch the file again"),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError
+from ..messages import tr
 
 # The largest known, an index of a mixture of experts, has 6 MB.
 LARGEST_JSON = 32 << 20
@@ -27,11 +28,11 @@ def read_small(path: Path, most: int) -> bytes:
         content = stream.read(most + 1)
     if len(content) > most:
         raise FormatError(
-            "the file is far larger than a file of its name is",
+            tr("the file is far larger than a file of its name is"),
             file=path,
-            expected=f"at most {most:,} bytes",
-            found=f"{path.stat().st_size:,} bytes",
-            remedy="another file has this name: fetch the right one",
+            expected=tr("at most {most:,} bytes", most=most),
+            found=tr("{st_size:,} bytes", st_size=path.stat().st_size),
+            remedy=tr("another file has this name: fetch the right one"),
         )
     return content
 
@@ -52,15 +53,18 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
         _require_ordinary(value)
     except (ValueError, RecursionError) as error:  # also of encodings and of endless numbers
         raise FormatError(
-            "the file is not valid JSON", file=path, found=error, remedy="fetch or fix the file"
+            tr("the file is not valid JSON"),
+            file=path,
+            found=error,
+            remedy=tr("fetch or fix the file"),
         ) from None
     if not isinstance(value, dict):
         raise FormatError(
-            "the file does not hold a JSON object",
+            tr("the file does not hold a JSON object"),
             file=path,
             expected="{...}",
             found=type(value).__name__,
-            remedy="fetch or fix the file",
+            remedy=tr("fetch or fix the file"),
         )
     return value
 
@@ -83,14 +87,14 @@ def _require_ordinary(value: object) -> None:
         if not below:
             return
         level = below
-    raise ValueError(f"nested more than {_MOST_DEPTH} deep")
+    raise ValueError(tr("nested more than {most_depth} deep", most_depth=_MOST_DEPTH))
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"{twice!r} appears twice")
+        raise ValueError(tr("{twice!r} appears twice", twice=twice))
     return made
 
 
@@ -100,7 +104,7 @@ def _parse_number(text: str) -> float:
 
 
 def _refuse_number(text: str) -> float:
-    raise ValueError(f"{text} is not a finite number")
+    raise ValueError(tr("{text} is not a finite number", text=text))
 
 
 def dump_json(value: Mapping[str, Any]) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ..errors import FormatError
+from ..messages import tr
 from .strict_json import read_small
 
 # Some thousands of jobs; PyYAML reads a tenth of a megabyte in a second.
@@ -32,11 +33,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise _invalid_error(path, str(error)) from None
     if not isinstance(value, dict):
         raise FormatError(
-            "the file does not hold a YAML mapping",
+            tr("the file does not hold a YAML mapping"),
             file=path,
-            expected="lines such as base_model: llama-7b-hf",
-            found="nothing" if value is None else type(value).__name__,
-            remedy="write the options as name: value",
+            expected=tr("lines such as base_model: llama-7b-hf"),
+            found=tr("nothing") if value is None else type(value).__name__,
+            remedy=tr("write the options as name: value"),
         )
     return value
 
@@ -49,12 +50,12 @@ class _StrictLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if getattr(event, "anchor", None) is not None:
-            raise _refusal("anchors and aliases (& and *) are not read", event)
+            raise _refusal(tr("anchors and aliases (& and *) are not read"), event)
         if getattr(event, "tag", None) is not None:
-            raise _refusal("tags (!) are not read", event)
+            raise _refusal(tr("tags (!) are not read"), event)
         self._depth += 1
         if self._depth > _MOST_DEPTH:
-            raise _refusal(f"nested more than {_MOST_DEPTH} deep", event)
+            raise _refusal(tr("nested more than {most_depth} deep", most_depth=_MOST_DEPTH), event)
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -63,9 +64,9 @@ class _StrictLoader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:str":
-                raise _refusal("a key is not text; quotes make it text", key)
+                raise _refusal(tr("a key is not text; quotes make it text"), key)
             if key.value in seen:
-                raise _refusal(f"{key.value!r} appears twice", key)
+                raise _refusal(tr("{value!r} appears twice", value=key.value), key)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -75,9 +76,11 @@ def _refusal(sentence: str, at: Any) -> yaml.MarkedYAMLError:
 
 
 def _describe(error: yaml.MarkedYAMLError) -> str:
-    line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+    line = tr("line {line}: ", line=error.problem_mark.line + 1) if error.problem_mark else ""
     return line + " ".join(filter(None, [error.context, error.problem]))
 
 
 def _invalid_error(path: Path, found: str) -> FormatError:
-    return FormatError("the file is not valid YAML", file=path, found=found, remedy="fix the file")
+    return FormatError(
+        tr("the file is not valid YAML"), file=path, found=found, remedy=tr("fix the file")
+    )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LayoutError
+from ..messages import compose, tr
 
 # Beyond every model, and small enough to make a list of its tensors.
 _LARGEST = 1 << 40
@@ -31,7 +32,8 @@ ValueKinds = Mapping[str, ValueKind]
 def optional(kind: ValueKind) -> ValueKind:
     """The same, or null, which says as little as no key at all."""
     return ValueKind(
-        f"{kind.description}, or null", lambda value: value is None or kind.accepts(value)
+        tr("{description}, or null", description=kind.description),
+        lambda value: value is None or kind.accepts(value),
     )
 
 
@@ -61,20 +63,22 @@ def _is_template(value: object) -> bool:
     )
 
 
-FLAG = ValueKind("true or false", lambda value: isinstance(value, bool))
-NUMBER = ValueKind("a number", is_number)
-POSITIVE = ValueKind("a positive number", is_positive)
+FLAG = ValueKind(tr("true or false"), lambda value: isinstance(value, bool))
+NUMBER = ValueKind(tr("a number"), is_number)
+POSITIVE = ValueKind(tr("a positive number"), is_positive)
 # GGUF's uint32 and int32.
 LENGTH = ValueKind(
-    "a positive whole number, below 2^32", lambda value: _is_whole(value, 1, (1 << 32) - 1)
+    tr("a positive whole number, below 2^32"), lambda value: _is_whole(value, 1, (1 << 32) - 1)
 )
 _COUNT = ValueKind(
-    "a whole number, below 2^31", lambda value: _is_whole(value, -(1 << 31), (1 << 31) - 1)
+    tr("a whole number, below 2^31"), lambda value: _is_whole(value, -(1 << 31), (1 << 31) - 1)
 )
-NO_NEGATIVE = ValueKind("no negative id", lambda value: not isinstance(value, int) or value >= 0)
+NO_NEGATIVE = ValueKind(
+    tr("no negative id"), lambda value: not isinstance(value, int) or value >= 0
+)
 TEXT = ValueKind("text", lambda value: isinstance(value, str))
-OBJECT = ValueKind("an object", lambda value: isinstance(value, Mapping))
-_TEMPLATE = ValueKind('text, or a list of {"name": text, "template": text}', _is_template)
+OBJECT = ValueKind(tr("an object"), lambda value: isinstance(value, Mapping))
+_TEMPLATE = ValueKind(tr('text, or a list of {"name": text, "template": text}'), _is_template)
 
 
 def require_kinds(
@@ -87,13 +91,17 @@ def require_kinds(
     """
     for key, kind in kinds.items():
         if key in values and not kind.accepts(values[key]):
-            expected = f'"{key}": {kind.description}'
+            expected = compose('"{key}": {kind}', key=key, kind=kind.description)
             raise LayoutError(
-                "a value of the configuration has the wrong type",
+                tr("a value of the configuration has the wrong type"),
                 file=source,
-                expected=f'"{within}": {{{expected}}}' if within else expected,
+                expected=compose('"{key}": {{{value}}}', key=within, value=expected)
+                if within
+                else expected,
                 found=repr(values[key]),
-                remedy="correct this file, or take it from the place where the weights are from",
+                remedy=tr(
+                    "correct this file, or take it from the place where the weights are from"
+                ),
             )
 
 
@@ -105,11 +113,11 @@ def require_number(config: Mapping[str, Any], key: str, source: object) -> int:
     value, most = config.get(key), _MOST.get(key, _LARGEST)
     if not _is_whole(value, 1, most):
         raise LayoutError(
-            "the configuration lacks a number that the model cannot do without",
+            tr("the configuration lacks a number that the model cannot do without"),
             file=source,
-            expected=f'"{key}": a positive integer, at most {most:,}',
+            expected=tr('"{key}": a positive integer, at most {most:,}', key=key, most=most),
             found=repr(value),
-            remedy="take this file from the place where the weights are from",
+            remedy=tr("take this file from the place where the weights are from"),
         )
     return int(value)  # type: ignore[arg-type]
 

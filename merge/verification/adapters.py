@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import AdapterError
 from ..formats import open_container
+from ..messages import tr
 from ..storage.offload import Offload
 from ..storage.zipped_adapter import ADAPTER_CONFIG_NAME
 from ..tensors.lazy import LazyTensor
@@ -110,7 +111,7 @@ class AdapterContents:
             return str(kind)
         is_set = (self.config.get(name) not in (None, False, [], "") for name in _PEFT_FIELDS)
         start = str(self.config.get("init_lora_weights")).lower()
-        return "a variant of LoRA" if any(is_set) or start in _PEFT_STARTS else None
+        return tr("a variant of LoRA") if any(is_set) or start in _PEFT_STARTS else None
 
     def may_change_by_peft(self, name: str) -> bool:
         """Whether PEFT's merge may change a tensor: the file has parts of its module, or the
@@ -193,10 +194,15 @@ def read_adapter(folder: Path, weight: float, offload: Offload | None = None) ->
         path = numbered[0]
     if path is None or not (folder / ADAPTER_CONFIG_NAME).is_file():
         raise AdapterError(
-            "the folder holds no adapter to check against",
+            tr("the folder holds no adapter to check against"),
             file=folder,
-            expected=f"{ADAPTER_CONFIG_NAME} and {_WEIGHTS[0]} or {_WEIGHTS[1]}",
-            remedy="give the adapter that was merged",
+            expected=tr(
+                "{adapter_config_name} and {weights} or {weights_2}",
+                adapter_config_name=ADAPTER_CONFIG_NAME,
+                weights=_WEIGHTS[0],
+                weights_2=_WEIGHTS[1],
+            ),
+            remedy=tr("give the adapter that was merged"),
         )
     files = numbered if path in numbered else [path]
     tensors = {k: t for file in files for k, t in open_container(file, offload).items()}
@@ -322,11 +328,11 @@ def _require_trained(contents: AdapterContents, module: str, scaling: float) -> 
     """Raise ``AdapterError`` for a scaling of nothing, or one in the millions."""
     if not 0 < abs(scaling) <= 1_000_000:
         raise AdapterError(
-            "the adapter's configuration gives a scaling with which nobody trains",
+            tr("the adapter's configuration gives a scaling with which nobody trains"),
             file=contents.folder / ADAPTER_CONFIG_NAME,
             tensor=module,
             found=f"{scaling:g}",
-            remedy="write the lora_alpha of the training into that file, and merge again",
+            remedy=tr("write the lora_alpha of the training into that file, and merge again"),
         )
 
 
@@ -338,12 +344,14 @@ def _require_product(
     fits = b is not None and len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1]
     if not fits:
         raise AdapterError(
-            "the adapter has no two factors that can be multiplied",
+            tr("the adapter has no two factors that can be multiplied"),
             file=contents.weights,
             tensor=module,
-            expected="A of shape (r, columns) and B of shape (rows, r)",
-            found=f"A {shapes[0]} and B {shapes[1] or 'missing'}",
-            remedy="give the adapter that was merged",
+            expected=tr("A of shape (r, columns) and B of shape (rows, r)"),
+            found=tr(
+                "A {shapes} and B {shapes_2}", shapes=shapes[0], shapes_2=shapes[1] or "missing"
+            ),
+            remedy=tr("give the adapter that was merged"),
         )
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..messages import tr
+
 if TYPE_CHECKING:
     from .elementwise import TensorResult
 
@@ -53,14 +55,30 @@ def describe_block_checks(results: Sequence[TensorResult]) -> tuple[list[str], l
     if not results:
         return [], []
     kinds = _list_kinds(results)
-    checked = [f"in blocks  {len(results)} tensors of {kinds}: each row, and what adapters add"]
+    checked = [
+        tr(
+            "in blocks  {n_results} tensors of {kinds}: each row, and what adapters add",
+            n_results=len(results),
+            kinds=kinds,
+        )
+    ]
     unchecked = [
-        f"single elements of {len(results)} tensors of {kinds}: llama.cpp bounds only their sums"
+        tr(
+            "single elements of {n_results} tensors of {kinds}: llama.cpp bounds only their sums",
+            n_results=len(results),
+            kinds=kinds,
+        )
     ]
     if unseen := [result for result in results if result.is_share_unseen]:
         unchecked.append(
-            f"what adapters add to {len(unseen)} tensors of {_list_kinds(unseen)}: it is lost in "
-            f"the error of their blocks ({unseen[0].name}{', ...' if unseen[1:] else ''})"
+            tr(
+                "what adapters add to {n_unseen} tensors of {kinds}: it is lost in "
+                "the error of their blocks ({name}{text})",
+                n_unseen=len(unseen),
+                kinds=_list_kinds(unseen),
+                name=unseen[0].name,
+                text=", ..." if unseen[1:] else "",
+            )
         )
     return checked, unchecked
 

@@ -16,6 +16,7 @@ import torch
 
 from ..layouts.decoder import count_embedding_rows, embeddings
 from ..layouts.llama import EMBED_TOKENS
+from ..messages import tr
 from ..storage.zipped_adapter import ADAPTER_CONFIG_NAME
 from ..tensors.lazy import Checkpoint, LazyTensor, RowReader
 from .adapters import AdapterContents, Product
@@ -65,14 +66,20 @@ def _load_adapter(
     What it adds to single experts of a stack goes into ``contents``, to be checked as a product.
     """
     if any(find_spec(package) is None for package in ("peft", "transformers")):
-        return PeftModules(why="PEFT is not installed here")
+        return PeftModules(why=tr("PEFT is not installed here"))
     from ..peft_layers.experts import find_expert_factors
     from ..peft_layers.installed import get_versions
     from ..peft_layers.tuner import open_tuner, split_tensors
 
     installed = get_versions()
     if merged_by not in (None, installed):
-        return PeftModules(why=f"it was by {merged_by}, and here is {installed}")
+        return PeftModules(
+            why=tr(
+                "it was by {merged_by}, and here is {installed}",
+                merged_by=merged_by,
+                installed=installed,
+            )
+        )
     tensors, _ = split_tensors(str(contents.config.get("peft_type", "LORA")), contents.by_key)
     path = contents.folder / ADAPTER_CONFIG_NAME
     config = contents.config
@@ -119,7 +126,11 @@ def merge_again(
     if modules is None:
         return None
     if modules.tuner is None:
-        why = f"{adapter.method}, which PEFT is not asked of again: {modules.why}"
+        why = tr(
+            "{method}, which PEFT is not asked of again: {why}",
+            method=adapter.method,
+            why=modules.why,
+        )
         return why if adapter.may_change_by_peft(name) else None
     if (place := modules.find(name)) is None:
         return None
@@ -128,7 +139,7 @@ def merge_again(
     for other in modules.tuner.modules[module]:
         start = find_start(f"{module}.{other}")
         if start is None:
-            return "merged by PEFT after other sums, which are not known to the bit here"
+            return tr("merged by PEFT after other sums, which are not known to the bit here")
         starts[other] = start
     origin = f"{name}, merged by PEFT"
     return MergedByPeft(shape, torch.float32, origin, modules.tuner, module, parameter, starts)

@@ -17,6 +17,7 @@ from ..errors import LayoutError
 from ..formats.blocks import BLOCK, Q8_0_NAME
 from ..formats.file_tensor import FileTensor
 from ..formats.gguf import get_type_name
+from ..messages import tr
 from ..settings import OnProgress
 from ..tensors.lazy import LazyTensor, get_dtype_name
 from ..tensors.threads import use_one_torch_thread
@@ -143,12 +144,21 @@ def _flatten_both(ours: LazyTensor, theirs: LazyTensor) -> tuple[LazyTensor, Laz
     for tensor in (ours, theirs):
         if tensor.row_bytes > _WIDEST:
             raise LayoutError(
-                "a tensor has rows too wide to be compared",
+                tr("a tensor has rows too wide to be compared"),
                 file=tensor.path,
                 tensor=tensor.origin,
-                expected=f"rows of at most {_WIDEST:,} bytes, or elements that lie in a row",
-                found=f"shape {tensor.shape}, rows of {tensor.row_bytes:,} bytes",
-                remedy="no model has such rows; save the tensor anew, contiguous, as safetensors",
+                expected=tr(
+                    "rows of at most {widest:,} bytes, or elements that lie in a row",
+                    widest=_WIDEST,
+                ),
+                found=tr(
+                    "shape {shape}, rows of {row_bytes:,} bytes",
+                    shape=tensor.shape,
+                    row_bytes=tensor.row_bytes,
+                ),
+                remedy=tr(
+                    "no model has such rows; save the tensor anew, contiguous, as safetensors"
+                ),
             )
     return ours, theirs
 
@@ -232,19 +242,40 @@ def _find_largest(gaps: torch.Tensor) -> float:
 def describe_difference(tensor: TensorComparison) -> Iterator[str]:
     """A difference in words: one line, and one for each element where they are a handful."""
     yield f"{tensor.name}: {' and '.join(dict.fromkeys(tensor.types))} {tensor.shape}"
-    counted = f"{tensor.differing:,} of {tensor.elements:,} elements ({tensor.share:.2%})"
+    counted = tr(
+        "{differing:,} of {elements:,} elements ({share:.2%})",
+        differing=tensor.differing,
+        elements=tensor.elements,
+        share=tensor.share,
+    )
     if tensor.in_blocks:
-        share = f"{counted} are not " if tensor.differing else ""
-        yield f"  {share}within the error of q8_0 blocks: at most {tensor.max_abs:.3g} absolute"
+        share = tr("{counted} are not ", counted=counted) if tensor.differing else ""
+        yield tr(
+            "  {share}within the error of q8_0 blocks: at most {max_abs:.3g} absolute",
+            share=share,
+            max_abs=tensor.max_abs,
+        )
         yield from _describe_elements(tensor)
         return
     if not tensor.differing:
-        yield f"  equal in {_name_compared_dtype(tensor)}, the coarser of the two"
+        yield tr(
+            "  equal in {name_compared_dtype}, the coarser of the two",
+            name_compared_dtype=_name_compared_dtype(tensor),
+        )
         return
-    rounded = f" in {_name_compared_dtype(tensor)}" if tensor.types[0] != tensor.types[1] else ""
+    rounded = (
+        tr(" in {name_compared_dtype}", name_compared_dtype=_name_compared_dtype(tensor))
+        if tensor.types[0] != tensor.types[1]
+        else ""
+    )
     yield (
-        f"  differ in {counted}: at most {format_ulps(tensor.max_ulp)}{rounded}, "
-        f"{tensor.max_abs:.3g} absolute"
+        tr(
+            "  differ in {counted}: at most {ulps}{rounded}, {max_abs:.3g} absolute",
+            counted=counted,
+            ulps=format_ulps(tensor.max_ulp),
+            rounded=rounded,
+            max_abs=tensor.max_abs,
+        )
     )
     yield from _describe_elements(tensor)
 
@@ -254,7 +285,13 @@ def _describe_elements(tensor: TensorComparison) -> Iterator[str]:
     if tensor.differing <= _HANDFUL:
         for e in tensor.handful:
             distance = "" if tensor.in_blocks else f" ({format_ulps(e.ulp)})"
-            yield f"  {list(e.index)}: {e.ours:.9g} and {e.theirs:.9g}{distance}"
+            yield tr(
+                "  {index}: {ours:.9g} and {theirs:.9g}{distance}",
+                index=list(e.index),
+                ours=e.ours,
+                theirs=e.theirs,
+                distance=distance,
+            )
 
 
 def _name_compared_dtype(tensor: TensorComparison) -> str:

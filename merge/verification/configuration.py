@@ -19,6 +19,7 @@ from ..layouts.config import CONFIG_NAME, DEFAULT_ROPE_THETA
 from ..layouts.gguf.reading import find_gguf_files
 from ..layouts.model_folder import ModelFolder
 from ..layouts.params import PARAMS_NAME
+from ..messages import compose, tr
 from ..tensors.lazy import Checkpoint
 from ..untrusted.strict_json import read_json
 from .expected import MergeInputs
@@ -48,9 +49,9 @@ _LLAMA_DEFAULTS = {
 _CONTEXT = "max_position_embeddings"
 # Kinds of rotary scaling that have keys in a GGUF file; and what is not read of such a file.
 _GGUF_SCALING = ("linear", "yarn")
-_NOT_READ = "rotary factors, scores and types of tokens, chat template and other metadata"
+_NOT_READ = tr("rotary factors, scores and types of tokens, chat template and other metadata")
 _LENGTH = "original_max_position_embeddings"
-_RESTORE = "put back the configuration that belongs to these weights, or merge again"
+_RESTORE = tr("put back the configuration that belongs to these weights, or merge again")
 
 
 def check_configuration(
@@ -68,7 +69,7 @@ def check_configuration(
     found = _normalize(result.config)
     compared = Findings()
     if in_gguf:
-        compared.unchecked.append(f"{_NOT_READ} of {path}")
+        compared.unchecked.append(tr("{not_read} of {path}", not_read=_NOT_READ, path=path))
         compared.unchecked += [
             line for pair in allowed[:1] for line in _describe_beyond_gguf(*pair)
         ]
@@ -152,7 +153,11 @@ def _describe_beyond_gguf(source: Path, numbers: Mapping[str, Any]) -> Iterator[
     scaling = numbers["rope_scaling"] or {}
     known = {"rope_type", "factor", _LENGTH} if scaling.get("rope_type") in _GGUF_SCALING else ()
     if not set(scaling).issubset(known):
-        yield f"{_quote('rope_scaling', numbers)} of {source}, beyond its kind and factor"
+        yield tr(
+            "{quote} of {source}, beyond its kind and factor",
+            quote=_quote("rope_scaling", numbers),
+            source=source,
+        )
 
 
 Numbers = Sequence[tuple[Path, Mapping[str, Any]]]
@@ -168,16 +173,23 @@ def _compare_key(
     if key in found and key in expected:
         compared.faults.append(
             VerificationError(
-                "the configuration of the result is another than that of its model",
+                tr("the configuration of the result is another than that of its model"),
                 file=path,
-                expected=f"{_quote(key, expected)}, as in {source}",
+                expected=tr("{quote}, as in {source}", quote=_quote(key, expected), source=source),
                 found=_quote(key, found),
                 remedy=_RESTORE,
             )
         )
         return
     has, lacks, numbers = (path, source, found) if key in found else (source, path, expected)
-    compared.unchecked.append(f"{_quote(key, numbers)} of {has}, of which {lacks} says nothing")
+    compared.unchecked.append(
+        tr(
+            "{quote} of {has}, of which {lacks} says nothing",
+            quote=_quote(key, numbers),
+            has=has,
+            lacks=lacks,
+        )
+    )
 
 
 def _has_same(ours: Mapping[str, Any], theirs: Mapping[str, Any], key: str) -> bool:
@@ -198,7 +210,12 @@ def _are_equal(one: Any, other: Any) -> bool:
 def _describe_context(path: Path, allowed: Numbers, found: Mapping[str, Any]) -> Iterator[str]:
     """A length that was made up for Meta's layout is a note where the result says another one."""
     if path.name != PARAMS_NAME and found.get(_CONTEXT) != allowed[0][1].get(_CONTEXT):
-        yield f"{_quote(_CONTEXT, found)} of {path}, of which {allowed[0][0]} says nothing"
+        yield tr(
+            "{quote} of {path}, of which {allowed} says nothing",
+            quote=_quote(_CONTEXT, found),
+            path=path,
+            allowed=allowed[0][0],
+        )
 
 
 def _check_vocabulary(
@@ -208,19 +225,19 @@ def _check_vocabulary(
     stated = config.get("vocab_size")
     source, base = model
     for key, expected, is_wrong, why in (
-        ("vocab_size", rows, stated not in (None, rows), "the rows of the embeddings"),
+        ("vocab_size", rows, stated not in (None, rows), tr("the rows of the embeddings")),
         (
             "tie_word_embeddings",
             False,
             config.get("tie_word_embeddings") and not base.get("tie_word_embeddings"),
-            f"as in {source}",
+            tr("as in {source}", source=source),
         ),
     ):
         if is_wrong:
             yield VerificationError(
-                "the configuration of the result contradicts its model",
+                tr("the configuration of the result contradicts its model"),
                 file=path,
-                expected=f"{_quote(key, {key: expected})}, {why}",
+                expected=compose("{quoted}, {why}", quoted=_quote(key, {key: expected}), why=why),
                 found=_quote(key, config),
                 remedy=_RESTORE,
             )

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..formats.blocks import BlockTensor
+from ..messages import tr
 from ..tensors.digests import DIGEST_VERSION, compute_digest, make_digest
 from ..tensors.lazy import LazyTensor
 from .block_rows import find_far_rows, limit_of_share
@@ -151,7 +152,9 @@ def check_tensor(
     for segment, why in _list_segments(found, expected):
         tensors = [slice_rows(found, segment.first, segment.last)]
         if why is not None:
-            result.unchecked.append(f"rows {segment.first} to {segment.last}: {why}")
+            result.unchecked.append(
+                tr("rows {first} to {last}: {why}", first=segment.first, last=segment.last, why=why)
+            )
         else:
             tensors += [_slice_segment(tensor, segment) for tensor in segment.streams]
         is_base = why is None and segment.start is base and tensors[1] is base
@@ -199,12 +202,12 @@ def _list_segments(
 ) -> Iterator[tuple[RowSegment, str | None]]:
     """Every row of the tensor, in order: its segment, and why it cannot be checked, if so."""
     if expected is None or expected.uncovered is not None:
-        why = "not asked for" if expected is None else expected.uncovered
+        why = tr("not asked for") if expected is None else expected.uncovered
         yield RowSegment(0, found.rows, None), why
         return
     yield from ((segment, None) for segment in expected.segments)
     if expected.rows < found.rows:
-        why = "new tokens, which no input has"
+        why = tr("new tokens, which no input has")
         yield RowSegment(expected.rows, found.rows, None), why
 
 

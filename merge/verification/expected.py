@@ -12,6 +12,7 @@ from ..errors import AdapterError, LayoutError
 from ..layouts.conv1d import stores_transposed
 from ..layouts.decoder import HEAD_OF, embeddings
 from ..layouts.llama import EMBED_TOKENS
+from ..messages import tr
 from ..tensors.lazy import Checkpoint, LazyTensor, block_rows
 from .adapters import AdapterContents
 from .by_peft import merge_again
@@ -228,12 +229,14 @@ def _require_same_model(
         return
     if ours is None or dense.shape[1:] != ours[1:] or not (more or dense.rows == ours[0]):
         raise LayoutError(
-            "base and delta are of different models, so the arithmetic cannot be checked",
+            tr("base and delta are of different models, so the arithmetic cannot be checked"),
             file=dense.path,
             tensor=name,
-            expected=f"shape {ours}, as in the base" if ours else "a tensor that the base has",
-            found=f"shape {dense.shape}",
-            remedy="give both as they were when the result was made",
+            expected=tr("shape {ours}, as in the base", ours=ours)
+            if ours
+            else tr("a tensor that the base has"),
+            found=tr("shape {shape}", shape=dense.shape),
+            remedy=tr("give both as they were when the result was made"),
         )
 
 
@@ -355,12 +358,12 @@ def _require_fit(
         fits = theirs[1:] == ours[1:] if free_rows else theirs == ours
         if not fits and theirs != ours[::-1]:  # some models keep their matrices transposed
             raise AdapterError(
-                "the adapter does not fit the model, so the arithmetic cannot be checked",
+                tr("the adapter does not fit the model, so the arithmetic cannot be checked"),
                 file=adapter.weights,
                 tensor=name,
-                expected=f"shape {ours}",
-                found=f"shape {theirs}",
-                remedy="give base and adapters of the merge, in their order",
+                expected=tr("shape {ours}", ours=ours),
+                found=tr("shape {theirs}", theirs=theirs),
+                remedy=tr("give base and adapters of the merge, in their order"),
             )
 
 

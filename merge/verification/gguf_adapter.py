@@ -16,6 +16,7 @@ import torch
 
 from ..errors import AdapterError
 from ..formats.gguf import read
+from ..messages import tr
 from ..storage.input_file import InputFile
 from ..storage.zipped_adapter import ADAPTER_CONFIG_NAME
 from ..tensors.lazy import LazyTensor, RowReader
@@ -83,7 +84,7 @@ def read_gguf_adapter(
         match = _KEY.fullmatch(key)
         module = match and (_NAMES if match["layer"] else _OUTSIDE).get(match["name"])
         if match is None or module is None:
-            raise _make_error(file, "names of a LLaMA's tensors", key)
+            raise _make_error(file, tr("names of a LLaMA's tensors"), key)
         name = f"model.layers.{match['layer']}.{module}" if match["layer"] else module
         if match["half"] is None:
             contents.whole[f"{name}.weight"] = tensor
@@ -95,7 +96,11 @@ def read_gguf_adapter(
         pair[match["half"]] = tensor
     for (name, is_embedding), pair in halves.items():
         if len(pair) < 2:
-            raise _make_error(file, "lora_a and lora_b", f"{name} with {', '.join(pair)}")
+            raise _make_error(
+                file,
+                tr("lora_a and lora_b"),
+                tr("{name} with {pair}", name=name, pair=", ".join(pair)),
+            )
         a = pair[".lora_a"].transposed() if is_embedding else pair[".lora_a"]
         scaling = weight * alpha / a.shape[0]
         contents.products[name] = Product(a, pair[".lora_b"], scaling, is_embedding)
@@ -104,9 +109,9 @@ def read_gguf_adapter(
 
 def _make_error(file: Path, expected: str, found: object) -> AdapterError:
     return AdapterError(
-        "the file holds no LoRA to check against",
+        tr("the file holds no LoRA to check against"),
         file=file,
         expected=expected,
         found=found,
-        remedy="give the adapter that was merged",
+        remedy=tr("give the adapter that was merged"),
     )

@@ -14,6 +14,7 @@ from ..layouts import huggingface, llama, meta
 from ..layouts.config import CONFIG_NAME
 from ..layouts.gguf import reading as gguf
 from ..layouts.model_folder import ModelFolder
+from ..messages import tr
 from ..storage.offload import Offload
 from ..tensors.lazy import LazyTensor
 
@@ -52,20 +53,22 @@ def open_any(path: Path, offload: Offload | None = None) -> LoadedCheckpoint:
         found = gguf.open_gguf(folder, offload.io if offload else "auto", any_quantized=True)
         return LoadedCheckpoint(path, "GGUF", found.tensors, found.config)
     if path.is_file():
-        return LoadedCheckpoint(path, "one file", _drop_buffers(open_container(path, offload)), {})
+        return LoadedCheckpoint(
+            path, tr("one file"), _drop_buffers(open_container(path, offload)), {}
+        )
     if not path.is_dir():
         raise UsageError(
-            "the checkpoint does not exist",
+            tr("the checkpoint does not exist"),
             file=path,
-            expected="a folder with a model, or a weight file",
-            remedy="check the spelling",
+            expected=tr("a folder with a model, or a weight file"),
+            remedy=tr("check the spelling"),
         )
     if folder.is_meta:
         checkpoint = meta.open_base(folder, offload)
         return LoadedCheckpoint(path, "Meta", checkpoint.tensors, checkpoint.config)
     tensors = huggingface.collect_tensors(huggingface.find_weight_files(folder), offload)
     config = folder.config if CONFIG_NAME in folder.files else {}
-    return LoadedCheckpoint(path, "Hugging Face", _drop_buffers(tensors), config)
+    return LoadedCheckpoint(path, tr("Hugging Face"), _drop_buffers(tensors), config)
 
 
 def _drop_buffers(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:

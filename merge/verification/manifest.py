@@ -18,6 +18,7 @@ from ..job_settings import (
     ROUNDINGS,
     VOCAB_MISMATCHES,
 )
+from ..messages import compose, join, tr
 from ..settings import DTYPES
 from ..tensors.digests import DIGEST_KEYS, DIGEST_VERSION
 from ..untrusted.strict_json import read_json
@@ -29,7 +30,7 @@ _MODELS = ("base_model", "delta_model", "target_model", "model")
 # What file systems take, in bytes, and what float64 holds.
 _LONGEST_NAME, _LONGEST_PATH = 255, 4095
 _LARGEST_WEIGHT = sys.float_info.max
-_COPY_AGAIN = "copy the folder again from where it was right, or merge again"
+_COPY_AGAIN = tr("copy the folder again from where it was right, or merge again")
 
 Hash = Callable[[Path], str]
 
@@ -111,21 +112,23 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise FormatError(
-            "the folder holds no manifest: nothing says what its files were",
+            tr("the folder holds no manifest: nothing says what its files were"),
             file=path,
             expected=MANIFEST_NAME,
-            remedy="give the output folder of a merge made here; two models without a manifest "
-            "are compared with compare_checkpoints.py",
+            remedy=tr(
+                "give the output folder of a merge made here; two models without a "
+                "manifest are compared with compare_checkpoints.py"
+            ),
         )
     try:
         return _parse_manifest(read_json(path))
     except _OtherFormError as fault:
         raise FormatError(
-            "the manifest is not one of this program, or of another release",
+            tr("the manifest is not one of this program, or of another release"),
             file=path,
             expected=fault.expected,
             found=fault.found,
-            remedy="merge again with this release",
+            remedy=tr("merge again with this release"),
         ) from None
 
 
@@ -134,7 +137,8 @@ class _OtherFormError(Exception):
 
     def __init__(self, place: str, expected: str, found: object) -> None:
         super().__init__(place)
-        self.expected, self.found = f"{place}: {expected}", repr(found)
+        self.expected = compose("{place}: {expected}", place=place, expected=expected)
+        self.found = repr(found)
 
 
 def _parse_manifest(content: Mapping[str, Any]) -> Manifest:
@@ -224,9 +228,11 @@ def _parse_adapter(content: Any) -> AdapterEntry:
     entry = _require_object(content, place)
     weight = entry.get("weight", 1.0)
     if not isinstance(weight, (int, float)) or isinstance(weight, bool):
-        raise _OtherFormError(f"{place}.weight", "a number", weight)
+        raise _OtherFormError(tr("{place}.weight", place=place), tr("a number"), weight)
     if abs(weight) > _LARGEST_WEIGHT:
-        raise _OtherFormError(f"{place}.weight", "a number that float64 holds", weight)
+        raise _OtherFormError(
+            tr("{place}.weight", place=place), tr("a number that float64 holds"), weight
+        )
     files = [
         _require_object(file, f"{place}.files")
         for file in _require_list(entry.get("files", []), place)
@@ -243,14 +249,14 @@ def _parse_adapter(content: Any) -> AdapterEntry:
 def _parse_source(entry: Mapping[str, Any], place: str) -> str:
     source = _require_text(entry.get("source"), f"{place}.source")
     if not source or "\0" in source or len(os.fsencode(source)) > _LONGEST_PATH:
-        raise _OtherFormError(f"{place}.source", "a folder or a Hub id", source)
+        raise _OtherFormError(tr("{place}.source", place=place), tr("a folder or a Hub id"), source)
     return source
 
 
 def _parse_file_name(name: str) -> str:
     plain = Path(name).name == name and name not in ("", "..") and not set(name) & set("\\\0")
     if not plain or len(os.fsencode(name)) > _LONGEST_NAME:
-        raise _OtherFormError("files", "names of files in the folder", name)
+        raise _OtherFormError(tr("files"), tr("names of files in the folder"), name)
     return name
 
 
@@ -268,25 +274,25 @@ def _require_list(value: Any, place: str) -> list[Any]:
 
 def _require_text(value: Any, place: str) -> str:
     if not isinstance(value, str):
-        raise _OtherFormError(place, "text", value)
+        raise _OtherFormError(place, tr("text"), value)
     return value
 
 
 def _require_number(value: Any, place: str, least: int = 0) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise _OtherFormError(place, f"whole numbers from {least} on", value)
+        raise _OtherFormError(place, tr("whole numbers from {least} on", least=least), value)
     return value
 
 
 def _require_digest(value: Any, place: str, digits: int) -> str:
     if not isinstance(value, str) or not re.fullmatch(rf"[0-9a-f]{{{digits}}}", value):
-        raise _OtherFormError(place, f"{digits} hexadecimal digits", value)
+        raise _OtherFormError(place, tr("{digits} hexadecimal digits", digits=digits), value)
     return value
 
 
 def _require_choice(value: Any, place: str, choices: Sequence[str]) -> str:
     if value not in choices:
-        raise _OtherFormError(place, " or ".join(choices), value)
+        raise _OtherFormError(place, join(tr(" or "), choices), value)
     return str(value)
 
 
@@ -303,31 +309,35 @@ def check_files(folder: Path, manifest: Manifest, sha256: Hash) -> Iterator[Veri
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file():
-            yield VerificationError("a file of the model is missing", file=path, remedy=_COPY_AGAIN)
+            yield VerificationError(
+                tr("a file of the model is missing"), file=path, remedy=_COPY_AGAIN
+            )
             continue
         size, expected = path.stat().st_size, entry.nbytes
         if size != expected:
             yield VerificationError(
-                "a file is cut off" if size < expected else "a file is longer than it was written",
+                tr("a file is cut off")
+                if size < expected
+                else tr("a file is longer than it was written"),
                 file=path,
-                expected=f"{expected:,} bytes",
-                found=f"{size:,} bytes",
+                expected=tr("{expected:,} bytes", expected=expected),
+                found=tr("{size:,} bytes", size=size),
                 remedy=_COPY_AGAIN,
             )
         elif (found := sha256(path)) != entry.sha256:
             yield VerificationError(
-                "a file has other bytes than the merge wrote",
+                tr("a file has other bytes than the merge wrote"),
                 file=path,
-                expected=f"SHA-256 {entry.sha256}",
-                found=f"SHA-256 {found}",
+                expected=tr("SHA-256 {sha256}", sha256=entry.sha256),
+                found=tr("SHA-256 {found}", found=found),
                 remedy=_COPY_AGAIN,
             )
     listed = {*manifest.files, MANIFEST_NAME}
     present = {path.name for pattern in _WEIGHTS for path in folder.glob(pattern)}
     for name in sorted(present - listed):
         yield VerificationError(
-            "the folder holds weights that the merge did not write; a reader may take them",
+            tr("the folder holds weights that the merge did not write; a reader may take them"),
             file=folder / name,
-            expected="only files of the manifest",
-            remedy="move the file away",
+            expected=tr("only files of the manifest"),
+            remedy=tr("move the file away"),
         )

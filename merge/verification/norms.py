@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..errors import VerificationError
+from ..messages import tr
 from ..tensors.lazy import Checkpoint
 from .expected import MergeInputs
 
@@ -19,11 +20,14 @@ def check_norms(inputs: MergeInputs) -> Iterator[VerificationError]:
         return
     if _measure_negative_share(inputs.base) > 0.25:
         yield VerificationError(
-            "the base is no model but a difference between two, to judge by its final norm",
+            tr("the base is no model but a difference between two, to judge by its final norm"),
             tensor=_NORM,
-            expected="hardly any negative weights",
-            found=f"{_measure_negative_share(inputs.base):.0%} negative or zero",
-            remedy="merge into the model that the difference belongs to",
+            expected=tr("hardly any negative weights"),
+            found=tr(
+                "{measure_negative_share:.0%} negative or zero",
+                measure_negative_share=_measure_negative_share(inputs.base),
+            ),
+            remedy=tr("merge into the model that the difference belongs to"),
         )
     if inputs.dense is None or inputs.sign < 0 or _NORM not in inputs.dense.tensors:
         return
@@ -31,11 +35,11 @@ def check_norms(inputs: MergeInputs) -> Iterator[VerificationError]:
     delta = inputs.dense.tensors[_NORM].without_digest().read().double()
     if base.shape == delta.shape and 2 * float(base @ delta) > float(base @ base):
         yield VerificationError(
-            "the delta is a whole model, to judge by its final norm",
+            tr("the delta is a whole model, to judge by its final norm"),
             tensor=_NORM,
-            expected="a difference, around zero",
-            found=f"values around {float(delta.mean()):.3g}",
-            remedy="nothing has to be added to it",
+            expected=tr("a difference, around zero"),
+            found=tr("values around {mean:.3g}", mean=float(delta.mean())),
+            remedy=tr("nothing has to be added to it"),
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import AdapterError
 from ..layouts.replicated_layers import FIELD, list_sources, read_layer_ranges, replicate_config
+from ..messages import tr
 from ..storage.zipped_adapter import ADAPTER_CONFIG_NAME
 from ..tensors.lazy import Checkpoint
 from .adapters import AdapterContents
@@ -61,10 +62,10 @@ def find_repeated_layers(adapters: Sequence[AdapterContents], base: Checkpoint) 
     found = [read_layer_ranges(a.config, path) for a, path in zip(adapters, paths, strict=True)]
     if any(found[1:]):
         raise AdapterError(
-            "an adapter after the first repeats layers, so the arithmetic cannot be checked",
+            tr("an adapter after the first repeats layers, so the arithmetic cannot be checked"),
             file=next(path for path, ranges in zip(paths[1:], found[1:], strict=True) if ranges),
-            expected=f'"{FIELD}" in the first adapter alone',
-            remedy="give the adapters that were merged, in their order",
+            expected=tr('"{field}" in the first adapter alone', field=FIELD),
+            remedy=tr("give the adapters that were merged, in their order"),
         )
     if not any(found):
         return RepeatedLayers()

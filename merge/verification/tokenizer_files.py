@@ -9,12 +9,13 @@ from typing import Any
 from ..errors import MergeError, VerificationError
 from ..layouts.config import CONFIG_NAME, GENERATION_CONFIG_NAME
 from ..layouts.model_folder import ModelFolder
+from ..messages import tr
 from ..storage.folder import Folder
 from ..tokenizers.opaque_tokenizer import read_opaque_tokenizer
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer, read_tokenizer
 from ..untrusted.strict_json import read_json
 
-_REMEDY = "merge again; or put the file that lacks it beside the result"
+_REMEDY = tr("merge again; or put the file that lacks it beside the result")
 
 
 def check_tokenizer_files(folder: Path, tokenizer: SentencePieceTokenizer) -> Iterator[MergeError]:
@@ -28,17 +29,23 @@ def check_tokenizer_files(folder: Path, tokenizer: SentencePieceTokenizer) -> It
         return  # reported by the check of the vocabulary
     if found.added_tokens != tokenizer.added_tokens:
         odd = sorted(found.added_tokens.items() ^ tokenizer.added_tokens.items())
-        yield _make_fault(folder, "added tokens differ", tokenizer, f"otherwise: {odd[:4]}")
+        yield _make_fault(
+            folder, tr("added tokens differ"), tokenizer, tr("otherwise: {odd}", odd=odd[:4])
+        )
     if ModelFolder(folder).is_meta:
         return
     for name in ("bos_token", "eos_token", "pad_token"):
         theirs, ours = getattr(tokenizer, name), getattr(found, name)
         if theirs is not None and theirs != ours:
-            described = f"{ours.content!r} ({ours.id})" if ours is not None else "none"
+            described = f"{ours.content!r} ({ours.id})" if ours is not None else tr("none")
             expected = f"{name} {theirs.content!r} ({theirs.id})"
-            yield _make_fault(folder, f"the {name} is another one", tokenizer, described, expected)
+            yield _make_fault(
+                folder, tr("the {name} is another one", name=name), tokenizer, described, expected
+            )
     if tokenizer.has_template and not found.has_template:
-        yield _make_fault(folder, "the chat template is lost", tokenizer, "none", "a chat template")
+        yield _make_fault(
+            folder, tr("the chat template is lost"), tokenizer, tr("none"), tr("a chat template")
+        )
     if found.eos_token is not None:
         yield from _check_end(folder / GENERATION_CONFIG_NAME, found.eos_token.id)
 
@@ -58,11 +65,11 @@ def _check_end(path: Path, end: int) -> Iterator[VerificationError]:
     stated: Any = read_json(path).get("eos_token_id") if path.is_file() else None
     if stated is not None and end not in (stated if isinstance(stated, list) else [stated]):
         yield VerificationError(
-            "generation would not end where the tokenizer ends a text",
+            tr("generation would not end where the tokenizer ends a text"),
             file=path,
-            expected=f"eos_token_id {end}",
-            found=f"eos_token_id {stated}",
-            remedy="merge again, or write the tokenizer's id there",
+            expected=tr("eos_token_id {end}", end=end),
+            found=tr("eos_token_id {stated}", stated=stated),
+            remedy=tr("merge again, or write the tokenizer's id there"),
         )
 
 
@@ -73,11 +80,13 @@ def _make_fault(
     found: str,
     expected: str | None = None,
 ) -> VerificationError:
-    tokens = ", ".join(f"{text!r}: {id_}" for text, id_ in tokenizer.added_tokens.items()) or "none"
+    tokens = ", ".join(f"{text!r}: {id_}" for text, id_ in tokenizer.added_tokens.items()) or tr(
+        "none"
+    )
     return VerificationError(
-        f"the tokenizer is not that of the inputs: {sentence}",
+        tr("the tokenizer is not that of the inputs: {sentence}", sentence=sentence),
         file=folder,
-        expected=f"{expected or tokens}, as in {tokenizer.path}",
+        expected=tr("{expected}, as in {path}", expected=expected or tokens, path=tokenizer.path),
         found=found,
         remedy=_REMEDY,
     )

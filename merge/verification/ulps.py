@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..messages import tr
+
 # Further than any count: a number beside none (NaN), or a finite one beside an infinite one.
 INCOMPARABLE = torch.iinfo(torch.int64).max
 
@@ -78,7 +80,11 @@ def _regard_nonfinite(one: torch.Tensor, other: torch.Tensor, apart: torch.Tenso
 
 def format_ulps(ulp: int) -> str:
     """``3 ulp``; a number beside NaN or infinity is no number of ulp apart."""
-    return f"{ulp:,} ulp" if ulp != INCOMPARABLE else "no number of ulp (NaN, infinity or integers)"
+    return (
+        tr("{ulp:,} ulp", ulp=ulp)
+        if ulp != INCOMPARABLE
+        else tr("no number of ulp (NaN, infinity or integers)")
+    )
 
 
 def _are_finite(tensor: torch.Tensor) -> bool:

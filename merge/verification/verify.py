@@ -11,6 +11,7 @@ from ..checksums.file_digests import get_file_digest, hash_file
 from ..errors import MergeError, VerificationError
 from ..layouts.decoder import VOCABULARY_TENSORS, count_embedding_rows
 from ..layouts.model_folder import ModelFolder
+from ..messages import compose, tr
 from ..settings import OnProgress
 from ..tensors.digests import DIGEST_VERSION
 from ..tensors.lazy import Checkpoint, LazyTensor, get_dtype_name
@@ -27,11 +28,12 @@ from .numbers_off import check_numbers
 from .progress import Progress, count_bytes, count_file_bytes
 from .ulps import format_ulps
 
-_ROWS = (
-    "merge again; rows that --vocab_mismatch or --new_token_init gave are right only where the "
-    "manifest says so, or the options of the check"
+_ROWS = tr(
+    "merge again; rows that --vocab_mismatch or --new_token_init gave "
+    "are right only where the manifest says so, or the options of the "
+    "check"
 )
-_MERGE_AGAIN = "merge again; if it comes back, report it with the manifest"
+_MERGE_AGAIN = tr("merge again; if it comes back, report it with the manifest")
 
 
 @dataclass
@@ -107,7 +109,9 @@ def check_result(
         found.unchecked += _describe_unchecked(unchecked)
         found.faults[:0] = [*files.result(), *_check_inputs(others, manifest, inputs)]
     if manifest is not None and (bare := manifest.tensors.keys() - _list_digested(manifest)):
-        found.unchecked.append(f"content of {len(bare)} tensors: the manifest has no digest of it")
+        found.unchecked.append(
+            tr("content of {n_bare} tensors: the manifest has no digest of it", n_bare=len(bare))
+        )
     checked_lines, unchecked_lines = describe_block_checks(in_blocks)
     found.checked += _describe_checks(result, manifest, inputs, found, len(in_blocks))
     found.checked += checked_lines
@@ -134,8 +138,8 @@ def _check_outline(
 def _describe_unchecked(unchecked: Mapping[str, list[str]]) -> Iterator[str]:
     """Tensors by the reason why they are not checked, all of one reason in one line."""
     for why, names in unchecked.items():
-        more = f" and {len(names) - 1} more" if names[1:] else ""
-        yield f"{names[0]}{more}: {why}"
+        more = tr(" and {n_names} more", n_names=len(names) - 1) if names[1:] else ""
+        yield compose("{name}{more}: {why}", name=names[0], more=more, why=why)
 
 
 def _count_exactness(found: ResultFindings, checked: TensorResult, worst: Exactness) -> Exactness:
@@ -210,10 +214,10 @@ def _check_names(
         # Meta's layout spells out an LM head that the model shares with its embeddings.
         if name not in entries and name not in VOCABULARY_TENSORS:
             yield VerificationError(
-                "the result holds a tensor that the merge did not write",
+                tr("the result holds a tensor that the merge did not write"),
                 file=folder,
                 tensor=name,
-                expected="the tensors that the manifest lists",
+                expected=tr("the tensors that the manifest lists"),
                 remedy=_MERGE_AGAIN,
             )
 
@@ -229,11 +233,11 @@ def _check_shapes(
     yield from (_make_missing_fault(folder, name) for name in model.missing if name not in entries)
     for name in model.unknown:
         yield VerificationError(
-            "the result holds a tensor that none of its inputs has",
+            tr("the result holds a tensor that none of its inputs has"),
             file=folder,
             tensor=name,
-            expected="the tensors of the base, changed by the adapters",
-            found=f"{name}, shape {tensors[name].shape}",
+            expected=tr("the tensors of the base, changed by the adapters"),
+            found=tr("{name}, shape {shape}", name=name, shape=tensors[name].shape),
             remedy=_MERGE_AGAIN,
         )
     for name, shape in model.shapes.items():
@@ -241,17 +245,17 @@ def _check_shapes(
         if found != shape:
             rows = inputs.is_vocabulary(name) and found[1:] == shape[1:]
             yield VerificationError(
-                "a tensor has another shape than its inputs give",
+                tr("a tensor has another shape than its inputs give"),
                 tensor=tensors[name].origin,
-                expected=f"{shape[0]} rows" if rows else shape,
-                found=f"{found[0]} rows" if rows else found,
+                expected=tr("{shape} rows", shape=shape[0]) if rows else shape,
+                found=tr("{found} rows", found=found[0]) if rows else found,
                 remedy=_ROWS if rows else _MERGE_AGAIN,
             )
 
 
 def _make_missing_fault(folder: Path, name: str) -> VerificationError:
     return VerificationError(
-        "the result lacks a tensor", file=folder, tensor=name, remedy=_MERGE_AGAIN
+        tr("the result lacks a tensor"), file=folder, tensor=name, remedy=_MERGE_AGAIN
     )
 
 
@@ -266,7 +270,7 @@ def _check_digests(
     tensor = get_blocks(tensor) or tensor
     if recorded != (get_dtype_name(tensor.dtype), tensor.shape):
         yield VerificationError(
-            "a tensor has another dtype or shape than the merge gave it",
+            tr("a tensor has another dtype or shape than the merge gave it"),
             tensor=tensor.origin,
             expected=f"{recorded[0]} {recorded[1]}",
             found=f"{get_dtype_name(tensor.dtype)} {tensor.shape}",
@@ -275,11 +279,12 @@ def _check_digests(
     elif entry.digest not in (None, checked.digest):
         twin = [n for n, e in entries.items() if e.digest == checked.digest]
         yield VerificationError(
-            "a tensor has other content than the merge wrote",
+            tr("a tensor has other content than the merge wrote"),
             tensor=tensor.origin,
-            expected=f"XXH3 {entry.digest}",
-            found=f"XXH3 {checked.digest}" + (f", which is that of {twin[0]}" if twin else ""),
-            remedy="copy the folder again from where it was right, or merge again",
+            expected=tr("XXH3 {digest}", digest=entry.digest),
+            found=tr("XXH3 {digest}", digest=checked.digest)
+            + (tr(", which is that of {twin}", twin=twin[0]) if twin else ""),
+            remedy=tr("copy the folder again from where it was right, or merge again"),
         )
 
 
@@ -305,22 +310,26 @@ def _check_inputs(
     if others and inputs is not None:
         own_name = inputs.repeated.find_own_name(others[0].name)
         yield VerificationError(
-            "the base is not the one that was merged: its tensors have other content",
+            tr("the base is not the one that was merged: its tensors have other content"),
             tensor=others[0].name,
-            expected=f"XXH3 {_get_merged_base(manifest)[own_name].digest}",
-            found=f"XXH3 {others[0].base_digest}; {len(others)} tensors differ",
-            remedy="give the base that was merged with --base_model",
+            expected=tr("XXH3 {digest}", digest=_get_merged_base(manifest)[own_name].digest),
+            found=tr(
+                "XXH3 {base_digest}; {n_others} tensors differ",
+                base_digest=others[0].base_digest,
+                n_others=len(others),
+            ),
+            remedy=tr("give the base that was merged with --base_model"),
         )
     merged = manifest.adapters if manifest is not None else ()
     for adapter, entry in zip(inputs.adapters if inputs else (), merged, strict=False):
         digests = entry.digests
         if digests and (digest := get_file_digest(adapter.weights)) not in digests:
             yield VerificationError(
-                "an adapter is not the one that was merged",
+                tr("an adapter is not the one that was merged"),
                 file=adapter.weights,
-                expected=f"SHA-256 {digests[-1]}",
-                found=f"SHA-256 {digest}",
-                remedy="give the adapters that were merged, in their order, with --lora_model",
+                expected=tr("SHA-256 {digests}", digests=digests[-1]),
+                found=tr("SHA-256 {digest}", digest=digest),
+                remedy=tr("give the adapters that were merged, in their order, with --lora_model"),
             )
 
 
@@ -333,21 +342,29 @@ def _describe_checks(
 ) -> Iterator[str]:
     count = len(_merge_extra(result)) - in_blocks
     if manifest is not None:
-        yield f"files      {len(manifest.files)} by size and SHA-256"
+        yield tr("files      {n_files} by size and SHA-256", n_files=len(manifest.files))
         if digests := len(_merge_extra(result).keys() & _list_digested(manifest)):
-            yield f"content    {digests} tensors by their digests"
+            yield tr("content    {digests} tensors by their digests", digests=digests)
     if inputs is not None:
         partly = len(found.unchecked_tensors & _merge_extra(result).keys())
         yield (
-            f"arithmetic {count - partly} tensors, each element and {PROBE_VECTORS} random sums of "
-            "each row" + (f"; {partly} not or in part" if partly else "")
+            tr(
+                "arithmetic {count} tensors, each element and {probe_vectors} random "
+                "sums of each row",
+                count=count - partly,
+                probe_vectors=PROBE_VECTORS,
+            )
+            + (tr("; {partly} not or in part", partly=partly) if partly else "")
         )
     exactness = found.exactness
     if exactness.elements:
-        yield f"float64    at most {format_ulps(exactness.max_ulp)} away" + (
-            f" (most in {found.furthest})" if found.furthest else ""
+        yield tr("float64    at most {ulps} away", ulps=format_ulps(exactness.max_ulp)) + (
+            tr(" (most in {furthest})", furthest=found.furthest) if found.furthest else ""
         )
         yield (
-            f"identical  {exactness.share:.5%} of {exactness.elements:,} elements, "
-            "when float64 is rounded once"
+            tr(
+                "identical  {share:.5%} of {elements:,} elements, when float64 is rounded once",
+                share=exactness.share,
+                elements=exactness.elements,
+            )
         )

@@ -14,6 +14,7 @@ from ..layouts.decoder import HEAD_OF, count_embedding_rows, embeddings
 from ..layouts.gguf.reading import find_gguf_files
 from ..layouts.llama import EMBED_TOKENS
 from ..layouts.model_folder import ModelFolder
+from ..messages import tr
 from ..storage.folder import Folder
 from ..storage.input_file import InputFile
 from ..tensors.lazy import Checkpoint
@@ -32,7 +33,7 @@ from ..tokenizers.tiktoken_model import (
 _GGUF_TOKENS = "tokenizer.ggml.tokens"
 # llama.cpp's converter spells it as a space in added tokens.
 _WORD_BOUNDARY = "\N{LOWER ONE EIGHTH BLOCK}"
-_RESTORE = "put back what the merge wrote, or merge again with the right tokenizer"
+_RESTORE = tr("put back what the merge wrote, or merge again with the right tokenizer")
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,12 @@ def check_vocabulary(
     head = result.tensors.get(name)
     if head is not None and head.rows != rows:
         yield VerificationError(
-            "embeddings and LM head have different numbers of rows",
+            tr("embeddings and LM head have different numbers of rows"),
             file=folder,
             tensor=name,
-            expected=f"{rows} rows, as the embeddings have",
-            found=f"{head.rows} rows",
-            remedy="merge again",
+            expected=tr("{rows} rows, as the embeddings have", rows=rows),
+            found=tr("{rows} rows", rows=head.rows),
+            remedy=tr("merge again"),
         )
     try:
         ours = read_vocabulary(folder)
@@ -109,10 +110,10 @@ def check_tokenizer(folder: Path, sha256: str | None) -> Iterator[VerificationEr
     path = folder / MODEL_NAME
     if sha256 is not None and path.is_file() and (found := get_file_digest(path)) != sha256:
         yield VerificationError(
-            "the tokenizer is not the one to which the vocabulary was grown",
+            tr("the tokenizer is not the one to which the vocabulary was grown"),
             file=path,
-            expected=f"SHA-256 {sha256}",
-            found=f"SHA-256 {found}",
+            expected=tr("SHA-256 {sha256}", sha256=sha256),
+            found=tr("SHA-256 {found}", found=found),
             remedy=_RESTORE,
         )
 
@@ -172,10 +173,12 @@ def _read_gguf(path: Path) -> TokenList:
     tokens = read_gguf(InputFile(first), any_quantized=True).metadata.get(_GGUF_TOKENS)
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise VerificationError(
-            "the GGUF file lists no tokens, without which llama.cpp loads no model",
+            tr("the GGUF file lists no tokens, without which llama.cpp loads no model"),
             file=first,
-            expected=f"{_GGUF_TOKENS}: a list of text",
-            found=f"no {_GGUF_TOKENS}" if tokens is None else f"{_GGUF_TOKENS} {tokens!r:.60}",
+            expected=tr("{gguf_tokens}: a list of text", gguf_tokens=_GGUF_TOKENS),
+            found=tr("no {gguf_tokens}", gguf_tokens=_GGUF_TOKENS)
+            if tokens is None
+            else f"{_GGUF_TOKENS} {tokens!r:.60}",
             remedy=_RESTORE,
         )
     return TokenList(first, tuple(tokens), {})
@@ -186,10 +189,10 @@ def _check_count(ours: TokenList, rows: int, padded: bool) -> Iterator[Verificat
     if count == rows or (count < rows and (padded or _is_rounded_up(count, rows, ours))):
         return
     yield VerificationError(
-        "tokenizer and rows do not belong together",
+        tr("tokenizer and rows do not belong together"),
         file=ours.path,
-        expected=f"{rows} tokens, one for each row of the embeddings",
-        found=f"{count} tokens",
+        expected=tr("{rows} tokens, one for each row of the embeddings", rows=rows),
+        found=tr("{count} tokens", count=count),
         remedy=explain_mismatch(ours.known, rows) or _RESTORE,
     )
 
@@ -212,10 +215,12 @@ def _check_ids(
         listed = stated if isinstance(stated, list) else [stated]
         if stated is not None and id_ not in listed:
             yield VerificationError(
-                "the configuration gives a special token another id than the tokenizer does",
+                tr("the configuration gives a special token another id than the tokenizer does"),
                 file=file,
-                expected=f"{name}_id {id_} ({vocabulary.tokens[id_]})",
-                found=f"{name}_id {stated}",
+                expected=tr(
+                    "{name}_id {id} ({tokens})", name=name, id=id_, tokens=vocabulary.tokens[id_]
+                ),
+                found=tr("{name}_id {stated}", name=name, stated=stated),
                 remedy=_RESTORE,
             )
 
@@ -227,10 +232,12 @@ def _check_missing(
     expected = min(len(parent_tokens.tokens), rows)
     if len(ours.tokens) < expected:
         yield VerificationError(
-            "the tokenizer lacks tokens of the tokenizer that its rows come from",
+            tr("the tokenizer lacks tokens of the tokenizer that its rows come from"),
             file=ours.path,
-            expected=f"{expected} tokens, as in {parent_tokens.path}",
-            found=f"{len(ours.tokens)} tokens",
+            expected=tr(
+                "{expected} tokens, as in {path}", expected=expected, path=parent_tokens.path
+            ),
+            found=tr("{n_tokens} tokens", n_tokens=len(ours.tokens)),
             remedy=_RESTORE,
         )
 
@@ -242,9 +249,14 @@ def _check_order(ours: TokenList, parent_tokens: TokenList) -> Iterator[Verifica
         pair = {t.replace(_WORD_BOUNDARY, " ") if is_gguf else t for t in (one, other)}
         if len(pair) > 1:
             yield VerificationError(
-                "the tokenizer gives an id another token than the tokenizer its rows come from",
+                tr("the tokenizer gives an id another token than the tokenizer its rows come from"),
                 file=ours.path,
-                expected=f"{other!r} as token {id_}, as in {parent_tokens.path}",
+                expected=tr(
+                    "{other!r} as token {id}, as in {path}",
+                    other=other,
+                    id=id_,
+                    path=parent_tokens.path,
+                ),
                 found=repr(one),
                 remedy=_RESTORE,
             )

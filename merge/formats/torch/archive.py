@@ -25,6 +25,7 @@ import torch
 from isal import isal_zlib
 
 from ...errors import FormatError
+from ...messages import tr
 from ...storage.input_file import InputFile
 from ...storage.offload import Offload, require_space
 from ...tensors.lazy import LazyTensor
@@ -70,10 +71,10 @@ def read(
             name = f"{root}/data/{key}"
             if name not in records:
                 raise FormatError(
-                    "the archive lacks the data of a tensor",
+                    tr("the archive lacks the data of a tensor"),
                     file=file.path,
-                    expected=f"a record {name}",
-                    remedy="the file is damaged: fetch or copy it again",
+                    expected=tr("a record {name}", name=name),
+                    remedy=tr("the file is damaged: fetch or copy it again"),
                 )
             return _locate(file, archive, records[name], offload)
 
@@ -85,11 +86,11 @@ def _find_root(file: InputFile, records: Records) -> str:
     roots = [name.removesuffix("/data.pkl") for name in records if name.endswith("/data.pkl")]
     if len(roots) != 1:
         raise FormatError(
-            "this zip archive is not a torch checkpoint",
+            tr("this zip archive is not a torch checkpoint"),
             file=file.path,
-            expected="one data.pkl in it",
+            expected=tr("one data.pkl in it"),
             found=f"{len(roots)}",
-            remedy="give the weight file itself, not a zip of a folder",
+            remedy=tr("give the weight file itself, not a zip of a folder"),
         )
     return roots[0]
 
@@ -101,11 +102,11 @@ def _require_little_endian(
     order = _read_small(file, archive, info) if info else b"little"
     if order != b"little":
         raise FormatError(
-            "the checkpoint was written on a big-endian machine",
+            tr("the checkpoint was written on a big-endian machine"),
             file=file.path,
-            expected="little-endian data",
+            expected=tr("little-endian data"),
             found=order[:20].decode("ascii", "replace"),
-            remedy="load and save it once with torch on an ordinary machine",
+            remedy=tr("load and save it once with torch on an ordinary machine"),
         )
 
 
@@ -113,13 +114,15 @@ def _read_small(file: InputFile, archive: zipfile.ZipFile, info: zipfile.ZipInfo
     """A record as a whole. torch writes 0 for checksums when asked to leave them out."""
     if info.file_size > MOST_BYTES:
         raise damaged_record_error(
-            file.path, info, f"{info.file_size:,} bytes, more than a state dict needs"
+            file.path,
+            info,
+            tr("{file_size:,} bytes, more than a state dict needs", file_size=info.file_size),
         )
     if not is_stored(info):
         return b"".join(iter_chunks(file.path, archive, info))
     data = file.read(_find_start(file, info), info.file_size)
     if info.CRC and isal_zlib.crc32(data) != info.CRC:
-        raise damaged_record_error(file.path, info, "its checksum (CRC-32) is another one")
+        raise damaged_record_error(file.path, info, tr("its checksum (CRC-32) is another one"))
     return data
 
 
@@ -128,7 +131,7 @@ def _find_start(file: InputFile, info: zipfile.ZipInfo) -> int:
     header = file.read(info.header_offset, _LOCAL_HEADER.size)
     magic, name_length, extra_length = _LOCAL_HEADER.unpack(header)
     if magic != MAGIC:
-        raise damaged_record_error(file.path, info, "no record begins where the directory says")
+        raise damaged_record_error(file.path, info, tr("no record begins where the directory says"))
     return info.header_offset + _LOCAL_HEADER.size + int(name_length) + int(extra_length)
 
 
@@ -139,9 +142,9 @@ def _locate(
         return StorageLocation(file, _find_start(file, info), info.file_size, info.CRC)
     if offload is None:
         raise FormatError(
-            "the archive is compressed, so its tensors cannot be read where they are",
+            tr("the archive is compressed, so its tensors cannot be read where they are"),
             file=file.path,
-            remedy="give a folder with room to unpack it (--offload_dir)",
+            remedy=tr("give a folder with room to unpack it (--offload_dir)"),
         )
     return StorageLocation(_unpack(file, archive, info, offload), 0, info.file_size)
 

@@ -13,6 +13,7 @@ import struct
 from typing import BinaryIO, cast
 
 from ...errors import FormatError
+from ...messages import tr
 from ...storage.input_file import InputFile
 from ...tensors.lazy import LazyTensor
 from .pickle_machine import MAGIC_NUMBER
@@ -40,11 +41,11 @@ def read(file: InputFile, alone: str | None = None) -> dict[str, LazyTensor]:
         places = _locate_storages(file, values[3], values[4].value, stream)
     if values[1].value != _PROTOCOL:
         raise FormatError(
-            "the file is of a version of torch's old container that is not known",
+            tr("the file is of a version of torch's old container that is not known"),
             file=file.path,
             expected=_PROTOCOL,
             found=type(values[1].value).__name__,
-            remedy="the file is damaged: fetch or copy it again",
+            remedy=tr("the file is damaged: fetch or copy it again"),
         )
     _require_little_endian(file, values[2].value)
     return make_lazy_tensors(file, values[3], places.__getitem__, alone)
@@ -57,9 +58,9 @@ def _locate_storages(
     named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
     if not isinstance(keys, list) or not named or set(pickled.storages) != set(keys):
         raise FormatError(
-            "the list of storages does not fit the tensors",
+            tr("the list of storages does not fit the tensors"),
             file=file.path,
-            remedy="the file is damaged: fetch or copy it again",
+            remedy=tr("the file is damaged: fetch or copy it again"),
         )
     places: dict[str, StorageLocation] = {}
     offset = stream.tell()
@@ -76,7 +77,7 @@ def _locate_storages(
 def _require_little_endian(file: InputFile, system: object) -> None:
     if isinstance(system, dict) and not system.get("little_endian", True):
         raise FormatError(
-            "the checkpoint was written on a big-endian machine",
+            tr("the checkpoint was written on a big-endian machine"),
             file=file.path,
-            remedy="load and save it once with torch on an ordinary machine",
+            remedy=tr("load and save it once with torch on an ordinary machine"),
         )

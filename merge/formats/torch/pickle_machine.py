@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable
 from typing import IO, Any, BinaryIO, cast
 
+from ...messages import tr
 from .saved_objects import (
     BrokenPickleError,
     GlobalName,
@@ -60,7 +61,12 @@ class PickleMachine:
         try:
             for count, (opcode, argument, _) in enumerate(pickletools.genops(limited)):
                 if count == _MOST_INSTRUCTIONS:
-                    raise BrokenPickleError(f"more than {_MOST_INSTRUCTIONS:,} instructions")
+                    raise BrokenPickleError(
+                        tr(
+                            "more than {most_instructions:,} instructions",
+                            most_instructions=_MOST_INSTRUCTIONS,
+                        )
+                    )
                 self._step(opcode.name, argument)
             (value,) = self._pop(1)
         # What follows from instructions that do not fit together.
@@ -81,13 +87,15 @@ class PickleMachine:
         elif name in _VALUES:
             self._stack.append(_make_plain(name, argument))
         elif name not in _NOTHING:
-            raise BrokenPickleError(f"the instruction {name}, which torch.save does not write")
+            raise BrokenPickleError(
+                tr("the instruction {name}, which torch.save does not write", name=name)
+            )
 
     def _pop(self, count: int) -> tuple[Any, ...]:
         """Take the last ``count`` values, but none from before the last mark."""
         start = len(self._stack) - count
         if start < (self._marks[-1] if self._marks else 0):
-            raise BrokenPickleError("the stack is empty")
+            raise BrokenPickleError(tr("the stack is empty"))
         values = tuple(self._stack[start:])
         del self._stack[start:]
         return values
@@ -106,7 +114,7 @@ class PickleMachine:
     def _push_global(self) -> None:
         module, name = self._pop(2)
         if not isinstance(module, str) or not isinstance(name, str):
-            raise BrokenPickleError("a name that is not text")
+            raise BrokenPickleError(tr("a name that is not text"))
         self._stack.append(resolve_global(module, name))
 
     def _call(self) -> None:
@@ -122,18 +130,20 @@ class PickleMachine:
         """Attributes that are set on an object, such as a state dict's versions: left out."""
         target, _ = self._pop(2)
         if not isinstance(target, (dict, OpaqueObject, SavedTensor)):
-            raise BrokenPickleError(f"attributes set on a {type(target).__name__}")
+            raise BrokenPickleError(tr("attributes set on a {name}", name=type(target).__name__))
         self._stack.append(target)
 
     def _set_items(self, items: tuple[Any, ...]) -> None:
         target = self._peek()
         self._items += len(items)  # one list may be asked for again and again
         if self._items > _MOST_INSTRUCTIONS:
-            raise BrokenPickleError(f"more than {_MOST_INSTRUCTIONS:,} items")
+            raise BrokenPickleError(
+                tr("more than {most_instructions:,} items", most_instructions=_MOST_INSTRUCTIONS)
+            )
         if isinstance(target, OpaqueObject):
             return
         if not isinstance(target, dict) or len(items) % 2:
-            raise BrokenPickleError("items that do not fit where they are put")
+            raise BrokenPickleError(tr("items that do not fit where they are put"))
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Others are kept apart by identity: to hash a tuple may take forever.
             plain = (
@@ -148,7 +158,7 @@ class PickleMachine:
         if isinstance(target, list):
             target.extend(items)
         elif not isinstance(target, OpaqueObject):
-            raise BrokenPickleError("items that do not fit where they are put")
+            raise BrokenPickleError(tr("items that do not fit where they are put"))
 
     def _remember(self, index: int | None) -> None:
         self._memo[len(self._memo) if index is None else index] = self._peek()
@@ -157,16 +167,16 @@ class PickleMachine:
         """Find the storage that ``("storage", type, key, device, elements, view)`` speaks of."""
         (saved_id,) = self._pop(1)
         if not isinstance(saved_id, tuple) or len(saved_id) not in (5, 6):
-            raise BrokenPickleError("an unknown kind of persistent id")
+            raise BrokenPickleError(tr("an unknown kind of persistent id"))
         kind, storage_type, key, _device, elements = saved_id[:5]
         dtype = storage_type.storage_dtype if isinstance(storage_type, GlobalName) else None
         if kind != "storage" or dtype is None or any(part is not None for part in saved_id[5:]):
-            raise BrokenPickleError("an unknown kind of persistent id")
+            raise BrokenPickleError(tr("an unknown kind of persistent id"))
         if not isinstance(key, str) or not is_count(elements):
-            raise BrokenPickleError("a storage without a key or a size")
+            raise BrokenPickleError(tr("a storage without a key or a size"))
         storage = SavedStorage(key, dtype, elements)
         if self.storages.setdefault(key, storage).nbytes != storage.nbytes:
-            raise BrokenPickleError("a storage with two sizes")
+            raise BrokenPickleError(tr("a storage with two sizes"))
         self._stack.append(storage)
 
 
@@ -188,7 +198,12 @@ class _LimitedStream:
 
     def _take(self, count: int) -> None:
         if count > self._left:
-            raise BrokenPickleError(f"more than {MOST_BYTES >> 20} MiB, or a length that is wrong")
+            raise BrokenPickleError(
+                tr(
+                    "more than {most_bytes} MiB, or a length that is wrong",
+                    most_bytes=MOST_BYTES >> 20,
+                )
+            )
         self._left -= count
 
 
@@ -196,7 +211,7 @@ def _make_plain(name: str, argument: Any) -> Any:
     if name in _CONSTANTS:
         return _CONSTANTS[name]()
     if isinstance(argument, int) and argument.bit_length() > _MOST_BITS:
-        return argument if argument == MAGIC_NUMBER else OpaqueObject("a number beyond 64 bits")
+        return argument if argument == MAGIC_NUMBER else OpaqueObject(tr("a number beyond 64 bits"))
     if name == "SHORT_BINSTRING":  # text of Python 2; pickletools cannot know in which encoding
         return argument.encode("latin-1").decode("utf-8")
     return argument

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from ...messages import tr
+
 # The classes by which a pickle names a storage's dtype.
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -117,9 +119,11 @@ def resolve_global(module: str, name: str) -> GlobalName | torch.dtype:
 def resolve_reduce(function: object, arguments: object) -> Any:
     """What a call in a pickle stands for; nothing is called but the rules below."""
     if not isinstance(function, GlobalName):
-        raise ForbiddenCallError(f"something that is not a function ({type(function).__name__})")
+        raise ForbiddenCallError(
+            tr("something that is not a function ({name})", name=type(function).__name__)
+        )
     if not isinstance(arguments, tuple):
-        raise BrokenPickleError("a call without arguments")
+        raise BrokenPickleError(tr("a call without arguments"))
     rule = _CALLS.get(function.path)
     return rule(*arguments) if rule else OpaqueObject(function.path)
 
@@ -132,7 +136,7 @@ def is_count(value: object) -> bool:
 def _parse_counts(value: object) -> tuple[int, ...]:
     few = isinstance(value, (tuple, list)) and len(value) <= _MOST_DIMENSIONS
     if not few or not all(map(is_count, value)):  # type: ignore[call-overload]
-        raise BrokenPickleError("a tensor whose shape or strides are not counts")
+        raise BrokenPickleError(tr("a tensor whose shape or strides are not counts"))
     return tuple(value)  # type: ignore[arg-type]
 
 
@@ -140,16 +144,16 @@ def _describe_tensor(
     storage: SavedStorage | None, dtype: object, offset: object, shape: object, strides: object
 ) -> SavedTensor:
     if not isinstance(dtype, torch.dtype) or not is_count(offset):
-        raise BrokenPickleError("a tensor without a dtype or a place")
+        raise BrokenPickleError(tr("a tensor without a dtype or a place"))
     sizes, steps = _parse_counts(shape), _parse_counts(strides)
     if len(sizes) != len(steps):
-        raise BrokenPickleError("a tensor with more sizes than strides, or fewer")
+        raise BrokenPickleError(tr("a tensor with more sizes than strides, or fewer"))
     return SavedTensor(storage, dtype, offset, sizes, steps)  # type: ignore[arg-type]
 
 
 def _rebuild_tensor(storage: object, offset: object, shape: object, strides: object) -> SavedTensor:
     if not isinstance(storage, SavedStorage):
-        raise BrokenPickleError("a tensor without a storage")
+        raise BrokenPickleError(tr("a tensor without a storage"))
     return _describe_tensor(storage, storage.dtype, offset, shape, strides)
 
 
@@ -176,7 +180,7 @@ def _rebuild_tensor_v3(
     _metadata: object = None,
 ) -> SavedTensor:
     if not isinstance(storage, SavedStorage):
-        raise BrokenPickleError("a tensor without a storage")
+        raise BrokenPickleError(tr("a tensor without a storage"))
     return _describe_tensor(storage, dtype, offset, shape, strides)
 
 
@@ -189,13 +193,13 @@ def _rebuild_meta_tensor(
 def _rebuild_from_type(function: object, _type: object, arguments: object, _state: object) -> Any:
     """A tensor with attributes, which are left out."""
     if not isinstance(function, GlobalName) or function.path not in _REBUILDS:
-        raise BrokenPickleError("a tensor that nothing rebuilds")
+        raise BrokenPickleError(tr("a tensor that nothing rebuilds"))
     return resolve_reduce(function, arguments)
 
 
 def _rebuild_parameter(tensor: object, *_: object) -> SavedTensor:
     if not isinstance(tensor, SavedTensor):
-        raise BrokenPickleError("a parameter that is not a tensor")
+        raise BrokenPickleError(tr("a parameter that is not a tensor"))
     return tensor
 
 

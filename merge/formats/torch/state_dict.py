@@ -8,6 +8,7 @@ from textwrap import shorten
 from typing import Any, BinaryIO, NamedTuple
 
 from ...errors import FormatError
+from ...messages import tr
 from ...storage.input_file import InputFile
 from ...tensors.lazy import LazyTensor
 from ..crc import CrcCheck
@@ -55,27 +56,30 @@ def load_pickle(file: InputFile, stream: BinaryIO) -> PickledObject:
         return PickledObject(machine.load(stream), machine.storages)
     except ForbiddenCallError as call:
         raise FormatError(
-            "the file asks to run code when it is read, which weights never need",
+            tr("the file asks to run code when it is read, which weights never need"),
             file=file.path,
-            expected="a pickle of tensors and plain values",
-            found=f"a call of {call}",
-            remedy="do not load it with other tools either unless you trust where it is from; if "
-            "you do, save its state dict alone; else ask for the weights as safetensors",
+            expected=tr("a pickle of tensors and plain values"),
+            found=tr("a call of {call}", call=call),
+            remedy=tr(
+                "do not load it with other tools either unless you trust where it is "
+                "from; if you do, save its state dict alone; else ask for the "
+                "weights as safetensors"
+            ),
         ) from None
     except DuplicateKeyError as key:
         raise FormatError(
-            "the file gives two values for one name",
+            tr("the file gives two values for one name"),
             file=file.path,
             tensor=str(key),
-            remedy="nobody can know which is meant: get the weights from elsewhere",
+            remedy=tr("nobody can know which is meant: get the weights from elsewhere"),
         ) from None
     except BrokenPickleError as error:
         raise FormatError(
-            "the pickle in the file cannot be read",
+            tr("the pickle in the file cannot be read"),
             file=file.path,
-            expected="a state dict as torch.save writes it",
+            expected=tr("a state dict as torch.save writes it"),
             found=shorten(str(error), 200),
-            remedy="the file is damaged or not a checkpoint: fetch or copy it again",
+            remedy=tr("the file is damaged or not a checkpoint: fetch or copy it again"),
         ) from None
 
 
@@ -100,12 +104,14 @@ def make_lazy_tensors(
         storage = value.storage
         if storage is None:
             raise FormatError(
-                "the tensor was saved without its data",
+                tr("the tensor was saved without its data"),
                 file=file.path,
                 tensor=name,
-                expected="a tensor with values",
-                found='a tensor on the device "meta", which has only a shape',
-                remedy="load the weights before saving the model; ask its author for a whole file",
+                expected=tr("a tensor with values"),
+                found=tr('a tensor on the device "meta", which has only a shape'),
+                remedy=tr(
+                    "load the weights before saving the model; ask its author for a whole file"
+                ),
             )
         if storage.key not in places:
             places[storage.key] = locate(storage.key)
@@ -120,15 +126,15 @@ def _find_state_dict(file: InputFile, value: object) -> dict[str, SavedTensor]:
             value = value[wrapper]
     if not isinstance(value, Mapping):
         raise FormatError(
-            "the file holds no mapping of names to tensors",
+            tr("the file holds no mapping of names to tensors"),
             file=file.path,
             found=type(value).__name__.removeprefix("Saved"),
-            remedy="give a file that torch.save wrote from a state dict",
+            remedy=tr("give a file that torch.save wrote from a state dict"),
         )
     for name, tensor in value.items():
         if not isinstance(name, str):
             shown = str(name) if isinstance(name, (int, float)) else type(name).__name__
-            raise _no_tensor_error(file, shown, "a key that is not text")
+            raise _no_tensor_error(file, shown, tr("a key that is not text"))
         if not isinstance(tensor, SavedTensor):
             kind = tensor.kind if isinstance(tensor, OpaqueObject) else type(tensor).__name__
             raise _no_tensor_error(file, name, kind.removeprefix("torch."))
@@ -137,12 +143,12 @@ def _find_state_dict(file: InputFile, value: object) -> dict[str, SavedTensor]:
 
 def _no_tensor_error(file: InputFile, name: str, found: str) -> FormatError:
     return FormatError(
-        "the file holds something beside dense tensors by name",
+        tr("the file holds something beside dense tensors by name"),
         file=file.path,
         tensor=name,
-        expected="a tensor",
+        expected=tr("a tensor"),
         found=found,
-        remedy="save the model's state dict alone",
+        remedy=tr("save the model's state dict alone"),
     )
 
 
@@ -157,11 +163,11 @@ def require_storage_size(file: InputFile, nbytes: int, needed: int) -> None:
     """Raise ``FormatError`` unless a storage of ``nbytes`` has the ``needed`` ones."""
     if nbytes != needed:
         raise FormatError(
-            "a storage has another size than its tensors say",
+            tr("a storage has another size than its tensors say"),
             file=file.path,
-            expected=f"{needed:,} bytes",
-            found=f"{nbytes:,} bytes",
-            remedy="the file is damaged: fetch or copy it again",
+            expected=tr("{needed:,} bytes", needed=needed),
+            found=tr("{nbytes:,} bytes", nbytes=nbytes),
+            remedy=tr("the file is damaged: fetch or copy it again"),
         )
 
 

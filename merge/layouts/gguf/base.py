@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import LayoutError, VocabularyError
 from ...formats import gguf as container
 from ...formats.blocks import BlockTensor
+from ...messages import tr
 from ...storage.folder import Folder
 from ...storage.input_file import InputFile
 from ...tensors.lazy import Checkpoint, LazyTensor
@@ -111,11 +112,13 @@ def read_embedded_tokenizer(metadata: GgufMetadata) -> EmbeddedTokenizer:
     tokens = metadata.values.get(TOKENS)
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise VocabularyError(
-            "the GGUF file lists no tokens, without which llama.cpp loads no model",
+            tr("the GGUF file lists no tokens, without which llama.cpp loads no model"),
             file=metadata.path,
-            expected=f"{TOKENS}: a list of text",
-            found=f"no {TOKENS}" if tokens is None else f"{TOKENS} {tokens!r:.60}",
-            remedy="make the file anew with llama.cpp's convert_hf_to_gguf.py",
+            expected=tr("{tokens}: a list of text", tokens=TOKENS),
+            found=tr("no {tokens}", tokens=TOKENS)
+            if tokens is None
+            else f"{TOKENS} {tokens!r:.60}",
+            remedy=tr("make the file anew with llama.cpp's convert_hf_to_gguf.py"),
         )
     kept = {key: v for key, v in metadata.values.items() if key.startswith(_TOKENIZER)}
     return EmbeddedTokenizer(metadata.path, kept, metadata.types)
@@ -138,16 +141,29 @@ def require_quantized_allowed(checkpoint: Checkpoint, allowed: bool) -> tuple[st
         return ()
     if not allowed:
         raise LayoutError(
-            "the base is quantized, and what was rounded away in it would be missing in the result",
+            tr(
+                "the base is quantized, and what was rounded away in it would be "
+                "missing in the result"
+            ),
             file=checkpoint.files[0],
             tensor=quantized[0],
-            expected="f32, f16 or bf16",
-            found=f"{len(quantized)} of {len(checkpoint.tensors)} tensors in q8_0",
-            remedy="take the file from which this one was quantized; if there is none, "
-            "--allow_quantized_input merges into its dequantized values",
+            expected=tr("f32, f16 or bf16"),
+            found=tr(
+                "{n_quantized} of {n_tensors} tensors in q8_0",
+                n_quantized=len(quantized),
+                n_tensors=len(checkpoint.tensors),
+            ),
+            remedy=tr(
+                "take the file from which this one was quantized; if there is none, "
+                "--allow_quantized_input merges into its dequantized values"
+            ),
         )
     return (
-        f"the base is quantized: {len(quantized)} of its tensors are q8_0, in which a value is off "
-        "by up to about 1/254 of the largest of its block of 32; they are dequantized, and what "
-        "was lost stays lost (q8_0 as --outtype rounds a second time)",
+        tr(
+            "the base is quantized: {n_quantized} of its tensors are q8_0, in "
+            "which a value is off by up to about 1/254 of the largest of its "
+            "block of 32; they are dequantized, and what was lost stays lost "
+            "(q8_0 as --outtype rounds a second time)",
+            n_quantized=len(quantized),
+        ),
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...errors import VocabularyError
+from ...messages import tr
 from ...tokenizers.byte_level_bpe import ByteLevelBpeTokenizer
 from ...tokenizers.tiktoken_model import SPLIT_PATTERN
 from .tokens import Token, looks_special
@@ -26,11 +27,11 @@ def find_pre_tokenizer(tokenizer: ByteLevelBpeTokenizer) -> str:
     name = _PRE_TOKENIZERS.get(tokenizer.pattern)
     if name is None:
         raise VocabularyError(
-            "this tokenizer cuts text by another pattern than Llama 3's",
+            tr("this tokenizer cuts text by another pattern than Llama 3's"),
             file=tokenizer.path,
             expected=SPLIT_PATTERN,
             found=tokenizer.pattern,
-            remedy="write --output_type huggingface, and use llama.cpp's own converter",
+            remedy=tr("write --output_type huggingface, and use llama.cpp's own converter"),
         )
     return name
 
@@ -57,8 +58,11 @@ def describe_bpe_limits(tokenizer: ByteLevelBpeTokenizer) -> Iterator[str]:
     """Lines for people about text of which llama.cpp will make other ids, if there is any."""
     if not tokenizer.takes_whole_words:
         yield (
-            "llama.cpp takes a word that is a token for that token, as Meta's Llama 3 does; this "
-            "tokenizer.json merges it from parts (no ignore_merges), and may make other ids of it"
+            tr(
+                "llama.cpp takes a word that is a token for that token, as Meta's "
+                "Llama 3 does; this tokenizer.json merges it from parts (no "
+                "ignore_merges), and may make other ids of it"
+            )
         )
     flagged = [
         entry["content"]
@@ -68,6 +72,10 @@ def describe_bpe_limits(tokenizer: ByteLevelBpeTokenizer) -> Iterator[str]:
     if flagged:
         listed = ", ".join(flagged[:3]) + (", ..." if flagged[3:] else "")
         yield (
-            f"llama.cpp finds added tokens ({listed}) in any place and keeps the spaces around "
-            "them, though tokenizer.json says otherwise (lstrip, rstrip, single_word)"
+            tr(
+                "llama.cpp finds added tokens ({listed}) in any place and keeps the "
+                "spaces around them, though tokenizer.json says otherwise (lstrip, "
+                "rstrip, single_word)",
+                listed=listed,
+            )
         )

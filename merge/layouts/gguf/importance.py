@@ -10,6 +10,7 @@ import torch
 
 from ...errors import LayoutError, UsageError
 from ...formats.imatrix import Imatrix, iter_misfits, read_imatrix
+from ...messages import tr
 from ...tensors.lazy import LazyTensor
 from .names import StoredTensor
 
@@ -42,7 +43,9 @@ def read_importance(
     file = Path(path).expanduser()
     if "\0" in str(file) or not file.is_file():
         raise UsageError(
-            "the importance matrix does not exist", file=file, remedy="give the path of a file"
+            tr("the importance matrix does not exist"),
+            file=file,
+            remedy=tr("give the path of a file"),
         )
     found = read_imatrix(file)
     matrices = {}
@@ -67,16 +70,17 @@ def _require_same_model(imatrix: Imatrix, columns: Mapping[str, int]) -> None:
     if not misfits:
         return
     name, expected, found = misfits[0]
-    matrices = f"{len(columns)} matrices"
+    matrices = tr("{n_columns} matrices", n_columns=len(columns))
     raise LayoutError(
-        "the importance matrix is one of another model",
+        tr("the importance matrix is one of another model"),
         file=imatrix.path,
         tensor=name,
-        expected=f"no such matrix; the model has {matrices}"
+        expected=tr("no such matrix; the model has {matrices}", matrices=matrices)
         if expected is None
-        else f"{expected} factors, one for each column",
-        found=(f"{found} factors" if found else "none") + f"; {len(misfits)} matrices do not fit",
-        remedy="make one of this model, with llama-imatrix on its GGUF file in f16",
+        else tr("{expected} factors, one for each column", expected=expected),
+        found=(tr("{found} factors", found=found) if found else tr("none"))
+        + tr("; {n_misfits} matrices do not fit", n_misfits=len(misfits)),
+        remedy=tr("make one of this model, with llama-imatrix on its GGUF file in f16"),
     )
 
 

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ...errors import LayoutError
+from ...messages import tr
 from ...untrusted.value_kinds import NO_NEGATIVE, OBJECT, ValueKinds, require_kinds
 from ..config import LlamaShape, get_rope_scaling, get_rope_theta
 from ..mixtral import MixtralShape
@@ -145,11 +146,11 @@ class Description:
             return
         if scaling.get("factor") is None:
             raise LayoutError(
-                "the configuration scales rotary positions without saying by how much",
+                tr("the configuration scales rotary positions without saying by how much"),
                 file=self.source,
-                expected='"rope_scaling": {"factor": a number}',
+                expected=tr('"rope_scaling": {"factor": a number}'),
                 found=repr(dict(scaling)),
-                remedy="take config.json from the place where the weights are from",
+                remedy=tr("take config.json from the place where the weights are from"),
             )
         writer.add_rope_scaling_type(RopeScalingType(kind))
         writer.add_rope_scaling_factor(scaling["factor"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from ...errors import UsageError
+from ...messages import tr
 from ...tokenizers.chat_formats import FORMATS
 
 MODELFILE_NAME = "Modelfile"
@@ -42,17 +43,18 @@ def build_modelfile(
     chat = FORMATS[name]
     if len(weights) > 1:
         raise UsageError(
-            "a Modelfile names one GGUF file",
-            found=f"{len(weights)} files by --split_max_size",
-            remedy="leave --split_max_size or --modelfile out",
+            tr("a Modelfile names one GGUF file"),
+            found=tr("{n_weights} files by --split_max_size", n_weights=len(weights)),
+            remedy=tr("leave --split_max_size or --modelfile out"),
         )
     missing = [token for token in chat.tokens if token not in tokens]
     if missing:
         raise UsageError(
-            f"--modelfile {name} is for models of another tokenizer",
-            expected=f"a tokenizer with {', '.join(chat.tokens)}",
-            found=f"no {missing[0]}",
-            remedy="give the format that the model was trained with, one of " + ", ".join(FORMATS),
+            tr("--modelfile {name} is for models of another tokenizer", name=name),
+            expected=tr("a tokenizer with {tokens}", tokens=", ".join(chat.tokens)),
+            found=tr("no {missing}", missing=missing[0]),
+            remedy=tr("give the format that the model was trained with, one of ")
+            + ", ".join(FORMATS),
         )
     lines = [
         f"FROM ./{weights[0]}",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import LayoutError
+from ...messages import tr
 from .. import llama
 from ..config import LlamaShape
 from ..mixtral import MixtralShape
@@ -72,15 +73,17 @@ def require_names(
     missing = [name for name in wanted if name not in found]
     extra = [name for name in found if name not in wanted]
     for sentence, names in (
-        (f"the model lacks a tensor that {said_by} describes", missing),
-        (f"the model holds a tensor that {said_by} does not describe", extra),
+        (tr("the model lacks a tensor that {said_by} describes", said_by=said_by), missing),
+        (tr("the model holds a tensor that {said_by} does not describe", said_by=said_by), extra),
     ):
         if names:
             raise LayoutError(
                 sentence,
                 file=source,
                 tensor=names[0],
-                expected=f"{len(wanted)} tensors",
-                found=f"{len(found)} tensors; {len(names)} such",
+                expected=tr("{n_wanted} tensors", n_wanted=len(wanted)),
+                found=tr(
+                    "{n_found} tensors; {n_names} such", n_found=len(found), n_names=len(names)
+                ),
                 remedy=remedy,
             )

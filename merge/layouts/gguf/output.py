@@ -19,6 +19,7 @@ import torch
 from ...errors import LayoutError
 from ...formats.ggml import BLOCKS, load_library
 from ...formats.gguf import ALIGNMENT
+from ...messages import tr
 from ...outtypes import QUANTIZED_OUTTYPES
 from ...tensors.concatenated import concatenate
 from ...tensors.lazy import LazyTensor, RowReader
@@ -204,19 +205,32 @@ def _build_notes(types: Mapping[str, str], outtype: str, description: Descriptio
     whole = [name for name, kind in types.items() if kind == "F16"]
     if FILE_TYPES[outtype][1] in BLOCKS and whole:
         notes.append(
-            f"{len(whole)} tensors have rows that are no multiple of 32 long, which {outtype} "
-            f"cannot hold; they are f16: {', '.join(whole[:3])}{', ...' if whole[3:] else ''}"
+            tr(
+                "{n_whole} tensors have rows that are no multiple of 32 long, which "
+                "{outtype} cannot hold; they are f16: {whole}{text}",
+                n_whole=len(whole),
+                outtype=outtype,
+                whole=", ".join(whole[:3]),
+                text=", ..." if whole[3:] else "",
+            )
         )
     if scaling is not None and scaling["type"] == "dynamic":
         notes.append(
-            "the model scales rotary positions by the length of the text (dynamic), which "
-            "llama.cpp does not: beyond its context length it will answer otherwise"
+            tr(
+                "the model scales rotary positions by the length of the text "
+                "(dynamic), which llama.cpp does not: beyond its context length it "
+                "will answer otherwise"
+            )
         )
     window = description.config.get("sliding_window")
     if window and isinstance(description.shape, MixtralShape):
         notes.append(
-            f"the model looks back {window} tokens (sliding_window), but llama.cpp looks back to "
-            "the beginning of the text: beyond that length it will answer otherwise"
+            tr(
+                "the model looks back {window} tokens (sliding_window), but "
+                "llama.cpp looks back to the beginning of the text: beyond that "
+                "length it will answer otherwise",
+                window=window,
+            )
         )
     return notes
 
@@ -245,11 +259,11 @@ def _build_rotary_factors(description: Description) -> LazyTensor | None:
         return None
     if kind != "llama3":
         raise LayoutError(
-            "llama.cpp does not know how this model scales its rotary positions",
+            tr("llama.cpp does not know how this model scales its rotary positions"),
             file=description.source,
-            expected="no rope_scaling, or one of the kinds linear, yarn, dynamic, llama3",
+            expected=tr("no rope_scaling, or one of the kinds linear, yarn, dynamic, llama3"),
             found=repr(kind),
-            remedy="write --output_type huggingface",
+            remedy=tr("write --output_type huggingface"),
         )
     said = {key: value for key, value in scaling.items() if value is not None}
     factor, low, high = (float(said.get(key, default)) for key, default in _LLAMA_3.items())

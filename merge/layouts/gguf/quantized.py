@@ -12,6 +12,7 @@ import torch
 
 from ...errors import NumberError
 from ...formats import ggml
+from ...messages import tr
 from ...tensors.lazy import LazyTensor, RowReader, block_rows, scratch
 from ...tensors.patched import PatchedTensor
 
@@ -72,11 +73,13 @@ class QuantizedTensor(LazyTensor):
         if low >= -largest and high <= largest:  # false for NaN too
             return
         raise NumberError(
-            "a value cannot be quantized",
+            tr("a value cannot be quantized"),
             tensor=self._describe_rows(first, rows),
-            expected=f"finite values up to {largest:g}",
-            found=f"values from {low:g} to {high:g}",
-            remedy="write --outtype bf16 or f32; if the value is inf or nan, an input is damaged",
+            expected=tr("finite values up to {largest:g}", largest=largest),
+            found=tr("values from {low:g} to {high:g}", low=low, high=high),
+            remedy=tr(
+                "write --outtype bf16 or f32; if the value is inf or nan, an input is damaged"
+            ),
         )
 
 
@@ -108,7 +111,7 @@ def _measure_seconds(kind: str, importance: torch.Tensor | None) -> float:
     """Seconds for an element, of rows of random numbers."""
     rows = torch.randn((2, _SAMPLE), generator=torch.Generator().manual_seed(0))
     out = torch.empty((2, ggml.count_row_bytes(kind, _SAMPLE)), dtype=torch.uint8)
-    ggml.quantize_rows(kind, rows[:1], out[:1], importance, "a sample")  # which prepares tables
+    ggml.quantize_rows(kind, rows[:1], out[:1], importance, tr("a sample"))  # which prepares tables
     started = time.perf_counter()
-    ggml.quantize_rows(kind, rows, out, importance, "a sample")
+    ggml.quantize_rows(kind, rows, out, importance, tr("a sample"))
     return (time.perf_counter() - started) / rows.numel()

@@ -15,6 +15,7 @@ from typing import Any
 from ...errors import LayoutError
 from ...formats import gguf as container
 from ...formats.blocks import BlockTensor
+from ...messages import tr
 from ...settings import IoMode
 from ...storage.folder import Folder
 from ...storage.input_file import InputFile
@@ -40,11 +41,13 @@ def find_gguf_files(folder: Folder) -> tuple[Path, ...]:
     models = {match["stem"] if match else file.stem for file, match in _match_numbers(found)}
     if len(models) != 1:
         raise LayoutError(
-            "the folder holds several GGUF models" if models else "the folder holds no GGUF file",
+            tr("the folder holds several GGUF models")
+            if models
+            else tr("the folder holds no GGUF file"),
             file=path,
-            expected="one .gguf file, or the numbered files of one model",
-            found=", ".join(file.name for file in found[:6]) or "none",
-            remedy="name the file itself",
+            expected=tr("one .gguf file, or the numbered files of one model"),
+            found=", ".join(file.name for file in found[:6]) or tr("none"),
+            remedy=tr("name the file itself"),
         )
     match = _NUMBERED.fullmatch(found[0].name)
     if match is None:
@@ -56,11 +59,15 @@ def find_gguf_files(folder: Folder) -> tuple[Path, ...]:
     )
     if missing := [file.name for file in numbered if not file.is_file()]:
         raise LayoutError(
-            "a part of the GGUF model is missing",
+            tr("a part of the GGUF model is missing"),
             file=numbered[0].with_name(missing[0]),
-            expected=f"{count} files",
-            found=f"{len(missing)} missing: {', '.join(missing[:5])}",
-            remedy="fetch the missing files into this folder",
+            expected=tr("{count} files", count=count),
+            found=tr(
+                "{n_missing} missing: {missing}",
+                n_missing=len(missing),
+                missing=", ".join(missing[:5]),
+            ),
+            remedy=tr("fetch the missing files into this folder"),
         )
     return numbered
 
@@ -103,21 +110,21 @@ def read_split_files(
         metadata = metadata or found.metadata
         if twice := found.tensors.keys() & tensors.keys():
             raise LayoutError(
-                "two files of the GGUF model hold the same tensor",
+                tr("two files of the GGUF model hold the same tensor"),
                 file=path,
                 tensor=min(twice),
-                found=f"also in {tensors[min(twice)].origin}",
-                remedy="take all files from one place",
+                found=tr("also in {origin}", origin=tensors[min(twice)].origin),
+                remedy=tr("take all files from one place"),
             )
         tensors |= found.tensors
     expected, count = metadata.get("split.tensors.count"), metadata.get("split.count", 1)
     if count != len(files) or (expected is not None and expected != len(tensors)):
         raise LayoutError(
-            "these are not all files of the GGUF model",
+            tr("these are not all files of the GGUF model"),
             file=files[0],
-            expected=f"{count} files with {expected} tensors",
-            found=f"{len(files)} with {len(tensors)}",
-            remedy="take all files from one place, under their own names",
+            expected=tr("{count} files with {expected} tensors", count=count, expected=expected),
+            found=tr("{n_files} with {n_tensors}", n_files=len(files), n_tensors=len(tensors)),
+            remedy=tr("take all files from one place, under their own names"),
         )
     return metadata, tensors
 
@@ -136,11 +143,11 @@ def _derive_config(
     architecture = metadata.get("general.architecture")
     if architecture != ARCHITECTURE:
         raise LayoutError(
-            "this GGUF file holds a model of another architecture",
+            tr("this GGUF file holds a model of another architecture"),
             file=source,
             expected=f'general.architecture "{ARCHITECTURE}"',
             found=repr(architecture),
-            remedy="only LLaMA, Mixtral and models of their architectures are read here",
+            remedy=tr("only LLaMA, Mixtral and models of their architectures are read here"),
         )
 
     def said(key: str) -> Any:
@@ -181,11 +188,13 @@ def _require_model(metadata: Mapping[str, Any], source: Path) -> None:
     if kind != "model":
         is_adapter = kind == "adapter"
         raise LayoutError(
-            "this GGUF file holds no model",
+            tr("this GGUF file holds no model"),
             file=source,
             expected='general.type "model"',
             found=repr(kind),
-            remedy="give an adapter with --lora_model" if is_adapter else "give the model's file",
+            remedy=tr("give an adapter with --lora_model")
+            if is_adapter
+            else tr("give the model's file"),
         )
 
 
@@ -196,11 +205,15 @@ def _require_whole_heads_turned(
     turned = metadata.get(f"{ARCHITECTURE}.rope.dimension_count", shape.head_dim)
     if turned != shape.head_dim:
         raise LayoutError(
-            "the model turns a part of each head alone, which a LLaMA does not",
+            tr("the model turns a part of each head alone, which a LLaMA does not"),
             file=source,
-            expected=f"{ARCHITECTURE}.rope.dimension_count {shape.head_dim}",
+            expected=tr(
+                "{architecture}.rope.dimension_count {head_dim}",
+                architecture=ARCHITECTURE,
+                head_dim=shape.head_dim,
+            ),
             found=turned,
-            remedy="only LLaMA 1, LLaMA 2 and models of their architecture are read here",
+            remedy=tr("only LLaMA 1, LLaMA 2 and models of their architecture are read here"),
         )
 
 
@@ -236,8 +249,8 @@ def _check_and_order(
     entries = {entry.name: entry for entry in list_stored_tensors(shape)}
     if shape.tie_word_embeddings:
         del entries[llama.TABLE[-1].gguf]
-    remedy = "another kind of model under LLaMA's name, or an unfinished file"
-    require_names(stored, entries, source, "the file's metadata", remedy)
+    remedy = tr("another kind of model under LLaMA's name, or an unfinished file")
+    require_names(stored, entries, source, tr("the file's metadata"), remedy)
     rows = stored[llama.TABLE[0].gguf].rows
     tensors: dict[str, LazyTensor] = {}
     for name, entry in entries.items():
@@ -245,12 +258,12 @@ def _check_and_order(
         wanted = entry.complete_shape(rows)
         if tensor.shape != wanted:
             raise LayoutError(
-                "a tensor has another shape than the metadata say",
+                tr("a tensor has another shape than the metadata say"),
                 file=source,
                 tensor=tensor.origin,
                 expected=wanted,
                 found=tensor.shape,
-                remedy="fetch the file again, or make it anew",
+                remedy=tr("fetch the file again, or make it anew"),
             )
         parts = container.split_stack(tensor) if entry.is_stacked else [tensor]
         if entry.rotary:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import VocabularyError
+from ...messages import tr
 from ...tokenizers import sentencepiece_model as spm
 from ...tokenizers.file_names import ADDED_TOKENS_NAME, MODEL_NAME, TOKENIZER_CONFIG_NAME
 from ...tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -109,11 +110,13 @@ def require_bpe(tokenizer: SentencePieceTokenizer) -> None:
     trainer = _parse_model(tokenizer).trainer_spec
     if trainer.model_type != trainer.BPE:
         raise VocabularyError(
-            "llama.cpp would make other ids of text than SentencePiece does with this tokenizer",
+            tr(
+                "llama.cpp would make other ids of text than SentencePiece does with this tokenizer"
+            ),
             file=tokenizer.path,
-            expected="a BPE model, as LLaMA's is",
+            expected=tr("a BPE model, as LLaMA's is"),
             found=trainer.ModelType.Name(trainer.model_type).lower(),
-            remedy="write --output_type huggingface",
+            remedy=tr("write --output_type huggingface"),
         )
 
 
@@ -134,8 +137,11 @@ def describe_limits(tokenizer: SentencePieceTokenizer) -> tuple[str, ...]:
     if not asked:
         return ()
     return (
-        "llama.cpp knows nothing of what this tokenizer.model asks for, and makes other ids of "
-        f"text that it touches: {'; '.join(asked)}",
+        tr(
+            "llama.cpp knows nothing of what this tokenizer.model asks for, and "
+            "makes other ids of text that it touches: {asked}",
+            asked="; ".join(asked),
+        ),
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import VocabularyError
+from ...messages import tr
 from ...tokenizers.byte_level_bpe import ByteLevelBpeTokenizer
 from ...tokenizers.embedded_tokenizer import EmbeddedTokenizer
 from ...tokenizers.file_names import CHAT_TEMPLATE_NAME, TOKENIZER_CONFIG_NAME
@@ -54,13 +55,15 @@ def require_vocab_matches_rows(rows: int, tokenizer: GgufTokenizer, kept: bool) 
     is_padded = are_padding(surplus, rows) or (kept and surplus > 0)
     if surplus and (is_copied or not is_padded):
         raise VocabularyError(
-            "a GGUF file must have a token for each row of the embeddings",
+            tr("a GGUF file must have a token for each row of the embeddings"),
             file=tokenizer.path,
-            expected=f"{rows} tokens, one for each row",
-            found=f"{tokenizer.n_tokens} tokens",
-            remedy="give the tokenizer that the model was trained with, with --tokenizer; for rows "
-            "that are padding, write --output_type huggingface and let llama.cpp's converter name "
-            "them",
+            expected=tr("{rows} tokens, one for each row", rows=rows),
+            found=tr("{n_tokens} tokens", n_tokens=tokenizer.n_tokens),
+            remedy=tr(
+                "give the tokenizer that the model was trained with, with "
+                "--tokenizer; for rows that are padding, write --output_type "
+                "huggingface and let llama.cpp's converter name them"
+            ),
         )
 
 
@@ -147,12 +150,21 @@ def _complete_bpe(special: SpecialVocab, folder: Path, tokenizer: ByteLevelBpeTo
             special.special_token_ids[kind] = id_
         if kind not in special.special_token_ids:
             raise VocabularyError(
-                f"nothing says which token {'begins' if kind == 'bos' else 'ends'} a text",
+                tr(
+                    "nothing says which token {text} a text",
+                    text=tr("begins") if kind == "bos" else tr("ends"),
+                ),
                 file=tokenizer.path.with_name(TOKENIZER_CONFIG_NAME),
-                expected=f'"{kind}_token", or "{kind}_token_id" in {CONFIG_NAME}',
-                found="neither",
-                remedy="take the tokenizer's files and config.json from the place where the "
-                "weights are from",
+                expected=tr(
+                    '"{kind}_token", or "{kind}_token_id" in {config_name}',
+                    kind=kind,
+                    config_name=CONFIG_NAME,
+                ),
+                found=tr("neither"),
+                remedy=tr(
+                    "take the tokenizer's files and config.json from the place where the "
+                    "weights are from"
+                ),
             )
     # llama.cpp puts a token before a text unless it is told; the order is the converter's.
     added = {"bos": False, "eos": False} | special.add_special_token
