@@ -9,6 +9,7 @@ from ..messages import tr
 from ..output.preflight import OutputFolder
 from ..output.staged_folder import replace_files
 from ..settings import OnProgress
+from ..storage.remote_path import RemotePath
 from ..version import MANIFEST_NAME, REPORT_NAMES
 
 
@@ -49,6 +50,8 @@ def add_report(folder: OutputFolder, report: ReportMaker | None) -> tuple[str, .
     """Put a report beside a complete result that has none; return a note on it."""
     if report is None or folder.report_names == set(REPORT_NAMES):
         return ()
+    if isinstance(folder.path, RemotePath):
+        return ("a result in a bucket gets no report afterwards: download it, and run report.py",)
     files, notes = make_report(report, folder.read_json(MANIFEST_NAME))
     replace_files(folder.path, files)
     return notes
