@@ -37,9 +37,9 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EXAMPLE)
     group = parser.add_argument_group(tr("what is added"))
-    add_path(group, "base_model", "--base-model-path --base", "LLaMA, in either layout")
-    add_path(group, "delta_model", "--delta-path --delta", "the delta")
-    add_path(group, "output_dir", "--target-model-path --target", "output folder", "DIR")
+    add_path(group, "base_model", "--base-model-path --base", tr("LLaMA, in either layout"))
+    add_path(group, "delta_model", "--delta-path --delta", tr("the delta"))
+    add_path(group, "output_dir", "--target-model-path --target", tr("output folder"), "DIR")
     add_tokenizer_option(group)
     group.add_argument(
         "--low-cpu-mem",

@@ -6,14 +6,17 @@ import argparse
 import gettext
 import os
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import TextIO
 
 from ..messages import (
     DOMAIN,
     LANGUAGES,
     LOCALE_DIR,
+    column_width,
     find_language,
     get_locale_name,
     tr,
@@ -79,14 +82,46 @@ def _translate_parser(parser: argparse.ArgumentParser) -> None:
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of descriptions, and breaks those of options by the columns they take."""
+    """Fills paragraphs by the columns that text takes, and keeps indented lines, such as examples.
+
+    An option of several names has its value once, after the last name.
+    """
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        if text.isascii():
-            return super()._split_lines(text, width)
-        from wcwidth import wrap
+        return _fill(" ".join(text.split()), width)
 
-        return wrap(text, width)
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines: list[str] = []
+        for is_kept, group in groupby(text.splitlines(), _is_kept):
+            lines += group if is_kept else _fill(_join_lines(list(group)), width)
+        return "\n".join(indent + line for line in lines)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if len(action.option_strings) < 2 or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        metavar = self._get_default_metavar_for_optional(action)
+        value = self._format_args(action, metavar)
+        return f"{', '.join(action.option_strings)} {value}"
+
+
+def _is_kept(line: str) -> bool:
+    return not line or line.startswith(" ")
+
+
+def _join_lines(lines: Sequence[str]) -> str:
+    """One line of several; between Chinese characters there is no space."""
+    text = lines[0]
+    for line in lines[1:]:
+        text += line if column_width(text[-1:]) == 2 and column_width(line[:1]) == 2 else f" {line}"
+    return text
+
+
+def _fill(text: str, width: int) -> list[str]:
+    if text.isascii():
+        return textwrap.wrap(text, width)
+    from wcwidth import wrap
+
+    return wrap(text, width)
 
 
 def say(text: str, file: TextIO | None = None) -> None:

@@ -37,9 +37,9 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EXAMPLE)
     group = parser.add_argument_group(tr("what is subtracted"))
-    add_path(group, "base_model", "--base-model-path --base", "LLaMA, in either layout")
-    add_path(group, "target_model", "--target-model-path --target", "the model trained from it")
-    add_path(group, "output_dir", "--delta-path --delta", "output folder", "DIR")
+    add_path(group, "base_model", "--base-model-path --base", tr("LLaMA, in either layout"))
+    add_path(group, "target_model", "--target-model-path --target", tr("the model trained from it"))
+    add_path(group, "output_dir", "--delta-path --delta", tr("output folder"), "DIR")
     add_tokenizer_option(group)
     add_options(parser, MakeDeltaSettings, group)
     add_output_volume_options(parser)

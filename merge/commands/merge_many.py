@@ -57,8 +57,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("jobs_file", metavar="FILE", help=tr("YAML or JSON file of the jobs"))
     group = parser.add_argument_group(tr("all jobs"))
     for name, text in {
-        "resume": "resume the interrupted job, and run those that are not complete",
-        "dry_run": "check and plan every job, print the plans, write nothing",
+        "resume": tr("resume the interrupted job, and run those that are not complete"),
+        "dry_run": tr("check and plan every job, print the plans, write nothing"),
     }.items():
         add_option(group, MergeSettings, name, help=text)
     add_output_volume_options(parser)

@@ -11,14 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..messages import tr
-
 _PACKAGES = Path(__file__).resolve().parent.parent.parent
 # The child works in the root of the page, where nothing may be imported from.
-_START = tr(
-    "import sys; sys.path[0] = {packages!r}; import merge.webui.worker as w; w.main()",
-    packages=str(_PACKAGES),
-)
+_START = f"import sys; sys.path[0] = {str(_PACKAGES)!r}; import merge.webui.worker as w; w.main()"
 _SECONDS_TO_END = 15.0
 
 

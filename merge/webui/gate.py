@@ -17,8 +17,6 @@ from secrets import compare_digest
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..messages import tr
-
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -36,11 +34,9 @@ _ALLOWED = {
 _ALLOWED["HEAD"] = re.compile("/")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _HEADERS = {
-    "content-security-policy": tr(
-        "default-src 'self' 'unsafe-inline' data: blob:; script-src 'self' "
-        "'unsafe-inline' 'unsafe-eval' blob:; object-src 'none'; form-action "
-        "'self'; frame-ancestors 'none'; base-uri 'self'"
-    ),
+    "content-security-policy": "default-src 'self' 'unsafe-inline' data: blob:; "
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; object-src 'none'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'self'",
     "x-frame-options": "DENY",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -105,7 +101,7 @@ class Gate:
 async def _refuse(send: _Send, status: int) -> None:
     headers = {"content-type": "text/plain", **_HEADERS}
     if status == 401:
-        headers["www-authenticate"] = tr('Basic realm="Chinese LLaMA Merge", charset="UTF-8"')
+        headers["www-authenticate"] = 'Basic realm="Chinese LLaMA Merge", charset="UTF-8"'
     start = {"type": "http.response.start", "status": status, "headers": _encode(headers)}
     await send(start)
     await send({"type": "http.response.body", "body": b"refused\n"})

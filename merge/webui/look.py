@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import gradio as gr
 
-from ..messages import tr
-
-_FONTS = (
-    "system-ui",
-    "-apple-system",
-    tr("Segoe UI"),
-    tr("PingFang SC"),
-    tr("Microsoft YaHei"),
-    "sans-serif",
-)
+_FONTS = ("system-ui", "-apple-system", "Segoe UI", "PingFang SC", "Microsoft YaHei", "sans-serif")
 _CODE_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
-CSS = tr("""
+CSS = """
 .gradio-container { max-width: 60rem !important; margin: 0 auto; }
 .html-container { padding: 0 !important; }
 .clm-box { border: 1px solid var(--border-color-primary); border-left-width: 4px;
@@ -34,7 +25,7 @@ CSS = tr("""
 .clm-report { width: 100%; height: 80vh; border: 1px solid var(--border-color-primary);
   border-radius: 6px; background: Canvas; }
 .clm-quiet { color: var(--body-text-color-subdued); font-size: .9rem; min-height: 1.4rem; }
-""")
+"""
 
 
 def make_theme() -> gr.themes.Base:

@@ -35,11 +35,8 @@ def show_result(event: Mapping[str, Any], language: str, title: str, kind: str) 
         return box + _quiet(tr("No warnings."), language)
     items = "".join(f"<li>{escape(shown(text, lines=True))}</li>" for text in warnings)
     head = escape(translate_to(language, tr("To know before the result is used")))
-    return tr(
-        '{box}<div class="clm-box clm-warning" role="alert"><h3>{head}</h3><ul>{items}</ul></div>',
-        box=box,
-        head=head,
-        items=items,
+    return (
+        f'{box}<div class="clm-box clm-warning" role="alert"><h3>{head}</h3><ul>{items}</ul></div>'
     )
 
 
@@ -66,16 +63,10 @@ def show_progress(progress: Progress, language: str, now: float) -> str:
 
 def _show_bar(progress: Progress, language: str, now: float) -> str:
     label = translate_to(language, _describe_progress(progress, now))
-    value = (
-        tr('value="{done}" max="{total}"', done=progress.done, total=progress.total)
-        if progress.total
-        else ""
-    )
-    return tr(
-        '<div class="clm-progress" role="status"><progress {value} '
-        'aria-label="{escape}"></progress><div>{escape}</div></div>',
-        value=value,
-        escape=escape(label),
+    value = f'value="{progress.done}" max="{progress.total}"' if progress.total else ""
+    return (
+        f'<div class="clm-progress" role="status"><progress {value} aria-label="{escape(label)}">'
+        f"</progress><div>{escape(label)}</div></div>"
     )
 
 
@@ -115,35 +106,21 @@ def show_report(folder: Path, language: str) -> str:
         return ""
     title = escape(translate_to(language, tr("Report of the merge")))
     content = escape(path.read_text(encoding="utf-8", errors="replace"))
-    return tr(
-        '<iframe class="clm-report" title="{title}" sandbox srcdoc="{content}"></iframe>',
-        title=title,
-        content=content,
-    )
+    return f'<iframe class="clm-report" title="{title}" sandbox srcdoc="{content}"></iframe>'
 
 
 def show_answer(text: str, note: str, language: str) -> str:
     """What a model says, and above it what it does."""
     said = escape("".join(c if c.isprintable() or c in "\n\t" else " " for c in text))
-    return tr(
-        '{quiet}<div class="clm-box clm-answer" role="log">{said}</div>',
-        quiet=_quiet(note, language),
-        said=said,
-    )
+    return f'{_quiet(note, language)}<div class="clm-box clm-answer" role="log">{said}</div>'
 
 
 def _box(kind: str, title: str, lines: Iterable[str], language: str) -> str:
     head = escape(translate_to(language, title))
     body = escape("\n".join(shown(line, lines=True) for line in lines))
-    role = tr(' role="alert"') if kind in ("error", "warning") else ""
-    return tr(
-        '<div class="clm-box clm-{kind}"{role}><h3>{head}</h3><pre>{body}</pre></div>',
-        kind=kind,
-        role=role,
-        head=head,
-        body=body,
-    )
+    role = ' role="alert"' if kind in ("error", "warning") else ""
+    return f'<div class="clm-box clm-{kind}"{role}><h3>{head}</h3><pre>{body}</pre></div>'
 
 
 def _quiet(text: str, language: str) -> str:
-    return tr('<div class="clm-quiet">{escape}</div>', escape=escape(translate_to(language, text)))
+    return f'<div class="clm-quiet">{escape(translate_to(language, text))}</div>'

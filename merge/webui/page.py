@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gradio as gr
 
-from ..messages import LANGUAGES, compose, find_language, tr
+from ..messages import LANGUAGES, compose, find_language
 from . import texts
 from .ask import add_chat
 from .fields import make_chat_fields, make_merge_fields
@@ -20,7 +20,7 @@ from .talker import Talker
 from .words import Words
 
 _LANGUAGE_NAMES = {"en": "English", "zh": "中文"}
-_SET_LANGUAGE = tr("(language) => { document.documentElement.lang = language; return language; }")
+_SET_LANGUAGE = "(language) => { document.documentElement.lang = language; return language; }"
 
 
 def make_page(root: Root, merges: Merges, talker: Talker, language: str | None) -> gr.Blocks:

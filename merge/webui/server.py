@@ -104,7 +104,7 @@ def _make_app(root: Root, merges: Merges, talker: Talker, language: str | None) 
     except ImportError:
         raise UsageError(
             tr("the page needs Gradio, which is not installed"),
-            remedy=tr("pip install 'chinese-llama-merge[webui]'"),
+            remedy="pip install 'chinese-llama-merge[webui]'",
         ) from None
     from .look import CSS, make_theme
     from .page import make_page

@@ -76,7 +76,7 @@ def messages() -> str:
         for path in [*(ROOT / "merge").rglob("*.py"), *(ROOT / "tokenizer_tools").rglob("*.py")]:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    yield node.value
+                    yield re.sub(r"\{\w+[^{}]*\}", "...", node.value)
                 elif isinstance(node, ast.JoinedStr):
                     parts = (v.value if isinstance(v, ast.Constant) else "..." for v in node.values)
                     yield "".join(map(str, parts))
