@@ -25,7 +25,10 @@ from tests.kit.run import ROOT
 
 TRANSLATED = [ROOT / "README_ZH.md", *sorted(CHINESE.glob("*.md"))]
 # What users need first. A page of which the beginning is translated ends with a link to the rest.
-_NEEDED = {"adapters.md", "llama_cpp.md", "tokenizers.md", "troubleshooting.md", "reliability.md"}
+_NEEDED = {
+    *("adapters.md", "llama_cpp.md", "recipes.md", "reliability.md"),
+    *("tokenizers.md", "troubleshooting.md"),
+}
 _BEGINNING = {"reliability.md": "the-tolerance"}
 
 in_both = pytest.mark.parametrize("page", TRANSLATED, ids=lambda page: page.name)
