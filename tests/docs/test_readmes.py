@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,3 +108,18 @@ def test_each_section_has_the_same_links(page: Path) -> None:
         leads = {link for link in links(there) if rest is None or not link.endswith(f"#{rest}")}
         kept = "".join(f"[]({link})" for link in leads)
         assert shared_links(kept, page) == shared_links(here, find_english(page))
+
+
+@in_both
+def test_chinese_pages_lead_to_chinese_pages(page: Path) -> None:
+    """But for the way back, and for parts that are in English alone."""
+    translated = {find_english(one): one for one in TRANSLATED}
+    for link in links(read_page(page)):
+        target, _, fragment = link.partition("#")
+        path = Path(os.path.normpath(page.parent / target))
+        if path not in translated or path == find_english(page):
+            continue
+        names = anchors(read_page(path))
+        first_left = _BEGINNING.get(translated[path].name)
+        assert first_left is not None, link
+        assert fragment in names[names.index(first_left) :], link
