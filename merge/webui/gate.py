@@ -1,15 +1,17 @@
 """What of Gradio's routes is reachable, by whom, and what its pages may load.
 
-Gradio serves files, uploads, proxies and more. The page needs none of them, so that only the few
-routes that it uses pass, whatever Gradio adds. A page of another site that is open in the same
-browser cannot use this one: neither under a name of its own (``Host``) nor from its own address
-(``Origin``). The browser is told to load nothing from elsewhere.
+Gradio serves files, uploads, proxies and more, and copies any file into its cache that a value of
+a field names in Gradio's way. The page needs none of that, so that only the few routes that it uses
+pass, whatever Gradio adds, with values that are text, numbers and lists. A page of another site
+that is open in the same browser cannot use this one: neither under a name of its own (``Host``) nor
+from its own address (``Origin``). The browser is told to load nothing from elsewhere.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ _ALLOWED = {
     "POST": re.compile(r"/gradio_api/(?:queue/join|cancel|reset/?)"),
 }
 _ALLOWED["HEAD"] = re.compile("/")
+_MOST_BYTES = 1_000_000
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _HEADERS = {
     "content-security-policy": "default-src 'self' 'unsafe-inline' data: blob:; "
@@ -68,6 +71,13 @@ class Gate:
             await _refuse(send, status)
             return
 
+        if scope["method"] == "POST":
+            body = await _read(receive)
+            if body is None or not are_plain(body):
+                await _refuse(send, 400)
+                return
+            receive = _replay(body, receive)
+
         async def send_with_headers(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *_encode(_HEADERS)]
@@ -96,6 +106,46 @@ class Gate:
         except (binascii.Error, ValueError):
             return False
         return kind.lower() == "basic" and compare_digest(given, ":".join(self.login).encode())
+
+
+def are_plain(body: bytes) -> bool:
+    """Whether the values of fields in a request are such as the page's own fields have.
+
+    >>> are_plain(b'{"data": ["base", ["a", "b"], 0.2, true, null]}'), are_plain(b"[]")
+    (True, False)
+    >>> are_plain(b'{"data": [{"path": "/x", "meta": {"_type": "gradio.FileData"}}]}')
+    False
+    """
+    try:
+        values = json.loads(body or b"{}").get("data") or []
+    except (ValueError, AttributeError, RecursionError):
+        return False
+    if not isinstance(values, list):
+        return False
+    flat = [part for one in values for part in (one if isinstance(one, list) else [one])]
+    return not any(isinstance(part, (dict, list)) for part in flat)
+
+
+async def _read(receive: _Receive) -> bytes | None:
+    """The body of a request; None for one that is larger than any of the page's."""
+    body = b""
+    while True:
+        message = await receive()
+        body += bytes(message.get("body", b""))
+        if len(body) > _MOST_BYTES:
+            return None
+        if not message.get("more_body"):
+            return body
+
+
+def _replay(body: bytes, receive: _Receive) -> _Receive:
+    """A function that gives what was read, then what comes after it."""
+    parts = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def give() -> MutableMapping[str, Any]:
+        return parts.pop() if parts else await receive()
+
+    return give
 
 
 async def _refuse(send: _Send, status: int) -> None:

@@ -9,6 +9,8 @@ _CODE_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace
 
 CSS = """
 .gradio-container { max-width: 60rem !important; margin: 0 auto; }
+.clm-head { flex-wrap: wrap; }
+.clm-head > :first-child { flex: 1 1 16rem; min-width: 16rem !important; }
 .html-container { padding: 0 !important; }
 .clm-box { border: 1px solid var(--border-color-primary); border-left-width: 4px;
   border-radius: 6px; padding: .6rem .9rem; margin: .4rem 0; overflow-wrap: anywhere;
@@ -23,7 +25,7 @@ CSS = """
 .clm-progress progress { width: 100%; height: .8rem; accent-color: var(--color-accent); }
 .clm-answer { white-space: pre-wrap; overflow-wrap: anywhere; min-height: 6rem; }
 .clm-report { width: 100%; height: 80vh; border: 1px solid var(--border-color-primary);
-  border-radius: 6px; background: Canvas; }
+  border-radius: 6px; background: var(--background-fill-primary); }
 .clm-quiet { color: var(--body-text-color-subdued); font-size: .9rem; min-height: 1.4rem; }
 """
 

@@ -50,12 +50,12 @@ def make_page(root: Root, merges: Merges, talker: Talker, language: str | None) 
                 request.headers.get("accept-language", ""), default
             )
             first = {switch: chosen, **words.updates(chosen), **steps.translate(chosen, None, None)}
-            return {**first, **steps.find_models(), **steps.find_left_merge()}
+            return {**first, **steps.find_models(), **steps.open()}
 
         def leave(request: gr.Request) -> None:
             merges.leave(request.session_hash or "")
 
-        targets = [switch, *shown, *steps.model_lists, steps.adopt_button]
+        targets = [switch, *shown, *steps.model_lists, steps.check_button, steps.adopt_button]
         page.load(load, None, list(dict.fromkeys(targets)), api_visibility="private").then(
             None, switch, None, js=_SET_LANGUAGE
         )
@@ -65,7 +65,7 @@ def make_page(root: Root, merges: Merges, talker: Talker, language: str | None) 
 
 
 def _make_head(words: Words, root: Root, language: str) -> gr.Radio:
-    with gr.Row(equal_height=False):
+    with gr.Row(equal_height=False, elem_classes="clm-head"):
         words.add(gr.Markdown, {"value": compose("# {title}", title=texts.TITLE)})
         switch = gr.Radio(
             [(_LANGUAGE_NAMES[name], name) for name in LANGUAGES],

@@ -110,6 +110,7 @@ def _make_app(root: Root, merges: Merges, talker: Talker, language: str | None) 
     from .page import make_page
 
     page = make_page(root, merges, talker, language)
+    page.has_launched = True  # else Gradio takes any path in a request for its own file
     app: App = gradio.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         page,

@@ -44,7 +44,7 @@ class MergeSteps:
         self._root, self._merges, self._fields, self._switch = root, merges, fields, switch
         with gr.Row():
             self._refresh = add_button(words, "refresh")
-            self._check = add_button(words, "check", variant="primary")
+            self.check_button = add_button(words, "check", variant="primary", interactive=False)
         self._plan = gr.HTML(padding=False, elem_id="plan")
         with gr.Row():
             self._merge = add_button(words, "merge", variant="primary", interactive=False)
@@ -72,7 +72,7 @@ class MergeSteps:
             *(self._plan, self._merge, self._cancel, self.adopt_button, self._progress),
             *(self._report, self._checked, self._ended, chat_base, chat_merged),
         ]
-        self._check.click(self._on_check, [self._switch, *form], checking, **_PRIVATE).then(
+        self.check_button.click(self._on_check, [self._switch, *form], checking, **_PRIVATE).then(
             self._on_change, now, checking, **_PRIVATE
         )
         gr.on(
@@ -94,9 +94,13 @@ class MergeSteps:
         found = {part: gr.update(choices=models) for part in self.model_lists}
         return {**found, self._fields.adapters: gr.update(choices=adapters)}
 
-    def find_left_merge(self) -> dict[Any, Any]:
-        """Offer to watch a merge whose tab was closed."""
-        return {self.adopt_button: gr.update(visible=self._merges.of_tab(None) is not None)}
+    def open(self) -> dict[Any, Any]:
+        """Let the form be used, and offer to watch a merge whose tab was closed."""
+        is_left = self._merges.of_tab(None) is not None
+        return {
+            self.check_button: gr.update(interactive=True),
+            self.adopt_button: gr.update(visible=is_left),
+        }
 
     def translate(
         self, language: str, checked: Checked | None, ended: Merge | None
