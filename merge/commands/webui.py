@@ -90,7 +90,9 @@ def _serve(args: argparse.Namespace) -> int:
     root = Path.cwd() if args.root is None else args.root.expanduser()
     if not root.is_dir():
         raise UsageError(
-            tr("the root of the page is no folder"), file=root, remedy=tr("give one with --root")
+            tr("the root of the page does not exist, or is no folder"),
+            file=root,
+            remedy=tr("give one with --root"),
         )
 
     def tell(address: str) -> None:

@@ -130,18 +130,18 @@ def _make_app(root: Root, merges: Merges, talker: Talker, language: str | None) 
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.socket(family)
         if sys.platform != "win32":  # there it would let two servers have one address
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
         listening.listen()
     except (OSError, OverflowError) as error:
+        listening.close()
         raise OutputError(
-            tr("the address cannot be had"),
-            file=f"{host}:{port}",
-            found=str(error),
+            tr("the page cannot listen on that address"),
+            expected=tr("an address of this machine, and a port that is free"),
+            found=f"{host}:{port}: {error}",
             remedy=tr("give another --port, or --port 0 for any that is free"),
         ) from None
     return listening
