@@ -62,6 +62,7 @@ COMMANDS: Mapping[str, Command] = {
     "report": Command(tr("show what a merge changed, as one page"), "report"),
     "verify-sha256": Command(tr("compare files with published checksums"), "verify_sha256"),
     "chat": Command(tr("talk to a model, beside its base"), "chat"),
+    "webui": Command(tr("a page in the browser, to merge and to try models out"), "webui"),
     "tokenizer": Command(
         tr("vocabularies: merge, train, extend, compare"),
         commands={

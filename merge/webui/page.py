@@ -17,7 +17,7 @@ from .merges import Merges
 from .root import Root
 from .steps import MergeSteps
 from .talker import Talker
-from .words import Words
+from .words import Words, combine
 
 _LANGUAGE_NAMES = {"en": "English", "zh": "中文"}
 _SET_LANGUAGE = "(language) => { document.documentElement.lang = language; return language; }"
@@ -49,8 +49,8 @@ def make_page(root: Root, merges: Merges, talker: Talker, language: str | None) 
             chosen = language or choose_language(
                 request.headers.get("accept-language", ""), default
             )
-            first = {switch: chosen, **words.updates(chosen), **steps.translate(chosen, None, None)}
-            return {**first, **steps.find_models(), **steps.open()}
+            first = {switch: chosen, **steps.translate(chosen, None, None)}
+            return combine(first, words.updates(chosen), steps.find_models(), steps.open())
 
         def leave(request: gr.Request) -> None:
             merges.leave(request.session_hash or "")

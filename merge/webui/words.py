@@ -46,3 +46,20 @@ class Words:
             for name, text in texts.items()
             if text is not None
         }
+
+
+def combine(*changes: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Several updates of components as one; where two change the same property, the later counts.
+
+    >>> one, other = {"label": "a", "value": 1}, {"value": 2}
+    >>> combine({"box": one}, {"box": other})
+    {'box': {'label': 'a', 'value': 2}}
+    """
+    result: dict[Any, Any] = {}
+    for change in changes:
+        for part, update in change.items():
+            before = result.get(part)
+            if isinstance(before, dict) and isinstance(update, dict):
+                update = {**before, **update}
+            result[part] = update
+    return result

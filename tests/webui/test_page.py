@@ -93,6 +93,7 @@ def opened(browser: Browser, served: Served, language: str = "en", **options: An
         tab.page.on("request", lambda request: tab.requests.append(request.url))
         tab.page.goto(served.address)
         tab.see("#check:not([disabled])", texts.BUTTONS["check"])
+        tab.see("#base [data-testid=block-info]", texts.LABELS["base"][0])
         tab.page.wait_for_function(f"document.documentElement.lang === '{language}'")
         yield tab
     finally:
