@@ -93,7 +93,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines: list[str] = []
         for is_kept, group in groupby(text.splitlines(), _is_kept):
-            lines += group if is_kept else _fill(_join_lines(list(group)), width)
+            some = list(group)
+            lines += some if is_kept else _fill(_join_lines(some), width)
         return "\n".join(indent + line for line in lines)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:

@@ -51,7 +51,9 @@ def add_report(folder: OutputFolder, report: ReportMaker | None) -> tuple[str, .
     if report is None or folder.report_names == set(REPORT_NAMES):
         return ()
     if isinstance(folder.path, RemotePath):
-        return ("a result in a bucket gets no report afterwards: download it, and run report.py",)
+        return (
+            tr("a result in a bucket gets no report afterwards: download it, and run report.py"),
+        )
     files, notes = make_report(report, folder.read_json(MANIFEST_NAME))
     replace_files(folder.path, files)
     return notes

@@ -20,7 +20,6 @@ from docs.update_translations import (
 )
 from merge.messages import column_width
 
-_METHODS = {"multitask prompt tuning", "context-aware prompt tuning"}
 _PERCENT = re.compile(r"%(?:\(\w+\))?[rsd]")
 # A label at the beginning of a line, padded to a column.
 _LABEL = re.compile(r"(?:[a-z][a-z0-9 ]*?|adapter \{number\}) {2,}(?=\{)")
@@ -100,5 +99,5 @@ def test_labels_take_as_many_columns(pairs: list[tuple[str, str]]) -> None:
 
 def test_sentences_are_translated(pairs: list[tuple[str, str]]) -> None:
     for message, translation in pairs:
-        if message not in _METHODS and _SENTENCE.search(_PLACEHOLDER.sub("", message)):
+        if _SENTENCE.search(_PLACEHOLDER.sub("", message)):
             assert _HAN.search(translation), message
