@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from .errors import MergeError
     from .jobs.apply_delta import apply_delta, make_delta
     from .jobs.convert_checkpoint import convert_checkpoint
+    from .jobs.many_results import ManyReport
     from .jobs.merge_lora import MergeReport, merge_lora
-    from .jobs.merge_many import ManyReport, merge_many
+    from .jobs.merge_many import merge_many
     from .jobs.report import ReportResult, write_report
     from .jobs.resize_vocabulary import resize_vocabulary
     from .jobs.verify_merge import Verification, verify_merge
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "ManyReport": "jobs.merge_many",
+    "ManyReport": "jobs.many_results",
     "MergeError": "errors",
     "MergeReport": "jobs.merge_lora",
     "ReportResult": "jobs.report",

@@ -1,4 +1,4 @@
-"""``merge_many``: the merges that a file lists, one after the other."""
+"""``merge_many``: the merges that a file lists, those over one base side by side."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .common import (
 from .language import say
 
 if TYPE_CHECKING:
-    from ..jobs.merge_many import JobResult
+    from ..jobs.many_results import JobResult
 
 _DESCRIPTION = tr("""\
-Run the merges that a YAML or JSON file lists, one after the other. All of them are checked and
-planned first; a job that fails then leaves the others to go on. A table at the end says how each
-one ended.
+Run the merges that a YAML or JSON file lists, those over one base side by side, so that the base is
+read once for all of them. All are checked and planned first; a job that fails then leaves the
+others to go on. A table at the end says how each one ended.
 """)
 _EXAMPLE = tr("""\
 example of a file; every option of a merge may stand in a job, and above jobs as a default of all:
@@ -61,6 +61,15 @@ def make_parser() -> argparse.ArgumentParser:
         "dry_run": tr("check and plan every job, print the plans, write nothing"),
     }.items():
         add_option(group, MergeSettings, name, help=text)
+    group.add_argument(
+        "--together",
+        type=int,
+        metavar="N",
+        help=tr(
+            "at most so many jobs over one base at once; 1: one after the other "
+            "(default: as many as --max_memory has room for, at most 10)"
+        ),
+    )
     add_output_volume_options(parser)
     return parser
 
@@ -80,6 +89,7 @@ def _merge(args: argparse.Namespace) -> int:
             args.jobs_file,
             resume=args.resume,
             dry_run=args.dry_run,
+            together=args.together,
             on_job=print_result,
             on_progress=on_progress,
             on_verify=on_verify,

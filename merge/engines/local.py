@@ -8,8 +8,9 @@ streams and threads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from contextlib import contextmanager
 from threading import Event, Lock
 
 from ..interruption import raise_if_interrupted
@@ -24,7 +25,8 @@ from ..storage.input_file import view_as_bytes
 from ..tensors.digests import FreshDigests
 from ..tensors.lazy import LazyTensor
 from ..tensors.threads import ComputePool
-from .spans import Buffers, Span, compute_in_order, divide, iter_parts
+from .group import Member
+from .spans import Buffers, Span, Submit, compute_in_order, divide, iter_parts
 from .writers import OutputFiles
 
 # Handlers of signals run in the main thread when it waits no longer than this.
@@ -43,6 +45,7 @@ def run(
     resume_point: ResumePoint,
     named: Mapping[str, LazyTensor],
     streams: Sequence[Stream] | None = None,
+    member: Member | None = None,
 ) -> dict[str, WrittenFile]:
     """Write the weight files of ``plan``, or of some of its ``streams``; return what they are.
 
@@ -52,7 +55,7 @@ def run(
     """
     streams = plan.streams if streams is None else streams
     todo = [stream for stream in streams if not resume_point.done.issuperset(stream.tensors)]
-    shares = divide(todo, num_workers, max_memory)
+    shares = divide(todo, num_workers, max_memory, member.size if member else 1)
     names = [file for stream in streams for file in stream.files]
     files = OutputFiles(plan, staged, io, on_bytes, resume_point, names, shares.files)
     record = _Record(files, journal, FreshDigests(named, resume_point.digests))
@@ -61,7 +64,7 @@ def run(
 
     def write(stream: Stream) -> None:
         tensors = [(n, plan.placed[n]) for n in stream.tensors if n not in resume_point.done]
-        for span, rows in compute_in_order(compute, tensors, shares, buffers):
+        for span, rows in compute_in_order(submit, tensors, shares, buffers):
             raise_if_interrupted()
             if stop.is_set():
                 return
@@ -70,14 +73,27 @@ def run(
             if span.is_last:
                 record.note(span)
 
-    with ComputePool(num_workers) as compute, ComputePool(shares.streams) as writers:
+    with _open_pool(num_workers, plan, member) as submit, ComputePool(shares.streams) as writers:
         try:
             _wait_for_all([writers.submit(write, stream) for stream in todo])
         finally:
             stop.set()
-            for pool in (writers, compute):
-                pool.shutdown(cancel_futures=True)
+            writers.shutdown(cancel_futures=True)
     return files.written
+
+
+@contextmanager
+def _open_pool(num_workers: int, plan: Plan, member: Member | None) -> Iterator[Submit]:
+    """What computes spans: threads of this run, or those of its group."""
+    if member is not None:
+        with member.computing(item.name for item in plan.placed) as submit:
+            yield submit
+        return
+    with ComputePool(num_workers) as pool:
+        try:
+            yield lambda span, buffer: pool.submit(span.compute, buffer)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class _Record:

@@ -7,8 +7,8 @@ nor the memory budget changes a byte of the result.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -37,13 +37,40 @@ class Shares:
     span_bytes: int
 
 
-def divide(streams: Sequence[Stream], num_workers: int, max_memory: int) -> Shares:
-    """Divide ``num_workers`` threads and ``max_memory`` bytes among the streams to be written."""
-    at_once = max(1, min(len(streams), num_workers))
-    files = at_once * max((len(stream.files) for stream in streams), default=1)
+def divide(streams: Sequence[Stream], num_workers: int, max_memory: int, jobs: int = 1) -> Shares:
+    """Divide ``num_workers`` threads and ``max_memory`` bytes among the streams to be written.
+
+    Of several ``jobs`` that share both each has one stream at a time, and spans of one block, so
+    that spans of all jobs begin at the same rows.
+    """
+    at_once = max(1, min(len(streams), num_workers)) if jobs == 1 else 1
+    files = at_once * jobs * max((len(stream.files) for stream in streams), default=1)
+    if jobs > 1:
+        return Shares(at_once, files, _count_group_buffers(num_workers), 0)
     buffers = -(-num_workers // at_once) + (2 if at_once == 1 else 1)
     left = max_memory - num_workers * _SCRATCH_BYTES - 2 * files * count_write_bytes(files)
     return Shares(at_once, files, buffers, min(_SPAN_BYTES, left // (at_once * buffers)))
+
+
+def _count_group_buffers(num_workers: int) -> int:
+    """Buffers of each job in a group: as many spans are computed at once as there are threads."""
+    return max(2, num_workers)
+
+
+def count_group_bytes(jobs: Sequence[Sequence[Stream]], num_workers: int, block: int) -> int:
+    """Memory that ``jobs`` need side by side, of which each is given by its streams.
+
+    ``block`` is the size of the largest block of rows. A thread keeps one of what all jobs read.
+    """
+    shares = [divide(streams, num_workers, 0, len(jobs)) for streams in jobs]
+    files = max(one.files for one in shares)
+    blocks = sum(one.buffers for one in shares) + num_workers
+    return num_workers * _SCRATCH_BYTES + 2 * files * count_write_bytes(files) + blocks * block
+
+
+def count_block_bytes(tensor: LazyTensor) -> int:
+    """Bytes of the smallest span of a tensor."""
+    return _count_buffer_bytes(tensor, 0)
 
 
 class Buffers:
@@ -97,8 +124,12 @@ class Span:
         return self.stop == self.placed.tensor.rows
 
 
+Submit = Callable[[Span, torch.Tensor], Future[torch.Tensor]]
+"""Has a span computed into a buffer by some thread."""
+
+
 def compute_in_order(
-    pool: ThreadPoolExecutor,
+    submit: Submit,
     tensors: Sequence[tuple[int, PlacedTensor]],
     shares: Shares,
     buffers: Buffers,
@@ -114,7 +145,7 @@ def compute_in_order(
         while True:
             while free and (span := next(spans, None)):
                 buffer = free.pop()
-                waiting.append((span, buffer, pool.submit(span.compute, buffer)))
+                waiting.append((span, buffer, submit(span, buffer)))
             if not waiting:
                 break
             span, buffer, future = waiting.popleft()

@@ -16,7 +16,6 @@ from ..checksums.check_files import require_published
 from ..checksums.file_digests import start_digests
 from ..deltas.adapter_config import WEIGHT_NAMES
 from ..job_settings import MergeSettings
-from ..messages import tr
 from ..options import takes_options
 from ..output.fingerprint import JobInputs
 from ..output.preflight import require_names_free
@@ -30,6 +29,8 @@ from ..settings import OnProgress, make_settings
 from ..storage.offload import Offload
 from ..version import REPORT_NAMES
 from .finished_tensors import finish_tensors
+from .open_base import open_base
+from .shared_models import OpenedModels, Together
 from .writing import Report, lock_output, make_input_check, write
 
 if TYPE_CHECKING:
@@ -73,18 +74,44 @@ def merge_lora(
 
     Raises ``MergeError`` for every mistake in the input; the output folder is then as it was.
     """
-    started = time.monotonic()
+    call = make_call(
+        base_model, lora_model, output_dir, delta_model=delta_model, tokenizer=tokenizer, **options
+    )
+    return run_call(call, on_progress, on_verify, same_inputs_as)
+
+
+def make_call(
+    base_model: str | Path,
+    lora_model: str | Path | Sequence[str | Path],
+    output_dir: str | Path = "./",
+    *,
+    delta_model: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    **options: Unpack[MergeOptions],
+) -> MergeCall:
+    """Check the values that ``merge_lora`` takes, but for its callbacks, by themselves."""
     chosen = make_settings(MergeSettings, options, output_dir, merge_lora)
-    output = find_output(output_dir)
     loras = [lora_model] if isinstance(lora_model, (str, Path)) else lora_model
-    call = MergeCall(
-        output,
+    return MergeCall(
+        find_output(output_dir),
         chosen,
         str(base_model),
         tuple(str(name) for name in loras),
         str(tokenizer) if tokenizer else None,
         str(delta_model) if delta_model else None,
     )
+
+
+def run_call(
+    call: MergeCall,
+    on_progress: OnProgress | None,
+    on_verify: OnProgress | None,
+    same_inputs_as: str | Path | None = None,
+    together: Together | None = None,
+) -> MergeReport:
+    """Run what ``merge_lora`` was called with, by itself or ``together`` with others."""
+    started = time.monotonic()
+    output, chosen = call.output, call.settings
     with ExitStack() as held:
         offload = held.enter_context(Offload(chosen.offload_parent, output, chosen.io))
         sources = call.find_inputs(offload)
@@ -92,7 +119,8 @@ def merge_lora(
         known = (require_published(sources.base, on_verify),) if chosen.verify_base else ()
         if not chosen.dry_run:  # a dry run reads whole files only where they may be published ones
             start_digests(f.path / name for f in sources.adapters for name in WEIGHT_NAMES)
-        job = call.plan(sources, offload)
+        models = together.models if together else None
+        job = plan_merge(sources, chosen, offload, models)
         from ..plan.adapter_checks import require_consistent_copies
 
         require_consistent_copies(job.adapters)
@@ -101,7 +129,8 @@ def merge_lora(
         maker = _prepare_report(job, started) if chosen.report and not chosen.dry_run else None
         check = make_input_check(job, same_inputs_as)
         check()
-        resumed = write(job, target, chosen, on_progress, check, call, maker)
+        member = together.member if together else None
+        resumed = write(job, target, chosen, on_progress, check, call, maker, member)
         return MergeReport(
             output,
             job.plan,
@@ -248,9 +277,15 @@ class MergeReport(Report):
     job: MergeJob
 
 
-def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> MergeJob:
+def plan_merge(
+    sources: Sources,
+    settings: MergeSettings,
+    offload: Offload,
+    models: OpenedModels | None = None,
+) -> MergeJob:
     """Open everything, check it against each other, and plan the output.
 
+    Base and dense delta are opened among ``models``, which may be those of other merges too.
     Raises ``MergeError`` for every mistake that headers show.
     """
     any_decoder = sources.delta is None
@@ -267,7 +302,7 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     from ..plan.placement import Model, plan_output
     from ..tensors.lazy import parse_dtype
 
-    plain, delta, base, base_notes = _open_base(sources, settings, offload)
+    plain, delta, base, base_notes = open_base(sources, settings, models or OpenedModels(offload))
     config = find_config(sources, base, any_decoder, settings.copy_code)
     adapters = _open_adapters(sources, settings, offload, base)
     base, before_new_rows, config = _adapt_base(base, adapters, config, settings)
@@ -287,30 +322,6 @@ def plan_merge(sources: Sources, settings: MergeSettings, offload: Offload) -> M
     plan = plan_output(model, settings)
     parts = (vocabulary, base, adapters, merged, plan, plain, delta)
     return MergeJob(sources, settings, config, *parts, (*base_notes, *order_notes), measured)
-
-
-def _open_base(
-    sources: Sources, settings: MergeSettings, offload: Offload
-) -> tuple[Checkpoint, Checkpoint | None, Checkpoint, tuple[str, ...]]:
-    """Open the plain base and the dense delta; return both, the base that adapters are merged into,
-    which is their sum with the layers that an adapter repeats, and notes.
-    """
-    from ..deltas.dense import open_model
-    from ..deltas.replication import replicate_layers
-    from ..layouts.gguf.base import require_quantized_allowed
-    from ..layouts.opening import open_checkpoint
-    from ..tensors.digests import add_checkpoint_digests
-
-    any_decoder = sources.delta is None
-    opened = open_checkpoint(
-        sources.base, offload, settings.context_length, any_decoder=any_decoder
-    )
-    lost = require_quantized_allowed(opened, settings.allow_quantized_input)
-    plain = add_checkpoint_digests(opened)
-    delta = add_checkpoint_digests(open_model(sources.delta, offload)) if sources.delta else None
-    summed, notes = _with_delta(sources, settings, plain, delta)
-    base, replicated = replicate_layers(summed, sources.adapters)
-    return plain, delta, base, (*lost, *notes, *replicated)
 
 
 def _open_adapters(
@@ -348,41 +359,3 @@ def _adapt_base(
     base = as_classifier(base, adapters)
     labels = base.tensors[SCORE].rows
     return base, base, replace(config, config=build_classifier_config(config.config, labels))
-
-
-def _with_delta(
-    sources: Sources, settings: MergeSettings, plain: Checkpoint, delta: Checkpoint | None
-) -> tuple[Checkpoint, tuple[str, ...]]:
-    """Add the delta to the base, after a check of a few values of both; with notes on the delta."""
-    from ..deltas.dense import DeltaForm, with_delta
-    from ..deltas.differences import require_difference, require_known_filling, require_model
-
-    if not settings.allow_unknown_combination:
-        require_model(
-            plain,
-            sources.base.path,
-            tr("base model"),
-            tr(
-                "give the LLaMA that the delta was made from with --base_model, and "
-                "the delta with --delta_model; for a model whose norms are so "
-                "nevertheless, --allow_unknown_combination"
-            ),
-        )
-    if delta is None or sources.delta is None:
-        return plain, ()
-    require_difference(plain, delta, sources.delta.path)
-    base, result = with_delta(plain, delta, DeltaForm(settings.delta_embeddings))
-    called = (sources.delta_model or "", str(delta.config.get("_name_or_path", "")))
-    require_known_filling(
-        result.grown,
-        called,
-        tr(
-            "apply it first, with apply_delta.py --new_token_init mean, and give "
-            "its result as --base_model"
-        ),
-    )
-    whole = (
-        tr("{name} is taken whole from the delta ({why})", name=name, why=why)
-        for name, why in result.whole.items()
-    )
-    return base, tuple(whole)

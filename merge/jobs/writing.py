@@ -37,6 +37,7 @@ from ..version import MANIFEST_NAME
 from .reporting import ReportMaker, add_report, make_report
 
 if TYPE_CHECKING:
+    from ..engines.group import Member
     from ..plan.placement import Plan
 
 _COMPLETE_ALREADY = tr("complete already: the result of the same run is there, as it was written")
@@ -100,6 +101,7 @@ def write(
     check: Callable[[], None] = lambda: None,
     call: Call | None = None,
     report: ReportMaker | None = None,
+    member: Member | None = None,
 ) -> tuple[str, ...]:
     """Write weights first and the manifest last: with the manifest the folder is complete.
 
@@ -107,7 +109,7 @@ def write(
     the new ones are ready to be renamed into place. ``check`` may raise ``MergeError`` before any
     file gets its final name. With ``dry_run`` nothing is written. ``call`` is needed by engines
     that plan the job once more on other machines. ``report`` is asked for its files when all others
-    are written.
+    are written. A ``member`` of a group runs beside the others of it.
 
     With ``resume``, what an interrupted run has written is checked first, which counts as progress,
     and a complete result of the same run stays as it is. Returns notes on that run. Raises
@@ -136,7 +138,7 @@ def write(
     this = compute_fingerprint(plan, settings, reads)
     with (
         deferred_signals(),
-        _open_engine(settings, call, this) as run_engine,
+        _open_engine(settings, call, this, member) as run_engine,
         _stage(output, replaced, plan) as staged,
     ):
         total = plan.tensor_bytes
@@ -185,7 +187,10 @@ def _write_documents(
 
 @contextmanager
 def _open_engine(
-    settings: OutputSettings, call: Call | None, fingerprint: Mapping[str, Any]
+    settings: OutputSettings,
+    call: Call | None,
+    fingerprint: Mapping[str, Any],
+    member: Member | None,
 ) -> Iterator[Callable[..., dict[str, WrittenFile]]]:
     """What runs the plan: this process, or a cluster to which it is connected meanwhile."""
     if is_on_cluster(settings):
@@ -198,7 +203,11 @@ def _open_engine(
     from ..engines import local
 
     yield partial(
-        local.run, num_workers=settings.workers, max_memory=settings.memory, io=settings.io
+        local.run,
+        num_workers=settings.workers,
+        max_memory=settings.memory,
+        io=settings.io,
+        member=member,
     )
 
 
