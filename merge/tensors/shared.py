@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from ..messages import tr
 from .lazy import Checkpoint, LazyTensor, RowReader, scratch
 
 
@@ -65,7 +64,7 @@ class _SharedTensor(LazyTensor):
                 return
             block = _held.rows.get(key)
             if block is None:
-                purpose = tr("shared {n_rows}", n_rows=len(_held.rows))
+                purpose = f"shared {len(_held.rows)}"
                 block = scratch(purpose, (last - first, *shape[1:]), dtype)
                 read(first, last, block)
                 _held.rows[key] = block

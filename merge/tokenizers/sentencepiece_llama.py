@@ -27,8 +27,6 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 from transformers import PreTrainedTokenizer
 
-from ..messages import tr
-
 SPACE = "▁"
 
 
@@ -58,12 +56,7 @@ class LlamaTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         self.add_eos_token = add_eos_token
         self.legacy = legacy is not False
         if not self.legacy and len(self.sp_model.encode("\n")) != 2:
-            raise ValueError(
-                tr(
-                    "{vocab_file}: legacy=False needs a model that keeps line breaks",
-                    vocab_file=vocab_file,
-                )
-            )
+            raise ValueError(f"{vocab_file}: legacy=False needs a model that keeps line breaks")
         super().__init__(
             unk_token=unk_token,
             bos_token=bos_token,

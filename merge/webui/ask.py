@@ -100,7 +100,14 @@ def add_chat(
         talker.stop(request.session_hash or "")
 
     private: Any = {"api_visibility": "private", "show_progress": "hidden"}
-    gr.on([ask.click, fields.prompt.submit], answer, [switch, *fields.parts], sides, **private)
+    gr.on(
+        [ask.click, fields.prompt.submit],
+        answer,
+        [switch, *fields.parts],
+        sides,
+        trigger_mode="always_last",
+        **private,
+    )
     stop.click(end, None, None, **private)
 
 

@@ -21,7 +21,7 @@ from .words import Words
 class MergeFields:
     """The fields of the form, in the order of ``request.Form``."""
 
-    base: gr.Dropdown
+    base: gr.Textbox
     adapters: gr.Dropdown
     output: gr.Textbox
     kind: gr.Radio
@@ -36,7 +36,7 @@ class MergeFields:
 
 def make_merge_fields(words: Words) -> MergeFields:
     """Lay out the form."""
-    base = _add(words, gr.Dropdown, "base", choices=[], allow_custom_value=True, value=None)
+    base = _add(words, gr.Textbox, "base", max_lines=1)
     adapters = _add(
         words, gr.Dropdown, "adapters", choices=[], allow_custom_value=True, multiselect=True
     )
@@ -84,8 +84,8 @@ def _make_option(words: Words, name: str) -> Any:
 class ChatFields:
     """Who is asked what."""
 
-    base: gr.Dropdown
-    merged: gr.Dropdown
+    base: gr.Textbox
+    merged: gr.Textbox
     prompt: gr.Textbox
     template: gr.Dropdown
     temperature: gr.Slider
@@ -104,8 +104,8 @@ def make_chat_fields(words: Words) -> ChatFields:
     """Lay out the question."""
     defaults = ChatSettings()
     with gr.Row():
-        base = _add(words, gr.Dropdown, "chat_base", choices=[], allow_custom_value=True)
-        merged = _add(words, gr.Dropdown, "chat_merged", choices=[], allow_custom_value=True)
+        base = _add(words, gr.Textbox, "chat_base", max_lines=1)
+        merged = _add(words, gr.Textbox, "chat_merged", max_lines=1)
     prompt = _add(words, gr.Textbox, "prompt", lines=2, max_lines=8)
     with gr.Row():
         template = _add(

@@ -9,6 +9,7 @@ _CODE_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace
 
 CSS = """
 .gradio-container { max-width: 60rem !important; margin: 0 auto; }
+#suggestions { display: none; }
 .clm-head { flex-wrap: wrap; }
 .clm-head > :first-child { flex: 1 1 16rem; min-width: 16rem !important; }
 .html-container { padding: 0 !important; }

@@ -16,6 +16,7 @@ from .merges import Progress
 
 # A report has some hundred kilobytes; a browser shows no page of this size well.
 _MOST_BYTES = 20_000_000
+SUGGESTIONS = "clm-models"
 _REFUSED = tr("This cannot be merged as it is")
 
 
@@ -113,6 +114,12 @@ def show_answer(text: str, note: str, language: str) -> str:
     """What a model says, and above it what it does."""
     said = escape("".join(c if c.isprintable() or c in "\n\t" else " " for c in text))
     return f'{_quiet(note, language)}<div class="clm-box clm-answer" role="log">{said}</div>'
+
+
+def list_suggestions(names: Iterable[str]) -> str:
+    """Names that the browser offers while one is typed, in fields that refer to this list."""
+    options = "".join(f'<option value="{escape(name)}"></option>' for name in names)
+    return f'<datalist id="{SUGGESTIONS}">{options}</datalist>'
 
 
 def _box(kind: str, title: str, lines: Iterable[str], language: str) -> str:

@@ -13,6 +13,7 @@ from . import texts
 from .ask import add_chat
 from .fields import make_chat_fields, make_merge_fields
 from .languages import choose_language
+from .markup import SUGGESTIONS
 from .merges import Merges
 from .root import Root
 from .steps import MergeSteps
@@ -21,6 +22,11 @@ from .words import Words, combine
 
 _LANGUAGE_NAMES = {"en": "English", "zh": "中文"}
 _SET_LANGUAGE = "(language) => { document.documentElement.lang = language; return language; }"
+# The browser's own list under a field, in which anything else can be typed too.
+_OFFER_MODELS = (
+    "() => ['base', 'chat_base', 'chat_merged'].forEach(name => "
+    f"document.querySelector(`#${{name}} input`).setAttribute('list', '{SUGGESTIONS}'))"
+)
 
 
 def make_page(root: Root, merges: Merges, talker: Talker, language: str | None) -> gr.Blocks:
@@ -56,9 +62,9 @@ def make_page(root: Root, merges: Merges, talker: Talker, language: str | None) 
             merges.leave(request.session_hash or "")
 
         targets = [switch, *shown, *steps.model_lists, steps.check_button, steps.adopt_button]
-        page.load(load, None, list(dict.fromkeys(targets)), api_visibility="private").then(
-            None, switch, None, js=_SET_LANGUAGE
-        )
+        loading = page.load(load, None, list(dict.fromkeys(targets)), api_visibility="private")
+        loading.then(None, switch, None, js=_SET_LANGUAGE)
+        loading.then(None, None, None, js=_OFFER_MODELS)
         page.unload(leave)
     page.queue(default_concurrency_limit=None, api_open=False)
     return page

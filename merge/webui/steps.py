@@ -13,7 +13,7 @@ from ..errors import MergeError
 from . import texts
 from .fields import MergeFields, add_button
 from .languages import translate_to, translate_to_all
-from .markup import show_notice, show_plan, show_progress, show_report
+from .markup import list_suggestions, show_notice, show_plan, show_progress, show_report
 from .merges import Merge, Merges, Progress, plan
 from .request import Form, to_model_name
 from .root import Root
@@ -45,6 +45,7 @@ class MergeSteps:
         with gr.Row():
             self._refresh = add_button(words, "refresh")
             self.check_button = add_button(words, "check", variant="primary", interactive=False)
+        self._suggestions = gr.HTML(list_suggestions([]), padding=False, elem_id="suggestions")
         self._plan = gr.HTML(padding=False, elem_id="plan")
         with gr.Row():
             self._merge = add_button(words, "merge", variant="primary", interactive=False)
@@ -58,11 +59,11 @@ class MergeSteps:
         self.translated = [self._plan, self._progress, self._report]
 
     @property
-    def model_lists(self) -> list[gr.Dropdown]:
+    def model_lists(self) -> list[Any]:
         """Where models below the root are offered."""
-        return [self._fields.base, self._fields.adapters, self._chat_base, self._chat_merged]
+        return [self._suggestions, self._fields.adapters]
 
-    def connect(self, chat_base: gr.Dropdown, chat_merged: gr.Dropdown) -> None:
+    def connect(self, chat_base: gr.Textbox, chat_merged: gr.Textbox) -> None:
         """Let the buttons work; a result is offered in ``chat_merged``, beside its base."""
         self._chat_base, self._chat_merged = chat_base, chat_merged
         form = self._fields.parts
@@ -72,9 +73,9 @@ class MergeSteps:
             *(self._plan, self._merge, self._cancel, self.adopt_button, self._progress),
             *(self._report, self._checked, self._ended, chat_base, chat_merged),
         ]
-        self.check_button.click(self._on_check, [self._switch, *form], checking, **_PRIVATE).then(
-            self._on_change, now, checking, **_PRIVATE
-        )
+        self.check_button.click(
+            self._on_check, [self._switch, *form], checking, trigger_mode="always_last", **_PRIVATE
+        ).then(self._on_change, now, checking, **_PRIVATE)
         gr.on(
             [field.change for field in form],
             self._on_change,
@@ -91,8 +92,10 @@ class MergeSteps:
     def find_models(self) -> dict[Any, Any]:
         """Offer what is below the root."""
         models, adapters = self._root.list_models()
-        found = {part: gr.update(choices=models) for part in self.model_lists}
-        return {**found, self._fields.adapters: gr.update(choices=adapters)}
+        return {
+            self._suggestions: list_suggestions(models),
+            self._fields.adapters: gr.update(choices=adapters),
+        }
 
     def open(self) -> dict[Any, Any]:
         """Let the form be used, and offer to watch a merge whose tab was closed."""

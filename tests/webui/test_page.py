@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 # A child process imports torch first, which takes long on a machine that is busy.
 _PATIENCE = 180_000
-# What an answer of the page replaces.
-_MARK = "document.querySelectorAll('#plan *').forEach(one => { one.dataset.old = '1' })"
+_IS_NEW = """([kind, before]) => {
+  const plan = document.querySelector('#plan');
+  return plan.innerHTML !== before && plan.querySelector('.clm-' + kind) !== null;
+}"""
 
 
 @dataclass
@@ -52,15 +54,15 @@ class Tab:
         """Fill in the form."""
         self.type_in("base", base)
         for adapter in adapters:
-            self.type_in("adapters", adapter)
+            self.part("adapters").locator("input").fill(adapter)
+            self.page.keyboard.press("Enter")
             self.see(f"#adapters .token:has-text('{adapter}')")
         self.page.keyboard.press("Escape")
-        self.part("output").locator("input, textarea").fill(output)
+        self.type_in("output", output)
 
     def type_in(self, name: str, value: str) -> None:
-        """Name something that no list has to offer."""
+        """Name a model or a folder."""
         self.part(name).locator("input").fill(value)
-        self.page.keyboard.press("Enter")
 
     def pick(self, name: str, value: str) -> None:
         """Choose one of the values that a list offers."""
@@ -69,9 +71,10 @@ class Tab:
 
     def check(self, kind: str) -> Locator:
         """Click on Check, and wait for a box of that kind."""
-        self.page.evaluate(_MARK)
+        before = self.part("plan").inner_html()
         self.part("check").click()
-        return self.see(f"#plan .clm-{kind}:not([data-old])")
+        self.page.wait_for_function(_IS_NEW, arg=[kind, before])
+        return self.see(f"#plan .clm-{kind}")
 
     def merge(self) -> None:
         """Click on Merge, or Resume, when that can be done."""
@@ -116,6 +119,8 @@ def test_from_the_plan_to_the_answers(
     output = f"merged-{language}"
     with opened(browser, page, language) as tab:
         assert not tab.is_enabled("merge")
+        tab.part("suggestions").locator("option[value=base]").wait_for(state="attached")
+        assert tab.page.evaluate("document.querySelector('#base input').list.options.length")
         tab.choose("base", ["adapters/first"], output)
         assert "base" in tab.check("good").inner_text()
         tab.see("#plan .clm-warning li")
@@ -157,7 +162,7 @@ def test_a_changed_form_has_to_be_checked_again(
         tab.choose("base", ["adapters/first"], "never")
         tab.check("good")
         tab.see("#merge:not([disabled])")
-        tab.part("output").locator("input, textarea").fill("other")
+        tab.type_in("output", "other")
         tab.see("#merge[disabled]")
         tab.see("#plan .clm-quiet", texts.CHANGED)
         assert not (page.root / "never").exists()
@@ -176,7 +181,7 @@ def test_a_path_outside_of_the_root_is_refused(browser: Browser, page: Served) -
     with opened(browser, page) as tab:
         tab.choose("base", ["adapters/first"], "../out")
         assert "root of this page" in tab.check("error").inner_text()
-        tab.part("output").locator("input, textarea").fill("out")
+        tab.type_in("output", "out")
         for name in names:
             tab.type_in("base", name)
             assert "root of this page" in tab.check("error").inner_text()
