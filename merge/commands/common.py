@@ -237,7 +237,7 @@ def add_corpus_options(parser: argparse.ArgumentParser) -> None:
 
 def add_output_volume_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--verbose``, ``--quiet`` and ``--lang``."""
-    group = parser.add_argument_group("messages")
+    group = parser.add_argument_group(tr("messages"))
     group.add_argument("--verbose", action="store_true", help=tr("say more, tracebacks included"))
     group.add_argument("--quiet", action="store_true", help=tr("print errors only"))
     add_language_option(group)
