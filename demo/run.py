@@ -144,8 +144,8 @@ def _merge(folders: Folders, output_type: str, output: Path) -> None:
         "--output_type": output_type,
         "--output_dir": output,
     }
-    words = [str(word) for pair in options.items() for word in pair]
-    _say(f"$ python scripts/{MERGE_SCRIPT.name} --output_type {output_type} ...")
+    words = [str(word) for pair in options.items() for word in pair] + ["--report"]
+    _say(f"$ python scripts/{MERGE_SCRIPT.name} --output_type {output_type} --report ...")
     done = subprocess.run(
         [sys.executable, str(MERGE_SCRIPT), *words],
         capture_output=True,
@@ -193,6 +193,7 @@ def _close(
     if not right:
         print(f"{'expected':<28}{settings.CONTINUATION}")
     print(f"{rule}\n{seconds:.0f} s; everything is in {folders.root}")
+    print(f"what the merge changed: {folders.hf / 'report.html'}")
     return DONE if right and all(check.passed for check in checks) else DIFFERENT
 
 
