@@ -162,8 +162,8 @@ def write(
                 named=reads.tensors(plan),
             )
             check()
-            # A machine may have outlived an interrupted run.
-            remove_attempts(staged.journal_folder, plan.files)
+            if folder.leftovers:  # a machine may have outlived the interrupted run
+                remove_attempts(staged.journal_folder, plan.files)
             report_notes = _write_documents(job, staged, written_files, report)
     if past.committed:
         return (_GIVEN_THEIR_NAMES, *add_report(OutputFolder(output), report))

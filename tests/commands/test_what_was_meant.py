@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from merge.errors import Topic
-from tests.docs.test_pages import anchor
 from tests.kit.inputs import Inputs
+from tests.kit.pages import anchor
 from tests.kit.run import ROOT, run_merge
 
 
