@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import MergeError, UsageError, as_merge_error
 from ..interruption import INTERRUPTED, Interrupted, deferred_signals
-from ..messages import tr
+from ..messages import compose, tr
 from ..options import GROUPS, INPUTS, options_of
 from ..outtypes import QUANTIZED_OUTTYPES
 from .completion import complete, is_completing
@@ -129,10 +129,14 @@ def _report_end(error: BaseException, args: argparse.Namespace, is_done: bool) -
 
 
 def _say_error(error: MergeError) -> None:
+    say(tr("error: {error}", error=explain(error)), sys.stderr)
+
+
+def explain(error: MergeError) -> str:
+    """The message of an error, and the page that says more."""
     if error.topic is None:
-        say(tr("error: {error}", error=error), sys.stderr)
-    else:
-        say(tr("error: {error}\n  see {page}", error=error, page=error.topic.page), sys.stderr)
+        return compose("{error}", error=error)
+    return tr("{error}\n  see {page}", error=error, page=error.topic.page)
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MergeError
 from ..messages import tr
 from ..settings import OUTPUT_TYPES
-from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, run
+from .common import DIFFERENT, DONE, add_output_volume_options, command_parser, explain, run
 from .language import say
 from .machine import add_json_option, describe_error, print_json
 
@@ -102,7 +102,7 @@ def _print_lines(
             if not args.quiet:
                 say(line)
     except MergeError as refusal:
-        say(tr("refused    {refusal}", refusal=refusal))
+        say(tr("refused    {refusal}", refusal=explain(refusal)))
         return DIFFERENT
     return DONE
 

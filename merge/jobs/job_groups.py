@@ -100,7 +100,8 @@ def _measure_demand(report: MergeReport) -> Demand:
 
     plan, settings = report.plan, report.job.settings
     block = max((count_block_bytes(item.tensor) for item in plan.placed), default=0)
-    files = sum(len(model.files) for model in report.job.reads().models.values())
+    models = [model for model in (report.job.plain, report.job.delta) if model is not None]
+    files = sum(len(model.files) for model in models)
     return Demand(plan.streams, block, files, settings.workers, settings.memory)
 
 

@@ -209,6 +209,7 @@ def test_the_command_says_it_in_one_message(
         '  expected: "rms_norm_eps": a positive number',
         "  found:    '1e-6'",
         "  remedy:   correct this file, or take it from the place where the weights are from",
+        "  see docs/troubleshooting.md#files",
     ]
 
 

@@ -88,9 +88,14 @@ class LongMerge:
 
 
 class Watcher:
-    """Calls ``act`` with the first file in ``folder`` whose name is like ``pattern``."""
+    """Calls ``act`` with a file in ``folder`` whose name is like ``pattern``, once there are
+    ``count`` such files.
+    """
 
-    def __init__(self, folder: Path, pattern: str, act: Callable[[str], object]) -> None:
+    def __init__(
+        self, folder: Path, pattern: str, act: Callable[[str], object], count: int = 1
+    ) -> None:
+        self._count = count
         self._folder = folder
         self._pattern = re.compile(pattern)
         self._act = act
@@ -102,10 +107,10 @@ class Watcher:
         while not self._stop.wait(0.001):
             names = [path.name for path in self._folder.glob(".*.partial*")]
             self.attempts.update(names)
-            found = next(filter(self._pattern.fullmatch, names), None)
-            if found and not self.found:
-                self.found = found
-                self._act(found)
+            found = [name for name in names if self._pattern.fullmatch(name)]
+            if len(found) >= self._count and not self.found:
+                self.found = found[0]
+                self._act(found[0])
 
     @property
     def was_begun_again(self) -> bool:
