@@ -108,7 +108,7 @@ def add_chat(
         trigger_mode="always_last",
         **private,
     )
-    stop.click(end, None, None, **private)
+    stop.click(end, None, None, queue=False, **private)
 
 
 def _make_heading(name: str) -> str:

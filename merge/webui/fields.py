@@ -51,7 +51,11 @@ def make_merge_fields(words: Words) -> MergeFields:
         words, gr.Dropdown, "outtype", choices=list(OUTTYPES), value=OUTTYPES[0], visible=False
     )
     kind.change(
-        lambda chosen: gr.update(visible=chosen == "gguf"), kind, outtype, api_visibility="private"
+        lambda chosen: gr.update(visible=chosen == "gguf"),
+        kind,
+        outtype,
+        api_visibility="private",
+        queue=False,
     )
     with words.add(gr.Accordion, {"label": texts.FURTHER}, open=False, elem_id="further"):
         further = tuple(_make_option(words, name) for name in FURTHER_OPTIONS)

@@ -31,7 +31,7 @@ _ALLOWED = {
         rf"/|/favicon\.ico|/config/?|/theme\.css|/gradio_api/(?:info|queue/data|heartbeat/{_NAME})"
         rf"|/(?:assets|static|svelte)(?:/{_NAME})+"
     ),
-    "POST": re.compile(r"/gradio_api/(?:queue/join|cancel|reset/?)"),
+    "POST": re.compile(r"/gradio_api/(?:queue/join|run/predict|cancel|reset/?)"),
 }
 _ALLOWED["HEAD"] = re.compile("/")
 _MOST_BYTES = 1_000_000

@@ -49,6 +49,7 @@ def make_page(root: Root, merges: Merges, talker: Talker, language: str | None) 
             shown,
             api_visibility="private",
             show_progress="hidden",
+            queue=False,
         ).then(None, switch, None, js=_SET_LANGUAGE)
 
         def load(request: gr.Request) -> dict[gr.Component, object]:
@@ -62,7 +63,9 @@ def make_page(root: Root, merges: Merges, talker: Talker, language: str | None) 
             merges.leave(request.session_hash or "")
 
         targets = [switch, *shown, *steps.model_lists, steps.check_button, steps.adopt_button]
-        loading = page.load(load, None, list(dict.fromkeys(targets)), api_visibility="private")
+        loading = page.load(
+            load, None, list(dict.fromkeys(targets)), api_visibility="private", queue=False
+        )
         loading.then(None, switch, None, js=_SET_LANGUAGE)
         loading.then(None, None, None, js=_OFFER_MODELS)
         page.unload(leave)

@@ -20,6 +20,9 @@ from .root import Root
 from .words import Words
 
 _PRIVATE: Any = {"api_visibility": "private", "show_progress": "hidden"}
+# Answered by the request itself. Gradio's browser code may close the stream of queued answers just
+# as another event is put into the queue, whose answer is then lost.
+_AT_ONCE: Any = {**_PRIVATE, "queue": False}
 
 
 @dataclass(frozen=True)
@@ -75,19 +78,19 @@ class MergeSteps:
         ]
         self.check_button.click(
             self._on_check, [self._switch, *form], checking, trigger_mode="always_last", **_PRIVATE
-        ).then(self._on_change, now, checking, **_PRIVATE)
+        ).then(self._on_change, now, checking, **_AT_ONCE)
         gr.on(
             [field.change for field in form],
             self._on_change,
             now,
             checking,
             trigger_mode="always_last",
-            **_PRIVATE,
+            **_AT_ONCE,
         )
         self._merge.click(self._on_merge, now, merging, **_PRIVATE)
-        self._cancel.click(self._on_cancel, None, None, **_PRIVATE)
+        self._cancel.click(self._on_cancel, None, None, **_AT_ONCE)
         self.adopt_button.click(self._on_adopt, self._switch, merging, **_PRIVATE)
-        self._refresh.click(self.find_models, None, self.model_lists, **_PRIVATE)
+        self._refresh.click(self.find_models, None, self.model_lists, **_AT_ONCE)
 
     def find_models(self) -> dict[Any, Any]:
         """Offer what is below the root."""
