@@ -54,7 +54,7 @@ def test_a_link_below_the_root_is_not_served_either(page: Served) -> None:
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        *(("POST", f"/gradio_api/{name}") for name in ("upload", "run/predict", "call/check")),
+        *(("POST", f"/gradio_api/{name}") for name in ("upload", "run/check", "call/check")),
         *(("POST", f"/gradio_api/{name}") for name in ("process_recording", "component_server")),
         *(("GET", f"/gradio_api/{name}") for name in ("runs", "openapi.json", "startup-events")),
         *(("GET", path) for path in ("/docs", "/openapi.json", "/monitoring", "/gradio_api/dev/")),
