@@ -16,7 +16,8 @@ class RemoteFile:
     """A file of which any thread may read any part.
 
     Who reads a tensor in equal blocks, one after the other, finds the next ones fetched. Nothing is
-    fetched ahead beyond the end that the reader names, so no byte comes that nobody wants.
+    fetched ahead beyond the end that the reader names, so no byte comes that nobody wants; nor what
+    another thread has asked for already, so none comes twice.
     """
 
     def __init__(self, path: RemotePath) -> None:
@@ -25,32 +26,32 @@ class RemoteFile:
         self._handles: list[Any] = []
         self._lock = threading.Lock()
         self._ahead: dict[tuple[int, int], Future[bytes]] = {}
-        self._last = (-1, -1)
-        self._planned = 0
+        # Where the blocks asked for begin, by the end that their readers named.
+        self._asked: dict[int, set[int]] = {}
 
     def read_into(self, buffer: memoryview, offset: int, until: int | None = None) -> None:
         """Fill ``buffer`` from ``offset`` on; the caller goes on in such steps to ``until``."""
         count = len(buffer)
         with self._lock:
             ready = self._ahead.pop((offset, count), None)
-            is_next = self._last == (offset, count)
-            self._last = (offset + count, count)
-            if until is not None and (ready is not None or is_next):
-                self._fetch_ahead(offset + count, count, until)
+            if until is not None:
+                asked = self._asked.setdefault(until, set())
+                if ready is None and offset in asked:
+                    asked.clear()  # read once more
+                asked.add(offset)
+                if ready is not None or offset - count in asked:
+                    self._fetch_ahead(offset + count, count, until)
         buffer[:] = ready.result() if ready is not None else self._fetch(offset, count)
 
     def _fetch_ahead(self, offset: int, count: int, until: int) -> None:
-        start = self._planned if offset < self._planned <= until else offset
-        while start < until:
+        asked = self._asked[until]
+        for start in range(offset, until, count):
             if len(self._ahead) >= PARTS_AHEAD:
-                oldest = next(iter(self._ahead))
-                if offset <= oldest[0] < until:
-                    break
-                self._ahead.pop(oldest).cancel()  # of a tensor that is read no more
-            part = (start, min(count, until - start))
-            self._ahead[part] = self._path.place.pool.submit(self._fetch, *part)
-            start += part[1]
-        self._planned = start
+                return
+            if start not in asked:
+                asked.add(start)
+                part = (start, min(count, until - start))
+                self._ahead[part] = self._path.place.pool.submit(self._fetch, *part)
 
     def _fetch(self, offset: int, count: int) -> bytes:
         asked = tr(
@@ -74,12 +75,17 @@ class RemoteFile:
         except IndexError:
             return self._path.place.open_handle(self._key)
 
-    def close(self) -> None:
-        """Let go of what was fetched ahead and of the connections."""
+    def drop_ahead(self) -> None:
+        """Let go of what was fetched ahead: the reader goes on elsewhere."""
         with self._lock:
             for future in self._ahead.values():
                 future.cancel()
             self._ahead.clear()
+            self._asked.clear()
+
+    def close(self) -> None:
+        """Let go of what was fetched ahead and of the connections."""
+        self.drop_ahead()
         while self._handles:
             self._handles.pop().close()
 
@@ -105,6 +111,8 @@ class RemoteStream(io.RawIOBase):
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
         if start + offset < 0:
             raise ValueError(tr("a place before the beginning"))
+        if start + offset != self._place:
+            self._file.drop_ahead()
         self._place = start + offset
         return self._place
 

@@ -51,6 +51,36 @@ def test_threads_read_any_part_and_each_byte_once(web: Web) -> None:
     file.close()
 
 
+@pytest.mark.parametrize(
+    "order", [(3, 1, 2, 0, 4), (2, 1, 0, 4, 3), (4, 3, 1, 2, 0), (0, 1, 3, 2, 4)]
+)
+def test_blocks_in_any_order_come_once_each(web: Web, order: tuple[int, ...]) -> None:
+    file, whole, until = InputFile(opened(web)), content(web), 50_000
+    for start in (BLOCK * number for number in order):
+        assert _read_in_steps(file, start, BLOCK, until) == whole[start : start + BLOCK]
+    assert web.sent[NAME] == until
+
+
+def test_two_tensors_side_by_side_come_once_and_ahead(web: Web) -> None:
+    file, whole = InputFile(opened(web)), content(web)
+    for step in range(5):
+        for first in (0, 50_000):
+            start = first + step * BLOCK
+            assert (
+                _read_in_steps(file, start, BLOCK, first + 50_000) == whole[start : start + BLOCK]
+            )
+    assert web.sent[NAME] == 100_000
+
+
+def test_a_tensor_read_once_more_is_fetched_ahead_again(web: Web) -> None:
+    file, whole, until = InputFile(opened(web)), content(web), 45_000
+    for _ in range(2):
+        for start in range(0, until, BLOCK):
+            count = min(BLOCK, until - start)
+            assert _read_in_steps(file, start, count, until) == whole[start : start + count]
+    assert web.sent[NAME] == 2 * until
+
+
 def _read_in_steps(file: InputFile, offset: int, count: int, until: int) -> bytes:
     buffer = bytearray(count)
     file.read_into(memoryview(buffer), offset, until)
