@@ -6,6 +6,7 @@ up what tasks return.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 # Beside the buffers: Python, torch, the plan, and the factors of adapters that are being read.
 _PROCESS_BYTES = 640 << 20
-_CANCEL_SECONDS = 5.0
+_END_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,10 @@ class RayEngine:
                 remedy=tr("give a smaller --num_workers or --max_memory, or add a larger machine"),
             )
         return able
+
+    def end(self) -> None:
+        """Take the run's name out of the lock, by which its tasks know that it goes on."""
+        (self.shipment.call.output / LOCK_NAME).write_text(str(os.getpid()), encoding="utf-8")
 
     def run(
         self,
@@ -220,13 +225,15 @@ class _Run:
         self._journal.add(stream.tensors, places, self._digests.take())
 
     def end(self) -> None:
-        """Stop what is still running, and remove what attempts have left."""
+        """Let what is still running end, and remove what attempts have left.
+
+        Not by ``ray.cancel``: of a task that ends just then, it aborts this process (ray#54527).
+        """
         import ray
 
-        for ref in self._pending:
-            ray.cancel(ref, force=True)
         if self._pending:
-            ray.wait(list(self._pending), num_returns=len(self._pending), timeout=_CANCEL_SECONDS)
+            self._engine.end()
+            ray.wait(list(self._pending), num_returns=len(self._pending), timeout=_END_SECONDS)
         remove_attempts(self._staged.folder, self._plan.files)
 
 
@@ -292,7 +299,8 @@ def open_engine(
 
     Raises ``MergeError`` for a cluster that does not answer, or a machine that lacks something.
     """
-    lock = (call.output / LOCK_NAME).read_text(encoding="utf-8")
+    run = f"{os.getpid()}\n{uuid4().hex}"
+    (call.output / LOCK_NAME).write_text(run, encoding="utf-8")
     resources = {
         "num_cpus": settings.num_workers or 1,
         "memory": settings.memory + _PROCESS_BYTES,
@@ -302,7 +310,7 @@ def open_engine(
         connect(settings.ray_address),
     ):
         place = str(offload.ensure_folder())
-        shipment = Shipment(call, fingerprint, uuid4().hex, str(Path.cwd()), place, lock)
+        shipment = Shipment(call, fingerprint, run, str(Path.cwd()), place)
         engine = RayEngine(shipment, settings, resources)
         engine.check_machines()
         yield engine

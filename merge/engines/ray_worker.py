@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ..tensors.digests import PartialDigest
     from ..tensors.lazy import LazyTensor
 
+_WATCH_SECONDS = 0.5
 _SHARE = tr(
     "put inputs and output on storage that all machines mount under the "
     "same path, or take that machine out of the cluster"
@@ -45,10 +47,10 @@ _SHARE = tr(
 class Shipment:
     """What a machine needs to plan a job and to tell whether it sees the same files.
 
-    ``run`` is a name of this run alone; ``folder`` the driver's current folder, from which relative
-    paths lead; ``offload`` a folder for unpacked inputs that the driver removes at the end, since
-    Ray ends processes without notice; ``lock`` is what the driver has written into the lock of the
-    output folder.
+    ``run`` is a name of this run alone, which stands in the lock of the output folder as long as it
+    goes on; ``folder`` the driver's current folder, from which relative paths lead; ``offload`` a
+    folder for unpacked inputs that the driver removes at the end, since Ray ends processes without
+    notice.
     """
 
     call: Call
@@ -56,7 +58,6 @@ class Shipment:
     run: str
     folder: str
     offload: str
-    lock: str
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def _run_engine(
             num_workers=settings.num_workers or 1,
             max_memory=settings.memory,
             io=settings.io,
-            on_bytes=lambda _: None,
+            on_bytes=_EndWatch(shipment),
             journal=None,  # the driver notes whole tasks
             resume_point=ResumePoint(),
             named=named,
@@ -158,9 +159,23 @@ def _run_engine(
     return attempt, files
 
 
+class _EndWatch:
+    """Called as bytes are written; raises ``OutputError`` when the driver has ended the run."""
+
+    def __init__(self, shipment: Shipment) -> None:
+        self._shipment = shipment
+        self._next = 0.0
+
+    def __call__(self, _: int) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _WATCH_SECONDS
+            _require_same_output(self._shipment)
+
+
 def _plan_here(shipment: Shipment) -> _Kept:
     """The job's plan in this process. Raises ``MergeError`` where it is not the driver's."""
     if _kept and _kept[0].run == shipment.run:
+        _require_same_output(shipment)
         return _kept[0]
     while _kept:
         _kept.pop().held.close()
@@ -196,18 +211,23 @@ def _plan(call: Call, offload: Offload) -> PlannedCall:
 
 
 def _require_same_output(shipment: Shipment) -> None:
-    """The driver holds a lock in the output folder, which must be there on this machine too."""
+    """The driver holds a lock in the output folder, which must be there on this machine too.
+
+    Raises ``OutputError`` also when the driver has ended the run.
+    """
     lock = shipment.call.output / LOCK_NAME
     try:
         found = lock.read_text(encoding="utf-8")
     except OSError as error:
         found = error.strerror or str(error)
-    if found != shipment.lock:
+    if found != shipment.run:
         raise OutputError(
             tr("a machine of the cluster does not see the output folder as this one does"),
             file=shipment.call.output,
             expected=tr("the lock of this run in it"),
-            found=tr("on {machine}: {found}", machine=describe_machine(), found=found),
+            found=tr(
+                "on {machine}: {found}", machine=describe_machine(), found=found.partition("\n")[0]
+            ),
             remedy=_SHARE,
         )
 

@@ -24,7 +24,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 class FolderLock:
     """Held in a ``with`` block by the one process that writes to ``folder``.
 
-    The lock is a file with the process's id. It is removed at the end; one that a killed process
+    The lock is a file with the process's id; a run of several processes may write its name on a
+    second line. It is removed at the end; one that a killed process
     left behind does not count. Raises ``OutputError`` when another process holds it.
     """
 
@@ -126,7 +127,7 @@ def _lock(handle: int) -> None:
 
 def _locked_error(folder: Path, path: Path) -> OutputError:
     try:
-        process = path.read_text(encoding="utf-8", errors="replace").strip()
+        process = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
     except OSError:  # removed just now
         process = ""
     return OutputError(

@@ -117,6 +117,20 @@ def test_allowed_nonfinite_values_are_told(
     assert len(notes[0]) == 1
 
 
+def test_refused_value_is_told_while_other_tasks_end(
+    connected: RayCluster, models: Path, tmp_path: Path
+) -> None:
+    """Ray itself aborts a process that cancels a task just when it ends."""
+    tensors = base_tensors()
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("inf")
+    base = save_base(tmp_path / "base", tensors)
+    for number in range(8):
+        out = tmp_path / str(number) / "out"
+        with pytest.raises(NumberError, match="NaN or Inf"):
+            merge_lora(base, models / "llama", out, engine="ray", task_size=1 + number)
+        assert not tree(out.parent)
+
+
 def test_progress_never_goes_back_or_beyond_the_end(
     connected: RayCluster, models: Path, tmp_path: Path
 ) -> None:
