@@ -11,12 +11,22 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.kit.browser import browser
 from tests.kit.fixtures import inputs, models, publish_files, small_chinese, small_llama
 from tests.kit.grown_llama3 import grown
 from tests.kit.refusals import checked
 from tests.kit.small_disk import disk
 
-__all__ = ["disk", "grown", "inputs", "models", "publish_files", "small_chinese", "small_llama"]
+__all__ = [
+    "browser",
+    "disk",
+    "grown",
+    "inputs",
+    "models",
+    "publish_files",
+    "small_chinese",
+    "small_llama",
+]
 
 # The same examples in every run: a change is what turns a test red. To look for others:
 # pytest --hypothesis-profile=default, and make fuzz.

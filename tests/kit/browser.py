@@ -1,4 +1,4 @@
-"""A browser for tests: one process for all tests of a worker, a fresh profile for each page."""
+"""A browser for tests: one process for the tests of a module, a fresh profile for each page."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ _FLAGS = (
 PHONE, WIDE = (360, 740), (1280, 900)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium without a window; the test is skipped where there is none."""
+    """Chromium without a window; the test is skipped where there is none.
+
+    Ended with its module: while it is there, an event loop runs in this thread, in which nobody
+    else can run one.
+    """
     program = find_browser()
     if program is None:
         pytest.skip(f"needs Chromium or Chrome: install it, or name one in {VARIABLE}")

@@ -8,11 +8,8 @@ from pathlib import Path
 import pytest
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from tests.kit.browser import browser
 from tests.kit.page_models import make_pair
 from tests.kit.served_page import Served, served
-
-__all__ = ["browser"]
 
 SECRET = b"nobody may read this"
 
