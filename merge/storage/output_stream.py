@@ -40,12 +40,16 @@ class OutputStream(io.RawIOBase):
     """
 
     def __init__(
-        self, handle: int, buffer_bytes: int, direct: bool, state: StreamState | None = None
+        self,
+        handle: int,
+        buffers: list[torch.Tensor],
+        direct: bool,
+        state: StreamState | None = None,
     ) -> None:
         self._handle = handle
-        self._size = buffer_bytes
+        self._size = len(buffers[0])
         self._direct = direct
-        self._buffers = [allocate_aligned(buffer_bytes) for _ in range(2)]
+        self._buffers = buffers
         self._filled = 0
         self._length = 0
         self._sha256 = state.sha256.copy() if state else sha256()
@@ -172,6 +176,11 @@ class OutputStream(io.RawIOBase):
         os.close(self._handle)
 
 
+def allocate_buffers(nbytes: int) -> list[torch.Tensor]:
+    """The two buffers of an ``OutputStream``."""
+    return [allocate_aligned(nbytes) for _ in range(2)]
+
+
 def create_stream(
     path: Path, mode: IoMode, buffer_bytes: int, state: StreamState | None = None
 ) -> OutputStream:
@@ -189,13 +198,14 @@ def create_stream(
 def _open_stream(
     path: Path, mode: IoMode, buffer_bytes: int, state: StreamState | None
 ) -> OutputStream:
+    buffers = allocate_buffers(buffer_bytes)  # before anything is open
     flags = os.O_WRONLY | NO_FOLLOW
     if state is None:
         path.unlink(missing_ok=True)
         flags |= os.O_CREAT | os.O_EXCL
     handle = open_direct(path, flags) if mode != "buffered" else -1
     if handle >= 0:
-        stream = OutputStream(handle, buffer_bytes, direct=True, state=state)
+        stream = OutputStream(handle, buffers, direct=True, state=state)
         if state is not None:
             with path.open("rb") as there:
                 there.seek(state.nbytes // PAGE * PAGE)
@@ -204,4 +214,4 @@ def _open_stream(
     if state is None:  # some systems make the file and then cannot open it so
         path.unlink(missing_ok=True)
     flags |= getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-    return OutputStream(os.open(path, flags, 0o666), buffer_bytes, direct=False, state=state)
+    return OutputStream(os.open(path, flags, 0o666), buffers, direct=False, state=state)

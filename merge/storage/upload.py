@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..messages import tr
-from .output_stream import OutputStream
+from .output_stream import OutputStream, allocate_buffers
 from .remote_path import RemotePath
 from .urls import told_as_error
 
@@ -54,7 +54,7 @@ class UploadStream(OutputStream):
     """An ``OutputStream``, with its digests, into an ``Upload``."""
 
     def __init__(self, upload: Upload, buffer_bytes: int) -> None:
-        super().__init__(-1, buffer_bytes, direct=False)
+        super().__init__(-1, allocate_buffers(buffer_bytes), direct=False)
         self.upload = upload
 
     def _write_out(self, view: memoryview) -> None:

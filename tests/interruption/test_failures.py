@@ -21,7 +21,13 @@ from merge.output.journal import JOURNAL_NAME
 from tests.interruption.final_names import require_nothing_half
 from tests.kit.files import tree
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
-from tests.kit.stopped import Merging, contents, interrupted_at
+from tests.kit.stopped import (
+    Merging,
+    contents,
+    interrupted_at,
+    limited_file_size,
+    patch_os,
+)
 from tests.kit.tokenizer_models import tokenizer_model
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs limits and users of POSIX")
@@ -45,16 +51,10 @@ def resume(merging: Merging) -> str:
 
 @posix
 def test_full_disk(merging: Merging) -> None:
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 12, hard))
-    try:
-        if merging.options["output_type"] == "huggingface":
-            merging.options["max_shard_size"] = "1GB"
+    if merging.options["output_type"] == "huggingface":
+        merging.options["max_shard_size"] = "1GB"
+    with limited_file_size(3 << 12):
         error = failed(merging)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert error.sentence == "the disk is full: the result could not be written"
     assert error.facts["file"] == str(merging.out)
     assert "resumed after" in resume(merging)
@@ -204,8 +204,8 @@ def test_everything_is_durable_before_the_first_rename(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", synced)
-        patch.setattr(os, "replace", renamed)
-        patch.setattr(os, "unlink", removed)
+        patch_os(patch, "replace", renamed)
+        patch_os(patch, "unlink", removed)
         merging.merge()
     kinds = [kind for kind, _ in happened]
     first = kinds.index("rename")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,23 +10,12 @@ import pytest
 from merge.errors import OutputError
 from merge.output.staged_folder import StagedFolder, lock_folder
 from merge.settings import IoMode
+from tests.kit.stopped import limited_file_size
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="Windows has no limit on the size of files"
 )
 LIMIT = 1 << 16
-
-
-@contextmanager
-def small_disk() -> Iterator[None]:
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def write(folder: Path, *sizes: int, io: IoMode) -> None:
@@ -48,7 +35,7 @@ def test_nothing_stays_when_a_write_fails(
     tmp_path: Path, sizes: tuple[int, ...], io: IoMode
 ) -> None:
     out = tmp_path / "made" / "here"
-    with small_disk(), pytest.raises(OutputError, match="the disk is full") as caught:
+    with limited_file_size(LIMIT), pytest.raises(OutputError, match="the disk is full") as caught:
         write(out, *sizes, io=io)
     assert caught.value.facts["file"] == str(out)
     assert caught.value.facts["found"] == "File too large"
@@ -66,14 +53,14 @@ def test_nothing_stays_when_what_is_buffered_fails_once_more_on_closing(
             stream.write(bytes(100))  # stays in the buffer
             raise InterruptedError
 
-    with small_disk(), pytest.raises(InterruptedError):
+    with limited_file_size(LIMIT), pytest.raises(InterruptedError):
         fail_with_a_full_buffer()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_earlier_files_stay_when_the_last_flush_fails(tmp_path: Path, io: IoMode) -> None:
     (tmp_path / "0.bin").write_bytes(b"earlier")
-    with small_disk(), pytest.raises(OutputError, match="the disk is full") as caught:
+    with limited_file_size(LIMIT), pytest.raises(OutputError, match="the disk is full") as caught:
         write(tmp_path, 10, LIMIT + 100, io=io)
     assert caught.value.facts["file"] == str(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"0.bin": b"earlier"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -68,6 +69,31 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @contextmanager
+def limited_file_size(nbytes: int) -> Iterator[None]:
+    """As if the disk were full; POSIX only. No bytecode is stored, which would be cut off too."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    stores_none, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = stores_none
+
+
+def patch_os(patch: pytest.MonkeyPatch, name: str, function: Callable[..., None]) -> None:
+    """Replace a function of ``os``, also where ``Path`` looks for it."""
+    patch.setattr(os, name, function)
+    if sys.version_info < (3, 11):
+        import pathlib
+
+        accessor = pathlib._NormalAccessor  # type: ignore[attr-defined]
+        patch.setattr(accessor, name, staticmethod(function))
+
+
+@contextmanager
 def interrupted_at(number: int, folder: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Interrupt where a name in ``folder`` is given or taken away for the time after ``number``."""
     left = number
@@ -86,5 +112,5 @@ def interrupted_at(number: int, folder: Path, patch: pytest.MonkeyPatch) -> Iter
 
     with patch.context() as inner:
         for name in ("replace", "unlink"):
-            inner.setattr(os, name, counted(getattr(os, name)))
+            patch_os(inner, name, counted(getattr(os, name)))
         yield
