@@ -49,7 +49,7 @@ def make_parser(kind: type[MergeSettings] = MergeSettings) -> argparse.ArgumentP
     """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EXAMPLE)
     add_options(parser, kind, _add_inputs(parser))
-    parser.add_argument_group("checks").add_argument(
+    parser.add_argument_group(tr("checks")).add_argument(
         "--verify",
         action="store_true",
         help=tr(
