@@ -21,8 +21,8 @@ themselves. Weights are streamed: memory is always low, and no temporary copies 
 """)
 _EXAMPLE = tr("""\
 example:
-  %(prog)s --base-model-path llama-13b --delta-path vicuna-13b-delta-v1.1 \\
-      --target-model-path vicuna-13b
+  %(prog)s --base-model-path llama-13b \\
+      --delta-path vicuna-13b-delta-v1.1 --target-model-path vicuna-13b
 
 exit codes: 0 done, 2 wrong input (one message says which), 130 interrupted
 """)

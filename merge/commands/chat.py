@@ -31,7 +31,8 @@ question by itself.
 _EPILOG = tr("""\
 examples:
   %(prog)s chinese-alpaca-2-7b --template alpaca2
-  %(prog)s alpaca2-gguf/ggml-model-q4_k_m.gguf --prompt "为什么要减少污染，保护环境？"
+  %(prog)s alpaca2-gguf/ggml-model-q4_k_m.gguf \\
+      --prompt "为什么要减少污染，保护环境？"
   %(prog)s chinese-alpaca-7b --base llama-7b-hf --template alpaca --temperature 0
 
 On a terminal: an empty line does nothing, /forget begins a new talk, Ctrl-C stops an answer,

@@ -32,7 +32,8 @@ another type must lie within the error of its blocks, whatever --max_ulp.
 """)
 _EPILOG = tr("""\
 example, this merge and one made elsewhere:
-  %(prog)s chinese-alpaca-plus-7b downloads/chinese-alpaca-plus-7b-pth --max_ulp 1
+  %(prog)s chinese-alpaca-plus-7b \\
+      downloads/chinese-alpaca-plus-7b-pth --max_ulp 1
 
 exit codes: 0 the same, or within --max_ulp and the error of q8_0 blocks; 1 different;
   2 wrong input; 130 interrupted

@@ -20,8 +20,10 @@ same tensors.
 """)
 _EXAMPLE = tr("""\
 examples:
-  %(prog)s --input llama/7B --output llama-7b-hf --output_type huggingface
-  %(prog)s --input vicuna-13b --output vicuna-13b-pth --output_type pth --num_shards 2
+  %(prog)s --input llama/7B --output llama-7b-hf \\
+      --output_type huggingface
+  %(prog)s --input vicuna-13b --output vicuna-13b-pth \\
+      --output_type pth --num_shards 2
 
 exit codes: 0 done, 2 wrong input (one message says which), 130 interrupted
 """)

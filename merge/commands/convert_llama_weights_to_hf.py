@@ -18,7 +18,8 @@ has (transformers 4.46 rounds to bfloat16: --dtype bfloat16). Weights are stream
 """)
 _EXAMPLE = tr("""\
 example, where llama/ holds tokenizer.model and llama/13B/ the weights:
-  %(prog)s --input_dir llama --model_size 13B --output_dir llama-13b-hf
+  %(prog)s --input_dir llama --model_size 13B \\
+      --output_dir llama-13b-hf
 
 exit codes: 0 done, 2 wrong input (one message says which), 130 interrupted
 """)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from merge.commands.language import chosen_language
 from merge.messages import column_width
 from tests.kit.refusals import commands
 
+SCRIPTS = {
+    "merge_lora": "merge_llama_with_chinese_lora",
+    "resize_vocabulary": "resize_llama_vocabulary",
+}
 HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
@@ -22,6 +27,7 @@ def test_help_fits_eighty_columns(
     command: str, language: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", [f"{SCRIPTS.get(command, command)}.py"])
     main = import_module(f"merge.commands.{command}").main
     with pytest.raises(SystemExit) as ended:
         main(["--help", "--lang", language])
