@@ -7,7 +7,7 @@ import gettext
 import os
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import TextIO
@@ -84,8 +84,21 @@ def _translate_parser(parser: argparse.ArgumentParser) -> None:
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Fills paragraphs by the columns that text takes, and keeps indented lines, such as examples.
 
-    An option of several names has its value once, after the last name.
+    An option of several names has its value once, after the last name. The line on usage holds what
+    has to be given; all the rest is listed below it.
     """
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[argparse._MutuallyExclusiveGroup],
+        prefix: str | None = None,
+    ) -> None:
+        """Leave out what may be left out."""
+        needed = [one for one in actions if one.required or not one.option_strings]
+        others = argparse.Action([], "options", metavar=tr("[options]"))
+        super().add_usage(usage, [*needed, others], (), prefix)
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return _fill(" ".join(text.split()), width)
