@@ -8,12 +8,14 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from merge import apply_delta, convert_checkpoint, make_delta, merge_lora, merge_many
 from merge.errors import MergeError, NumberError, OutputError, UsageError
+from merge.storage.lock import LOCK_NAME
 from tests.kit.files import tree, write_json
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
 from tests.kit.ray_clusters import RayCluster, ray_cluster
@@ -129,6 +131,27 @@ def test_refused_value_is_told_while_other_tasks_end(
         with pytest.raises(NumberError, match="NaN or Inf"):
             merge_lora(base, models / "llama", out, engine="ray", task_size=1 + number)
         assert not tree(out.parent)
+
+
+def test_task_goes_on_as_long_as_the_lock_names_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from merge.engines import ray_worker
+
+    monkeypatch.setattr(ray_worker, "_WATCH_SECONDS", 0.0)
+    lock = tmp_path / LOCK_NAME
+    call: Any = SimpleNamespace(output=tmp_path)
+    watch = ray_worker._EndWatch(ray_worker.Shipment(call, {}, "12\nrun", "", ""))
+    lock.write_text("12\nrun")
+    watch(1)
+    lock.write_text("12")
+    with pytest.raises(OutputError, match="the run has ended"):
+        watch(1)
+    lock.unlink()
+    with pytest.raises(OutputError, match="the run has ended"):
+        watch(1)
+    lock.mkdir()  # what cannot be read says nothing
+    watch(1)
 
 
 def test_progress_never_goes_back_or_beyond_the_end(
