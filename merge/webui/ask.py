@@ -10,6 +10,7 @@ import gradio as gr
 from ..errors import MergeError
 from ..messages import compose, tr
 from . import texts
+from .events import AT_ONCE, QUEUED
 from .fields import ChatFields, add_button
 from .languages import translate_to, translate_to_all
 from .markup import show_answer
@@ -99,16 +100,15 @@ def add_chat(
     def end(request: gr.Request) -> None:
         talker.stop(request.session_hash or "")
 
-    private: Any = {"api_visibility": "private", "show_progress": "hidden"}
     gr.on(
         [ask.click, fields.prompt.submit],
         answer,
         [switch, *fields.parts],
         sides,
         trigger_mode="always_last",
-        **private,
+        **QUEUED,
     )
-    stop.click(end, None, None, queue=False, **private)
+    stop.click(end, None, None, **AT_ONCE)
 
 
 def _make_heading(name: str) -> str:

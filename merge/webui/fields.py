@@ -13,6 +13,7 @@ from ..messages import tr
 from ..options import options_of
 from ..settings import OUTTYPES
 from . import texts
+from .events import AT_ONCE
 from .request import FURTHER_OPTIONS, KINDS
 from .words import Words
 
@@ -50,13 +51,7 @@ def make_merge_fields(words: Words) -> MergeFields:
     outtype = _add(
         words, gr.Dropdown, "outtype", choices=list(OUTTYPES), value=OUTTYPES[0], visible=False
     )
-    kind.change(
-        lambda chosen: gr.update(visible=chosen == "gguf"),
-        kind,
-        outtype,
-        api_visibility="private",
-        queue=False,
-    )
+    kind.change(lambda chosen: gr.update(visible=chosen == "gguf"), kind, outtype, **AT_ONCE)
     with words.add(gr.Accordion, {"label": texts.FURTHER}, open=False, elem_id="further"):
         further = tuple(_make_option(words, name) for name in FURTHER_OPTIONS)
     return MergeFields(base, adapters, output, kind, outtype, further)

@@ -11,6 +11,7 @@ import gradio as gr
 from ..messages import LANGUAGES, compose, find_language
 from . import texts
 from .ask import add_chat
+from .events import AT_ONCE
 from .fields import make_chat_fields, make_merge_fields
 from .languages import choose_language
 from .markup import SUGGESTIONS
@@ -47,9 +48,7 @@ def make_page(root: Root, merges: Merges, talker: Talker, language: str | None) 
             lambda chosen, *states: {**words.updates(chosen), **steps.translate(chosen, *states)},
             [switch, *steps.states],
             shown,
-            api_visibility="private",
-            show_progress="hidden",
-            queue=False,
+            **AT_ONCE,
         ).then(None, switch, None, js=_SET_LANGUAGE)
 
         def load(request: gr.Request) -> dict[gr.Component, object]:
@@ -63,9 +62,7 @@ def make_page(root: Root, merges: Merges, talker: Talker, language: str | None) 
             merges.leave(request.session_hash or "")
 
         targets = [switch, *shown, *steps.model_lists, steps.check_button, steps.adopt_button]
-        loading = page.load(
-            load, None, list(dict.fromkeys(targets)), api_visibility="private", queue=False
-        )
+        loading = page.load(load, None, list(dict.fromkeys(targets)), **AT_ONCE)
         loading.then(None, switch, None, js=_SET_LANGUAGE)
         loading.then(None, None, None, js=_OFFER_MODELS)
         page.unload(leave)

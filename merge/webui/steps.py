@@ -11,6 +11,7 @@ import gradio as gr
 
 from ..errors import MergeError
 from . import texts
+from .events import AT_ONCE, QUEUED
 from .fields import MergeFields, add_button
 from .languages import translate_to, translate_to_all
 from .markup import list_suggestions, show_notice, show_plan, show_progress, show_report
@@ -18,11 +19,6 @@ from .merges import Merge, Merges, Progress, plan
 from .request import Form, to_model_name
 from .root import Root
 from .words import Words
-
-_PRIVATE: Any = {"api_visibility": "private", "show_progress": "hidden"}
-# Answered by the request itself. Gradio's browser code may close the stream of queued answers just
-# as another event is put into the queue, whose answer is then lost.
-_AT_ONCE: Any = {**_PRIVATE, "queue": False}
 
 
 @dataclass(frozen=True)
@@ -77,20 +73,20 @@ class MergeSteps:
             *(self._report, self._checked, self._ended, chat_base, chat_merged),
         ]
         self.check_button.click(
-            self._on_check, [self._switch, *form], checking, trigger_mode="always_last", **_PRIVATE
-        ).then(self._on_change, now, checking, **_AT_ONCE)
+            self._on_check, [self._switch, *form], checking, trigger_mode="always_last", **QUEUED
+        ).then(self._on_change, now, checking, **AT_ONCE)
         gr.on(
             [field.change for field in form],
             self._on_change,
             now,
             checking,
             trigger_mode="always_last",
-            **_AT_ONCE,
+            **AT_ONCE,
         )
-        self._merge.click(self._on_merge, now, merging, **_PRIVATE)
-        self._cancel.click(self._on_cancel, None, None, **_AT_ONCE)
-        self.adopt_button.click(self._on_adopt, self._switch, merging, **_PRIVATE)
-        self._refresh.click(self.find_models, None, self.model_lists, **_AT_ONCE)
+        self._merge.click(self._on_merge, now, merging, **QUEUED)
+        self._cancel.click(self._on_cancel, None, None, **AT_ONCE)
+        self.adopt_button.click(self._on_adopt, self._switch, merging, **QUEUED)
+        self._refresh.click(self.find_models, None, self.model_lists, **AT_ONCE)
 
     def find_models(self) -> dict[Any, Any]:
         """Offer what is below the root."""
