@@ -5,11 +5,33 @@ from __future__ import annotations
 import io
 import threading
 from concurrent.futures import Future
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from ..messages import tr
 from .remote_path import PARTS_AHEAD, RemotePath
 from .urls import NoRangesError, told_as_error
+
+# A tensor that was not read during so many blocks of its file is read no more.
+_IDLE_BLOCKS = 32
+
+
+@dataclass
+class _Reading:
+    """What is known of the reading of one tensor: where the blocks begin that were asked for, the
+    parts that are fetched ahead, and which block of the file was its last.
+    """
+
+    asked: set[int] = field(default_factory=set)
+    ahead: dict[tuple[int, int], Future[bytes]] = field(default_factory=dict)
+    last: int = 0
+
+    def drop(self) -> None:
+        """Let go of what was fetched ahead."""
+        for future in self.ahead.values():
+            future.cancel()
+        self.ahead.clear()
 
 
 class RemoteFile:
@@ -25,33 +47,47 @@ class RemoteFile:
         self._key = str(path.inside)
         self._handles: list[Any] = []
         self._lock = threading.Lock()
-        self._ahead: dict[tuple[int, int], Future[bytes]] = {}
-        # Where the blocks asked for begin, by the end that their readers named.
-        self._asked: dict[int, set[int]] = {}
+        self._readings: dict[int, _Reading] = {}  # by the end that the reader names
+        self._blocks = 0
 
     def read_into(self, buffer: memoryview, offset: int, until: int | None = None) -> None:
-        """Fill ``buffer`` from ``offset`` on; the caller goes on in such steps to ``until``."""
-        count = len(buffer)
-        with self._lock:
-            ready = self._ahead.pop((offset, count), None)
-            if until is not None:
-                asked = self._asked.setdefault(until, set())
-                if ready is None and offset in asked:
-                    asked.clear()  # read once more
-                asked.add(offset)
-                if ready is not None or offset - count in asked:
-                    self._fetch_ahead(offset + count, count, until)
-        buffer[:] = ready.result() if ready is not None else self._fetch(offset, count)
+        """Fill ``buffer`` from byte ``offset`` on; the caller goes on in such steps to ``until``.
 
-    def _fetch_ahead(self, offset: int, count: int, until: int) -> None:
-        asked = self._asked[until]
-        for start in range(offset, until, count):
-            if len(self._ahead) >= PARTS_AHEAD:
-                return
-            if start not in asked:
-                asked.add(start)
-                part = (start, min(count, until - start))
-                self._ahead[part] = self._path.place.pool.submit(self._fetch, *part)
+        Raises ``NetworkError`` or another ``MergeError`` that says what the server answered.
+        """
+        ready = None
+        if until is not None:
+            with self._lock:
+                ready = self._note_block(offset, len(buffer), until)
+        buffer[:] = ready.result() if ready is not None else self._fetch(offset, len(buffer))
+
+    def _note_block(self, offset: int, count: int, until: int) -> Future[bytes] | None:
+        """Fetch what follows a block ahead; return the block itself if it was."""
+        self._blocks += 1
+        reading = self._readings.setdefault(until, _Reading())
+        reading.last = self._blocks
+        ready = reading.ahead.pop((offset, count), None)
+        if ready is None and offset in reading.asked:
+            reading.asked.clear()  # read once more
+        reading.asked.add(offset)
+        if ready is not None or offset - count in reading.asked:
+            self._drop_idle()
+            self._fetch_ahead(reading, offset + count, count, until)
+        return ready
+
+    def _drop_idle(self) -> None:
+        for end, reading in list(self._readings.items()):
+            if reading.last < self._blocks - _IDLE_BLOCKS:
+                reading.drop()
+                del self._readings[end]
+
+    def _fetch_ahead(self, reading: _Reading, offset: int, count: int, until: int) -> None:
+        room = PARTS_AHEAD - sum(len(one.ahead) for one in self._readings.values())
+        wanted = (start for start in range(offset, until, count) if start not in reading.asked)
+        for start in islice(wanted, max(0, room)):
+            reading.asked.add(start)
+            part = (start, min(count, until - start))
+            reading.ahead[part] = self._path.place.pool.submit(self._fetch, *part)
 
     def _fetch(self, offset: int, count: int) -> bytes:
         asked = tr(
@@ -78,10 +114,9 @@ class RemoteFile:
     def drop_ahead(self) -> None:
         """Let go of what was fetched ahead: the reader goes on elsewhere."""
         with self._lock:
-            for future in self._ahead.values():
-                future.cancel()
-            self._ahead.clear()
-            self._asked.clear()
+            for reading in self._readings.values():
+                reading.drop()
+            self._readings.clear()
 
     def close(self) -> None:
         """Let go of what was fetched ahead and of the connections."""

@@ -14,7 +14,7 @@ from merge.storage import http_client, urls
 from merge.storage.input_file import InputFile
 from merge.storage.offload import Offload
 from merge.storage.remote_listing import open_place
-from merge.storage.remote_path import RemotePath
+from merge.storage.remote_path import PARTS_AHEAD, RemotePath
 from merge.storage.urls import hide_credentials
 from tests.kit.containers import values
 from tests.kit.web_server import Web, serve_files
@@ -70,6 +70,21 @@ def test_two_tensors_side_by_side_come_once_and_ahead(web: Web) -> None:
                 _read_in_steps(file, start, BLOCK, first + 50_000) == whole[start : start + BLOCK]
             )
     assert web.sent[NAME] == 100_000
+
+
+def test_parts_of_a_tensor_that_is_read_no_more_make_room(web: Web) -> None:
+    file, whole = InputFile(opened(web)), content(web)
+    for start in (0, BLOCK):  # its first rows alone; four more blocks are fetched
+        _read_in_steps(file, start, BLOCK, 60_000)
+    remote = file._remote
+    assert remote is not None
+    ahead = []
+    for start in range(60_000, 104_000, 1000):
+        assert _read_in_steps(file, start, 1000, 104_000) == whole[start : start + 1000]
+        ahead.append(len(remote._readings[104_000].ahead))
+    assert ahead[1] == 0, "the first tensor's parts take the room"
+    assert max(ahead) == PARTS_AHEAD
+    assert web.sent[NAME] == 60_000 + 44_000
 
 
 def test_a_tensor_read_once_more_is_fetched_ahead_again(web: Web) -> None:
