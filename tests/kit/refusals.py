@@ -45,7 +45,7 @@ _OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 _OTHER = re.compile(r"(?P<script>\w+)\.py(?P<words>(?: --?[\w-]+| [A-Za-z0-9_.]+)*)")
 _QUOTED = re.compile(r"`[^`]*`")
 _OF_LLAMA_CPP = {"--pad-vocab"}
-_SCRIPTS = {
+SCRIPTS = {
     "merge_llama_with_chinese_lora": "merge_lora",
     "resize_llama_vocabulary": "resize_vocabulary",
 }
@@ -76,7 +76,7 @@ def faults(error: MergeError, job: str | None) -> Iterator[str]:
     """What is wrong with the words of a refusal in a job."""
     text = _QUOTED.sub("", str(error))
     for match in _OTHER.finditer(text):
-        command = _SCRIPTS.get(match["script"], match["script"])
+        command = SCRIPTS.get(match["script"], match["script"])
         if command in commands():
             lost = set(_OPTION.findall(match["words"])) - options_of(command)
             yield from (f"{match['script']}.py has no {option}" for option in sorted(lost))

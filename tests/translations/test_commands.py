@@ -12,12 +12,9 @@ import pytest
 from merge.commands import merge_lora
 from merge.commands.language import chosen_language
 from merge.messages import column_width
-from tests.kit.refusals import commands
+from tests.kit.refusals import SCRIPTS, commands
 
-SCRIPTS = {
-    "merge_lora": "merge_llama_with_chinese_lora",
-    "resize_vocabulary": "resize_llama_vocabulary",
-}
+NAMES = {command: script for script, command in SCRIPTS.items()}
 HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
@@ -27,7 +24,7 @@ def test_help_fits_eighty_columns(
     command: str, language: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(sys, "argv", [f"{SCRIPTS.get(command, command)}.py"])
+    monkeypatch.setattr(sys, "argv", [f"{NAMES.get(command, command)}.py"])
     main = import_module(f"merge.commands.{command}").main
     with pytest.raises(SystemExit) as ended:
         main(["--help", "--lang", language])
