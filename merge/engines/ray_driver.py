@@ -6,7 +6,6 @@ up what tasks return.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from ..output.resume import ResumePoint
 from ..output.staged_folder import StagedFolder
 from ..settings import EngineSettings
 from ..sizes import OnBytes, size_text
-from ..storage.lock import LOCK_NAME
+from ..storage.lock import end_run, name_run
 from ..storage.offload import Offload
 from ..tensors.digests import FreshDigests, add_partial_digests
 from ..tensors.finite import note_nonfinite
@@ -113,10 +112,6 @@ class RayEngine:
                 remedy=tr("give a smaller --num_workers or --max_memory, or add a larger machine"),
             )
         return able
-
-    def end(self) -> None:
-        """Take the run's name out of the lock, by which its tasks know that it goes on."""
-        (self.shipment.call.output / LOCK_NAME).write_text(str(os.getpid()), encoding="utf-8")
 
     def run(
         self,
@@ -232,7 +227,7 @@ class _Run:
         import ray
 
         if self._pending:
-            self._engine.end()
+            end_run(self._staged.folder)
             ray.wait(list(self._pending), num_returns=len(self._pending), timeout=_END_SECONDS)
         remove_attempts(self._staged.folder, self._plan.files)
 
@@ -299,8 +294,8 @@ def open_engine(
 
     Raises ``MergeError`` for a cluster that does not answer, or a machine that lacks something.
     """
-    run = f"{os.getpid()}\n{uuid4().hex}"
-    (call.output / LOCK_NAME).write_text(run, encoding="utf-8")
+    run = uuid4().hex
+    name_run(call.output, run)
     resources = {
         "num_cpus": settings.num_workers or 1,
         "memory": settings.memory + _PROCESS_BYTES,

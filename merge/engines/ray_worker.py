@@ -7,6 +7,7 @@ small.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import socket
@@ -25,7 +26,7 @@ from ..output.fingerprint import compute_fingerprint, describe_entry
 from ..output.journal import WrittenFile
 from ..output.resume import ResumePoint
 from ..output.staged_folder import StagedFolder
-from ..storage.lock import LOCK_NAME
+from ..storage.lock import read_run
 from ..storage.offload import Offload
 from ..version import __version__
 from .call import Call, PlannedCall
@@ -172,15 +173,8 @@ class _EndWatch:
     def __call__(self, _: int) -> None:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + _WATCH_SECONDS
-            lock = self._shipment.call.output / LOCK_NAME
-            try:
-                found = lock.read_text(encoding="utf-8")
-            except FileNotFoundError:
-                found = ""
-            except OSError:
-                return
-            if found != self._shipment.run:
-                raise OutputError(tr("the run has ended"), file=self._shipment.call.output)
+            with contextlib.suppress(OSError):
+                _require_run(self._shipment)
 
 
 def _plan_here(shipment: Shipment) -> _Kept:
@@ -222,25 +216,30 @@ def _plan(call: Call, offload: Offload) -> PlannedCall:
 
 
 def _require_same_output(shipment: Shipment) -> None:
-    """The driver holds a lock in the output folder, which must be there on this machine too.
+    """Require that this machine sees the output folder in which the run goes on.
 
-    Raises ``OutputError`` also when the driver has ended the run.
+    Raises ``OutputError``.
     """
-    lock = shipment.call.output / LOCK_NAME
     try:
-        found = lock.read_text(encoding="utf-8")
+        _require_run(shipment)
     except OSError as error:
-        found = error.strerror or str(error)
-    if found != shipment.run:
-        raise OutputError(
-            tr("a machine of the cluster does not see the output folder as this one does"),
-            file=shipment.call.output,
-            expected=tr("the lock of this run in it"),
-            found=tr(
-                "on {machine}: {found}", machine=describe_machine(), found=found.partition("\n")[0]
-            ),
-            remedy=_SHARE,
-        )
+        raise _output_error(shipment, error.strerror or str(error)) from error
+
+
+def _require_run(shipment: Shipment) -> None:
+    """Raise ``OutputError`` unless the lock names this run, ``OSError`` if it cannot be read."""
+    if read_run(shipment.call.output) != shipment.run:
+        raise _output_error(shipment, tr("no lock, or one that does not name it"))
+
+
+def _output_error(shipment: Shipment, found: str) -> OutputError:
+    return OutputError(
+        tr("a machine of the cluster does not see the output folder as this one does"),
+        file=shipment.call.output,
+        expected=tr("the lock of this run in it"),
+        found=tr("on {machine}: {found}", machine=describe_machine(), found=found),
+        remedy=_SHARE,
+    )
 
 
 def _require_same_plan(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:

@@ -24,9 +24,9 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 class FolderLock:
     """Held in a ``with`` block by the one process that writes to ``folder``.
 
-    The lock is a file with the process's id; a run of several processes may write its name on a
-    second line. It is removed at the end; one that a killed process
-    left behind does not count. Raises ``OutputError`` when another process holds it.
+    The lock is a file with the process's id, and the name of the run where other processes take
+    part in it (``name_run``). It is removed at the end; one that a killed process left behind does
+    not count. Raises ``OutputError`` when another process holds it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,6 +68,32 @@ class FolderLock:
             self._path.unlink()
         if sys.platform != "win32":  # locked until it is gone, so that nobody locks it in between
             os.close(self._handle)
+
+
+def name_run(folder: Path, run: str) -> None:
+    """Let a run that holds the lock of ``folder`` be known by name, on other machines too.
+
+    The process's id stays where it is at every moment. Raises ``OSError``.
+    """
+    with (folder / LOCK_NAME).open("a", encoding="utf-8") as lock:
+        lock.write(f"\n{run}")
+
+
+def read_run(folder: Path) -> str:
+    """The name of the run that goes on in ``folder``, empty for none. Raises ``OSError``."""
+    try:
+        return (folder / LOCK_NAME).read_text(encoding="utf-8").partition("\n")[2]
+    except FileNotFoundError:
+        return ""
+
+
+def end_run(folder: Path) -> None:
+    """Take the name of the run out of the lock that this process holds, as far as that is allowed.
+
+    Cutting it off needs no room on a full disk.
+    """
+    with contextlib.suppress(OSError):
+        os.truncate(folder / LOCK_NAME, len(str(os.getpid())))
 
 
 def require_unlocked(folder: Path) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from merge import apply_delta, convert_checkpoint, make_delta, merge_lora, merge_many
+from merge.engines import ray_worker
 from merge.errors import MergeError, NumberError, OutputError, UsageError
-from merge.storage.lock import LOCK_NAME
+from merge.storage.lock import LOCK_NAME, FolderLock, end_run, name_run
 from tests.kit.files import tree, write_json
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
 from tests.kit.ray_clusters import RayCluster, ray_cluster
@@ -98,12 +99,17 @@ def test_deltas_and_conversions_run_there_too(
         assert contents(tmp_path / "ray" / name) == contents(tmp_path / "local" / name)
 
 
+def save_infinite_base(folder: Path) -> Path:
+    """A base with one element that is Inf."""
+    tensors = base_tensors()
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("inf")
+    return save_base(folder, tensors)
+
+
 def test_allowed_nonfinite_values_are_told(
     connected: RayCluster, models: Path, tmp_path: Path
 ) -> None:
-    tensors = base_tensors()
-    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("inf")
-    base = save_base(tmp_path / "base", tensors)
+    base = save_infinite_base(tmp_path / "base")
     inputs: dict[str, Any] = {"base_model": base, "lora_model": models / "llama"}
     texts, notes = [], []
     for engine in ("local", "ray"):
@@ -123,9 +129,7 @@ def test_refused_value_is_told_while_other_tasks_end(
     connected: RayCluster, models: Path, tmp_path: Path
 ) -> None:
     """Ray itself aborts a process that cancels a task just when it ends."""
-    tensors = base_tensors()
-    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("inf")
-    base = save_base(tmp_path / "base", tensors)
+    base = save_infinite_base(tmp_path / "base")
     for number in range(8):
         out = tmp_path / str(number) / "out"
         with pytest.raises(NumberError, match="NaN or Inf"):
@@ -136,21 +140,20 @@ def test_refused_value_is_told_while_other_tasks_end(
 def test_task_goes_on_as_long_as_the_lock_names_its_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from merge.engines import ray_worker
-
     monkeypatch.setattr(ray_worker, "_WATCH_SECONDS", 0.0)
-    lock = tmp_path / LOCK_NAME
+    monkeypatch.setattr(ray_worker, "describe_machine", lambda: "here")
     call: Any = SimpleNamespace(output=tmp_path)
-    watch = ray_worker._EndWatch(ray_worker.Shipment(call, {}, "12\nrun", "", ""))
-    lock.write_text("12\nrun")
-    watch(1)
-    lock.write_text("12")
-    with pytest.raises(OutputError, match="the run has ended"):
+    watch = ray_worker._EndWatch(ray_worker.Shipment(call, {}, "this run", "", ""))
+    with FolderLock(tmp_path):
+        name_run(tmp_path, "this run")
         watch(1)
-    lock.unlink()
-    with pytest.raises(OutputError, match="the run has ended"):
+        end_run(tmp_path)
+        assert (tmp_path / LOCK_NAME).read_text() == str(os.getpid())
+        with pytest.raises(OutputError, match="does not see the output folder"):
+            watch(1)
+    with pytest.raises(OutputError, match="does not see the output folder"):
         watch(1)
-    lock.mkdir()  # what cannot be read says nothing
+    (tmp_path / LOCK_NAME).mkdir()  # what cannot be read says nothing
     watch(1)
 
 
