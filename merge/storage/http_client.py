@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _BUSY = (408, 429, 500, 502, 503, 504)
 _PARTIAL = 206
 _FIRST_WAIT = 0.25
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/", re.ASCII)
 _VALIDATORS = ("ETag", "Last-Modified")
 
 
@@ -39,11 +41,18 @@ def _is_small(answer: ClientResponse) -> bool:
     return answer.content_length is not None and answer.content_length <= SMALL_BYTES
 
 
+def _count_promised(answer: ClientResponse) -> int:
+    """Bytes of the part that ``Content-Range: bytes FIRST-LAST/SIZE`` announces, 0 without it."""
+    span = _CONTENT_RANGE.match(answer.headers.get("Content-Range", ""))
+    return int(span[2]) - int(span[1]) + 1 if span else 0
+
+
 class _CarefulClient:
     """Asks again where a server is busy or a connection breaks, and compares versions.
 
     The body of a part, or of a small file, is read here, so that a connection that breaks in it
-    counts as well. Answers for one URL must all be of the version that the first one was of.
+    counts as well, and so does a part that is shorter than its ``Content-Range`` says: the server's
+    file is being written. Answers for one URL must all be of the version that the first one was of.
     """
 
     def __init__(self) -> None:
@@ -76,7 +85,11 @@ class _CarefulClient:
                 tr("status {status} instead of {partial}", status=answer.status, partial=_PARTIAL)
             )
         if wants_part or (request.method == "GET" and _is_small(answer)):
-            await answer.read()
+            body = await answer.read()
+            if wants_part and len(body) < _count_promised(answer):
+                raise aiohttp.ClientPayloadError(
+                    tr("{n_content:,} bytes came", n_content=len(body))
+                )
         return answer
 
     def _require_same_version(self, request: ClientRequest, answer: ClientResponse) -> None:

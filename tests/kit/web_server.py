@@ -14,8 +14,8 @@ from pathlib import Path
 class Web:
     """What a server serves, how it fails, and what it has been asked for.
 
-    ``busy`` and ``cut`` count answers by file name: so many times 503, or an end in mid-body.
-    A file in ``stalled`` is answered with headers alone until ``stop`` is set. ``before_part`` is
+    ``busy``, ``cut`` and ``short`` count answers by file name: so many times 503, an end in
+    mid-body, or a part that is shorter than its ``Content-Range`` says. A file in ``stalled`` is answered with headers alone until ``stop`` is set. ``before_part`` is
     called with the name and how many parts of it were asked for before.
     """
 
@@ -24,6 +24,7 @@ class Web:
     validators: bool = True
     busy: dict[str, int] = field(default_factory=dict)
     cut: dict[str, int] = field(default_factory=dict)
+    short: dict[str, int] = field(default_factory=dict)
     stalled: set[str] = field(default_factory=set)
     status: int | None = None
     before_part: Callable[[str, int], None] = lambda name, count: None
@@ -87,6 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
             with path.open("rb") as stream:
                 stream.seek(start)
                 part = stream.read(stop - start)
+            if web.take(web.short, path.name):  # as of a file that is being written
+                part = part[: len(part) // 2]
             return self._send(206, part, headers, with_body, path.name)
         return self._send(200, path.read_bytes(), headers, with_body, path.name)
 

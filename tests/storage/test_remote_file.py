@@ -114,14 +114,14 @@ def test_blocks_in_a_row_are_fetched_ahead_but_not_beyond_their_end(web: Web) ->
     assert web.sent[NAME] == until
 
 
-@pytest.mark.parametrize("fault", ["busy", "cut"])
+@pytest.mark.parametrize("fault", ["busy", "cut", "short"])
 def test_passing_faults_are_not_noticed(web: Web, fault: str) -> None:
     file = InputFile(opened(web))
     getattr(web, fault)[NAME] = 2
     assert file.read(100, 5000) == content(web)[100:5100]
 
 
-@pytest.mark.parametrize("fault", ["busy", "cut"])
+@pytest.mark.parametrize("fault", ["busy", "cut", "short"])
 def test_lasting_faults_are_told_with_url_request_and_answer(web: Web, fault: str) -> None:
     path = opened(web)
     getattr(web, fault)[NAME] = 99
