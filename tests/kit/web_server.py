@@ -15,8 +15,9 @@ class Web:
     """What a server serves, how it fails, and what it has been asked for.
 
     ``busy``, ``cut`` and ``short`` count answers by file name: so many times 503, an end in
-    mid-body, or a part that is shorter than its ``Content-Range`` says. A file in ``stalled`` is answered with headers alone until ``stop`` is set. ``before_part`` is
-    called with the name and how many parts of it were asked for before.
+    mid-body, or a part that is shorter than its ``Content-Range`` says. A file in ``stalled`` is
+    answered with headers alone until ``stop`` is set. ``before_part`` is called with the name and
+    how many parts of it were asked for before.
     """
 
     root: Path
