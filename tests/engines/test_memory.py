@@ -51,12 +51,17 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 MIB = 1024 if sys.platform == "linux" else 1 << 20  # of ru_maxrss
 
 
+def measure(*words: object) -> float:
+    """MiB that a command takes at its peak."""
+    done = run_python("-c", MEASURED, *words)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout) / MIB
+
+
 def peak(base: Path, adapter: Path, output: Path, *more: str) -> float:
     """MiB that a merge takes at its peak."""
     merge = command("--base_model", base, "--lora_model", adapter, "--output_dir", output)
-    done = run_python("-c", MEASURED, *merge, "--output_type", "huggingface", *more)
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout) / MIB
+    return measure(*merge, "--output_type", "huggingface", *more)
 
 
 @pytest.mark.slow
@@ -75,7 +80,8 @@ def test_dora_on_the_embeddings_takes_no_more_memory_than_a_plain_lora(tmp_path:
         adapter = make_lora(tmp_path / name, base, dtype=torch.float16, std=0.02, **config)
         peaks.append(peak(base, adapter, tmp_path / f"{name}-out"))
     assert peaks[1] < peaks[0] + 24, peaks
-    assert peaks[1] < 400, peaks
+    torch_alone = measure(sys.executable, "-c", "import torch")  # a build for CUDA takes 500 more
+    assert peaks[1] < torch_alone + 180, (torch_alone, peaks)
 
 
 @pytest.mark.slow
