@@ -5,17 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from ..interruption import raise_if_interrupted
 from ..layouts.decoder import VOCABULARY_TENSORS
 from ..tensors.lazy import LazyTensor, block_rows, scratch
 from ..tensors.patched import PatchedTensor
-from ..tensors.statistics import ChangeRecorder, ObservedTensor, RowRecorder
+from ..tensors.statistics import (
+    ChangeRecorder,
+    ChangeState,
+    ObservedTensor,
+    RowRecorder,
+    RowStatistics,
+)
 from ..tensors.threads import ComputePool, use_one_torch_thread
 from .apply import WHOLE_ROWS, Step
 from .factor_norms import measure_factors
 from .patches import LowRank
+
+
+@dataclass(frozen=True)
+class MeasuredStates:
+    """What the recorders of ``Measurements`` have collected, by tensor."""
+
+    changes: Mapping[str, ChangeState]
+    rows: Mapping[str, Mapping[int, RowStatistics]]
 
 
 @dataclass(frozen=True)
@@ -39,19 +52,19 @@ class Measurements:
         kept = {name: one for name, one in tensors.items() if name in changes or name in rows}
         return cls(kept, changes, rows)
 
-    def export(self) -> dict[str, Any]:
-        """What has been collected in this process, as JSON holds it."""
-        return {
-            "changes": {name: one.export() for name, one in self.changes.items()},
-            "rows": {name: one.export() for name, one in self.rows.items()},
-        }
+    def take_states(self) -> MeasuredStates:
+        """What has been collected in this process since the last call, which pickle can hold."""
+        return MeasuredStates(
+            {name: one.take_state() for name, one in self.changes.items() if one.blocks},
+            {name: one.take_state() for name, one in self.rows.items() if one.blocks},
+        )
 
-    def include(self, exported: Mapping[str, Any]) -> None:
-        """Add what ``export`` gave in a process that computed other tensors, or other blocks."""
-        for name, values in exported["changes"].items():
-            self.changes[name].include(values)
-        for name, values in exported["rows"].items():
-            self.rows[name].include(values)
+    def add_states(self, states: MeasuredStates) -> None:
+        """Add what a process has collected that computed other tensors, or other blocks."""
+        for name, state in states.changes.items():
+            self.changes[name].add_state(state)
+        for name, blocks in states.rows.items():
+            self.rows[name].add_state(blocks)
 
     def list_incomplete(self) -> list[str]:
         """Names of tensors that were not computed here, as those that an earlier run wrote."""

@@ -188,6 +188,8 @@ class _Run:
             task = self._pending.pop(ref)
             add_partial_digests(self._named, result.digests)
             note_nonfinite(self._plan.checked, result.nonfinite)
+            if self._plan.measured and result.measured:
+                self._plan.measured.add_states(result.measured)
             self._progress.finish(result.files)
             if task is None or task.part is None:
                 self._finish(result)

@@ -33,6 +33,7 @@ from .call import Call, PlannedCall
 from .tasks import Task, plan_joining, select
 
 if TYPE_CHECKING:
+    from ..deltas.observed import MeasuredStates
     from ..plan.placement import Plan
     from ..tensors.digests import PartialDigest
     from ..tensors.lazy import LazyTensor
@@ -66,13 +67,14 @@ class TaskResult:
     """What a task has written, in an ``attempt`` of this name, and seen on the way.
 
     ``digests`` are what is known of tensors' contents, by their names in ``JobInputs.tensors``;
-    ``nonfinite`` are the result's tensors that hold NaN or Inf.
+    ``nonfinite`` are the result's tensors that hold NaN or Inf; ``measured`` is for a report.
     """
 
     attempt: str
     files: Mapping[str, WrittenFile]
     digests: Mapping[str, PartialDigest] = field(default_factory=dict)
     nonfinite: tuple[str, ...] = ()
+    measured: MeasuredStates | None = None
 
 
 @dataclass
@@ -122,7 +124,9 @@ def write_tensors(shipment: Shipment, task: Task) -> TaskResult:
     here = _plan_here(shipment)
     plan, named = here.job.plan, here.job.reads().tensors(here.job.plan)
     attempt, files = _run_engine(shipment, select(plan, task), named)
-    return TaskResult(attempt, files, get_partial_digests(named), find_nonfinite(plan.checked))
+    measured = plan.measured.take_states() if plan.measured else None
+    found = find_nonfinite(plan.checked)
+    return TaskResult(attempt, files, get_partial_digests(named), found, measured)
 
 
 def join_parts(shipment: Shipment, file: str, *parts: TaskResult) -> TaskResult:

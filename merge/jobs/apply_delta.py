@@ -213,6 +213,7 @@ def _plan_job(
     )
     named = tuple(name for name, _ in names.values())
     plan = _plan_output(result, rows, config, tokenizer, named, settings)
+    plan = replace(plan, measured=measured)
     changes = _describe_changes(result, settings)
     return PlannedJob(
         plan,

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     from ..deltas.adapter import Adapter
     from ..deltas.apply import MergedModel
-    from ..deltas.observed import Measurements
     from ..keywords import MergeOptions
     from ..output.journal import WrittenFile
     from ..plan.placement import Plan
@@ -148,8 +147,7 @@ def _prepare_report(job: MergeJob, started: float) -> ReportMaker:
     from ..reports.merge_source import describe_merge
     from ..reports.report_files import ReportMaker
 
-    assert job.measured is not None, "a merge with a report is measured"
-    return ReportMaker(describe_merge(job, job.measured), started)
+    return ReportMaker(describe_merge(job), started)
 
 
 def verify_result(
@@ -202,7 +200,6 @@ class MergeJob:
 
     ``base`` is what the adapters are merged into: the ``plain`` base, with the ``delta`` on it
     where there is one. ``notes`` are on the delta, and on the order of published adapters.
-    ``measured`` are the statistics for a report, where one is wanted.
     """
 
     sources: Sources
@@ -216,7 +213,6 @@ class MergeJob:
     plain: Checkpoint
     delta: Checkpoint | None
     notes: tuple[str, ...] = ()
-    measured: Measurements | None = None
 
     def reads(self) -> JobInputs:
         """What it reads."""
@@ -319,9 +315,9 @@ def plan_merge(
     )
     named = (sources.base_model, *filter(None, [sources.delta_model]), *sources.lora_models)
     model = Model(tensors, merged.tied, rows, config, sources.tokenizer, named)
-    plan = plan_output(model, settings)
+    plan = replace(plan_output(model, settings), measured=measured)
     parts = (vocabulary, base, adapters, merged, plan, plain, delta)
-    return MergeJob(sources, settings, config, *parts, (*base_notes, *order_notes), measured)
+    return MergeJob(sources, settings, config, *parts, (*base_notes, *order_notes))
 
 
 def _open_adapters(

@@ -268,8 +268,7 @@ def _plan(
         ) from None
     merge = plan_merge(sources, settings, offload)
     _require_same_adapters(folder, parsed, [[*a.digests.values()] for a in merge.adapters])
-    assert merge.measured is not None, "it was asked for"
-    return describe_merge(merge, merge.measured), merge.plan
+    return describe_merge(merge), merge.plan
 
 
 def _text(source: str | Path | None) -> str | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import LayoutError
 from ..formats.container import TensorInfo
@@ -39,6 +40,9 @@ from .documents import (
 )
 from .gguf import require_every_tensor, require_gguf_model
 
+if TYPE_CHECKING:
+    from ..deltas.observed import Measurements
+
 # Room for containers' headers and for the manifest, beside the tensors themselves.
 _ALLOWANCE = 1 << 20
 
@@ -51,7 +55,7 @@ class Plan:
     digest as it is written; ``checked`` are the same, whose numbers are looked at too. ``headers``
     stand in weight files before what their container writes;
     ``notes`` are lines for people. ``imatrix`` is the file of an importance matrix, which
-    shapes the result too.
+    shapes the result too. ``measured`` collects statistics for a report, where one is wanted.
     """
 
     placed: tuple[PlacedTensor, ...]
@@ -61,6 +65,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     checked: Mapping[str, LazyTensor] = field(default_factory=dict)
     imatrix: Path | None = None
+    measured: Measurements | None = None
 
     @cached_property
     def files(self) -> dict[str, list[TensorInfo]]:

@@ -7,15 +7,16 @@ from typing import Any
 
 from ..checksums.adapter_order import PREREQUISITES
 from ..deltas.adapter import Adapter
-from ..deltas.observed import Measurements
 from ..errors import UsageError
 from ..plan.adapter_checks import check_order
 from .content import ReportSource
 from .merge_text import PlannedMerge
 
 
-def describe_merge(job: PlannedMerge, measured: Measurements) -> ReportSource:
-    """What the report of this merge is made of."""
+def describe_merge(job: PlannedMerge) -> ReportSource:
+    """What the report of this merge, which is measured, is made of."""
+    measured = job.plan.measured
+    assert measured is not None, "a merge with a report is measured"
     sources, vocabulary = job.sources, job.vocabulary
     rows = vocabulary.require_rows(new_tokens=True)
     tokens = sources.tokenizer.n_tokens or 0

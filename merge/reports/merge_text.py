@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..job_settings import MergeSettings
     from ..plan.documents import ModelConfig
     from ..plan.inputs import Sources
+    from ..plan.placement import Plan
     from ..plan.vocabulary import Vocabulary
     from ..tensors.lazy import Checkpoint
 
@@ -42,6 +43,8 @@ class PlannedMerge(Protocol):
     def plain(self) -> Checkpoint: ...
     @property
     def delta(self) -> Checkpoint | None: ...
+    @property
+    def plan(self) -> Plan: ...
     @property
     def notes(self) -> tuple[str, ...]: ...
 

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from threading import Lock
-from typing import Any
 
 import torch
 
@@ -50,6 +49,14 @@ class FactorStatistics:
     change: float
     ranks: tuple[float, ...]
     rank: float
+
+
+@dataclass(frozen=True)
+class ChangeState:
+    """What a ``ChangeRecorder`` has collected: blocks by their first row."""
+
+    blocks: Mapping[int, BlockStatistics]
+    factors: FactorStatistics | None
 
 
 class ChangeRecorder:
@@ -105,20 +112,16 @@ class ChangeRecorder:
             stages,
         )
 
-    def export(self) -> dict[str, Any]:
-        """What has been collected, as JSON holds it."""
-        return {
-            "blocks": {str(begin): vars(block) for begin, block in sorted(self.blocks.items())},
-            "factors": None if self.factors is None else vars(self.factors),
-        }
+    def take_state(self) -> ChangeState:
+        """What has been collected since the last call; the recorder is as new then."""
+        taken = ChangeState(self.blocks, self.factors)
+        self.blocks, self.factors = {}, None
+        return taken
 
-    def include(self, exported: Mapping[str, Any]) -> None:
-        """Add what ``export`` of another recorder of the same tensor gave."""
-        for begin, block in exported["blocks"].items():
-            self.blocks[int(begin)] = BlockStatistics(**{**block, "stages": tuple(block["stages"])})
-        if (factors := exported["factors"]) is not None:
-            whole = {name: tuple(factors[name]) for name in ("stages", "ranks")}
-            self.factors = FactorStatistics(**{**factors, **whole})
+    def add_state(self, state: ChangeState) -> None:
+        """Add what another recorder of the same tensor has collected."""
+        self.blocks |= state.blocks
+        self.factors = state.factors or self.factors
 
 
 class BlockObserver:
@@ -234,14 +237,14 @@ class RowRecorder:
             math.fsum(block.change for block in blocks),
         )
 
-    def export(self) -> dict[str, Any]:
-        """What has been collected, as JSON holds it."""
-        return {"blocks": {str(begin): vars(block) for begin, block in self.blocks.items()}}
+    def take_state(self) -> dict[int, RowStatistics]:
+        """What has been collected since the last call, by a block's first row."""
+        taken, self.blocks = self.blocks, {}
+        return taken
 
-    def include(self, exported: Mapping[str, Any]) -> None:
-        """Add what ``export`` of another recorder of the same tensor gave."""
-        for begin, block in exported["blocks"].items():
-            self.blocks[int(begin)] = RowStatistics(**{**block, "norms": tuple(block["norms"])})
+    def add_state(self, blocks: Mapping[int, RowStatistics]) -> None:
+        """Add what another recorder of the same tensor has collected."""
+        self.blocks |= blocks
 
 
 @dataclass(frozen=True)

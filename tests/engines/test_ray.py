@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -17,6 +18,7 @@ from merge import apply_delta, convert_checkpoint, make_delta, merge_lora, merge
 from merge.engines import ray_worker
 from merge.errors import MergeError, NumberError, OutputError, UsageError
 from merge.storage.lock import LOCK_NAME, FolderLock, end_run, name_run
+from merge.version import REPORT_JSON
 from tests.kit.files import tree, write_json
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, base_tensors, save_adapter, save_base
 from tests.kit.ray_clusters import RayCluster, ray_cluster
@@ -97,6 +99,32 @@ def test_deltas_and_conversions_run_there_too(
         apply_delta(models / "base", tmp_path / "delta", out / "applied", **how)
     for name in ("converted", "applied"):
         assert contents(tmp_path / "ray" / name) == contents(tmp_path / "local" / name)
+
+
+REPORTED = ("tensors", "changes", "heat_map", "ranks", "vocabulary", "most_changed", "findings")
+
+
+@pytest.mark.parametrize("size", TASK_SIZES)
+def test_reports_are_made_of_what_workers_measure(
+    connected: RayCluster, models: Path, tmp_path: Path, size: str
+) -> None:
+    """All numbers are those of a local merge, and nothing is computed a second time for them."""
+    save_base(tmp_path / "tuned", {key: value * 1.5 for key, value in base_tensors().items()})
+    make_delta(models / "base", tmp_path / "tuned", tmp_path / "delta")
+    engines: dict[str, dict[str, Any]] = {
+        "local": {"report": True},
+        "ray": {"report": True, "engine": "ray", "task_size": size},
+    }
+    reports = {}
+    for name, how in engines.items():
+        outs = [tmp_path / name / job for job in ("merged", "applied")]
+        merge_lora(models / "base", models / "llama", outs[0], **how)
+        how["delta_embeddings"] = "difference"
+        apply_delta(models / "base", tmp_path / "delta", outs[1], **how)
+        reports[name] = [json.loads((out / REPORT_JSON).read_bytes()) for out in outs]
+    for local, ray in zip(reports["local"], reports["ray"], strict=True):
+        assert ray["run"]["tensors_measured_again"] == 0
+        assert {name: ray[name] for name in REPORTED} == {name: local[name] for name in REPORTED}
 
 
 def save_infinite_base(folder: Path) -> Path:
