@@ -14,7 +14,7 @@ from gettext import NullTranslations
 from pathlib import Path
 from typing import Any
 
-from .messages import Message, column_width, tr, translate
+from .messages import Message, column_width, rename_paths, tr, translate
 
 # Longer than any path that a system allows.
 _LONGEST = 5000
@@ -92,6 +92,12 @@ class MergeError(Exception):
             for label, value in self.facts.items()
         }
         return _lay_out(shown(translate(self.sentence, catalogue)), facts)
+
+    def rename_paths(self, names: Mapping[Path, str]) -> None:
+        """Say these names in place of paths, as of copies that the user has never seen."""
+        self.sentence = rename_paths(self.sentence, names)
+        self.facts = {label: rename_paths(value, names) for label, value in self.facts.items()}
+        self.args = (self.sentence,)
 
 
 _LABELS = {

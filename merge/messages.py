@@ -148,6 +148,24 @@ def _translate_value(value: object, catalogue: gettext.NullTranslations) -> obje
     return value.translated(catalogue) if isinstance(value, _Translatable) else value
 
 
+def rename_paths(text: str, names: Mapping[Path, str]) -> str:
+    """Say names in place of paths; a message stays one.
+
+    >>> rename_paths(tr("in {path}", path=Path("copy") / "a"), {Path("copy"): "s3://b"})
+    'in s3://b/a'
+    """
+    if isinstance(text, Message):
+        values = {key: _rename_in_value(value, names) for key, value in text.values.items()}
+        return Message(text.template, **values)
+    for path, name in names.items():
+        text = text.replace(str(path), name)
+    return text
+
+
+def _rename_in_value(value: object, names: Mapping[Path, str]) -> object:
+    return rename_paths(str(value), names) if isinstance(value, (str, Path)) else value
+
+
 def translate_all(texts: Sequence[str]) -> list[str]:
     """Each of several texts in the language of ``used_language``."""
     return [translate(text) for text in texts]

@@ -50,9 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Make the parser of this command."""
     parser = command_parser(_DESCRIPTION, _EPILOG)
     for name in ("A", "B"):
-        parser.add_argument(
-            name.lower(), metavar=name, type=Path, help=tr("model folder, or one weight file")
-        )
+        parser.add_argument(name.lower(), metavar=name, help=tr("model folder, or one weight file"))
     parser.add_argument(
         "--max_ulp",
         type=int,
@@ -69,18 +67,20 @@ def _compare(args: argparse.Namespace) -> int:
     if args.max_ulp < 0:
         raise UsageError(tr("--max_ulp must be at least 0"), found=args.max_ulp)
 
+    from ..plan.places import find_result
     from ..storage.offload import Offload
     from ..verification.compare import compare_checkpoints
     from ..verification.loading import open_any
     from .progress import progress_bar
 
     with Offload(None, Path.cwd()) as offload:
-        ours, theirs = open_any(args.a, offload), open_any(args.b, offload)
+        places = [find_result(name) for name in (args.a, args.b)]
+        ours, theirs = (open_any(place, offload) for place in places)
         if not ours.tensors and not theirs.tensors:
             raise UsageError(
                 tr("there is nothing to compare: neither of the two holds a tensor"),
-                file=args.a,
-                found=tr("no tensors, and none in {b}", b=args.b),
+                file=places[0],
+                found=tr("no tensors, and none in {b}", b=places[1]),
                 remedy=tr("give two models, or two weight files"),
             )
         with progress_bar(args.quiet, tr("comparing")) as on_progress:

@@ -102,6 +102,7 @@ def _print_lines(
             if not args.quiet:
                 say(line)
     except MergeError as refusal:
+        refusal.rename_paths(offload.copies)
         say(tr("refused    {refusal}", refusal=explain(refusal)))
         return DIFFERENT
     return DONE
@@ -122,6 +123,7 @@ def _print_json(
         if base is not None:
             found["fits"] = check_fit(folder, base, offload, layouts, not args.no_digest)
     except MergeError as refusal:
+        refusal.rename_paths(offload.copies)
         found["refused"] = describe_error(refusal)
     print_json(found)
     return DIFFERENT if found["refused"] else DONE

@@ -30,7 +30,12 @@ def collect_facts(folder: AdapterFolder, offload: Offload, digest: bool = True) 
     from ..plan.adapter_checks import require_consistent_copies
 
     opened = open_adapter(folder, offload)
-    facts = {**_describe_config(folder), **_describe_tensors(opened), **_describe_files(opened)}
+    facts = {
+        "path": offload.get_name(folder.path),
+        **_describe_config(folder),
+        **_describe_tensors(opened),
+        **_describe_files(opened),
+    }
     if digest:
         require_consistent_copies([opened])
         facts |= _describe_digest(opened)
@@ -54,14 +59,13 @@ def check_fit(
         "base_model": str(base),
         "output_types": list(jobs),
         "refused": {layout: error.sentence for layout, error in refused.items()},
-        "tokenizer": str(job.sources.tokenizer.path),
+        "tokenizer": offload.get_name(job.sources.tokenizer.path),
     }
 
 
 def _describe_config(folder: AdapterFolder) -> dict[str, Any]:
     fields = folder.fields
     return {
-        "path": str(folder.path),
         "kind": fields.get("peft_type", "LORA"),
         "container": "gguf" if folder.gguf is not None else "peft",
         "peft_version": None if folder.gguf is not None else guess_release(fields),

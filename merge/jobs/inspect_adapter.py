@@ -53,7 +53,7 @@ def describe_adapter(
     fields = folder.fields
     if digest:
         start_digests(folder.path / name for name in WEIGHT_NAMES)
-    yield tr("adapter    {path}", path=folder.path)
+    yield tr("adapter    {path}", path=offload.get_name(folder.path))
     release = tr("in GGUF form") if folder.gguf is not None else f"PEFT {guess_release(fields)}"
     yield tr("kind       {text}, {release}", text=fields.get("peft_type", "LORA"), release=release)
     yield tr("base       {text}", text=fields.get("base_model_name_or_path") or tr("not recorded"))
@@ -238,7 +238,7 @@ def _describe_fit(
         tr("not as     {layout}: {sentence}", layout=layout, sentence=error.sentence)
         for layout, error in refused.items()
     )
-    yield tr("tokenizer  {path}", path=job.sources.tokenizer.path)
+    yield tr("tokenizer  {path}", path=offload.get_name(job.sources.tokenizer.path))
     yield from (line.replace("adapter 1:", "would have") for line in describe_changes(job))
     if not digest:
         yield tr("order      of published adapters not checked, because no digest was made")

@@ -125,7 +125,8 @@ def run_call(
         require_consistent_copies(job.adapters)
         named = (*job.plan.documents, *(REPORT_NAMES if chosen.report else ()))
         require_names_free(target, named, chosen.overwrite or chosen.resume)
-        maker = _prepare_report(job, started) if chosen.report and not chosen.dry_run else None
+        wants_report = chosen.report and not chosen.dry_run
+        maker = _prepare_report(job, started, offload) if wants_report else None
         check = make_input_check(job, same_inputs_as)
         check()
         member = together.member if together else None
@@ -135,19 +136,19 @@ def run_call(
             job.plan,
             time.monotonic() - started,
             chosen.dry_run,
-            (*known, *describe_inputs(job), *offload.describe_network()),
+            offload.rename(*known, *describe_inputs(job), *offload.describe_network()),
             tuple(describe_changes(job)),
-            (*resumed, *describe_notes(job)),
+            offload.rename(*resumed, *describe_notes(job)),
             job,
             sources=sources.named,
         )
 
 
-def _prepare_report(job: MergeJob, started: float) -> ReportMaker:
+def _prepare_report(job: MergeJob, started: float, offload: Offload) -> ReportMaker:
     from ..reports.merge_source import describe_merge
     from ..reports.report_files import ReportMaker
 
-    return ReportMaker(describe_merge(job), started)
+    return ReportMaker(replace(describe_merge(job), copies=offload.copies), started)
 
 
 def verify_result(

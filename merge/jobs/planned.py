@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +124,7 @@ def write_and_report(
         from ..reports.report_files import ReportMaker
 
         require_names_free(folder, REPORT_NAMES, settings.overwrite or settings.resume)
-        maker = ReportMaker(job.report(), started)
+        maker = ReportMaker(replace(job.report(), copies=offload.copies), started)
 
     def check() -> None:
         require_same()
@@ -134,7 +134,8 @@ def write_and_report(
     seconds = time.monotonic() - started
     dry_run = settings.dry_run
     notes = job.notes if dry_run else (*resumed, *job.notes, *job.final_notes(bool(resumed)))
-    lines = (*job.inputs(), *offload.describe_network()), job.changes, notes
+    inputs = offload.rename(*job.inputs(), *offload.describe_network())
+    lines = inputs, job.changes, offload.rename(*notes)
     sources = {role: model.source for role, model in job.models.items()}
     return Report(folder.path, job.plan, seconds, dry_run, *lines, sources=sources)
 

@@ -186,7 +186,9 @@ def _measure(
         count = byte_counter(pace.following(on_progress), total)
         measured.compute_missing(settings.workers, count)
         _require_same_result(folder, parsed, measured)
-        return build_report(replace(source, is_merge=False), manifest, pace, len(tensors))
+        return build_report(
+            replace(source, is_merge=False, copies=offload.copies), manifest, pace, len(tensors)
+        )
 
 
 def _make_settings(

@@ -111,6 +111,8 @@ def verify_merge(
     with Offload(chosen.offload_parent, folder, "buffered") as offload:
         inputs = None if files_only else _load_inputs(named, manifest, offload)
         found = _check_result(folder, manifest, inputs, chosen.workers, offload, on_progress)
+    for fault in found.faults:
+        fault.rename_paths(offload.copies)
     if inputs is not None and manifest is None:
         found.checked.append(named.describe_assumptions())
     seconds = time.monotonic() - started

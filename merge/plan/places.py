@@ -181,6 +181,7 @@ def _download(hub_id: re.Match[str], role: str, offload: Offload | None) -> Path
     local_dir = None
     if offload is not None and offload.is_given:
         local_dir = offload.ensure_folder() / re.sub(r"[/@]", "--", hub_id[0])
+        offload.copies[local_dir] = hub_id[0]
     try:
         for weights in _WEIGHTS:
             wanted = [f"{inside}/{name}" if inside else name for name in (*_WANTED, weights)]

@@ -10,7 +10,7 @@ import hashlib
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ..checksums.known_files import load_known_files
 from ..deltas.apply import Step
 from ..deltas.observed import Measurements
 from ..layouts.decoder import VOCABULARY_TENSORS
+from ..messages import rename_paths
 from ..options import options_of
 from ..settings import OutputSettings
 from ..sizes import peak_memory
@@ -50,7 +51,7 @@ class ReportSource:
     under ``adapters`` the adapters in their order. ``before`` is the base's own tokenizer.
     ``filled_rows`` counts rows that the merge itself has filled for new tokens, as ``filling``
     says. Without ``is_merge`` the numbers are measured after the merge, and time and memory are
-    those of the measuring.
+    those of the measuring. ``copies`` are names to say in place of the paths of copies.
     """
 
     kind: str
@@ -64,6 +65,7 @@ class ReportSource:
     filled_rows: int = 0
     filling: str | None = None
     is_merge: bool = True
+    copies: Mapping[Path, str] = field(default_factory=dict)
 
     @property
     def parts(self) -> int:
@@ -86,7 +88,7 @@ def build_report(
         "format": FORMAT,
         "kind": source.kind,
         "manifest_sha256": digest_manifest(manifest),
-        "inputs": {"adapters": [], **source.inputs, "tokenizer": _describe_tokenizer(source.after)},
+        "inputs": {"adapters": [], **source.inputs, "tokenizer": _describe_tokenizer(source)},
         "output": {
             "name": source.settings.model_name,
             "type": source.settings.output_type,
@@ -147,11 +149,12 @@ def list_versions() -> dict[str, str]:
     return {**found, "system": platform.platform()}
 
 
-def _describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+def _describe_tokenizer(source: ReportSource) -> dict[str, Any]:
+    tokenizer = source.after
     digest = hashlib.sha256(tokenizer.vocabulary).hexdigest()
     known = load_known_files().get(digest)
     return {
-        "source": str(tokenizer.path),
+        "source": rename_paths(str(tokenizer.path), source.copies),
         "tokens": tokenizer.n_tokens,
         "sha256": digest,
         "published": known.model if known else None,

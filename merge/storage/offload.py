@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import gettempdir
 
-from ..errors import OutputError
-from ..messages import tr
+from ..errors import MergeError, OutputError
+from ..messages import rename_paths, tr
 from ..settings import IoMode
 from ..sizes import size_text
 from .lock import FolderLock, is_abandoned
@@ -47,7 +47,9 @@ class Offload:
     """Where inputs go that cannot be read in place; empty again when the ``with`` block ends.
 
     ``io`` says how inputs are read at all; see ``direct_io.py``. ``traffic`` counts what comes over
-    the network, ``notes`` say what was copied whole for want of another way.
+    the network, ``notes`` say what was copied whole for want of another way. ``copies`` are folders
+    in it, with the names of what they are copies of: a ``MergeError`` that leaves the block says
+    these names.
 
     A private folder is made on first use, in ``folder`` when one is given (made if absent, and
     removed again if so), else beside ``fallback``, whose disk was chosen to have room, or with the
@@ -59,6 +61,7 @@ class Offload:
         self.io = io
         self.traffic = Traffic()
         self.notes: list[str] = []
+        self.copies: dict[Path, str] = {}
         self._given = folder
         is_remote = isinstance(fallback, RemotePath)
         self._parent = folder or find_existing(Path(gettempdir()) if is_remote else fallback)
@@ -80,6 +83,14 @@ class Offload:
             self._held.enter_context(FolderLock(self._private))
         return self._private
 
+    def rename(self, *texts: str) -> tuple[str, ...]:
+        """Texts that say the names of what was copied in place of the copies' paths."""
+        return tuple(rename_paths(text, self.copies) for text in texts)
+
+    def get_name(self, path: Path) -> str:
+        """What the user calls a path, which may be in a copy."""
+        return rename_paths(str(path), self.copies)
+
     def describe_network(self) -> tuple[str, ...]:
         """Lines about what came over the network, none where nothing did."""
         read = self.traffic.nbytes
@@ -90,7 +101,9 @@ class Offload:
         """Whether the user named a folder."""
         return self._given is not None
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, MergeError):
+            error.rename_paths(self.copies)
         self._held.close()
 
 

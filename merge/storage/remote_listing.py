@@ -236,6 +236,7 @@ def fetch(path: RemotePath, offload: Offload, wanted: Callable[[str], bool]) -> 
     folder = Path(tempfile.mkdtemp(dir=offload.ensure_folder())) / path.place.path(".").name
     require_space(offload.ensure_folder(), sum(path.place.files[n].st_size for n in names))
     folder.mkdir()
+    offload.copies[folder] = str(path.place.path("."))
     read = _iter_parts if can_read_parts(path) else _iter_whole
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -67,6 +67,7 @@ def unpack(path: Path, inside: str, offload: Offload) -> Path:
     """
     folder = Path(tempfile.mkdtemp(dir=offload.ensure_folder())) / path.stem
     folder.mkdir()
+    offload.copies[folder] = str(path)
     with open_zip(path) as (archive, records):
         _require_inside(path, records)
         wanted = [info for name, info in records.items() if _is_directly_in(name, inside, info)]

@@ -20,6 +20,7 @@ from tests.kit.adapters import make_lora
 from tests.kit.in_memory import lazy
 from tests.kit.llamas import make_base
 from tests.kit.run import command, run_python
+from tests.kit.web_server import serve_files
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def measure(*words: object) -> float:
     return int(done.stdout) / MIB
 
 
-def peak(base: Path, adapter: Path, output: Path, *more: str) -> float:
+def peak(base: object, adapter: Path, output: Path, *more: str) -> float:
     """MiB that a merge takes at its peak."""
     merge = command("--base_model", base, "--lora_model", adapter, "--output_dir", output)
     return measure(*merge, "--output_type", "huggingface", *more)
@@ -101,3 +102,28 @@ def test_files_side_by_side_keep_to_one_budget(tmp_path: Path) -> None:
         assert len(list(out.glob("*.bin"))) > 8
     assert peaks[2] < peaks[1] + 24, peaks
     assert peaks[8] < peaks[1] + 100, peaks
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps no peak memory of children")
+@pytest.mark.parametrize("shards", ["16MB", "1GB"])
+def test_base_behind_a_url_takes_little_more_memory_than_a_local_one(
+    tmp_path: Path, shards: str
+) -> None:
+    """The model has 200 MB, of which the server keeps nothing in the process that merges."""
+    sizes: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 8}
+    base = make_base(
+        tmp_path / "base",
+        vocab_size=40_000,
+        container=".safetensors",
+        max_shard_size=shards,
+        **sizes,
+    )
+    adapter = make_lora(
+        tmp_path / "lora", base, dtype=torch.float16, std=0.02, target_modules=["up_proj"]
+    )
+    local = peak(base, adapter, tmp_path / "local")
+    with serve_files(tmp_path) as web:
+        there = peak(f"{web.url}/base", adapter, tmp_path / "out")
+        assert web.nbytes > 200e6
+    assert there < local + 64, (local, there)

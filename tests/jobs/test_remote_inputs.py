@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from merge import convert_checkpoint, merge_lora
+from merge import apply_delta, convert_checkpoint, make_delta, merge_lora, resize_vocabulary
 from merge.errors import FormatError, OutputError, UsageError
 from merge.jobs.merge_many import merge_many
 from merge.jobs.verify_merge import verify_merge
@@ -18,11 +19,13 @@ from merge.sizes import size_text
 from merge.storage import http_client
 from merge.tensors.digests import DIGEST_KEYS, DIGEST_VERSION
 from tests.kit.adapters import make_adapter
+from tests.kit.dense_deltas import make_target
 from tests.kit.hub import serve
 from tests.kit.llamas import make_base
-from tests.kit.run import run_merge
+from tests.kit.run import ROOT, run_merge
 from tests.kit.s3_server import BUCKET, serve_bucket, upload
 from tests.kit.stopped import contents
+from tests.kit.tokenizer_models import write_tokenizer
 from tests.kit.web_server import Web, serve_files
 
 MANIFEST = "merge_manifest.json"
@@ -42,6 +45,10 @@ def local(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     sizes = {"hidden_size": 256, "intermediate_size": 704, "vocab_size": 501}
     base = make_base(root / "base", container=request.param, max_shard_size=2_000_000, **sizes)
     adapter = make_adapter(root / "lora", base)
+    target = make_target(root / "sum", base, rows=501)
+    make_delta(base, target, root / "delta")
+    (root / "tokenizer").mkdir()
+    write_tokenizer(root / "tokenizer", 520)
     merge_lora(base, adapter, root.parent / f"out{request.param}", output_type="huggingface")
     return Local(root, weights(root.parent / f"out{request.param}"))
 
@@ -179,9 +186,58 @@ def test_other_jobs_read_urls_too(tmp_path: Path, local: Local, web: Web) -> Non
         tmp_path / "out", base_model=f"{web.url}/base", lora_model=f"{web.url}/lora"
     )
     assert not checked.faults, checked.summary()
-    convert_checkpoint(f"{web.url}/base", tmp_path / "meta", output_type="pth")
-    convert_checkpoint(local.root / "base", tmp_path / "meta2", output_type="pth")
-    assert weights(tmp_path / "meta") == weights(tmp_path / "meta2")
+    for name, place in (("there", web.url), ("here", local.root)):
+        convert_checkpoint(f"{place}/base", tmp_path / name / "meta", output_type="pth")
+        resize_vocabulary(f"{place}/base", f"{place}/tokenizer", tmp_path / name / "resized")
+        apply_delta(f"{place}/base", f"{place}/delta", tmp_path / name / "sum")
+    for job in ("meta", "resized", "sum"):
+        assert weights(tmp_path / "there" / job) == weights(tmp_path / "here" / job)
+
+
+@pytest.mark.parametrize("script", ["inspect_adapter", "compare_checkpoints"])
+def test_inspection_and_comparison_read_urls_too(local: Local, web: Web, script: str) -> None:
+    """What they print is that of the local files, but for the names."""
+    told = []
+    for place in (web.url, str(local.root)):
+        words = {
+            "inspect_adapter": (f"{place}/lora", "--base_model", f"{place}/base"),
+            "compare_checkpoints": (f"{place}/base", f"{place}/sum"),
+        }[script]
+        ended = run_merge(*words, "--json", script=ROOT / "scripts" / f"{script}.py")
+        assert ended.returncode in (0, 1), ended.stderr
+        told.append(ended.stdout.replace(str(local.root), "PLACE").replace(web.url, "PLACE"))
+    assert told[0] == told[1]
+    assert "PLACE" in told[0]
+
+
+@pytest.mark.parametrize("kind", ["a folder behind a URL", "a zipped folder"])
+def test_copies_are_told_by_the_names_that_the_user_gave(
+    tmp_path: Path, local: Local, kind: str
+) -> None:
+    """Adapters are read from copies, which are gone when a message is read."""
+    root = tmp_path / "served"
+    shutil.copytree(local.root / "lora", root / "lora")
+    write_tokenizer(root / "lora", 501)
+    with serve_files(root) as web:
+        named = f"{web.url}/lora"
+        if kind == "a zipped folder":
+            named = shutil.make_archive(str(tmp_path / "zipped"), "zip", root, "lora")
+        place, out = local.root / "base", tmp_path / "out"
+        summary = merge_lora(place, named, out, output_type="huggingface", report=True).summary()
+        assert named in summary
+        told = json.loads((out / "report.json").read_bytes())
+        assert told["inputs"]["tokenizer"]["source"] == named
+        for text in (summary, *(data.decode("latin-1") for data in contents(out).values())):
+            assert ".offload" not in text
+
+        weights = root / "lora" / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+        if kind == "a zipped folder":
+            shutil.make_archive(str(tmp_path / "zipped"), "zip", root, "lora")
+        with pytest.raises(FormatError) as caught:
+            merge_lora(place, named, tmp_path / "none")
+    assert caught.value.facts["file"] == f"{named}/{weights.name}"
+    assert ".offload" not in str(caught.value)
 
 
 def test_jobs_of_a_file_read_urls(tmp_path: Path, local: Local, web: Web) -> None:
