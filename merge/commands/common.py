@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import MergeError, UsageError, as_merge_error
 from ..interruption import INTERRUPTED, Interrupted, deferred_signals
-from ..messages import compose, tr
+from ..messages import compose, join, tr
 from ..options import GROUPS, INPUTS, options_of
 from ..outtypes import QUANTIZED_OUTTYPES
 from .completion import complete, is_completing
@@ -195,21 +195,36 @@ def command_parser(description: str, examples: str | None = None) -> argparse.Ar
 def run_job(args: argparse.Namespace, job: Callable[..., Report], doing: str, **more: Any) -> int:
     """Run a job with progress on the screen, and print its summary unless ``--quiet``.
 
-    ``doing`` is what the progress calls it.
+    ``doing`` is what the progress calls the work of this job; what its options add is named too.
     """
-    if str(getattr(args, "outtype", "")).lower() in QUANTIZED_OUTTYPES:
-        doing = tr("{doing} and quantizing", doing=doing)
     from .progress import progress_bar
 
     if getattr(args, "from_manifest", None) and not args.allow_changed_inputs:
         more["same_inputs_as"] = args.from_manifest
-    with progress_bar(args.quiet, doing) as on_progress:
+    with progress_bar(args.quiet, _list_work(args, doing)) as on_progress:
         report = job(on_progress=on_progress, **keywords_of(job, args), **more)
     if getattr(args, "as_json", False):
         print_json(report.as_json())
     elif not args.quiet:
         say(report.summary())
     return DONE
+
+
+def _list_work(args: argparse.Namespace, doing: str) -> str:
+    """All that happens to the bytes of which progress is shown, in order."""
+    from ..output.journal import JOURNAL_NAME
+    from ..storage.urls import is_url
+
+    output = str(args.output_dir)
+    interrupted = args.resume and (Path(output).expanduser() / JOURNAL_NAME).exists()
+    quantized = str(getattr(args, "outtype", "")).lower() in QUANTIZED_OUTTYPES
+    work = (
+        *((tr("hashing"),) if interrupted else ()),
+        doing,
+        *((tr("quantizing"),) if quantized else ()),
+        *((tr("uploading"),) if is_url(output) else ()),
+    )
+    return join(tr(", "), work)
 
 
 def keywords_of(job: Callable[..., object], args: argparse.Namespace) -> dict[str, Any]:

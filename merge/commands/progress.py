@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ..messages import tr, translate
+from ..messages import get_language, tr, translate, used_language
 from ..sizes import size_text
 from .language import say
 
@@ -20,7 +20,8 @@ def progress_bar(
     quiet: bool = False, doing: str = tr("writing")
 ) -> Iterator[Callable[[int, int], None]]:
     """Give a function of ``(done, total)`` in bytes that shows how far a job is, its rate and the
-    time that is left; ``doing`` says what is done.
+    time that is left; ``doing`` says what is done. It may be called from any thread, and speaks the
+    language of this one.
     """
     if quiet:
         yield lambda written, total: None
@@ -38,7 +39,7 @@ class _Bar:
     """
 
     def __init__(self, doing: str) -> None:
-        self._doing = doing
+        self._doing = translate(doing)
         self._is_over = False
 
     def __enter__(self) -> _Bar:
@@ -53,8 +54,7 @@ class _Bar:
         if self._is_over:
             return
         if self._bar.disable:
-            doing = translate(self._doing)
-            self._bar = tqdm(total=total, unit="B", unit_scale=True, desc=doing)
+            self._bar = tqdm(total=total, unit="B", unit_scale=True, desc=self._doing)
         self._bar.update(written - self._bar.n)
         if written >= total:
             self._is_over = True
@@ -66,7 +66,7 @@ class _Bar:
 
 def _tenths(doing: str) -> Callable[[int, int], None]:
     printed = 0
-    started = time.monotonic()
+    started, language = time.monotonic(), get_language()
 
     def show(written: int, total: int) -> None:
         nonlocal printed
@@ -81,7 +81,8 @@ def _tenths(doing: str) -> Callable[[int, int], None]:
                 total=size_text(total),
                 pace=_describe_pace(written, total, time.monotonic() - started),
             )
-            say(line, file=sys.stderr)
+            with used_language(language):
+                say(line, file=sys.stderr)
 
     return show
 

@@ -75,7 +75,7 @@ def _report(args: argparse.Namespace) -> int:
     from ..jobs.report import write_report
     from .progress import progress_bar
 
-    with progress_bar(args.quiet, "measuring") as on_progress:
+    with progress_bar(args.quiet, tr("measuring")) as on_progress:
         result = write_report(on_progress=on_progress, **keywords_of(write_report, args))
     if not args.quiet:
         say(result.summary())

@@ -7,10 +7,14 @@ import re
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.kit.run import ROOT, quick_environment, run_python
+from merge import merge_lora
+from tests.kit.inputs import Inputs, make_inputs
+from tests.kit.run import ROOT, quick_environment, run_merge, run_python
+from tests.kit.s3_server import BUCKET, serve_bucket
 
 _TWO = """
 import time
@@ -33,6 +37,44 @@ def test_elsewhere_each_tenth_is_a_line_with_rate_and_time_left() -> None:
     ]
     told = re.compile(r"merging: 90 % \(900\.0 MB of 1\.0 GB, [\d.]+ [kMG]?B/s, 0:\d\d left\)")
     assert told.fullmatch(lines[-2])
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Inputs:
+    return make_inputs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("language", "work"), [("en", "hashing, merging: "), ("zh", "计算哈希、合并：")]
+)
+def test_what_an_interrupted_run_has_left_is_hashed(
+    inputs: Inputs, language: str, work: str
+) -> None:
+    def stop(written: int, total: int) -> None:
+        if 2 * written > total:
+            raise KeyboardInterrupt
+
+    how = {"output_type": "huggingface", "max_shard_size": "4KB"}
+    with pytest.raises(KeyboardInterrupt):
+        merge_lora(inputs.base, inputs.llama, inputs.out, on_progress=stop, **how)  # type: ignore[arg-type]
+    words = ("--base_model", inputs.base, "--lora_model", inputs.llama, "--lang", language)
+    options = [word for name, value in how.items() for word in (f"--{name}", value)]
+    ended = run_merge(*words, "--output_dir", inputs.out, *options, "--resume")
+    assert ended.returncode == 0, ended.stderr
+    assert all(line.startswith(work) for line in ended.stderr.splitlines()), ended.stderr
+    again = run_merge(*words, "--output_dir", inputs.out, *options, "--overwrite")
+    assert again.stderr.startswith(work.rpartition("、" if language == "zh" else ", ")[2])
+
+
+def test_uploads_and_quantizing_are_named(
+    inputs: Inputs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from merge.commands.merge_lora import main
+
+    words = ["--base_model", str(inputs.base), "--lora_model", str(inputs.llama)]
+    with serve_bucket(monkeypatch):
+        assert main([*words, "--output_dir", f"s3://{BUCKET}/result"]) == 0
+    assert capsys.readouterr().err.startswith("merging, uploading: ")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal")
