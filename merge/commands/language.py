@@ -84,8 +84,9 @@ def _translate_parser(parser: argparse.ArgumentParser) -> None:
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Fills paragraphs by the columns that text takes, and keeps indented lines, such as examples.
 
-    An option of several names has its value once, after the last name. The line on usage holds what
-    has to be given; all the rest is listed below it.
+    An option of several names has its value once, after the last name, and one of several values
+    names these once: Python 3.13 breaks no line within an option. The line on usage holds what has
+    to be given; all the rest is listed below it.
     """
 
     def add_usage(
@@ -109,6 +110,11 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
             some = list(group)
             lines += some if is_kept else _fill(_join_lines(some), width)
         return "\n".join(indent + line for line in lines)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs == argparse.ONE_OR_MORE:
+            return f"{self._metavar_formatter(action, default_metavar)(1)[0]} ..."
+        return super()._format_args(action, default_metavar)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if len(action.option_strings) < 2 or action.nargs == 0:
