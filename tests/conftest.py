@@ -50,6 +50,16 @@ def refusals_are_checked() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def extensions_are_compiled_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """PEFT's CUDA extension, for BOFT: torch waits without end for a compilation that was killed,
+    which has left a lock in the user's cache.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("extensions")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of published tokenizers, adapters and models, which the project may not carry."""

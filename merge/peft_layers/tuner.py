@@ -23,6 +23,7 @@ from ..layouts.names import without_wrappers
 from ..messages import tr
 from ..tensors.lazy import LazyTensor
 from ..tensors.threads import use_one_torch_thread
+from .boft import without_extension
 from .config import make_peft_config
 from .skeleton import (
     LIBRARY_ERRORS,
@@ -314,6 +315,7 @@ class PeftTuner:
         with (
             use_one_torch_thread(),
             torch.random.fork_rng(devices=[]),
+            without_extension(self._tensors),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
