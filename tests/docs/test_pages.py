@@ -9,7 +9,9 @@ from functools import cache
 from importlib import import_module
 
 import pytest
+from babel.messages.pofile import read_po
 
+from merge.messages import DOMAIN, LOCALE_DIR
 from tests.kit.pages import FENCE, anchors, links, list_pages
 from tests.kit.run import ROOT
 
@@ -84,9 +86,35 @@ def messages() -> str:
     return "\n".join(texts())
 
 
+def is_message(quoted: str) -> bool:
+    """Whether what stands as code is a message, not a command or an option."""
+    words = quoted.split()
+    return len(words) > 2 and words[0] not in ("git", "pip") and not re.match(r"-|\S+\.py", quoted)
+
+
 def test_troubleshooting_quotes_what_the_program_says() -> None:
     text = re.sub(r"\s+", " ", _read("docs/troubleshooting.md"))
-    quoted = [q for q in re.findall(r"`([^`]+)`", text) if len(q.split()) > 2]
-    quoted = [q for q in quoted if not q.startswith("-") and not q.split()[0].endswith(".py")]
+    quoted = [one for one in re.findall(r"`([^`]+)`", text) if is_message(one)]
     assert len(quoted) > 15
-    assert [q for q in quoted if q not in messages()] == []
+    assert [one for one in quoted if one not in messages()] == []
+
+
+def test_troubleshooting_in_chinese_quotes_what_is_shown_in_chinese() -> None:
+    """Behind each English message its translation stands in parentheses."""
+    with (LOCALE_DIR / "zh_CN" / "LC_MESSAGES" / f"{DOMAIN}.po").open("rb") as file:
+        entries = [(fold(entry.id), fold(entry.string)) for entry in read_po(file) if entry.id]
+    text = re.sub(r"\s+", " ", _read("docs/zh/troubleshooting.md"))
+    quoted = [
+        (english, chinese)
+        for english, chinese in re.findall(r"`([^`]+)`(?:（([^）]*)）)?", text)
+        if is_message(english)
+    ]
+    assert len(quoted) > 15
+    for english, chinese in quoted:
+        shown = [translated for message, translated in entries if english in message]
+        assert any(chinese and chinese in one for one in shown), (english, chinese, shown)
+
+
+def fold(text: str) -> str:
+    """A message with ``...`` for what is put into it."""
+    return re.sub(r"\{\w+[^{}]*\}( \(\{\w+\}\))?", "...", text)
