@@ -192,8 +192,10 @@ def command_parser(description: str, examples: str | None = None) -> argparse.Ar
     return parser
 
 
-def run_job(args: argparse.Namespace, job: Callable[..., Report], doing: str, **more: Any) -> int:
-    """Run a job with progress on the screen, and print its summary unless ``--quiet``.
+def run_job(
+    args: argparse.Namespace, job: Callable[..., Report], doing: str, **more: Any
+) -> Report:
+    """Run a job with progress on the screen.
 
     ``doing`` is what the progress calls the work of this job; what its options add is named too.
     """
@@ -202,7 +204,11 @@ def run_job(args: argparse.Namespace, job: Callable[..., Report], doing: str, **
     if getattr(args, "from_manifest", None) and not args.allow_changed_inputs:
         more["same_inputs_as"] = args.from_manifest
     with progress_bar(args.quiet, _list_work(args, doing)) as on_progress:
-        report = job(on_progress=on_progress, **keywords_of(job, args), **more)
+        return job(on_progress=on_progress, **keywords_of(job, args), **more)
+
+
+def print_report(args: argparse.Namespace, report: Report) -> int:
+    """Print what a job did, unless ``--quiet``; return the exit code."""
     if getattr(args, "as_json", False):
         print_json(report.as_json())
     elif not args.quiet:

@@ -5,14 +5,24 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from ..errors import UsageError
 from ..job_settings import MergeSettings, MergeToHuggingFaceSettings
 from ..messages import tr
-from .common import add_options, add_output_volume_options, command_parser, run, run_job
+from .common import (
+    add_options,
+    add_output_volume_options,
+    command_parser,
+    print_report,
+    run,
+    run_job,
+)
 from .given_options import add_file_options
 from .language import say
-from .machine import add_json_option
+from .machine import add_json_option, print_json
+
+if TYPE_CHECKING:
+    from ..jobs.verify_merge import Verification
 
 _DESCRIPTION = tr("""\
 Merge Chinese LoRA adapters into a LLaMA base model and write the full model.
@@ -110,38 +120,39 @@ def _add_inputs(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 def _merge(args: argparse.Namespace) -> int:
     from ..jobs.merge_lora import merge_lora
     from .progress import progress_bar
+    from .verify_merge import describe_verification, get_exit_code, print_verification
 
-    if args.as_json and args.verify:
-        raise UsageError(
-            tr("--json prints one object, of the merge or of its check"),
-            found=tr("--json with --verify"),
-            remedy=tr("leave --verify out, and run verify_merge.py --json afterwards"),
-        )
     if args.lora_weights:
         args.lora_weights = " ".join(args.lora_weights)
     with progress_bar(args.quiet, tr("checking the base")) as on_verify:
-        code = run_job(args, merge_lora, tr("merging"), on_verify=on_verify)
+        report = run_job(args, merge_lora, tr("merging"), on_verify=on_verify)
+    if args.as_json:
+        found = _verify(args)
+        print_json({**report.as_json(), "verification": found and describe_verification(found)})
+        return get_exit_code(found)
+    print_report(args, report)
     for name in _WITHOUT_EFFECT:
-        if getattr(args, name) is not None and not (args.quiet or args.as_json):
+        if getattr(args, name) is not None and not args.quiet:
             say(tr("  note: --{name} changes nothing here: the base's own files say it", name=name))
+    found = _verify(args)
+    if found is not None:
+        print_verification(found, quiet=args.quiet, verbose=args.verbose)
+    return get_exit_code(found)
+
+
+def _verify(args: argparse.Namespace) -> Verification | None:
+    """Check what was just written, with the inputs just read, where that was asked for."""
+    from ..jobs.merge_lora import verify_result
+    from .progress import progress_bar
+
     if not args.verify or args.dry_run:
-        return code
+        return None
     try:
-        return _verify(args)
+        with progress_bar(args.quiet, tr("checking")) as on_progress:
+            return verify_result(vars(args), on_progress)
     except KeyboardInterrupt as interruption:
         interruption.args = (tr("the result is written; it was being checked"),)
         raise
-
-
-def _verify(args: argparse.Namespace) -> int:
-    """Check what was just written, with the inputs that were just read."""
-    from ..jobs.merge_lora import verify_result
-    from .progress import progress_bar
-    from .verify_merge import print_verification
-
-    with progress_bar(args.quiet, tr("checking")) as on_progress:
-        found = verify_result(vars(args), on_progress)
-    return print_verification(found, quiet=args.quiet, verbose=args.verbose)
 
 
 if __name__ == "__main__":

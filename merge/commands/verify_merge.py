@@ -96,12 +96,19 @@ def _verify(args: argparse.Namespace) -> int:
     with progress_bar(args.quiet, tr("checking")) as on_progress:
         found = verify_merge(on_progress=on_progress, **keywords_of(verify_merge, args))
     if args.as_json:
-        print_json(_as_json(found))
-        return DIFFERENT if found.faults else DONE
-    return print_verification(found, quiet=args.quiet, verbose=args.verbose)
+        print_json(describe_verification(found))
+    else:
+        print_verification(found, quiet=args.quiet, verbose=args.verbose)
+    return get_exit_code(found)
 
 
-def _as_json(found: Verification) -> dict[str, Any]:
+def get_exit_code(found: Verification | None) -> int:
+    """1 where a check has found a fault."""
+    return DIFFERENT if found is not None and found.faults else DONE
+
+
+def describe_verification(found: Verification) -> dict[str, Any]:
+    """What was found, for programs; docs/json.md has the keys."""
     exactness = found.exactness
     return {
         "output_dir": str(found.output_dir),
@@ -119,8 +126,8 @@ def _as_json(found: Verification) -> dict[str, Any]:
 _LISTED = 12
 
 
-def print_verification(found: Verification, *, quiet: bool, verbose: bool) -> int:
-    """Print what was found, and return the exit code."""
+def print_verification(found: Verification, *, quiet: bool, verbose: bool) -> None:
+    """Print what was found."""
     for fault in found.faults if verbose else found.faults[:_LISTED]:
         say(tr("FAILED: {fault}", fault=fault), file=sys.stderr)
     if not verbose and len(found.faults) > _LISTED:
@@ -128,7 +135,6 @@ def print_verification(found: Verification, *, quiet: bool, verbose: bool) -> in
         say(tr("... and {more} more faults (--verbose lists them)", more=more), file=sys.stderr)
     if not quiet:
         say(found.summary())
-    return DIFFERENT if found.faults else DONE
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from merge import convert_checkpoint, merge_lora
+from merge.jobs.merge_lora import verify_result
 from tests.kit.files import load_weights, save_tensors
 from tests.kit.inputs import Inputs
 from tests.kit.models import LLAMA_ROWS, adapter_tensors, save_adapter
@@ -74,6 +75,28 @@ def test_a_planned_merge_is_what_is_then_written(inputs: Inputs, tmp_path: Path)
     weights = load_weights(out)
     assert sum(one["tensors"] for one in written["files"].values()) == len(weights)
     assert written["tensor_bytes"] == sum(tensor.nbytes for tensor in weights.values())
+
+
+def test_a_merge_can_be_checked_in_one_go(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from merge.commands.merge_lora import main
+
+    words = ["--base_model", inputs.base, "--lora_model", inputs.llama, "--output_type", "hf"]
+    code, found = run_json("merge", *words, "--output_dir", tmp_path / "right", "--verify")
+    assert (code, found["verification"]["ok"]) == (0, True)
+    require_documented(found)
+    code, found = run_json("merge", *words, "--output_dir", tmp_path / "unchecked")
+    assert (code, found["verification"]) == (0, None)
+
+    def spoil_and_check(*args: Any, **options: Any) -> Any:
+        config = tmp_path / "wrong" / "config.json"
+        config.write_bytes(config.read_bytes() + b" ")
+        return verify_result(*args, **options)
+
+    monkeypatch.setattr("merge.jobs.merge_lora.verify_result", spoil_and_check)
+    more = ["--output_dir", tmp_path / "wrong", "--verify", "--json", "--quiet"]
+    assert main([str(word) for word in (*words, *more)]) == 1
 
 
 def test_a_check_lists_its_faults(inputs: Inputs, tmp_path: Path) -> None:
@@ -151,9 +174,3 @@ def test_a_mistake_is_an_object_too(words: tuple[str, ...], kind: str, told: str
 def test_the_language_changes_nothing(words: tuple[str, ...]) -> None:
     english, chinese = (run_json("convert", *words, "--lang", one) for one in ("en", "zh"))
     assert chinese == english
-
-
-def test_a_merge_cannot_print_two_objects(inputs: Inputs) -> None:
-    words = ("--base_model", inputs.base, "--lora_model", inputs.llama, "--verify")
-    code, found = run_json("merge", *words)
-    assert (code, found["error"]["kind"]) == (2, "usage")
