@@ -36,6 +36,7 @@ from .options import (
 from .outtypes import GUIDED_OUTTYPES, QUANTIZED_OUTTYPES, require_quantizer
 from .processors import count_processors
 from .sizes import parse_size
+from .user_paths import expand_user
 
 IoMode = Literal["auto", "direct", "buffered"]
 OutputType = Literal["pth", "huggingface", "gguf"]
@@ -280,7 +281,7 @@ class OutputSettings:
     @property
     def offload_parent(self) -> Path | None:
         """``offload_dir`` as a path."""
-        return Path(self.offload_dir).expanduser() if self.offload_dir else None
+        return expand_user(self.offload_dir) if self.offload_dir else None
 
 
 @dataclass(frozen=True)
@@ -359,5 +360,5 @@ def make_settings(
 
 
 def _folder_name(folder: str | Path) -> str:
-    name = Path(folder).expanduser().resolve().name or "model"
+    name = expand_user(folder).resolve().name or "model"
     return name.encode("utf-8", "replace").decode()  # the name of a folder may not be UTF-8

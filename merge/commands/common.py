@@ -220,9 +220,10 @@ def _list_work(args: argparse.Namespace, doing: str) -> str:
     """All that happens to the bytes of which progress is shown, in order."""
     from ..output.journal import JOURNAL_NAME
     from ..storage.urls import is_url
+    from ..user_paths import expand_user
 
     output = str(args.output_dir)
-    interrupted = args.resume and (Path(output).expanduser() / JOURNAL_NAME).exists()
+    interrupted = args.resume and (expand_user(output) / JOURNAL_NAME).exists()
     quantized = str(getattr(args, "outtype", "")).lower() in QUANTIZED_OUTTYPES
     work = (
         *((tr("hashing"),) if interrupted else ()),

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import UsageError
 from ..messages import tr
 from ..options import require_known
+from ..user_paths import expand_user
 from .machine import FLAG
 
 CONFIG, FROM, CHANGED = "--config", "--from", "--allow_changed_inputs"
@@ -100,7 +101,7 @@ def _read_config(parser: argparse.ArgumentParser, file: Path) -> dict[str, Any]:
     from ..untrusted.strict_json import read_json
     from ..untrusted.strict_yaml import read_yaml
 
-    file = file.expanduser()
+    file = expand_user(file)
     if not file.is_file():
         raise UsageError(
             tr("the file of options does not exist"),
@@ -120,7 +121,7 @@ def _read_config(parser: argparse.ArgumentParser, file: Path) -> dict[str, Any]:
 def _read_manifest(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
     from ..output.repeated import read_recipe
 
-    recipe = read_recipe(path.expanduser())
+    recipe = read_recipe(expand_user(path))
     wanted = parser.get_default("job_of_manifest")
     if recipe.job != wanted:
         raise UsageError(

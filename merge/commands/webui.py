@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..messages import LANGUAGES, tr
+from ..user_paths import expand_user
 from .common import DONE, command_parser, run
 from .language import say
 
@@ -87,7 +88,7 @@ def _serve(args: argparse.Namespace) -> int:
     from ..webui.root import Root
     from ..webui.server import serve
 
-    root = Path.cwd() if args.root is None else args.root.expanduser()
+    root = Path.cwd() if args.root is None else expand_user(args.root)
     if not root.is_dir():
         raise UsageError(
             tr("the root of the page does not exist, or is no folder"),

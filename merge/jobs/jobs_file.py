@@ -19,6 +19,7 @@ from ..plan.inputs import split_list
 from ..settings import make_settings
 from ..storage.urls import is_url
 from ..untrusted.strict_json import read_json
+from ..user_paths import expand_user
 from .merge_lora import merge_lora
 
 _JOBS, _VERIFY = "jobs", "verify"
@@ -52,7 +53,7 @@ class MergeRequest:
     @property
     def output_dir(self) -> Path:
         """The output folder as it is named."""
-        return Path(self.keywords["output_dir"]).expanduser()
+        return expand_user(self.keywords["output_dir"])
 
     @property
     def input_paths(self) -> Iterator[tuple[str, str]]:
@@ -218,9 +219,11 @@ def _find_path_fault(text: str) -> str | None:
         return tr("it has a zero byte")
     try:
         os.fsencode(text)
-        Path(text).expanduser()
-    except (ValueError, RuntimeError) as error:  # also of a home that nobody has
+        expand_user(text)
+    except ValueError as error:
         return str(error)
+    except UsageError as error:
+        return error.sentence
     return None
 
 
@@ -250,7 +253,7 @@ def _require_separate(requests: Sequence[MergeRequest]) -> None:
                 raise _shared_error(tr("the output folder of the job is inside another's"), above)
     for request in requests:
         for key, named in request.input_paths:
-            path = _resolve(Path(named).expanduser())
+            path = _resolve(expand_user(named))
             writer = outputs.get(path.parent if path.suffix == ".gguf" else path)
             if writer is not None:
                 with request.located():

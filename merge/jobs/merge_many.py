@@ -8,6 +8,7 @@ from pathlib import Path
 from ..messages import join, tr
 from ..option_checks import require_positive
 from ..settings import OnProgress
+from ..user_paths import expand_user
 from .job_groups import MOST_TOGETHER, CheckedJob, divide_into_groups, plan_job, require_room
 from .jobs_file import read_jobs
 from .many_results import JobResult, ManyReport, State
@@ -42,7 +43,7 @@ def merge_many(
     """
     if together is not None:
         require_positive("together", together)
-    requests = read_jobs(Path(jobs_file).expanduser())
+    requests = read_jobs(expand_user(jobs_file))
     planned = [plan_job(request, resume, on_verify) for request in requests]
     groups = divide_into_groups(planned, together or MOST_TOGETHER)
     require_room(groups)

@@ -19,6 +19,7 @@ from ..output.staged_folder import lock_folder, replace_files
 from ..plan.inputs import find_sources
 from ..settings import OnProgress, OutputSettings, OutputType
 from ..storage.offload import Offload
+from ..user_paths import expand_user
 from ..version import MANIFEST_NAME, REPORT_HTML, REPORT_JSON, REPORT_NAMES
 from .apply_delta import DeltaCall
 from .merge_lora import plan_merge
@@ -98,7 +99,7 @@ def write_report(
     """
     started = time.monotonic()
     require_report_libraries()
-    folder = Path(output_dir).expanduser()
+    folder = expand_user(output_dir)
     named = NamedInputs(base_model, lora_model, delta_model, tokenizer, context_length)
     _require_folder(folder)
     resources = {"num_workers": num_workers, "offload_dir": offload_dir}

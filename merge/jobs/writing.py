@@ -33,6 +33,7 @@ from ..storage.lock import require_unlocked
 from ..storage.offload import require_space
 from ..storage.remote_path import RemotePath
 from ..untrusted.strict_json import dump_json
+from ..user_paths import expand_user
 from ..version import MANIFEST_NAME
 from .reporting import ReportMaker, add_report, make_report
 
@@ -235,7 +236,7 @@ def make_input_check(job: Job, manifest: str | Path | None) -> Callable[[], None
     """
     if manifest is None:
         return lambda: None
-    recipe = read_recipe(Path(manifest).expanduser())
+    recipe = read_recipe(expand_user(manifest))
 
     def check() -> None:
         planned = job.manifest(dict.fromkeys(job.plan.files, WrittenFile(0, "")))

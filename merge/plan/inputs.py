@@ -23,6 +23,7 @@ from ..tokenizers.sentencepiece_tokenizer import (
     read_tokenizer,
 )
 from ..tokenizers.tiktoken_model import is_tiktoken_file
+from ..user_paths import expand_user
 from .llama3_tokenizer import (
     find_tiktoken,
     find_tokenizer_model,
@@ -281,5 +282,5 @@ def resolve_tokenizer(source: str, offload: Offload) -> ModelFolder:
     """Return the folder, or the file, that ``--tokenizer`` names."""
     if is_url(source):
         return ModelFolder(open_url(source, "tokenizer", offload))
-    path = Path(source).expanduser()
+    path = expand_user(source)
     return ModelFolder(path if path.is_file() else resolve(source, tr("tokenizer"), offload))

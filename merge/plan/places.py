@@ -14,6 +14,7 @@ from ..storage.offload import Offload
 from ..storage.remote_path import WEIGHT_SUFFIXES, RemotePath
 from ..storage.urls import is_url
 from ..storage.zipped_adapter import find_adapter_folder, unpack
+from ..user_paths import expand_user
 
 # What a Hub id looks like: owner/name, each of letters, digits, dots, dashes and underscores; then
 # a folder of that repository, and a branch, tag or commit.
@@ -45,7 +46,7 @@ def resolve(source: str, role: str, offload: Offload | None = None) -> Path:
         if isinstance(path, RemotePath):
             return path
     else:
-        path = Path(source).expanduser()
+        path = expand_user(source)
     if path.is_dir():
         require_links_inside(path)
         return path
@@ -80,7 +81,7 @@ def find_output(name: str | Path) -> Path:
     Raises ``OutputError`` for a place that files cannot be uploaded to so that they appear whole.
     """
     if not is_url(str(name)):
-        return Path(name).expanduser()
+        return expand_user(name)
     from ..storage.remote_listing import open_output_place
 
     return open_output_place(str(name))
@@ -89,7 +90,7 @@ def find_output(name: str | Path) -> Path:
 def find_result(name: str | Path) -> Path:
     """The folder of an earlier result, which may be behind a URL."""
     if not is_url(str(name)):
-        return Path(name).expanduser()
+        return expand_user(name)
     from ..storage.remote_listing import open_place
 
     return open_place(str(name), None)
@@ -181,7 +182,7 @@ def _download(hub_id: re.Match[str], role: str, offload: Offload | None) -> Path
     local_dir = None
     if offload is not None and offload.is_given:
         local_dir = offload.ensure_folder() / re.sub(r"[/@]", "--", hub_id[0])
-        offload.copies[local_dir] = hub_id[0]
+        offload.copies[local_dir] = repo_id
     try:
         for weights in _WEIGHTS:
             wanted = [f"{inside}/{name}" if inside else name for name in (*_WANTED, weights)]

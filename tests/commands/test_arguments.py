@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,4 +87,19 @@ def test_copy_of_an_adapter_under_another_name_is_refused(inputs: Inputs) -> Non
     with pytest.raises(UsageError, match="in two folders") as caught:
         merge_lora(inputs.base, [inputs.llama, copy], inputs.folder / "out")
     assert "same bytes" in caught.value.facts["found"]
+    assert tree(inputs.folder) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has a home for every name")
+@pytest.mark.parametrize("option", ["base_model", "lora_model", "output_dir", "tokenizer"])
+def test_home_of_nobody_is_told(inputs: Inputs, option: str) -> None:
+    before = tree(inputs.folder)
+    named: dict[str, Any] = {
+        "base_model": inputs.base,
+        "lora_model": inputs.llama,
+        "output_dir": inputs.out,
+    }
+    with pytest.raises(UsageError, match="no home folder") as caught:
+        merge_lora(**named | {option: "~nobody-of-this-name/model"})
+    assert caught.value.facts["file"] == "~nobody-of-this-name/model"
     assert tree(inputs.folder) == before

@@ -12,6 +12,7 @@ from ...errors import LayoutError, UsageError
 from ...formats.imatrix import Imatrix, iter_misfits, read_imatrix
 from ...messages import tr
 from ...tensors.lazy import LazyTensor
+from ...user_paths import expand_user
 from .names import StoredTensor
 
 # Longer texts are cut off, as by llama-quantize.
@@ -40,7 +41,7 @@ def read_importance(
     """
     if path is None:
         return Importance()
-    file = Path(path).expanduser()
+    file = expand_user(path)
     if "\0" in str(file) or not file.is_file():
         raise UsageError(
             tr("the importance matrix does not exist"),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import LayoutError
 from ...messages import tr
 from ...untrusted.value_kinds import NO_NEGATIVE, OBJECT, ValueKinds, require_kinds
+from ...user_paths import expand_user
 from ..config import LlamaShape, get_rope_scaling, get_rope_theta
 from ..mixtral import MixtralShape
 from .base import KeptMetadata
@@ -174,7 +175,7 @@ def _describe_source(name: str) -> dict[str, str]:
     from gguf import Metadata
 
     title: Callable[[str], str] = Metadata.id_to_title
-    path = Path(name).expanduser()
+    path = expand_user(name)
     if path.exists():
         called = path.resolve().name.removesuffix(".gguf")
         return {"name": title(called.encode("utf-8", "replace").decode())}
