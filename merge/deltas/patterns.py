@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..messages import tr
 from ..untrusted.safe_regex import compile_matcher
 
 
@@ -53,9 +54,9 @@ class Rule:
 
 # The newest first: it is what PEFT itself would do with an adapter today.
 RULES = (
-    Rule((0, 15), "PEFT 0.15 and later", r"(.*\.)?(KEY)$"),
+    Rule((0, 15), tr("PEFT 0.15 and later"), r"(.*\.)?(KEY)$"),
     Rule((0, 14), "PEFT 0.14", r".*\.KEY$"),
-    Rule((0, 6), "PEFT 0.6 to 0.13", r".*\.KEY$", is_joint=True),
+    Rule((0, 6), tr("PEFT 0.6 to 0.13"), r".*\.KEY$", is_joint=True),
 )
 # Fields that no older release wrote. That one is missing says nothing: people remove them, so that
 # an older PEFT reads a newer adapter.

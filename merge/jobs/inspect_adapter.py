@@ -15,7 +15,7 @@ from ..errors import MergeError
 from ..job_settings import MergeSettings
 from ..messages import join, tr
 from ..plan.inputs import find_sources
-from ..reports.merge_text import describe_changes
+from ..reports.merge_text import describe_adapter_changes, describe_untouched
 from ..settings import OutputType
 from ..storage.offload import Offload
 
@@ -239,6 +239,7 @@ def _describe_fit(
         for layout, error in refused.items()
     )
     yield tr("tokenizer  {path}", path=offload.get_name(job.sources.tokenizer.path))
-    yield from (line.replace("adapter 1:", "would have") for line in describe_changes(job))
+    yield tr("would have {changes}", changes=describe_adapter_changes(job, 1))
+    yield describe_untouched(job)
     if not digest:
         yield tr("order      of published adapters not checked, because no digest was made")

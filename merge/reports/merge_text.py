@@ -56,6 +56,7 @@ EXACT_IDS = tr(
 )
 
 COPIED = tr("the tokenizer's files are copied as they are")
+_ROUNDINGS = {"once": tr("once"), "per_adapter": tr("after each adapter")}
 
 
 def describe_inputs(job: PlannedMerge) -> Iterator[str]:
@@ -113,42 +114,42 @@ def _scalings(adapter: Adapter) -> str:
 
 
 def describe_changes(job: PlannedMerge) -> Iterator[str]:
-    """Describe what each adapter added to, replaced and grew."""
-    steps = [step for done in job.model.steps.values() for step in done]
+    """Describe what each adapter added to, replaced and grew, and what none has touched."""
     for number, _ in enumerate(job.adapters, start=1):
-        mine = [step for step in steps if step.adapter == number]
-        added = sum(step.action.startswith("added") for step in mine)
-        by_peft = sum(step.action == "merged by PEFT" for step in mine)
-        rows = sum(step.action in ("rows replaced", "cut") for step in mine)
-        replaced = [step for step in mine if step.action == "replaced"]
-        grown = sorted(
-            {(s.rows_before, s.rows_after) for s in replaced if s.rows_after > s.rows_before}
-        )
-        growth = join(
-            "",
-            (
-                tr(", grown from {before} to {after} rows", before=before, after=after)
-                for before, after in grown
-            ),
-        )
-        changed = tr(", changed rows of {rows}", rows=rows) if rows else ""
-        changed += tr(", {by_peft} merged by PEFT", by_peft=by_peft) if by_peft else ""
-        yield (
-            tr(
-                "adapter {number}: added to {added} tensors, replaced "
-                "{n_replaced}{growth}{changed}",
-                number=number,
-                added=added,
-                n_replaced=len(replaced),
-                growth=growth,
-                changed=changed,
-            )
-        )
-    untouched = sum(not done for done in job.model.steps.values())
-    yield tr(
+        changes = describe_adapter_changes(job, number)
+        yield tr("adapter {number}: {changes}", number=number, changes=changes)
+    yield describe_untouched(job)
+
+
+def describe_adapter_changes(job: PlannedMerge, number: int) -> str:
+    """What the adapter of this number, from 1 on, added to, replaced and grew."""
+    mine = [s for steps in job.model.steps.values() for s in steps if s.adapter == number]
+    by_peft = sum(step.action == "merged by PEFT" for step in mine)
+    rows = sum(step.action in ("rows replaced", "cut") for step in mine)
+    replaced = [step for step in mine if step.action == "replaced"]
+    grown = {(s.rows_before, s.rows_after) for s in replaced if s.rows_after > s.rows_before}
+    further = (
+        *(
+            tr(", grown from {before} to {after} rows", before=before, after=after)
+            for before, after in sorted(grown)
+        ),
+        *((tr(", changed rows of {rows}", rows=rows),) if rows else ()),
+        *((tr(", {by_peft} merged by PEFT", by_peft=by_peft),) if by_peft else ()),
+    )
+    return tr(
+        "added to {added} tensors, replaced {replaced}{further}",
+        added=sum(step.action.startswith("added") for step in mine),
+        replaced=len(replaced),
+        further=join("", further),
+    )
+
+
+def describe_untouched(job: PlannedMerge) -> str:
+    """How many tensors are as in the base, and when the others are rounded."""
+    return tr(
         "{untouched} tensors as in the base; rounded {rounding}",
-        untouched=untouched,
-        rounding=job.settings.rounding.replace("_", " "),
+        untouched=sum(not done for done in job.model.steps.values()),
+        rounding=_ROUNDINGS[job.settings.rounding],
     )
 
 

@@ -127,7 +127,7 @@ def build_expected_model(
             expected = _round_to_dtype(expected, inputs.dtype or own.dtype)
         shapes[name] = _expect_shape(expected, inputs, name, tensor)
         if shapes[name][1:] != tensor.shape[1:]:
-            expected = replace(expected, uncovered="it has another shape than its inputs give")
+            expected = replace(expected, uncovered=tr("it has another shape than its inputs give"))
         tensors[name] = expected.take_rows(tensor.rows)
     optional = head if tied else None
     return ExpectedModel(
@@ -258,7 +258,7 @@ def _subtract_base(target: LazyTensor, base: LazyTensor | None, mean: bool) -> E
     """``target - base``; rows that the base lacks are the target's own, less its rows' ``mean``."""
     plain = _carry_over(target)
     if base is None:
-        return replace(plain, uncovered="the base has no such tensor")
+        return replace(plain, uncovered=tr("the base has no such tensor"))
     head = RowSegment(0, base.rows, target, (AddDense(base, -1),))
     tail = RowSegment(base.rows, target.rows, target, (AddMean(base, -1),) if mean else ())
     return replace(plain, segments=(head, tail) if target.rows > base.rows else (head,))
@@ -378,7 +378,8 @@ def _apply_adapter(
         expected = expected.with_step(AddProduct(product))
     if name in adapter.magnitudes and product is not None:
         if product.is_transposed:
-            expected = replace(expected, uncovered="DoRA over columns: its norms go over all rows")
+            why = tr("DoRA over columns: its norms go over all rows")
+            expected = replace(expected, uncovered=why)
         else:
             expected = expected.with_step(ScaleRows(adapter.magnitudes[name]))
     if name in adapter.vectors:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import VocabularyError
-from ...messages import tr
+from ...messages import join, tr
 from ...tokenizers import sentencepiece_model as spm
 from ...tokenizers.file_names import ADDED_TOKENS_NAME, MODEL_NAME, TOKENIZER_CONFIG_NAME
 from ...tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -123,15 +123,18 @@ def require_bpe(tokenizer: SentencePieceTokenizer) -> None:
 def describe_limits(tokenizer: SentencePieceTokenizer) -> tuple[str, ...]:
     """A line for people about text of which llama.cpp will make other ids, if there is any."""
     model = _parse_model(tokenizer)
-    normalizer = model.normalizer_spec
+    normalizer, trainer = model.normalizer_spec, model.trainer_spec
     own = [piece.piece for piece in model.pieces if piece.type == spm.USER_DEFINED]
     wanted = {
-        "rewriting of characters before the search for pieces": normalizer.precompiled_charsmap,
-        "dropping of repeated and outer spaces": normalizer.remove_extra_whitespaces,
-        "spaces that stay spaces": not normalizer.escape_whitespaces,
-        "spaces that end a piece": model.trainer_spec.treat_whitespace_as_suffix,
-        f"user-defined pieces ({', '.join(own[:3])}{', ...' if own[3:] else ''})": own,
-        "the unknown token, for there are no pieces of bytes": not model.trainer_spec.byte_fallback,
+        tr("rewriting of characters before the search for pieces"): normalizer.precompiled_charsmap,
+        tr("dropping of repeated and outer spaces"): normalizer.remove_extra_whitespaces,
+        tr("spaces that stay spaces"): not normalizer.escape_whitespaces,
+        tr("spaces that end a piece"): trainer.treat_whitespace_as_suffix,
+        tr(
+            "user-defined pieces ({pieces})",
+            pieces=", ".join(own[:3]) + (", ..." if own[3:] else ""),
+        ): own,
+        tr("the unknown token, for there are no pieces of bytes"): not trainer.byte_fallback,
     }
     asked = [what for what, is_wanted in wanted.items() if is_wanted]
     if not asked:
@@ -140,7 +143,7 @@ def describe_limits(tokenizer: SentencePieceTokenizer) -> tuple[str, ...]:
         tr(
             "llama.cpp knows nothing of what this tokenizer.model asks for, and "
             "makes other ids of text that it touches: {asked}",
-            asked="; ".join(asked),
+            asked=join("; ", asked),
         ),
     )
 
