@@ -104,7 +104,7 @@ def _print_result(result: JobResult, *, quiet: bool, verbose: bool) -> None:
         "job {number}, {output_dir}: {state}",
         number=result.number,
         output_dir=shown(str(result.output_dir)),
-        state=result.state,
+        state=result.describe_state(),
     )
     if result.is_failure:
         trace = result.trace if verbose else ""

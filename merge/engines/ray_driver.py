@@ -16,7 +16,7 @@ from uuid import uuid4
 from ..errors import UsageError
 from ..formats import TensorInfo
 from ..layouts.placement import Stream
-from ..messages import tr
+from ..messages import join, tr
 from ..output.attempts import get_attempt_path, measure_attempts, remove_attempts
 from ..output.journal import FileProgress, Journal, WrittenFile, get_partial_path
 from ..output.resume import ResumePoint
@@ -108,7 +108,7 @@ class RayEngine:
                     cpu=wanted["CPU"],
                     memory=size_text(int(wanted["memory"])),
                 ),
-                found="; ".join(sizes),
+                found=join("; ", sizes),
                 remedy=tr("give a smaller --num_workers or --max_memory, or add a larger machine"),
             )
         return able

@@ -7,11 +7,22 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import shown
+from ..messages import column_width, tr, translate
 from ..sizes import size_text
 
 State = Literal[
     "planned", "done", "complete already", "failed", "wrong", "interrupted", "not started"
 ]
+
+_STATES: dict[State, str] = {
+    "done": tr("done"),
+    "complete already": tr("complete already"),
+    "failed": tr("failed"),
+    "wrong": tr("wrong"),
+    "interrupted": tr("interrupted"),
+    "not started": tr("not started"),
+    "planned": tr("planned"),
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,10 @@ class JobResult:
     text: str = ""
     trace: str = ""
 
+    def describe_state(self) -> str:
+        """How it ended, for people."""
+        return _STATES[self.state]
+
     @property
     def is_failure(self) -> bool:
         """Whether there is no result, or a wrong or unchecked one."""
@@ -49,18 +64,24 @@ class ManyReport:
         return tuple(one for one in self.results if one.is_failure)
 
     def summary(self) -> str:
-        """A table with a line for each job."""
-        rows = [("job", "output", "state", "seconds", "size"), *map(_make_row, self.results)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = (
-            f"{number:>{widths[0]}}  {output:<{widths[1]}}  {state:<{widths[2]}}"
-            f"  {seconds:>{widths[3]}}  {size:>{widths[4]}}"
-            for number, output, state, seconds, size in rows
-        )
-        return "\n".join(lines)
+        """A table with a line for each job, in the language that is used."""
+        head = tuple(map(translate, _HEAD))
+        rows = [head, *map(_make_row, self.results)]
+        widths = [max(map(column_width, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(map(_pad, row, widths, _TO_THE_RIGHT)) for row in rows)
+
+
+_HEAD = (tr("job"), tr("output"), tr("state"), tr("seconds"), tr("size"))
+_TO_THE_RIGHT = (True, False, False, True, True)
 
 
 def _make_row(result: JobResult) -> tuple[str, ...]:
     seconds = f"{result.seconds:.1f}" if result.seconds else "-"
     size = size_text(result.nbytes) if result.nbytes else "-"
-    return str(result.number), shown(str(result.output_dir)), result.state, seconds, size
+    state = translate(result.describe_state())
+    return str(result.number), shown(str(result.output_dir)), state, seconds, size
+
+
+def _pad(text: str, width: int, to_the_right: bool) -> str:
+    space = " " * (width - column_width(text))
+    return space + text if to_the_right else text + space

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FormatError, OutputError, UsageError, shown
 from ..job_settings import ApplyDeltaSettings, MergeSettings
-from ..messages import tr
+from ..messages import compose, join, tr
 from ..option_checks import require_report_libraries
 from ..output.preflight import OutputFolder, require_names_free
 from ..output.staged_folder import lock_folder, replace_files
@@ -55,11 +55,11 @@ class ReportResult:
             else tr("from the numbers of report.json")
         )
         lines = [
-            tr("report     {path} ({how})", path=self.path, how=how),
+            tr("report     {path} ({how})", path=shown(str(self.path)), how=how),
             tr("findings   {findings}", findings=self.findings),
             tr("took       {seconds:.1f} s", seconds=self.seconds),
         ]
-        return "\n".join(["Done:", *(f"  {shown(line)}" for line in lines)])
+        return join("\n", [tr("Done:"), *(compose("  {line}", line=line) for line in lines)])
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from threading import Lock
 
 from ..errors import MergeError, as_merge_error
 from ..interruption import deferred_signals
+from ..messages import compose, join
 from ..settings import OnProgress
 from ..storage.offload import Offload
 from .job_groups import CheckedJob
@@ -160,7 +161,8 @@ def _verify(request: MergeRequest, result: JobResult) -> JobResult:
     except (MergeError, OSError) as error:
         return _fail(result, error)
     seconds = result.seconds + time.monotonic() - started
-    text = "\n".join([result.text, *map(str, found.faults), found.summary()])
+    faults = (compose("{fault}", fault=fault) for fault in found.faults)
+    text = join("\n", [result.text, *faults, found.summary()])
     return replace(
         result, state="wrong" if found.faults else result.state, seconds=seconds, text=text
     )
@@ -171,6 +173,6 @@ def _fail(result: JobResult, error: MergeError | OSError) -> JobResult:
         result,
         state="failed",
         nbytes=0,
-        text=str(as_merge_error(error)),
+        text=compose("{error}", error=as_merge_error(error)),
         trace=traceback.format_exc(),
     )

@@ -58,7 +58,7 @@ class _CheckedTensor(LazyTensor):
         raise NumberError(
             tr("the weights hold NaN or Inf"),
             file=self.base.without_digest().path,
-            tensor=f"{self.origin}, row {first + row}",
+            tensor=tr("{tensor}, row {row}", tensor=self.origin, row=first + row),
             expected=tr("finite values"),
             found=f"{float(rows[bad][0]):g}",
             remedy=tr(

@@ -184,7 +184,7 @@ class PatchedTensor(LazyTensor):
         raise NumberError(
             tr("the merged value cannot be written in this dtype"),
             file=self.start.without_digest().path,
-            tensor=f"{self.origin}, row {first_row + row}",
+            tensor=tr("{tensor}, row {row}", tensor=self.origin, row=first_row + row),
             expected=tr(
                 "finite values up to {largest:g} ({dtype})",
                 largest=largest,
@@ -213,7 +213,7 @@ def _nonfinite_error(tensor: LazyTensor, row: int) -> NumberError:
     return NumberError(
         tr("what is added to the base holds NaN or Inf"),
         file=tensor.path,
-        tensor=f"{tensor.origin}, row {row}",
+        tensor=tr("{tensor}, row {row}", tensor=tensor.origin, row=row),
         expected=tr("finite values"),
         found=f"{float(values[~values.isfinite()][0]):g}",
         remedy=tr("the training diverged or the file is damaged: save it or fetch it again"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from merge import merge_many
 from merge.jobs.many_results import JobResult
+from merge.messages import column_width
 from merge.output.journal import JOURNAL_NAME
 from tests.kit.files import tree
 from tests.kit.many_merges import Many, make_many, states
@@ -213,3 +215,16 @@ def test_command_answers_help_without_torch_or_yaml() -> None:
     )
     done = run_python("-c", code)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_everything_is_told_in_chinese(many: Many) -> None:
+    """Progress, summaries, a check, a failure and the table, which keeps its columns."""
+    many.spoil(2)
+    jobs = [many.job(1, "a", verify=True), many.job(2, "b")]
+    ended = run_python(SCRIPT, many.write(*jobs), "--lang", "zh")
+    assert ended.returncode == 1
+    told = (ended.stdout + ended.stderr).replace(str(many.folder), "")
+    assert re.findall(r"[a-z]{2,} [a-z]{2,}", told.replace("base_model.model.model", "")) == []
+    table = [line for line in ended.stdout.splitlines() if line][-3:]
+    assert all(state in line for state, line in zip(("状态", "完成", "失败"), table, strict=True))
+    assert len({column_width(line) for line in table}) == 1

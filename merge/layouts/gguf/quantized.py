@@ -66,7 +66,12 @@ class QuantizedTensor(LazyTensor):
         ggml.quantize_rows(self.kind, rows, out, self.importance, self._describe_rows(first, rows))
 
     def _describe_rows(self, first: int, rows: torch.Tensor) -> str:
-        return f"{self.origin}, rows {first} to {first + len(rows)}"
+        return tr(
+            "{tensor}, rows {first} to {last}",
+            tensor=self.origin,
+            first=first,
+            last=first + len(rows) - 1,
+        )
 
     def _require_representable(self, rows: torch.Tensor, first: int, largest: float) -> None:
         low, high = (float(bound) for bound in torch.aminmax(rows))
