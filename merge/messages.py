@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
+from textwrap import shorten
 from typing import Protocol, runtime_checkable
 
 LANGUAGES = ("en", "zh")
@@ -146,6 +147,16 @@ def _translate_value(value: object, catalogue: gettext.NullTranslations) -> obje
     if isinstance(value, Message):
         return translate(value, catalogue)
     return value.translated(catalogue) if isinstance(value, _Translatable) else value
+
+
+def tell_error(error: BaseException, most: int) -> str:
+    """What an error says: a message of ours, or a library's text on a line of ``most`` characters.
+
+    >>> tell_error(ValueError(tr("no pieces")), 8), tell_error(ValueError("such a long text"), 12)
+    ('no pieces', 'such [...]')
+    """
+    text = str(error)
+    return text if isinstance(text, Message) else shorten(text, most)
 
 
 def rename_paths(text: str, names: Mapping[Path, str]) -> str:

@@ -99,7 +99,8 @@ def read_pattern(
             for rule in RULES:
                 rule.require_valid(text)
         except (re.error, OverflowError, RecursionError) as error:
-            raise _expression_error(path, key, f"{text!r}: {error}") from None
+            found = compose("{text!r}: {error}", text=text, error=str(error))
+            raise _expression_error(path, key, found) from None
     return {
         text: read(value, tr('"{key}" of "{text}"', key=key, text=text), path)
         for text, value in pattern.items()

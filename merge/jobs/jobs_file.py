@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import MergeError, UsageError, as_merge_error, shown
 from ..job_settings import MergeSettings
-from ..messages import compose, tr
+from ..messages import Message, compose, tr
 from ..options import options_of, require_known
 from ..plan.inputs import split_list
 from ..settings import make_settings
@@ -208,7 +208,7 @@ def _value_error(key: str, expected: str, found: object) -> UsageError:
     return UsageError(
         tr("the value of {key} is of another kind", key=key),
         expected=expected,
-        found=repr(found),
+        found=found if isinstance(found, Message) else repr(found),
         remedy=tr("see {key} in docs/options.md", key=key),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -246,8 +246,15 @@ def make_input_check(job: Job, manifest: str | Path | None) -> Callable[[], None
 
 
 def sum_sizes(paths: Iterable[Path]) -> int:
-    """Bytes of files on disk; a link counts by itself."""
-    return sum(path.lstat().st_size for path in paths)
+    """Bytes of files on disk; a link counts by itself, and nothing one that is gone by now.
+
+    Machines of a cluster remove what they have begun when they see that the driver has died.
+    """
+    total = 0
+    for path in paths:
+        with suppress(FileNotFoundError):
+            total += path.lstat().st_size
+    return total
 
 
 def byte_counter(on_progress: OnProgress | None, total: int) -> Callable[[int], None]:

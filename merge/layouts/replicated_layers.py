@@ -103,7 +103,7 @@ def replicate_config(
                 "layer or layer_types of each",
                 uniform=", ".join(_UNIFORM),
             ),
-            found=join("; ", odd)[:200],
+            found=join("; ", odd),
             remedy=tr("use it unmerged, with PEFT"),
         )
     changed = {**config, "num_hidden_layers": len(sources)}
@@ -115,7 +115,7 @@ def replicate_config(
 def _iter_obstacles(config: Mapping[str, Any]) -> Iterator[str]:
     """What in a configuration lets a layer compute something else in another place."""
     if (kind := config.get("model_type")) not in _UNIFORM:
-        yield f'"model_type": {kind!r}'
+        yield f'"model_type": {kind!r:.100}'
     if config.get("use_sliding_window"):
         yield tr('"use_sliding_window" from the layer "max_window_layers" on')
     types, layers = config.get("layer_types") or [], config.get("num_hidden_layers")

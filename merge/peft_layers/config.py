@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError
-from ..messages import tr
+from ..messages import compose, tr
 from ..untrusted.safe_regex import compile_matcher, is_plain
 from .skeleton import LIBRARY_ERRORS
 
@@ -120,7 +120,7 @@ def _spell_out(path: Path, given: Mapping[str, Any], modules: Sequence[str]) -> 
     layers = given.get("layers_pattern") or ()
     for pattern in [layers] if isinstance(layers, str) else layers:
         if not is_plain(str(pattern)):
-            raise _refuse_expression(path, "layers_pattern", repr(pattern))
+            raise _refuse_expression(path, "layers_pattern", repr(pattern)[:200])
     return changed
 
 
@@ -128,7 +128,8 @@ def _match(path: Path, name: str, pattern: str, wrapped: str, modules: Iterable[
     try:
         matches = compile_matcher(pattern, wrapped)
     except (re.error, OverflowError, RecursionError) as error:
-        raise _refuse_expression(path, name, f"{pattern!r}: {error}") from None
+        found = compose("{text}: {error}", text=repr(pattern)[:150], error=str(error))
+        raise _refuse_expression(path, name, found) from None
     return [module for module in modules if matches(module)]
 
 
@@ -142,6 +143,6 @@ def _refuse_expression(path: Path, name: str, found: str) -> AdapterError:
         expected=tr(
             '"{name}" with the names of modules, or a plain expression for them', name=name
         ),
-        found=found[:200],
+        found=found,
         remedy=tr("write out the names of the modules"),
     )

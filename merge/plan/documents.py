@@ -26,7 +26,7 @@ from ..layouts.config import (
 )
 from ..layouts.model_folder import ModelFolder
 from ..layouts.params import PARAMS_NAME, build_params_json
-from ..messages import tr
+from ..messages import compose, tr
 from ..storage.folder import Folder
 from ..tokenizers.chat_formats import FORMATS
 from ..tokenizers.embedded_tokenizer import EmbeddedTokenizer
@@ -307,7 +307,7 @@ def require_llama_shape(found: ModelConfig, layout: str) -> LlamaShape:
             tr("this model is no LLaMA, and {layout} is for LLaMA alone", layout=layout),
             file=found.path,
             expected=tr('"model_type": "llama", without biases'),
-            found=f"{found.config.get('model_type')!r}{biases}",
+            found=compose("{kind!r}{biases}", kind=found.config.get("model_type"), biases=biases),
             remedy=tr("use --output_type huggingface, which any decoder can be written to"),
         )
     require_named_llama(found.config, found.path)

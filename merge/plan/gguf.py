@@ -20,7 +20,7 @@ from ..layouts.config import (
 from ..layouts.gguf.names import list_stored_tensors, require_names
 from ..layouts.gguf.vocabulary import GgufTokenizer, require_known_to_llama_cpp
 from ..layouts.llama import LM_HEAD
-from ..messages import tr
+from ..messages import compose, tr
 from ..tokenizers.byte_level_bpe import read_byte_level_bpe
 from ..tokenizers.embedded_tokenizer import EmbeddedTokenizer
 from ..tokenizers.file_names import MODEL_NAME, TOKENIZER_JSON_NAME
@@ -68,7 +68,7 @@ def _require_architecture(found: ModelConfig) -> tuple[LlamaShape, Mapping[str, 
             tr("GGUF is written here for LLaMA and Mixtral alone"),
             file=found.path,
             expected=tr('"model_type": "llama", without biases, or "mixtral"'),
-            found=f"{kind!r}{biases}",
+            found=compose("{kind!r}{biases}", kind=kind, biases=biases),
             remedy=tr(
                 "use --output_type huggingface, which any decoder can be written to, "
                 "and llama.cpp's own converter"

@@ -8,12 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..errors import FormatError, MergeError, NetworkError, UsageError
-from ..messages import tr
+from ..messages import Message, compose, tell_error, tr
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -154,8 +153,10 @@ def _translate(error: Exception, shown: str, asked: str) -> MergeError:
     chain = list(_iter_causes(error))
     statuses = {_get_status(one) for one in chain}
     kinds = {type(one).__name__ for one in chain}
-    text = hide_credentials(shorten(" ".join(str(chain[-1] or error).split()), 300))
-    found = f"{asked}: {text or type(error).__name__}"
+    text = tell_error(chain[-1] or error, 300)
+    if not isinstance(text, Message):
+        text = hide_credentials(text) or type(error).__name__
+    found = compose("{asked}: {text}", asked=asked, text=text)
     if _CHANGED in statuses or kinds & {"ChangedError", "FileExpired"}:
         return FormatError(
             tr("the file was changed while it was read"),

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ..errors import FormatError
-from ..messages import tr
+from ..messages import join, tr
 from .strict_json import read_small
 
 # Some thousands of jobs; PyYAML reads a tenth of a megabyte in a second.
@@ -77,7 +77,7 @@ def _refusal(sentence: str, at: Any) -> yaml.MarkedYAMLError:
 
 def _describe(error: yaml.MarkedYAMLError) -> str:
     line = tr("line {line}: ", line=error.problem_mark.line + 1) if error.problem_mark else ""
-    return line + " ".join(filter(None, [error.context, error.problem]))
+    return line + join(" ", filter(None, [error.context, error.problem]))
 
 
 def _invalid_error(path: Path, found: str) -> FormatError:

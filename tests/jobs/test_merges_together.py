@@ -26,15 +26,20 @@ LAYOUTS: list[dict[str, Any]] = [
     {"output_type": "pth", "num_shards": 2, "dtype": "float32"},
     {"output_type": "gguf", "outtype": "f16"},
 ]
-# Ends like a killed process, or by a signal to itself, when so much is written.
+# Ends like a killed process, or by a signal to itself, when so much is written. One job at a time
+# reports progress, so none goes on before the main thread has seen the signal.
 STOPPED = """
-import os, signal, sys
+import os, signal, sys, time
 from merge import merge_many
+from merge.interruption import raise_if_interrupted
 is_stopped = []
 def stop(written, total):
     if written > total * 3 // 5 and not is_stopped:
         is_stopped.append(True)
         {stop}
+        while True:
+            raise_if_interrupted()
+            time.sleep(0.01)
 try:
     merge_many(sys.argv[1], on_progress=stop, together=int(sys.argv[2]))
 except KeyboardInterrupt as interruption:

@@ -19,6 +19,7 @@ import pytest
 
 from merge import merge_lora
 from merge.errors import AdapterError, MergeError
+from merge.messages import Message, load_catalogue
 from tests.kit.run import ROOT
 
 COMMANDS = ROOT / "merge" / "commands"
@@ -95,6 +96,36 @@ def faults(error: MergeError, job: str | None) -> Iterator[str]:
             yield f"{file} is not there, and is not called missing"
 
 
+def untranslatable(error: MergeError) -> Iterator[str]:
+    """Texts of ours in a refusal that stay English, since they are no messages any more."""
+    for text in (error.sentence, *(t for label, t in error.facts.items() if label != "file")):
+        for plain in _iter_plain(text):
+            if lost := _find_own_words(plain):
+                yield f"{lost!r} in {plain!r} cannot be translated"
+
+
+def _iter_plain(text: object) -> Iterator[str]:
+    """The texts in a message that no catalogue has."""
+    if isinstance(text, Message):
+        for value in text.values.values():
+            yield from _iter_plain(value)
+    elif isinstance(text, str):
+        yield text
+
+
+@cache
+def _find_own_words(text: str) -> str | None:
+    return next((words for words in _list_own_words() if words in text), None)
+
+
+@cache
+def _list_own_words() -> tuple[str, ...]:
+    """Four words or more in a row of each template that has a translation."""
+    templates = load_catalogue("zh")._catalog  # type: ignore[attr-defined]
+    parts = (part.strip() for one in templates for part in re.split(r"\{[^}]*\}", str(one)))
+    return tuple({part for part in parts if len(part.split()) > 3})
+
+
 def _job() -> str | None:
     """The outermost job or command that is running."""
     found, step = None, cast("FrameType | None", sys._getframe(1))
@@ -115,6 +146,7 @@ def checked() -> Iterator[None]:
     def noted(self: MergeError, *args: Any, **named: Any) -> None:
         init(self, *args, **named)
         made.extend((self, fault) for fault in faults(self, _job()))
+        made.extend((self, fault) for fault in untranslatable(self))
 
     MergeError.__init__ = noted  # type: ignore[method-assign]
     try:

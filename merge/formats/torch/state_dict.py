@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from textwrap import shorten
 from typing import Any, BinaryIO, NamedTuple
 
 from ...errors import FormatError
-from ...messages import tr
+from ...messages import tell_error, tr
 from ...storage.input_file import InputFile
 from ...tensors.lazy import LazyTensor
 from ..crc import CrcCheck
@@ -78,7 +77,7 @@ def load_pickle(file: InputFile, stream: BinaryIO) -> PickledObject:
             tr("the pickle in the file cannot be read"),
             file=file.path,
             expected=tr("a state dict as torch.save writes it"),
-            found=shorten(str(error), 200),
+            found=tell_error(error, 200),
             remedy=tr("the file is damaged or not a checkpoint: fetch or copy it again"),
         ) from None
 
