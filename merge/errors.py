@@ -14,7 +14,7 @@ from gettext import NullTranslations
 from pathlib import Path
 from typing import Any
 
-from .messages import Message, column_width, rename_paths, tr, translate
+from .messages import Message, column_width, compose, rename_paths, tr, translate
 
 # Longer than any path that a system allows.
 _LONGEST = 5000
@@ -190,7 +190,7 @@ class NetworkError(MergeError, OSError):
     def __init__(self, sentence: str, *, file: object = None, **facts: Any) -> None:
         super().__init__(sentence, file=file, **facts)
         self.filename = file
-        self.strerror = f"{sentence} ({facts.get('found')})"
+        self.strerror = compose("{sentence} ({found})", sentence=sentence, found=facts.get("found"))
 
 
 class NumberError(MergeError):

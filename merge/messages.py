@@ -153,7 +153,7 @@ def tell_error(error: BaseException, most: int) -> str:
     """What an error says: a message of ours, or a library's text on a line of ``most`` characters.
 
     >>> tell_error(ValueError(tr("no pieces")), 8), tell_error(ValueError("such a long text"), 12)
-    ('no pieces', 'such [...]')
+    ('no pieces', 'such a [...]')
     """
     text = str(error)
     return text if isinstance(text, Message) else shorten(text, most)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import MergeError, UsageError, as_merge_error
 from ..interruption import INTERRUPTED, Interrupted, deferred_signals
-from ..messages import compose, join, tr
+from ..messages import compose, join, tr, translate
 from ..options import GROUPS, INPUTS, options_of
 from ..outtypes import QUANTIZED_OUTTYPES
 from .completion import complete, is_completing
@@ -159,7 +159,7 @@ class CommandParser(argparse.ArgumentParser):
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
             if close := get_close_matches(str(value), map(str, action.choices or ()), 1):
-                error.message += tr("; did you mean {value}?", value=close[0])
+                error.message += translate(tr("; did you mean {value}?", value=close[0]))
             raise
 
     def error(self, message: str) -> NoReturn:
@@ -169,7 +169,8 @@ class CommandParser(argparse.ArgumentParser):
         for name in names:
             close = [] if name in known else get_close_matches(name, known, 1)
             if close:
-                message += tr("; did you mean {option} by {name}?", option=close[0], name=name)
+                meant = tr("; did you mean {option} by {name}?", option=close[0], name=name)
+                message += translate(meant)
         if FLAG in self._words and FLAG in self._option_string_actions:
             print_json({"error": describe_error(UsageError(message))})
             self.exit(WRONG_INPUT)

@@ -195,7 +195,7 @@ def add_delta(
     Raises ``LayoutError`` unless both are of one shape; only the delta may have more tokens.
     """
     form = form or DeltaForm()
-    pairs = _pair_tensors(base, delta, "delta")
+    pairs = _pair_tensors(base, delta, tr("delta"))
     whole = detect_whole_embeddings(
         {name: ours for name, (ours, _) in pairs.items()}, delta.tensors, form.embeddings
     )
@@ -239,7 +239,7 @@ def subtract_base(
     Raises ``LayoutError`` unless both are of one shape; only the target may have more tokens.
     """
     form = form or DeltaForm()
-    pairs = _pair_tensors(base, target, "target")
+    pairs = _pair_tensors(base, target, tr("target"))
     is_whole = form.embeddings == "whole"
     whole = {name: tr("as asked") for name in (EMBED_TOKENS, LM_HEAD) if is_whole and name in pairs}
     result = DenseResult({}, _cast(target.extra, dtype), _count_new_rows(base, target), whole)

@@ -141,7 +141,7 @@ class DeltaCall:
         """Find the folders; the Hub's are downloaded."""
         role = _other_role(self.settings)
         base = ModelFolder(resolve(self.base_model, tr("base model"), offload))
-        other = ModelFolder(resolve(self.other_model, role.replace("_", " "), offload))
+        other = ModelFolder(resolve(self.other_model, _ROLES[role], offload))
         _require_two(base.path, other.path, role)
         for folder in (base, other):
             folder.require_config()
@@ -159,6 +159,9 @@ def _job_name(settings: _Settings) -> str:
     return "apply-delta" if isinstance(settings, ApplyDeltaSettings) else "make-delta"
 
 
+_ROLES = {"delta_model": tr("delta"), "target_model": tr("target")}
+
+
 def _other_role(settings: _Settings) -> str:
     """Return the manifest's name of the model beside the base."""
     return "delta_model" if isinstance(settings, ApplyDeltaSettings) else "target_model"
@@ -167,7 +170,7 @@ def _other_role(settings: _Settings) -> str:
 def _require_two(base: Path, other: Path, role: str) -> None:
     if base.samefile(other):
         raise UsageError(
-            tr("base and {role} are the same folder", role=role.removesuffix("_model")),
+            tr("base and {role} are the same folder", role=_ROLES[role]),
             file=base,
             remedy=tr("give the plain base, and the model that was trained from it or its delta"),
         )
@@ -288,7 +291,7 @@ def _combine(
     )
     dtype, init = parse_dtype(settings.dtype), settings.new_token_init or "zeros"
     if isinstance(settings, MakeDeltaSettings):
-        require_model(other, other_folder.path, "target", tr("give the trained model itself"))
+        require_model(other, other_folder.path, tr("target"), tr("give the trained model itself"))
         form = DeltaForm(settings.delta_embeddings, init)
         return subtract_base(base, other, dtype, form)
     require_difference(base, other, other_folder.path)

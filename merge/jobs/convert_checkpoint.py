@@ -86,7 +86,7 @@ class ConvertCall:
 
     def find_inputs(self, offload: Offload) -> ConvertInputs:
         """Find the folders; the Hub's are downloaded."""
-        folder = ModelFolder(resolve(self.model, "model", offload))
+        folder = ModelFolder(resolve(self.model, tr("model"), offload))
         folder.require_config()
         return ConvertInputs(folder, choose_any_tokenizer(self.tokenizer, folder, offload))
 

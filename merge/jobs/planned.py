@@ -83,23 +83,25 @@ class PlannedJob:
 
     def inputs(self) -> tuple[str, ...]:
         """Lines about what was read."""
-        models = (
-            tr(
-                "{role:<10} {folder} ({rows} rows)",
-                role=role.removesuffix("_model"),
-                folder=model.folder,
-                rows=model.rows,
-            )
-            for role, model in self.models.items()
-        )
         return (
-            *models,
+            *(_describe_model(role, model) for role, model in self.models.items()),
             tr(
                 "tokenizer  {path} ({n_tokens} tokens)",
                 path=self.tokenizer.path,
                 n_tokens=self.tokenizer.n_tokens,
             ),
         )
+
+
+def _describe_model(role: str, model: Input) -> str:
+    path, rows = model.folder, model.rows
+    if role == "base_model":
+        return tr("base       {path} ({rows} rows)", path=path, rows=rows)
+    if role == "delta_model":
+        return tr("delta      {path} ({rows} rows)", path=path, rows=rows)
+    if role == "target_model":
+        return tr("target     {path} ({rows} rows)", path=path, rows=rows)
+    return tr("model      {path} ({rows} rows)", path=path, rows=rows)
 
 
 def write_and_report(

@@ -320,11 +320,11 @@ def _load_inputs(named: _NamedInputs, manifest: Manifest | None, offload: Offloa
     dense_source = named.delta or target or _find_source(manifest, "delta_model")
     dense, models = None, [base_folder]
     if dense_source is not None:
-        dense_folder = _resolve_input(dense_source, "delta", offload)
+        dense_folder = _resolve_input(dense_source, tr("delta"), offload)
         dense = open_checkpoint(dense_folder, offload, with_extra=True, any_decoder=True)
         models = [dense_folder, base_folder]
     read = [
-        _read_adapter(_resolve_input(source, "adapter", offload).path, weight, offload, base)
+        _read_adapter(_resolve_input(source, tr("adapter"), offload).path, weight, offload, base)
         for source, weight in _list_adapters(named, manifest)
     ]
     repeated = find_repeated_layers(read, base)

@@ -212,7 +212,7 @@ def require_no_biases(config: Mapping[str, Any], source: object) -> None:
 def require_named_llama(config: Mapping[str, Any], source: object) -> None:
     """Raise ``LayoutError`` when ``architectures`` contradicts a ``model_type`` of LLaMA's."""
     if config.get("model_type") in LLAMA_MODEL_TYPES:
-        require_class(config, source, "a LLaMA", LLAMA_ARCHITECTURES)
+        require_class(config, source, "LLaMA", LLAMA_ARCHITECTURES)
 
 
 def require_class(
@@ -222,14 +222,16 @@ def require_class(
     named = config.get("architectures")
     if named and (not isinstance(named, list) or named[0] not in names):
         raise LayoutError(
-            tr("config.json calls the model {kind} and names the class of another one", kind=kind),
+            tr(
+                "config.json calls the model a {kind} and names the class of another one", kind=kind
+            ),
             file=source,
             expected=tr('"architectures": ["{names}"]', names=names[0]),
             found=repr(named),
             remedy=tr(
                 "write --output_type huggingface; if the weights are those of a "
                 "plain {kind}, correct config.json",
-                kind=kind.removeprefix("a "),
+                kind=kind,
             ),
         )
 

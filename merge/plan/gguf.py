@@ -74,7 +74,7 @@ def _require_architecture(found: ModelConfig) -> tuple[LlamaShape, Mapping[str, 
                 "and llama.cpp's own converter"
             ),
         )
-    require_class(found.config, found.path, "a Mixtral", mixtral.ARCHITECTURES)
+    require_class(found.config, found.path, "Mixtral", mixtral.ARCHITECTURES)
     require_values(found.config, found.path)
     return mixtral.read_shape(found.config, found.path), mixtral.complete_config(found.config)
 

@@ -64,15 +64,15 @@ def describe_inputs(job: PlannedMerge) -> Iterator[str]:
     from ..layouts.decoder import count_embedding_rows
 
     yield tr(
-        "base       {path} ({count_embedding_rows} rows)",
+        "base       {path} ({rows} rows)",
         path=job.sources.base.path,
-        count_embedding_rows=count_embedding_rows(job.plain.tensors),
+        rows=count_embedding_rows(job.plain.tensors),
     )
     if job.sources.delta is not None:
         yield tr(
-            "delta      {path} ({base_rows} rows)",
+            "delta      {path} ({rows} rows)",
             path=job.sources.delta.path,
-            base_rows=job.vocabulary.base_rows,
+            rows=job.vocabulary.base_rows,
         )
     for number, adapter in enumerate(job.adapters, start=1):
         known = _known(adapter.published)

@@ -52,3 +52,13 @@ def test_every_topic_is_a_heading_of_the_page(topic: Topic) -> None:
     page, _, fragment = topic.page.partition("#")
     lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
     assert fragment in {anchor(line.lstrip("# ")) for line in lines if line.startswith("#")}
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [(("--lora_modle", "x"), "--lora_model"), (("--output_type", "hugingface"), "huggingface")],
+)
+def test_what_was_meant_is_told_in_chinese(words: tuple[str, ...], meant: str) -> None:
+    told = run_merge("--base_model", "b", "--output_dir", "o", *words, "--lang", "zh").stderr
+    assert meant in told.splitlines()[-1]
+    assert "did you mean" not in told

@@ -16,7 +16,7 @@ from merge import convert_checkpoint, merge_lora
 from merge.errors import OutputError
 from merge.jobs.apply_delta import apply_delta, make_delta
 from merge.jobs.resize_vocabulary import resize_vocabulary
-from merge.jobs.writing import Report
+from merge.jobs.writing import Report, sum_sizes
 from merge.output.journal import JOURNAL_NAME
 from tests.interruption.final_names import require_nothing_half
 from tests.kit.files import tree
@@ -308,3 +308,9 @@ def test_adapter_in_a_zip_can_be_resumed(one: Merging) -> None:
         merge_lora(one.base, archive, one.out, on_progress=progress, **one.options)
     report = merge_lora(one.base, archive, one.out, resume=True, **one.options)
     assert "resumed after" in report.notes[0]
+
+
+def test_leftover_that_goes_while_it_is_counted_takes_no_room(tmp_path: Path) -> None:
+    """Machines of a cluster remove theirs when they see that the driver has died."""
+    (tmp_path / "there").write_bytes(b"1234")
+    assert sum_sizes([tmp_path / "there", tmp_path / "gone"]) == 4
