@@ -10,6 +10,15 @@ from merge.messages import compose, join, tr
 
 from .compare import ALL, Disagreement, Example, TokenizerComparison
 
+# Columns of 18, 19, 15 and 9, to the right.
+_HEAD = tr("  characters/token  tokens/1000 chars  byte fallback  unknown")
+_PARTS = {
+    ALL: tr("all"),
+    "chinese": tr("chinese"),
+    "english": tr("english"),
+    "code": tr("code"),
+    "other": tr("others"),
+}
 _SHOWN = 3
 _WINDOW = 4
 
@@ -85,16 +94,9 @@ def _format_part(comparison: TokenizerComparison, name: str) -> list[str]:
     whole = comparison.counts[0][name]
     title = tr(
         "{name}: {lines:,} lines, {characters:,} characters",
-        name=name,
+        name=_PARTS[name],
         lines=whole.lines,
         characters=whole.characters,
-    )
-    head = tr(
-        "{text:>18}{text_2:>19}{text_3:>15}{text_4:>9}",
-        text="characters/token",
-        text_2=tr("tokens/1000 chars"),
-        text_3=tr("byte fallback"),
-        text_4="unknown",
     )
     rows = [
         f"{count.characters_per_token:>18.3f}{count.tokens_per_1000_characters:>19.1f}"
@@ -103,7 +105,7 @@ def _format_part(comparison: TokenizerComparison, name: str) -> list[str]:
             comparison.tokenizers, (counts[name] for counts in comparison.counts), strict=True
         )
     ]
-    return [title, head, *rows]
+    return [title, _HEAD, *rows]
 
 
 def _format_coverage(comparison: TokenizerComparison) -> list[str]:
