@@ -8,14 +8,7 @@ from collections.abc import Sequence
 
 from ..job_settings import ApplyDeltaSettings
 from ..messages import tr
-from .common import (
-    add_options,
-    add_output_volume_options,
-    command_parser,
-    print_report,
-    run,
-    run_job,
-)
+from .common import add_options, add_output_volume_options, command_parser, run, run_job
 from .given_options import add_file_options
 from .language import say
 from .machine import add_json_option
@@ -84,7 +77,7 @@ def add_tokenizer_option(group: argparse._ArgumentGroup) -> None:
 def _apply(args: argparse.Namespace) -> int:
     from ..jobs.apply_delta import apply_delta
 
-    code = print_report(args, run_job(args, apply_delta, tr("adding")))
+    code = run_job(args, apply_delta, tr("adding"))
     if args.low_cpu_mem and not (args.quiet or args.as_json):
         say(tr("  note: --low-cpu-mem changes nothing: memory is always low here"))
     return code

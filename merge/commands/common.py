@@ -193,10 +193,20 @@ def command_parser(description: str, examples: str | None = None) -> argparse.Ar
     return parser
 
 
-def run_job(
+def run_job(args: argparse.Namespace, job: Callable[..., Report], doing: str) -> int:
+    """Run a job with progress on the screen, print what it did, and return the exit code."""
+    report = run_with_progress(args, job, doing)
+    if getattr(args, "as_json", False):
+        print_json(report.as_json())
+    elif not args.quiet:
+        say(report.summary())
+    return DONE
+
+
+def run_with_progress(
     args: argparse.Namespace, job: Callable[..., Report], doing: str, **more: Any
 ) -> Report:
-    """Run a job with progress on the screen.
+    """Run a job with its options among ``args`` and ``more``, and progress on the screen.
 
     ``doing`` is what the progress calls the work of this job; what its options add is named too.
     """
@@ -206,15 +216,6 @@ def run_job(
         more["same_inputs_as"] = args.from_manifest
     with progress_bar(args.quiet, _list_work(args, doing)) as on_progress:
         return job(on_progress=on_progress, **keywords_of(job, args), **more)
-
-
-def print_report(args: argparse.Namespace, report: Report) -> int:
-    """Print what a job did, unless ``--quiet``; return the exit code."""
-    if getattr(args, "as_json", False):
-        print_json(report.as_json())
-    elif not args.quiet:
-        say(report.summary())
-    return DONE
 
 
 def _list_work(args: argparse.Namespace, doing: str) -> str:

@@ -8,14 +8,7 @@ from collections.abc import Sequence
 
 from ..job_settings import ConvertSettings
 from ..messages import tr
-from .common import (
-    add_options,
-    add_output_volume_options,
-    command_parser,
-    print_report,
-    run,
-    run_job,
-)
+from .common import add_options, add_output_volume_options, command_parser, run, run_job
 from .given_options import add_file_options
 from .machine import add_json_option
 
@@ -75,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _convert(args: argparse.Namespace) -> int:
     from ..jobs.convert_checkpoint import convert_checkpoint
 
-    return print_report(args, run_job(args, convert_checkpoint, tr("converting")))
+    return run_job(args, convert_checkpoint, tr("converting"))
 
 
 if __name__ == "__main__":

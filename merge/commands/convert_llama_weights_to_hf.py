@@ -8,14 +8,7 @@ from collections.abc import Sequence
 
 from ..job_settings import HuggingFaceSettings
 from ..messages import tr
-from .common import (
-    add_options,
-    add_output_volume_options,
-    command_parser,
-    print_report,
-    run,
-    run_job,
-)
+from .common import add_options, add_output_volume_options, command_parser, run, run_job
 
 _DESCRIPTION = tr("""\
 Convert Meta's download of a LLaMA to Hugging Face's layout.
@@ -75,7 +68,7 @@ def _convert(args: argparse.Namespace) -> int:
     args.context_length = args.context_length or _CONTEXT_LENGTHS.get(args.llama_version)
     args.model = find_size(resolve(args.input_dir, tr("input folder")), args.model_size)
     require_release(args.model, args.llama_version)
-    return print_report(args, run_job(args, convert_checkpoint, tr("converting")))
+    return run_job(args, convert_checkpoint, tr("converting"))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,7 @@ from collections.abc import Sequence
 from ..job_settings import MakeDeltaSettings
 from ..messages import tr
 from .apply_delta import add_path, add_tokenizer_option
-from .common import (
-    add_options,
-    add_output_volume_options,
-    command_parser,
-    print_report,
-    run,
-    run_job,
-)
+from .common import add_options, add_output_volume_options, command_parser, run, run_job
 from .machine import add_json_option
 
 _DESCRIPTION = tr("""\
@@ -57,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _make(args: argparse.Namespace) -> int:
     from ..jobs.apply_delta import make_delta
 
-    return print_report(args, run_job(args, make_delta, tr("subtracting")))
+    return run_job(args, make_delta, tr("subtracting"))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,8 @@ from .common import (
     add_options,
     add_output_volume_options,
     command_parser,
-    print_report,
     run,
-    run_job,
+    run_with_progress,
 )
 from .given_options import add_file_options
 from .language import say
@@ -125,17 +124,15 @@ def _merge(args: argparse.Namespace) -> int:
     if args.lora_weights:
         args.lora_weights = " ".join(args.lora_weights)
     with progress_bar(args.quiet, tr("checking the base")) as on_verify:
-        report = run_job(args, merge_lora, tr("merging"), on_verify=on_verify)
-    if args.as_json:
-        found = _verify(args)
-        print_json({**report.as_json(), "verification": found and describe_verification(found)})
-        return get_exit_code(found)
-    print_report(args, report)
-    for name in _WITHOUT_EFFECT:
-        if getattr(args, name) is not None and not args.quiet:
+        report = run_with_progress(args, merge_lora, tr("merging"), on_verify=on_verify)
+    if not (args.quiet or args.as_json):
+        say(report.summary())
+        for name in filter(lambda name: getattr(args, name) is not None, _WITHOUT_EFFECT):
             say(tr("  note: --{name} changes nothing here: the base's own files say it", name=name))
     found = _verify(args)
-    if found is not None:
+    if args.as_json:
+        print_json({**report.as_json(), "verification": found and describe_verification(found)})
+    elif found is not None:
         print_verification(found, quiet=args.quiet, verbose=args.verbose)
     return get_exit_code(found)
 

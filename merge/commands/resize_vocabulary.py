@@ -8,14 +8,7 @@ from collections.abc import Sequence
 
 from ..job_settings import ResizeSettings
 from ..messages import tr
-from .common import (
-    add_options,
-    add_output_volume_options,
-    command_parser,
-    print_report,
-    run,
-    run_job,
-)
+from .common import add_options, add_output_volume_options, command_parser, run, run_job
 from .machine import add_json_option
 
 _DESCRIPTION = tr("""\
@@ -49,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _resize(args: argparse.Namespace) -> int:
     from ..jobs.resize_vocabulary import resize_vocabulary
 
-    return print_report(args, run_job(args, resize_vocabulary, tr("growing")))
+    return run_job(args, resize_vocabulary, tr("growing"))
 
 
 if __name__ == "__main__":

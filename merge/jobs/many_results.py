@@ -23,6 +23,8 @@ _STATES: dict[State, str] = {
     "not started": tr("not started"),
     "planned": tr("planned"),
 }
+_HEAD = (tr("job"), tr("output"), tr("state"), tr("seconds"), tr("size"))
+_TO_THE_RIGHT = (True, False, False, True, True)
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,6 @@ class ManyReport:
         rows = [head, *map(_make_row, self.results)]
         widths = [max(map(column_width, column)) for column in zip(*rows, strict=True)]
         return "\n".join("  ".join(map(_pad, row, widths, _TO_THE_RIGHT)) for row in rows)
-
-
-_HEAD = (tr("job"), tr("output"), tr("state"), tr("seconds"), tr("size"))
-_TO_THE_RIGHT = (True, False, False, True, True)
 
 
 def _make_row(result: JobResult) -> tuple[str, ...]:

@@ -246,9 +246,8 @@ def make_input_check(job: Job, manifest: str | Path | None) -> Callable[[], None
 
 
 def sum_sizes(paths: Iterable[Path]) -> int:
-    """Bytes of files on disk; a link counts by itself, and nothing one that is gone by now.
-
-    Machines of a cluster remove what they have begun when they see that the driver has died.
+    """Bytes of files on disk. A link counts by itself; a file that is gone by now does not count:
+    machines of a cluster remove what they have begun when they see that the driver has died.
     """
     total = 0
     for path in paths:

@@ -8,11 +8,10 @@ So the tensors say how many there are, and what the extension computes is comput
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import Any
 
 import torch
 
@@ -20,7 +19,7 @@ from ..tensors.lazy import LazyTensor
 
 
 class _BlockDiagonals:
-    """What PEFT uses of its extension in a merge."""
+    """What PEFT uses of its extension in a merge, computed by torch."""
 
     @staticmethod
     def forward(blocks: torch.Tensor) -> tuple[torch.Tensor]:
@@ -32,23 +31,24 @@ class _BlockDiagonals:
         return (out.view(count, number * size, number * size),)
 
 
-# What takes the place of the extension in this thread: False outside of ``without_extension``.
-_stand_in: ContextVar[_BlockDiagonals | bool | None] = ContextVar("_stand_in", default=False)
+# What PEFT calls for its extension in this thread, while ``without_extension`` is entered.
+_get_extension: ContextVar[Callable[[], _BlockDiagonals | None]] = ContextVar("_get_extension")
 
 
 @contextmanager
 def without_extension(tensors: Mapping[str, LazyTensor]) -> Iterator[None]:
-    """Let PEFT find the extension here if an adapter's ``tensors`` have several factors, else none.
+    """Let PEFT find ``_BlockDiagonals`` for its extension if an adapter's ``tensors`` have several
+    factors, and no extension otherwise.
 
     Other threads, and what runs afterwards, see PEFT as it is.
     """
     _patch_peft()
     several = any(key.endswith("boft_R") and tensor.rows > 1 for key, tensor in tensors.items())
-    token = _stand_in.set(_BlockDiagonals() if several else None)
+    token = _get_extension.set(_BlockDiagonals if several else lambda: None)
     try:
         yield
     finally:
-        _stand_in.reset(token)
+        _get_extension.reset(token)
 
 
 @lru_cache
@@ -56,9 +56,4 @@ def _patch_peft() -> None:
     from peft.tuners.boft import layer
 
     original = layer.get_fbd_cuda
-
-    def get_fbd_cuda() -> Any:
-        known = _stand_in.get()
-        return original() if known is False else known
-
-    layer.get_fbd_cuda = get_fbd_cuda
+    layer.get_fbd_cuda = lambda: _get_extension.get(original)()

@@ -13,6 +13,7 @@ import pytest
 
 from merge import merge_lora
 from tests.kit.inputs import Inputs, make_inputs
+from tests.kit.llama_cpp import skip_without_quantizer
 from tests.kit.run import ROOT, quick_environment, run_merge, run_python
 from tests.kit.s3_server import BUCKET, serve_bucket
 
@@ -66,7 +67,16 @@ def test_what_an_interrupted_run_has_left_is_hashed(
     assert again.stderr.startswith(work.rpartition("、" if language == "zh" else ", ")[2])
 
 
-def test_uploads_and_quantizing_are_named(
+def test_quantizing_is_named(inputs: Inputs, capsys: pytest.CaptureFixture[str]) -> None:
+    from merge.commands.convert_checkpoint import main
+
+    skip_without_quantizer()
+    words = ["--input", inputs.base, "--output", inputs.out, "--output_type", "gguf"]
+    assert main([str(word) for word in (*words, "--outtype", "q4_k_m")]) == 0
+    assert capsys.readouterr().err.startswith("converting, quantizing: ")
+
+
+def test_uploading_is_named(
     inputs: Inputs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from merge.commands.merge_lora import main

@@ -6,12 +6,12 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from merge import merge_many
-from merge.jobs.many_results import JobResult
+from merge.jobs.many_results import JobResult, State
 from merge.messages import column_width
 from merge.output.journal import JOURNAL_NAME
 from tests.kit.files import tree
@@ -228,3 +228,8 @@ def test_everything_is_told_in_chinese(many: Many) -> None:
     table = [line for line in ended.stdout.splitlines() if line][-3:]
     assert all(state in line for state, line in zip(("状态", "完成", "失败"), table, strict=True))
     assert len({column_width(line) for line in table}) == 1
+
+
+def test_each_state_of_a_job_has_words() -> None:
+    for state in get_args(State):
+        assert JobResult(1, Path("out"), state).describe_state() == state
