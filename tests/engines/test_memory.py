@@ -81,7 +81,7 @@ def test_dora_on_the_embeddings_takes_no_more_memory_than_a_plain_lora(tmp_path:
         adapter = make_lora(tmp_path / name, base, dtype=torch.float16, std=0.02, **config)
         peaks.append(peak(base, adapter, tmp_path / f"{name}-out"))
     assert peaks[1] < peaks[0] + 24, peaks
-    torch_alone = measure(sys.executable, "-c", "import torch")  # a build for CUDA takes 500 more
+    torch_alone = measure(sys.executable, "-c", "import torch")  # a build for CUDA takes far more
     assert peaks[1] < torch_alone + 180, (torch_alone, peaks)
 
 
