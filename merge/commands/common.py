@@ -24,7 +24,7 @@ from .language import HelpFormatter, add_language_option, chosen_language, say
 from .machine import FLAG, describe_error, print_json
 
 if TYPE_CHECKING:
-    from ..jobs.writing import Report
+    from ..jobs.job_report import Report
 
 DONE, DIFFERENT, WRONG_INPUT = 0, 1, 2
 

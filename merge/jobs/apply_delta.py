@@ -27,8 +27,9 @@ from ..settings import OnProgress, OutputSettings, make_settings
 from ..storage.offload import Offload
 from ..storage.urls import hide_credentials
 from ..tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from .job_report import Report
 from .planned import Input, PlannedJob, require_enough_rows, write_and_report
-from .writing import Report, lock_output, make_input_check
+from .writing import lock_output, make_input_check
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

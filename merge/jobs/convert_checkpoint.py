@@ -21,8 +21,9 @@ from ..settings import OnProgress, make_settings
 from ..storage.offload import Offload
 from ..storage.urls import hide_credentials
 from ..tokenizers.opaque_tokenizer import Tokenizer
+from .job_report import Report
 from .planned import Input, PlannedJob, require_enough_rows, write_and_report
-from .writing import Report, lock_output, make_input_check
+from .writing import lock_output, make_input_check
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -29,9 +29,10 @@ from ..settings import OnProgress, make_settings
 from ..storage.offload import Offload
 from ..version import REPORT_NAMES
 from .finished_tensors import finish_tensors
+from .job_report import Report
 from .open_base import open_base
 from .shared_models import OpenedModels, Together
-from .writing import Report, lock_output, make_input_check, write
+from .writing import lock_output, make_input_check, write
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -18,7 +18,8 @@ from ..settings import OnProgress, OutputSettings
 from ..storage.offload import Offload
 from ..tokenizers.opaque_tokenizer import Tokenizer
 from ..version import REPORT_NAMES
-from .writing import Report, write
+from .job_report import Report
+from .writing import write
 
 if TYPE_CHECKING:
     from ..output.journal import WrittenFile

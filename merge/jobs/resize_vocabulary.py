@@ -22,8 +22,9 @@ from ..settings import OnProgress, make_settings
 from ..storage.offload import Offload
 from ..storage.urls import hide_credentials
 from ..tokenizers.opaque_tokenizer import OpaqueTokenizer, Tokenizer
+from .job_report import Report
 from .planned import Input, PlannedJob, write_and_report
-from .writing import Report, lock_output
+from .writing import lock_output
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

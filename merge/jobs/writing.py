@@ -1,10 +1,10 @@
-"""The last part of every job: write the planned folder, and report."""
+"""The last part of every job: write the planned folder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..engines.call import Call
 from ..errors import UsageError
 from ..interruption import deferred_signals
-from ..messages import compose, join, tr
+from ..messages import tr
 from ..output.attempts import remove_attempts
 from ..output.complete import is_complete
 from ..output.fingerprint import JobInputs, compute_fingerprint, require_same_run
@@ -28,20 +28,19 @@ from ..output.resume import (
 )
 from ..output.staged_folder import StagedFolder, lock_folder
 from ..settings import OnProgress, OutputSettings, is_on_cluster
-from ..sizes import peak_memory, size_text
 from ..storage.lock import require_unlocked
 from ..storage.offload import require_space
 from ..storage.remote_path import RemotePath
 from ..untrusted.strict_json import dump_json
 from ..user_paths import expand_user
 from ..version import MANIFEST_NAME
+from .job_report import COMPLETE_ALREADY
 from .reporting import ReportMaker, add_report, make_report
 
 if TYPE_CHECKING:
     from ..engines.group import Member
     from ..plan.placement import Plan
 
-_COMPLETE_ALREADY = tr("complete already: the result of the same run is there, as it was written")
 _GIVEN_THEIR_NAMES = tr("an earlier run had written everything; its files were given their names")
 
 
@@ -124,7 +123,7 @@ def write(
         models = (path for model in reads.models.values() for path in model.files)
         inputs = [*reads.adapters, *models, *filter(None, [plan.imatrix])]
         if is_complete(output, planned, plan.files, inputs):
-            return (_COMPLETE_ALREADY, *add_report(folder, report))
+            return (COMPLETE_ALREADY, *add_report(folder, report))
         if not settings.overwrite:
             raise existing_model_error(output, replaced)
     if not isinstance(output, RemotePath):
@@ -326,79 +325,3 @@ def _describe_resume_point(past: ResumePoint, plan: Plan) -> tuple[str, ...]:
             n_placed=len(plan.placed),
         ),
     )
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a job did (or, with ``dry_run``, would do), where, and how long it took.
-
-    ``inputs``, ``changes`` and ``notes`` are lines for people; ``sources`` are the inputs by name,
-    as the user named them.
-    """
-
-    output_dir: Path
-    plan: Plan
-    seconds: float
-    dry_run: bool
-    inputs: tuple[str, ...]
-    changes: tuple[str, ...]
-    notes: tuple[str, ...]
-    sources: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
-
-    @property
-    def was_complete(self) -> bool:
-        """Whether ``resume`` found the result of the same run there, complete."""
-        return _COMPLETE_ALREADY in self.notes
-
-    def summary(self) -> str:
-        """Describe it in a few lines."""
-        notes = [tr("note: {note}", note=note) for note in self.all_notes()]
-        lines = [*self.inputs, *self.changes, *self._output(), *notes]
-        head = tr("Planned:") if self.dry_run else tr("Done:")
-        return join("\n", [head, *(compose("  {line}", line=line) for line in lines)])
-
-    def as_json(self) -> dict[str, Any]:
-        """The same for programs; docs/json.md has the keys."""
-        files = {
-            name: {"bytes": sum(info.nbytes for info in infos), "tensors": len(infos)}
-            for name, infos in self.plan.files.items()
-        }
-        return {
-            "output_dir": str(self.output_dir),
-            "dry_run": self.dry_run,
-            "complete_already": self.was_complete,
-            "inputs": dict(self.sources),
-            "files": files,
-            "documents": {name: len(data) for name, data in self.plan.documents.items()},
-            "tensor_bytes": self.plan.tensor_bytes,
-            "disk_bytes": self.plan.disk_bytes,
-            "seconds": self.seconds,
-            "notes": [*self.notes, *self.plan.notes],
-        }
-
-    def all_notes(self) -> tuple[str, ...]:
-        """What to know before the result is used."""
-        from ..tensors.finite import describe_nonfinite
-
-        return (*self.notes, *self.plan.notes, *describe_nonfinite(self.plan.checked))
-
-    def _output(self) -> list[str]:
-        files = list(self.plan.files)
-        listed = ", ".join(files) if len(files) <= 4 else f"{files[0]} ... {files[-1]}"
-        lines = [
-            tr(
-                "output     {output_dir}: {listed} ({tensor_bytes})",
-                output_dir=self.output_dir,
-                listed=listed,
-                tensor_bytes=size_text(self.plan.tensor_bytes),
-            )
-        ]
-        if self.dry_run:
-            room = size_text(self.plan.disk_bytes)
-            return [*lines, tr("disk       {room} needed there; nothing was written", room=room)]
-        peak = peak_memory()
-        memory = tr(", peak memory {peak}", peak=size_text(peak)) if peak else ""
-        return [
-            *lines,
-            tr("took       {seconds:.1f} s{memory}", seconds=self.seconds, memory=memory),
-        ]

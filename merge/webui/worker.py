@@ -28,7 +28,7 @@ from .languages import translate_to_all
 
 if TYPE_CHECKING:
     from ..inference.opening import Models
-    from ..jobs.writing import Report
+    from ..jobs.job_report import Report
 
 Emit = Callable[..., None]
 # How long an orderly end may take; the files are then as after a power cut, for --resume.

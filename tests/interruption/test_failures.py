@@ -15,8 +15,9 @@ import pytest
 from merge import convert_checkpoint, merge_lora
 from merge.errors import OutputError
 from merge.jobs.apply_delta import apply_delta, make_delta
+from merge.jobs.job_report import Report
 from merge.jobs.resize_vocabulary import resize_vocabulary
-from merge.jobs.writing import Report, sum_sizes
+from merge.jobs.writing import sum_sizes
 from merge.output.journal import JOURNAL_NAME
 from tests.interruption.final_names import require_nothing_half
 from tests.kit.files import tree

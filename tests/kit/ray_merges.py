@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from merge import merge_lora
-from merge.jobs.writing import Report
+from merge.jobs.job_report import Report
 from tests.kit.files import save_tensors, write_json
 from tests.kit.llamas import make_base
 from tests.kit.models import adapter_config, random_tensor

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from merge import merge_lora
-from merge.jobs.writing import Report
+from merge.jobs.job_report import Report
 
 
 @dataclass
